@@ -1,0 +1,72 @@
+"""Digests that bind results to what made them: canonical JSON, and the code of a method without its comments."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+PACKAGE = Path(__file__).parent
+
+
+def canonical_json(value: Any) -> bytes:
+    """Sorted, unspaced UTF-8 JSON; raises ValueError on NaN and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 in hex of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def code_digest(kind: Literal["detect", "repair"], name: str) -> str:
+    """SHA-256 over the syntax trees, docstrings left out, of a method's file and every vetgate module it imports.
+
+    torch's major.minor is hashed too. A reworded comment or docstring voids nothing.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_closure(PACKAGE / kind / f"{name}.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode())
+        digest.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
+    digest.update(".".join(importlib.metadata.version("torch").split(".")[:2]).encode())
+    return digest.hexdigest()
+
+
+def _closure(start: Path) -> set[Path]:
+    seen: set[Path] = set()
+    todo = [start]
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        todo += _imports(ast.parse(path.read_text()))
+    return seen
+
+
+def _imports(tree: ast.AST) -> list[Path]:
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    inside = [n.split(".")[1:] for n in names if n.split(".")[0] == PACKAGE.name]
+    found = [PACKAGE.joinpath(*parts).with_suffix(".py") for parts in inside if parts]
+    return [path for path in found if path.is_file()]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:]
+    return tree

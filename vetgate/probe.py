@@ -1,0 +1,67 @@
+"""Features, logits, hooks and robust statistics: the only helpers that methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vetgate.errors import DefenceError, NotFinite
+
+# 1.4826 makes the MAD a consistent estimate of sigma for normal data
+MAD_TO_SIGMA = 1.4826
+
+
+def module_at(model: nn.Module, layer: str) -> nn.Module:
+    """The submodule called `layer`; raises DefenceError naming the nearest ones that exist."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if layer not in modules:
+        near = ", ".join([n for n in modules if n][-5:])
+        raise DefenceError(f"expected a layer of the model, got {layer!r}; the last ones are {near}")
+    return modules[layer]
+
+
+@contextmanager
+def output_of(module: nn.Module, sink: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hand the module's every output to `sink` while the context lasts."""
+    handle = module.register_forward_hook(lambda _m, _i, out: sink(out))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x: Tensor, *, batch: int = 256) -> Tensor:
+    """Logits (N, K) of images (N, C, H, W); raises NotFinite when the model gives NaN or infinity."""
+    out = torch.cat([model(x[i : i + batch]) for i in range(0, len(x), batch)])
+    if not bool(torch.isfinite(out).all()):
+        raise NotFinite("the model gives NaN or infinite logits on clean images, expected finite ones; refuse it")
+    return out
+
+
+@torch.no_grad()
+def features(model: nn.Module, layer: str, x: Tensor, *, batch: int = 256) -> Tensor:
+    """Flattened outputs (N, D) of `layer` on images (N, C, H, W)."""
+    seen: list[Tensor] = []
+    with output_of(module_at(model, layer), lambda out: seen.append(out.detach().flatten(1).clone())):
+        for i in range(0, len(x), batch):
+            model(x[i : i + batch])
+    return torch.cat(seen)
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of images (N, C, H, W) whose largest logit is their label (N,)."""
+    return float((logits(model, x).argmax(1) == y).float().mean())
+
+
+def median(values: Tensor) -> float:
+    """Median that averages the middle two; torch.median returns the lower one, which shifts even counts."""
+    return float(values.double().quantile(0.5))
+
+
+def mad(values: Tensor) -> float:
+    """Median absolute deviation, scaled to estimate sigma for normal data."""
+    return MAD_TO_SIGMA * median((values.double() - median(values)).abs())
