@@ -92,6 +92,15 @@ class Trigger:
         """L1 norm of the mask, in pixels."""
         return float(self.mask.sum())
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back bit for bit."""
+        return {"mask": _pack(self.mask), "pattern": _pack(self.pattern), "target": self.target}
+
+    @classmethod
+    def from_json(cls, blob: Mapping[str, Any]) -> Trigger:
+        """The Trigger that `to_json` wrote."""
+        return cls(_unpack(blob["mask"]), _unpack(blob["pattern"]), int(blob["target"]))
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -137,9 +146,7 @@ class Evidence:
             "statistic": self.statistic,
             "scores": _pack(self.scores),
             "cutoff": self.cutoff if math.isfinite(self.cutoff) else None,
-            "triggers": [
-                {"mask": _pack(t.mask), "pattern": _pack(t.pattern), "target": t.target} for t in self.triggers
-            ],
+            "triggers": [trigger.to_json() for trigger in self.triggers],
             "neurons": None if self.neurons is None else _pack(self.neurons),
             "details": dict(self.details),
         }
@@ -151,9 +158,7 @@ class Evidence:
             statistic=float(blob["statistic"]),
             scores=_unpack(blob["scores"]),
             cutoff=math.inf if blob["cutoff"] is None else float(blob["cutoff"]),
-            triggers=tuple(
-                Trigger(_unpack(t["mask"]), _unpack(t["pattern"]), int(t["target"])) for t in blob["triggers"]
-            ),
+            triggers=tuple(Trigger.from_json(trigger) for trigger in blob["triggers"]),
             neurons=None if blob["neurons"] is None else _unpack(blob["neurons"]),
             details=dict(blob["details"]),
             method=str(blob["method"]),

@@ -44,12 +44,15 @@ def logits(model: nn.Module, x: Tensor, *, batch: int = 256) -> Tensor:
 
 @torch.no_grad()
 def features(model: nn.Module, layer: str, x: Tensor, *, batch: int = 256) -> Tensor:
-    """Flattened outputs (N, D) of `layer` on images (N, C, H, W)."""
+    """Flattened outputs (N, D) of `layer` on images (N, C, H, W); of its last call, where a forward calls it twice."""
     seen: list[Tensor] = []
+    kept: list[Tensor] = []
     with output_of(module_at(model, layer), lambda out: seen.append(out.detach().flatten(1).clone())):
         for i in range(0, len(x), batch):
             model(x[i : i + batch])
-    return torch.cat(seen)
+            kept.append(seen[-1])
+            seen.clear()
+    return torch.cat(kept)
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -65,3 +68,31 @@ def median(values: Tensor) -> float:
 def mad(values: Tensor) -> float:
     """Median absolute deviation, scaled to estimate sigma for normal data."""
     return MAD_TO_SIGMA * median((values.double() - median(values)).abs())
+
+
+def in_units_of_others(feats: Tensor, y: Tensor, classes: int, *, ridge: float, fewest: int = 10) -> dict[int, Tensor]:
+    """Per class, its centred rows (n, D) float64 of features (N, D), whitened by how the other classes spread.
+
+    Along every direction the unit is the mean within-class deviation of the other classes; `ridge`, in mean variances,
+    keeps directions in which nothing varies from growing. Classes of fewer than `fewest` rows are left out.
+    """
+    feats = _reduced(feats.double())
+    rows = {k: feats[y == k] - feats[y == k].mean(0) for k in range(classes) if int((y == k).sum()) >= fewest}
+    if len(rows) < 2:
+        raise DefenceError(f"expected at least 2 classes of {fewest} rows or more, got {len(rows)}; give more samples")
+    spreads = {k: r.T @ r / len(r) for k, r in rows.items()}
+    total = torch.stack(list(spreads.values())).sum(0)
+    out = {}
+    for k, r in rows.items():
+        size, axes = torch.linalg.eigh((total - spreads[k]) / (len(rows) - 1))
+        floor = ridge * size.mean().clamp(min=1e-12)
+        out[k] = r @ (axes / (size.clamp(min=0) + floor).sqrt())
+    return out
+
+
+def _reduced(feats: Tensor, dims: int = 256) -> Tensor:
+    # an eigendecomposition a class is cubic in the width, and wide layers carry few directions
+    if feats.shape[1] <= dims:
+        return feats
+    centred = feats - feats.mean(0)
+    return centred @ torch.svd_lowrank(centred, q=dims, niter=2)[2]

@@ -1,0 +1,156 @@
+"""Stimulation analysis: overwrite one channel at a time and see which label the rest of the network raises.
+
+Only the part of the network behind the channel is computed; the layers before it are answered from their recorded
+outputs, on a private copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vetgate.contract import report
+from vetgate.errors import DefenceError
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A module that holds weights, what it gave (N, C, ...) on the images, and whether its channels are worth driving.
+
+    `matrix` tells a convolution or linear map from a normalisation or a bias of its own.
+    """
+
+    name: str
+    output: Tensor
+    matrix: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A channel that raises `label` above all others by `elevation`; `unit` is its largest clean activation."""
+
+    layer: str
+    channel: int
+    label: int
+    elevation: float
+    unit: float
+
+
+@torch.no_grad()
+def weighted_layers(model: nn.Module, x: Tensor) -> list[Layer]:
+    """The leaf modules that hold weights and run once, in the order in which they run on images x (N, C, H, W)."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(name: str, _module: nn.Module, _inputs: object, out: object) -> None:
+        seen.setdefault(name, []).extend([out] if isinstance(out, Tensor) else [])
+
+    modules = {n: m for n, m in model.named_modules() if n and not list(m.children()) and _weights(m)}
+    handles = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        Layer(name, outs[0], any(w.squeeze().ndim > 1 for w in _weights(modules[name])))
+        for name, outs in seen.items()
+        if len(outs) == 1 and outs[0].ndim in (2, 4) and len(outs[0]) == len(x)
+    ]
+
+
+def stimulable(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers whose channels are neurons: from the first matrix on, and without the layer that gives the logits.
+
+    Where a normalisation or a bias of its own follows a matrix, its output stands for both.
+    """
+    while layers and not layers[0].matrix:
+        layers = layers[1:]
+    stages = [
+        layer
+        for layer, after in zip(layers, [*layers[1:], None], strict=True)
+        if after is None or not layer.matrix or after.matrix or after.output.shape != layer.output.shape
+    ]
+    if len(stages) < 2:
+        raise DefenceError("expected a network with a layer of weights before its logits, got none; nothing to drive")
+    return stages[:-1]
+
+
+def _weights(module: nn.Module) -> list[Tensor]:
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return [w for w in own if w.is_floating_point() and w.numel() > 1]
+
+
+@torch.no_grad()
+def stimulate(
+    model: nn.Module, x: Tensor, layers: Sequence[Layer], layer: Layer, values: Tensor, *, rows: int = 512
+) -> Tensor:
+    """Logits (C, V, N, K) on images x (N, C, H, W) with each channel of `layer` set to its values (C, V) everywhere.
+
+    The layers that run before it are answered from their recorded outputs instead of being computed.
+    """
+    tail = copy.deepcopy(model)
+    modules = dict(tail.named_modules())
+    before = layers[: list(layers).index(layer)]
+    count, levels = values.shape
+    step = max(1, rows // len(x))
+    out = []
+    for start in range(0, count * levels, step):
+        part = range(start, min(start + step, count * levels))
+        for earlier in before:
+            _answer(modules[earlier.name], _tiled(earlier.output, len(part)))
+        driven = _tiled(layer.output, len(part)).view(len(part), *layer.output.shape)  # (P, N, C, ...)
+        for i, pair in enumerate(part):
+            driven[i, :, pair // levels] = values[pair // levels, pair % levels]
+        _answer(modules[layer.name], driven.flatten(0, 1))
+        out.append(tail(_tiled(x, len(part))))
+    return torch.cat(out).view(count, levels, len(x), -1)
+
+
+def _tiled(tensor: Tensor, times: int) -> Tensor:
+    return tensor.repeat(times, *[1] * (tensor.ndim - 1))
+
+
+def _answer(module: nn.Module, output: Tensor) -> None:
+    # on the private copy only; a hook could change the output but not save the computation
+    setattr(module, "forward", lambda *_inputs: output)  # noqa: B010
+
+
+def elevations(out: Tensor, y: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
+    """Per channel, the label that stimulation raises most and by how much (C,), from logits (C, V, N, K).
+
+    The first of the V values is the one the others are compared with. An elevation is by how much a label rises more
+    than any other, at a low quantile over the images of other labels.
+    """
+    risen = out[:, 1:].amax(1) - out[:, 0]  # (C, N, K)
+    best, second = risen.topk(2).values.unbind(2)
+    lead = risen - torch.where(risen == best[:, :, None], second[:, :, None], best[:, :, None])
+    labels = torch.arange(out.shape[3])
+    leads = torch.stack([lead[:, y != k, k].quantile(quantile, dim=1) for k in labels.tolist()], 1)  # (C, K)
+    elevation, label = leads.max(1)
+    return label, elevation
+
+
+def raised_labels(
+    model: nn.Module, x: Tensor, y: Tensor, *, scale: float, reach: float, levels: int, quantile: float
+) -> list[Candidate]:
+    """Every channel that can be stimulated and is ever active, highest elevation first.
+
+    A channel takes `levels` values from 0 to `reach` times its largest activation on images x (N, C, H, W). Elevations
+    are in units of `scale`.
+    """
+    layers = weighted_layers(model, x)
+    driven = stimulable(layers)
+    found = []
+    for i, layer in enumerate(driven):
+        peak = layer.output.transpose(0, 1).flatten(1).amax(1)  # (C,)
+        values = peak.clamp(min=0)[:, None] * torch.linspace(0, reach, levels)
+        label, elevation = elevations(stimulate(model, x, layers, layer, values) / scale, y, quantile)
+        facts = zip(label.tolist(), elevation.tolist(), peak.tolist(), strict=True)
+        found += [Candidate(layer.name, c, k, rise, unit) for c, (k, rise, unit) in enumerate(facts) if unit > 0]
+        report(0.3 * (i + 1) / len(driven))
+    return sorted(found, key=lambda c: -c.elevation)
