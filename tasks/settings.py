@@ -1,0 +1,87 @@
+"""Where everything lies: one frozen object read from `VETGATE_*` variables, every path in it absolute.
+
+Secrets are not here: boto3, MLflow and Prefect read their own variables from the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from vetgate.errors import BadSubmission
+
+
+def _absolute(path: Path) -> Path:
+    return Path(path.expanduser().absolute())
+
+
+def location(url: str) -> str:
+    """An s3:// URL as it is, a file:// URL or a plain path as an absolute path."""
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        if not parts.netloc:
+            raise ValueError(f"expected s3://bucket/prefix, got {url!r}; name a bucket")
+        return url.rstrip("/")
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(f"expected file:///absolute/path, got {url!r}; write three slashes")
+        return str(_absolute(Path(unquote(parts.path))))
+    if "://" in url:
+        raise ValueError(f"expected a path, file:///… or s3://bucket/prefix, got {url!r}; use one of these")
+    return str(_absolute(Path(url)))
+
+
+def _endpoint(url: str | None) -> str | None:
+    if url is not None and urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"expected http://host:port or https://…, got {url!r}; write the scheme")
+    return url
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Location = Annotated[str, AfterValidator(location)]
+
+
+def _under_home(*parts: str) -> Any:
+    return Field(default_factory=lambda data: data["home"].joinpath(*parts))
+
+
+def _location_under_home(name: str) -> Any:
+    return Field(default_factory=lambda data: str(data["home"] / name))
+
+
+class Settings(BaseSettings):
+    """The installation's places; each field is set by the variable VETGATE_<FIELD>, or lies under `home`."""
+
+    model_config = SettingsConfigDict(env_prefix="VETGATE_", env_ignore_empty=True, frozen=True, extra="forbid")
+
+    home: AbsolutePath = Field(default=Path(".vetgate"), validate_default=True)
+    store: Location = _location_under_home("store")
+    data_remote: Location = _location_under_home("data-remote")
+    s3_endpoint: Annotated[str | None, AfterValidator(_endpoint)] = None
+    tracking_uri: str = Field(default_factory=lambda data: f"sqlite:///{data['home'] / 'mlflow.db'}")
+    artifacts: Location = _location_under_home("mlartifacts")
+    policy: AbsolutePath | None = None
+    calibration: AbsolutePath | None = None
+    params: AbsolutePath | None = None
+    gate_key: AbsolutePath = _under_home("keys", "gate.ed25519")
+    trust_root: AbsolutePath = _under_home("keys", "trust.json")
+
+    @property
+    def store_url(self) -> str:
+        """What `tasks.store.open_store` opens: a path or s3://bucket/prefix."""
+        return self.store
+
+
+def load_settings(**values: Any) -> Settings:
+    """The settings from the environment, `values` going first; raises BadSubmission (usage) on a wrong one."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        # a wrong home also fails every default that lies under it
+        own = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        wrong = "; ".join(f"VETGATE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in own)
+        raise BadSubmission(f"expected valid settings, got {wrong}; correct the variable or unset it") from error

@@ -1,0 +1,126 @@
+"""The object store: one small interface over a local directory or an S3 endpoint.
+
+Keys are slash-separated names such as `evidence/<manifest>/abs/<key>.json`. What is created is never partial and never
+overwritten; the few objects that change are replaced only if they are still what the writer read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from tasks.settings import Settings, location
+from vetgate.errors import StoreError
+
+CHUNK = 1 << 20
+MAX_KEY_BYTES = 1024
+MAX_PART_BYTES = 255
+
+
+class BadKey(StoreError):
+    """A key that could leave the store, or that not every store can hold."""
+
+
+class Changed(StoreError):
+    """An object was to be replaced, but it is no longer what the writer read."""
+
+
+class Store(Protocol):
+    """What every store does; all of it raises StoreError when the store cannot be reached, read or written."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Store `data` whole under a new key; False, storing nothing, when the key already exists."""
+
+    def replace(self, key: str, data: bytes, *, if_match: str) -> str:
+        """Replace an object whose etag is still `if_match`, return the new etag; raises Changed."""
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes; raises KeyError when there is none."""
+
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        """The object's bytes and the etag of exactly these bytes; raises KeyError."""
+
+    def etag(self, key: str) -> str:
+        """What `replace` expects as `if_match`; raises KeyError."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the key holds an object."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The keys that start with `prefix`, in the order of their UTF-8 bytes."""
+
+    def copy_in_file(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
+        """`create` from a file, streaming; a file that is not `sha256` is refused and nothing stored."""
+
+    def fetch(self, key: str, path: Path) -> str:
+        """Write the object to `path`, streaming, whole or not at all; its SHA-256 in hex. Raises KeyError."""
+
+    def url(self, key: str) -> str:
+        """Where others find the object: a file:// or s3:// URL; `key` may be a prefix without its last slash."""
+
+
+def open_store(where: Settings | str, *, endpoint: str | None = None) -> Store:
+    """The store at a path, file:// or s3://bucket/prefix URL, or the one that the settings name.
+
+    An S3 endpoint other than AWS is `endpoint`, VETGATE_S3_ENDPOINT or AWS_ENDPOINT_URL, in this order.
+    """
+    if isinstance(where, Settings):
+        endpoint = endpoint or where.s3_endpoint
+        where = where.store
+    try:
+        parts = urlsplit(where := location(where))
+    except ValueError as error:
+        raise StoreError(str(error)) from error
+    if parts.scheme == "s3":
+        from tasks.store_s3 import S3Store
+
+        endpoint = endpoint or os.environ.get("VETGATE_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL")
+        return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint)
+    from tasks.store_directory import DirectoryStore
+
+    return DirectoryStore(Path(where))
+
+
+def fetch_all(store: Store, prefix: str, destination: Path) -> Path:
+    """The new directory `destination`, with every object below `prefix/` in it."""
+    destination.mkdir(parents=True)
+    for key in store.list(f"{prefix}/"):
+        path = destination / key.removeprefix(f"{prefix}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            store.fetch(key, path)
+        except KeyError as error:
+            raise StoreError(f"expected {key} to be readable, got nothing; check what lies there") from error
+    return destination
+
+
+def check_key(key: str) -> str:
+    """The key itself; raises BadKey unless every store can hold it and no store can be left through it."""
+    parts = key.split("/")
+    bad = (
+        "an empty part" if not all(parts)
+        else "'.' or '..'" if any(part in (".", "..") for part in parts)
+        else "a leading dot" if key.startswith(".")
+        else "an unprintable character" if not key.isprintable()
+        else "a backslash" if "\\" in key
+        else "more than 1024 bytes, or 255 in a part" if _too_long(parts)
+        else None
+    )  # fmt: skip
+    if bad:
+        raise BadKey(f"expected a store key of plain names joined by '/', got {key!r} with {bad}; rename the file")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix itself; raises BadKey when no valid key could start with it."""
+    if prefix:
+        check_key(prefix if not prefix.endswith("/") else prefix + "x")
+    return prefix
+
+
+def _too_long(parts: list[str]) -> bool:
+    sizes = [len(part.encode("utf-8", "surrogateescape")) for part in parts]
+    return max(sizes) > MAX_PART_BYTES or sum(sizes) + len(sizes) - 1 > MAX_KEY_BYTES
