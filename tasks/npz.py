@@ -1,0 +1,184 @@
+"""A data set as one .npz file: checked to its last byte, read row by row, and never unpickled.
+
+Arrays x_train, x_test (N, H, W, C) uint8 and y_train, y_test (N,) int64; class_names (K,) text and track_train (N,)
+integers if there are any. Members may be compressed with any method Python's zipfile reads.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vetgate.errors import NotUnderstood
+
+Progress = Callable[[float], None]
+
+REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+OPTIONAL = ("class_names", "track_train")
+CHUNK = 1 << 22
+UNREADABLE = (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a member's .npy header says, and where its data starts."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+
+
+def describe(path: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Read every byte of a data set and return what it holds, as JSON; raises NotUnderstood."""
+    with _opened(path) as archive:
+        headers = {name: _header(archive, name, path) for name in _names(archive, path)}
+        _check_shapes(headers, path)
+        _check_bytes(archive, progress)
+        labels = {part: _small(archive, f"y_{part}") for part in ("train", "test")}
+        names = _small(archive, "class_names").tolist() if "class_names" in headers else None
+    top = max(int(y.max()) for y in labels.values())
+    classes = len(names) if names is not None else top + 1
+    if min(int(y.min()) for y in labels.values()) < 0 or top >= classes:
+        raise NotUnderstood(f"{path.name}: expected labels from 0 to {classes - 1}, got some outside; number them anew")
+    return {
+        "arrays": {n: {"dtype": h.dtype.str, "shape": list(h.shape)} for n, h in sorted(headers.items())},
+        "image": list(headers["x_train"].shape[1:]),
+        "classes": classes,
+        "class_names": names,
+    }
+
+
+def read_array(path: Path, name: str) -> NDArray[Any]:
+    """One whole array of a data set."""
+    with _opened(path) as archive:
+        return _small(archive, name)
+
+
+def read_rows(path: Path, name: str, rows: NDArray[np.int64], progress: Progress | None = None) -> NDArray[np.uint8]:
+    """The images `name` (N, H, W, C) at ascending, distinct `rows`, without holding the others in memory."""
+    with _opened(path) as archive:
+        header = _header(archive, name, path)
+        taken = np.empty((len(rows), *header.shape[1:]), np.uint8)
+        row_bytes = math.prod(header.shape[1:])
+        block = max(1, CHUNK // row_bytes)
+        done = 0
+        with archive.open(f"{name}.npy") as member:
+            _exactly(member, header.start)
+            for first in range(0, header.shape[0], block):
+                if done == len(rows):
+                    break
+                count = min(block, header.shape[0] - first)
+                images = np.frombuffer(_exactly(member, count * row_bytes), np.uint8).reshape(count, *header.shape[1:])
+                here = rows[done : np.searchsorted(rows, first + count)]
+                taken[done : done + len(here)] = images[here - first]
+                done += len(here)
+                if progress is not None:
+                    progress(done / len(rows))
+    if done != len(rows):
+        raise NotUnderstood(f"{path.name}: expected row {int(rows[-1])} in {name}, got {header.shape[0]} rows")
+    return taken
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except UNREADABLE as error:
+        raise NotUnderstood(
+            f"{path.name}: expected a .npz archive, got something that cannot be read ({error}); "
+            "write it with numpy.savez(file, x_train=…, y_train=…, x_test=…, y_test=…)"
+        ) from error
+
+
+def _names(archive: zipfile.ZipFile, path: Path) -> list[str]:
+    members = archive.namelist()
+    names = [member.removesuffix(".npy") for member in members]
+    wrong = sorted({n for n in names if n not in REQUIRED + OPTIONAL or names.count(n) > 1})
+    missing = [name for name in REQUIRED if f"{name}.npy" not in members]
+    if wrong or missing:
+        raise NotUnderstood(
+            f"{path.name}: expected the arrays {', '.join(REQUIRED)} and at most {', '.join(OPTIONAL)}, "
+            f"got {', '.join(sorted(members)) or 'none'}; rename or remove the others"
+        )
+    return names
+
+
+def _header(archive: zipfile.ZipFile, name: str, path: Path) -> Header:
+    with archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
+        else:
+            raise NotUnderstood(f"{path.name}: expected {name} in .npy version 1.0 or 2.0, got {version}")
+        start = member.tell()
+    if dtype.hasobject:
+        raise NotUnderstood(f"{path.name}: expected plain numbers or text in {name}, got pickled objects, never loaded")
+    if fortran and len(shape) > 1:
+        raise NotUnderstood(f"{path.name}: expected {name} in C order; write it with numpy.ascontiguousarray({name})")
+    stored = archive.getinfo(f"{name}.npy").file_size
+    if stored != start + math.prod(shape) * dtype.itemsize:
+        raise NotUnderstood(f"{path.name}: {name} says {shape} {dtype}, which does not fill its {stored} bytes exactly")
+    return Header(dtype, shape, start)
+
+
+def _check_shapes(headers: dict[str, Header], path: Path) -> None:
+    def expect(name: str, fits: bool, wanted: str, remedy: str) -> None:
+        if not fits:
+            got = f"{headers[name].shape} {headers[name].dtype}"
+            raise NotUnderstood(f"{path.name}: expected {name} {wanted}, got {got}; {remedy}")
+
+    for part in ("train", "test"):
+        x, y = headers[f"x_{part}"], headers[f"y_{part}"]
+        image = x.dtype == np.uint8 and len(x.shape) == 4 and min(x.shape) > 0 and x.shape[-1] in (1, 3)
+        expect(f"x_{part}", image, "(N, H, W, C) uint8 with C 1 or 3", "a grey image has a last axis of 1")
+        same = x.shape[1:] == headers["x_train"].shape[1:]
+        expect(f"x_{part}", same, f"of the shape {headers['x_train'].shape[1:]} of x_train", "resize one of them")
+        labels = y.dtype == np.int64 and y.shape == x.shape[:1]
+        expect(f"y_{part}", labels, f"({x.shape[0]},) int64", 'convert it with .astype("int64")')
+    if "class_names" in headers:
+        names = headers["class_names"]
+        fits = names.dtype.kind == "U" and len(names.shape) == 1
+        expect("class_names", fits, "(K,) text", "write it as numpy.array([...], dtype=str)")
+    if "track_train" in headers:
+        track = headers["track_train"]
+        fits = track.dtype.kind in "iu" and track.shape == headers["y_train"].shape
+        expect("track_train", fits, f"{headers['y_train'].shape} integers", "give each training image its track")
+
+
+def _check_bytes(archive: zipfile.ZipFile, progress: Progress | None) -> None:
+    # zipfile compares the checksum of a member when its last byte is read
+    total, read = max(1, sum(i.file_size for i in archive.infolist())), 0
+    for info in archive.infolist():
+        with archive.open(info) as member:
+            while chunk := member.read(CHUNK):
+                read += len(chunk)
+                if progress is not None:
+                    progress(read / total)
+
+
+def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as member:
+        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+
+
+def _exactly(member: IO[bytes], count: int) -> bytes:
+    data = member.read(count)
+    while len(data) < count:
+        more = member.read(count - len(data))
+        if not more:
+            raise EOFError("the data ends early")
+        data += more
+    return data

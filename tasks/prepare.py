@@ -1,0 +1,36 @@
+"""The images that a submission is vetted on: its reference data split by purpose, its training data if it gave any."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from tasks.data import materialise, materialise_training, resolve
+from tasks.inspect import Data
+from tasks.progress import teller
+from tasks.settings import Settings
+from vetgate.formats.submission import Submission
+
+PURPOSES = ("invert", "confirm", "repair", "validate", "test")
+
+
+def prepare(settings: Settings, submission: Submission, sizes: dict[str, int]) -> dict[str, Any]:
+    """The fields of a Data; without reference data there are no splits, and whatever needs them fails closed."""
+    shape, classes = submission.input_shape, submission.n_classes
+    splits: dict[str, str] = {}
+    source: dict[str, Any] = {}
+    training = None
+    if submission.reference_data is not None:
+        ref = resolve(settings, submission.reference_data)
+        what = f"reading {ref.name}"
+        paths = materialise(settings, ref, shape, sizes=sizes, classes=classes, progress=teller(what))
+        splits = {purpose: str(getattr(paths, purpose)) for purpose in PURPOSES}
+        source = {**asdict(ref), "splits": paths.digest}
+    if submission.training_data is not None:
+        ref = resolve(settings, submission.training_data)
+        what = f"reading {ref.name}"
+        file = materialise_training(settings, ref, shape, classes=classes, progress=teller(what))
+        training = str(file)
+        source["training"] = file.parent.name
+        source["training_data"] = asdict(ref)
+    return asdict(Data(splits, training, source))
