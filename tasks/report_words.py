@@ -1,0 +1,103 @@
+"""What a report says in plain words about a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Blob = Mapping[str, Any]
+
+TITLES = {
+    "abs": "ABS (artificial brain stimulation)",
+    "neural_cleanse": "Neural Cleanse",
+    "neural_cleanse_unlearning": "Neural Cleanse unlearning",
+    "spectral_signatures": "Spectral signatures",
+    "activation_clustering": "Activation clustering",
+}
+ABOUT = {
+    "abs": "Stimulates single neurons and looks for one that sends every image to one label.",
+    "neural_cleanse": "Searches, for every label, the smallest patch that sends images of all other classes there.",
+    "spectral_signatures": "Looks for training images whose features share one unusual direction.",
+    "activation_clustering": "Looks for classes whose training images fall into two groups in feature space.",
+}
+VERDICTS = {
+    "PASS": "No sign of a backdoor was found.",
+    "FAIL": "This model carries signs of a backdoor.",
+    "INCONCLUSIVE": "It could not be decided whether this model is safe, so it is held back.",
+}
+
+
+def title(method: str) -> str:
+    """A method's name for people."""
+    return TITLES.get(method, method.replace("_", " ").capitalize())
+
+
+def name_of(label: int, names: Sequence[str]) -> str:
+    """A label with its name, if it has one that says more."""
+    name = names[label] if 0 <= label < len(names) else ""
+    return f"{label} ({name})" if name and name != str(label) else str(label)
+
+
+def summary(result: Blob, names: Sequence[str]) -> str:
+    """The verdict as one sentence or two."""
+    words = VERDICTS.get(result["verdict"], "")
+    if result["suspects"] and result["verdict"] == "FAIL":
+        labels = ", ".join(name_of(k, names) for k in result["suspects"])
+        many = len(result["suspects"]) > 1
+        words += f" A hidden trigger makes it answer {'labels' if many else 'label'} {labels}."
+    return words
+
+
+def meaning(result: Blob, calibration: Blob | None) -> list[str]:
+    """What a reader who has to act on the verdict should know, a paragraph each."""
+    return [*_decision(result), *_certainty(result, calibration), *_repaired(result), _limits(result)]
+
+
+def _decision(result: Blob) -> list[str]:
+    match result["verdict"]:
+        case "PASS":
+            return [
+                "Every method that the policy requires ran, and none found more than clean models show. The gate "
+                "lets exactly these bytes through until the attestation expires."
+            ]
+        case "FAIL":
+            return [
+                "A model with a backdoor works normally until its input carries a certain mark, and then gives "
+                "the answer that somebody chose beforehand. Do not use this model. The gate refuses it."
+            ]
+        case _:
+            return [
+                "Something that the policy requires could not run, or could not be judged; the reasons are at the "
+                "top. What was not seen is never taken for clean: the gate refuses the model until they are gone."
+            ]
+
+
+def _certainty(result: Blob, calibration: Blob | None) -> list[str]:
+    p = result.get("p_value")
+    if p is None:
+        return []
+    words = (
+        f"The p-value is {p:.3g}: of clean models, about {100 * p:.3g} in 100 look at least as suspicious as this one."
+    )
+    if result.get("calibrated"):
+        named = (calibration or {}).get("id") or (calibration or {}).get("name")
+        return [words + " It was measured on clean reference models" + (f" ({named})." if named else ".")]
+    return [words + " It comes from a simulation, not from reference models: nobody measured how often it is wrong."]
+
+
+def _repaired(result: Blob) -> list[str]:
+    repair = result.get("repair")
+    if repair is None:
+        return []
+    words = (
+        f"A repaired copy was made and vetted by the same rules as a submission of its own; its verdict is "
+        f"{repair['verdict']}."
+    )
+    return [words + " The verdict on this page is about the bytes that were submitted, whatever became of the copy."]
+
+
+def _limits(result: Blob) -> str:
+    words = "These methods look for triggers of the kinds they were made for: patches, blends and single neurons."
+    if result["verdict"] == "PASS":
+        return words + " A pass is evidence, not proof, and says nothing about triggers of other kinds."
+    return words + " A false alarm is possible at the rate that the policy allows."

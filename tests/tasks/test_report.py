@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import html
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+
+from tasks.report import Clean, render
+from tasks.report_figures import bars, histogram, strip
+from tasks.trigger_images import trigger_pngs, triggers_of
+from vetgate.contract import Axis, Evidence, Trigger
+
+
+def evidence(classes: int = 4, method: str = "neural_cleanse") -> Evidence:
+    random = torch.Generator().manual_seed(0)
+    triggers = tuple(
+        Trigger(torch.rand(1, 8, 6, generator=random) * (0.1 if k == 2 else 0.9), torch.rand(3, 8, 6), k)
+        for k in range(classes)
+    )
+    norms = torch.tensor([t.norm for t in triggers])
+    return Evidence(3.5, -norms.log(), 2.0, triggers, None, {"spread": 0.2}, method, Axis.CLASS, {"steps": 40}, 7)
+
+
+def result(**changed: Any) -> dict[str, Any]:
+    method = {
+        "name": "neural_cleanse",
+        "statistic": 3.5,
+        "rang": True,
+        "suspects": [2],
+        "seconds": 1.5,
+        "failure": None,
+    }
+    return {
+        "submission": "signs",
+        "manifest_sha256": "ab" * 32,
+        "verdict": "FAIL",
+        "p_value": 0.05,
+        "calibrated": True,
+        "suspects": [2],
+        "methods": [method],
+        "repair": None,
+        "report": "report.html",
+        "attestation": "attestation.json",
+        "mlflow_run": None,
+        "sandbox_level": 1,
+        "seconds": 12.5,
+    } | changed
+
+
+def text(page: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<(style|title).*?</\1>|<[^>]*>", " ", page, flags=re.S)).split())
+
+
+def test_the_page_says_what_was_decided_and_from_what() -> None:
+    found = evidence()
+    null = {"values": [0.5, 0.7, 1.0, 1.3, 0.9], "cutoff": 2.0}
+    verdict = {"methods": [{"name": "neural_cleanse", "p_value": 0.125, "null": null}], "reasons": ["label 2 rang"]}
+    page = render(
+        result(),
+        evidence=[{"about": {"code": "cd" * 32}, "evidence": found.to_json()}],
+        verdict=verdict,
+        calibration={"id": "bank-1", "n": 19},
+        submission={"supplier": "Acme", "classes": ["a", "b", "stop", "d"], "format": "onnx", "input_shape": [3, 8, 6]},
+        provenance={"Policy SHA-256": "ef" * 32},
+    )
+    words = text(page)
+    for expected in (
+        "FAIL This model carries signs of a backdoor. A hidden trigger makes it answer label 2 (stop).",
+        "label 2 rang",
+        "Do not use this model",
+        "about 5 in 100 look at least as suspicious",
+        "bank-1",
+        "Neural Cleanse",
+        "0.125",
+        f"seed 7, code {'cd' * 32}",
+        "ab" * 32,
+        "ef" * 32,
+        "Acme",
+        "steps 40",
+        "label 2 (stop) · suspected",
+        f"{found.triggers[2].norm:.3g} pixels",
+    ):
+        assert expected in words, expected
+    assert "this model 3.5; 5 reference values from 0.5 to 1.3, none as high" in page
+    for trigger in found.triggers:
+        assert re.search(rf"<u>{trigger.target}</u>.*<b>{trigger.norm:.3g}</b>", page)
+
+
+class Markup(HTMLParser):
+    """The tags of a page with the names of their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[str, ...]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, tuple(name for name, _ in attrs)))
+
+
+def page_of(given: str) -> str:
+    """A page in which every string that somebody else can choose is `given`."""
+    found = evidence().to_json() | {"method": given, "params": {given: given}, "details": {given: 1.0}}
+    method = result()["methods"][0] | {"name": given, "failure": given}
+    repair = {
+        "method": given,
+        "artifact": given,
+        "submission": given,
+        "verdict": given,
+        "p_value": None,
+        "clean_accuracy": [0.9, 0.8],
+        "attack_success": [1.0, 0.0],
+    }
+    return render(
+        result(submission=given, verdict=given, methods=[method], repair=repair, reasons=[given], mlflow_run=given),
+        evidence=[{"about": {"code": given}, "evidence": found}],
+        repaired={"triggers": {given: found["triggers"]}, "changed": {given: 1.0}},
+        calibration={"id": given, "n": 19},
+        submission=dict.fromkeys(("supplier", "format", "reference_data", "parent"), given)
+        | {"classes": [given] * 4, "input_shape": [3, 8, 6]},
+        provenance={given: given},
+    )
+
+
+def test_nothing_given_is_ever_markup() -> None:
+    page = page_of("<script>alert(1)</script>\"'><img src=x onerror=alert(1)><!--")
+    assert "&lt;script&gt;" in page and "<script" not in page
+    assert Markup(page).seen == Markup(page_of("harmless")).seen
+
+
+def test_the_page_loads_nothing() -> None:
+    clean = Clean(np.random.rand(3, 3, 8, 6).astype(np.float32), np.array([2, 2, 1]))
+    page = render(result(), evidence=[evidence().to_json()], clean=clean)
+    sources = re.findall(r"(?:src|href|srcset|action|data)\s*=\s*\"([^\"]*)\"", page)
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "url(" not in page and "@import" not in page and "http://" not in page and "https://" not in page
+    assert "default-src 'none'" in page
+
+
+def test_triggers_become_pictures_of_themselves() -> None:
+    found = evidence()
+    image = np.random.RandomState(0).rand(3, 8, 6).astype(np.float32)
+    files = trigger_pngs([found.to_json(), found.to_json() | {"method": "abs", "triggers": []}], image)
+    assert sorted(files) == sorted(
+        f"neural_cleanse/label-{k}-{what}.png" for k in range(4) for what in ("mask", "pattern", "clean", "stamped")
+    )
+    stamped = found.triggers[1].stamp(torch.from_numpy(image)[None])[0].numpy()
+    for name, expected in (("mask", found.triggers[1].mask.numpy()), ("stamped", stamped)):
+        seen = np.asarray(Image.open(io.BytesIO(files[f"neural_cleanse/label-1-{name}.png"])))
+        seen = seen[..., None] if seen.ndim == 2 else seen
+        factor = seen.shape[0] // 8
+        assert factor > 10 and seen.shape[:2] == (8 * factor, 6 * factor)
+        # whole pixels: every copy of a pixel is the same
+        assert np.array_equal(seen, seen[::factor, ::factor].repeat(factor, 0).repeat(factor, 1))
+        assert np.abs(seen[::factor, ::factor] - expected.transpose(1, 2, 0) * 255).max() <= 0.51
+    assert [p.norm for p in triggers_of(found.to_json())] == pytest.approx([t.norm for t in found.triggers])
+
+
+def test_two_triggers_of_one_label_keep_two_names() -> None:
+    found = evidence(1)
+    twice = Evidence(1.0, torch.zeros(1), 0.0, found.triggers * 2, method="abs")
+    assert {"abs/label-0-mask.png", "abs/label-0-2-mask.png"} < set(trigger_pngs([twice.to_json()]))
+
+
+def test_an_image_of_another_class_is_shown(tmp_path: Path) -> None:
+    x = np.random.rand(100, 1, 4, 4).astype(np.float32)
+    save_file({"x": x, "y": np.arange(100) // 2}, tmp_path / "test.safetensors")
+    clean = Clean.first_of(tmp_path / "test.safetensors", 10)
+    assert len(clean.x) == len(clean.y) == 10
+    shown = clean.other_than(0)
+    assert shown is not None and np.array_equal(shown, x[2])
+    assert Clean(x[:2], np.array([3, 3])).other_than(3) is None
+
+
+def test_a_repair_is_shown_before_and_after() -> None:
+    triggers = evidence().to_json()["triggers"]
+    repair = {
+        "method": "neural_cleanse_unlearning",
+        "artifact": "repaired/model.onnx",
+        "submission": "cd" * 32,
+        "verdict": "PASS",
+        "p_value": 0.6,
+        "clean_accuracy": [0.979, 0.972],
+        "attack_success": [0.998, 0.012],
+    }
+    repaired = {"triggers": {"before": triggers[2:3], "after": triggers[:1]}, "changed": {"steps": 200}}
+    page = render(result(repair=repair), evidence=[], repaired=repaired)
+    words = text(page)
+    for expected in (
+        "97.9 % 97.2 %",
+        "99.8 % 1.2 %",
+        "FAIL PASS",
+        "Triggers before",
+        "Triggers tried after",
+        "cd" * 32,
+    ):
+        assert expected in words, expected
+    assert page.count("<figure") == 2
+    assert "whatever became of the copy" in words
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"scores": {"dtype": "object", "shape": [1], "base64": "AAAA"}},
+        {"scores": {"dtype": "float32", "shape": [3], "base64": "AAAA"}},
+        {"scores": None},
+        {"triggers": [{"mask": 1, "pattern": 2, "target": 3}]},
+        {"triggers": [{}]},
+        {"triggers": [evidence().to_json()["triggers"][0] | {"target": None}]},
+    ],
+)
+def test_evidence_that_cannot_be_shown_is_said_to_be_so(damage: dict[str, Any]) -> None:
+    page = render(result(), evidence=[evidence().to_json() | damage])
+    assert "evidence that cannot be shown" in page and "FAIL" in page
+
+
+def test_an_inconclusive_vetting_says_what_could_not_run() -> None:
+    method = {"name": "abs", "statistic": None, "rang": False, "suspects": [], "seconds": None, "failure": "timed out"}
+    page = render(
+        result(verdict="INCONCLUSIVE", p_value=None, calibrated=False, suspects=[], methods=[method]), evidence=[]
+    )
+    assert "timed out" in text(page) and "could not run" in text(page)
+    assert "What was not seen is never taken for clean" in text(page)
+    nothing = result(verdict="INCONCLUSIVE", manifest_sha256=None, p_value=None, suspects=[], methods=[])
+    assert "No method ran." in text(render(nothing | {"sandbox_level": None, "attestation": None}, evidence=[]))
+
+
+def test_a_pass_is_not_called_proof() -> None:
+    words = text(render(result(verdict="PASS", suspects=[]), evidence=[]))
+    assert "A pass is evidence, not proof" in words and "Do not use" not in words
+
+
+def test_a_strip_places_the_model_among_its_references() -> None:
+    drawn = strip(5.0, {"values": [1.0, 3.0, 2.0], "cutoff": 4.0})
+    assert drawn is not None and drawn.alarm is not None and drawn.band is not None
+    assert drawn.ticks == tuple(sorted(drawn.ticks)) and drawn.ticks[-1] < drawn.alarm < drawn.here
+    assert drawn.ticks[0] <= drawn.band[0] < drawn.band[1] <= drawn.ticks[-1]
+    assert (drawn.low, drawn.high) == (1.0, 5.0)
+    by_quantile = strip(0.0, {"quantiles": {"0.05": 1.0, "0.95": 2.0}})
+    assert by_quantile is not None and by_quantile.here < by_quantile.ticks[0]
+    same = strip(1.0, {"values": [1.0]})
+    assert same is not None and same.here == same.ticks[0] and "1 of them as high" in same.words
+    assert strip(None, {"values": [1.0]}) is None and strip(1.0, None) is None and strip(1.0, {"values": []}) is None
+    assert strip(1.0, {"values": [float("nan"), None]}) is None
+
+
+def test_bars_and_histograms_are_in_proportion() -> None:
+    assert [(b.label, b.length, b.suspect) for b in bars({1: 4.0, 0: 2.0, 2: -1.0}, [1])] == [
+        (0, 0.5, False),
+        (1, 1.0, True),
+        (2, 0.0, False),
+    ]
+    drawn = histogram([0.0] * 9 + [1.0], 0.5, bins=2)
+    assert drawn is not None
+    assert drawn.bars == ((0.0, 60.0), (150.0, 20.0)) and drawn.cutoff == 150.0
+    assert histogram([], None) is None and histogram([2.0], None) is not None
+
+
+def test_scores_of_training_rows_are_a_histogram() -> None:
+    scores = torch.cat([torch.rand(500), torch.rand(9) + 5])
+    found = Evidence(2.0, scores, 5.0, method="spectral_signatures", axis=Axis.TRAIN)
+    method = result()["methods"][0] | {"name": "spectral_signatures"}
+    page = render(result(methods=[method]), evidence=[found.to_json()])
+    assert "9 of the rows lie at or above the cutoff" in text(page) and 'class="hist"' in page
+
+
+def test_the_host_needs_no_torch_and_no_dvc_for_data_and_reports() -> None:
+    code = "import sys, tasks.data, tasks.report; print({'torch', 'dvc', 'sklearn', 'mlflow'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
