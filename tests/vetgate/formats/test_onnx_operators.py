@@ -1,0 +1,315 @@
+"""Every operator of the table, against onnxruntime on random images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from vetgate.errors import NotUnderstood
+from vetgate.formats.load import load_model
+from vetgate.formats.onnx_build import BUILDERS, ELEMENTWISE
+from vetgate.formats.onnx_table import OPERATORS
+
+F32, I64 = np.float32, np.int64
+
+
+def noise(*shape: int) -> np.ndarray:
+    return (np.random.default_rng(shape).standard_normal(shape) * 0.5).astype(F32)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, I64)
+
+
+# operator, attributes, constants after the image (None: left out), opset; the image is (N, 2, 9, 7)
+CASES: list[tuple[str, dict[str, Any], list[np.ndarray | None], int]] = [
+    ("Conv", {}, [noise(3, 2, 3, 3)], 17),
+    ("Conv", {"pads": [1, 2, 1, 2], "strides": [2, 1], "dilations": [1, 2]}, [noise(3, 2, 3, 2), noise(3)], 11),
+    ("Conv", {"pads": [0, 1, 2, 0], "strides": [2, 2]}, [noise(3, 2, 3, 3), noise(3)], 13),
+    ("Conv", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, [noise(4, 2, 4, 3), noise(4)], 13),
+    ("Conv", {"auto_pad": "SAME_LOWER", "strides": [2, 2], "group": 2}, [noise(4, 1, 4, 3), noise(4)], 15),
+    ("Conv", {"auto_pad": "VALID", "group": 2, "kernel_shape": [1, 1]}, [noise(6, 1, 1, 1), None], 20),
+    ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2]}, [], 17),
+    ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1}, [], 17),
+    ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, [], 11),
+    ("MaxPool", {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [0, 0, 1, 1]}, [], 12),
+    ("MaxPool", {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}, [], 13),
+    ("MaxPool", {"kernel_shape": [2, 2], "dilations": [2, 2]}, [], 13),
+    ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}, [], 17),
+    ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, [], 20),
+    ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, [], 17),
+    ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}, [], 20),
+    ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}, [], 17),
+    ("AveragePool", {"kernel_shape": [3, 3], "pads": [0, 0, 1, 1], "count_include_pad": 1}, [], 17),
+    ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}, [], 17),
+    ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"}, [], 17),
+    ("GlobalAveragePool", {}, [], 17),
+    ("GlobalMaxPool", {}, [], 17),
+    ("LRN", {"size": 3, "alpha": 0.1, "beta": 0.5, "bias": 2.0}, [], 13),
+    ("BatchNormalization", {"epsilon": 1e-3}, [noise(2), noise(2), noise(2), np.abs(noise(2))], 13),
+    ("BatchNormalization", {}, [noise(2), noise(2), noise(2), np.abs(noise(2))], 15),
+    ("PRelu", {}, [noise(2, 1, 1)], 16),
+    ("MatMul", {}, [noise(7, 5)], 13),
+    ("MatMul", {}, [noise(2, 7, 5)], 13),
+    ("Add", {}, [noise(2, 1, 1)], 14),
+    ("Sub", {}, [noise(1, 2, 9, 7)], 13),
+    ("Mul", {}, [noise(1)], 14),
+    ("Div", {}, [np.array(0.3, F32)], 14),
+    ("Pow", {}, [np.array(2.0, F32)], 15),
+    ("Max", {}, [np.array(0.5, F32)], 13),
+    ("Min", {}, [noise(2, 1, 1)], 13),
+    *(
+        (name, {}, [], 20)
+        for name in ("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign", "Selu", "Elu", "Celu", "Gelu")
+    ),
+    *((name, {}, [], 20) for name in ("Mish", "HardSigmoid", "HardSwish", "LeakyRelu", "Identity", "Flatten")),
+    *((name, {}, [], 17) for name in ("Abs", "Neg", "Exp", "Sqrt", "Erf", "Log", "Reciprocal", "Relu", "Identity")),
+    ("LeakyRelu", {"alpha": 0.3}, [], 16),
+    ("Elu", {"alpha": 0.3}, [], 17),
+    ("Celu", {"alpha": 0.3}, [], 12),
+    ("Selu", {"alpha": 0.3, "gamma": 2.0}, [], 17),
+    ("Gelu", {"approximate": "tanh"}, [], 20),
+    ("HardSigmoid", {"alpha": 0.3, "beta": 0.1}, [], 17),
+    ("Clip", {}, [np.array(0.2, F32), np.array(0.7, F32)], 13),
+    ("Clip", {}, [None, np.array(0.7, F32)], 11),
+    ("Softmax", {"axis": 1}, [], 17),
+    ("Softmax", {"axis": 1}, [], 11),
+    ("LogSoftmax", {}, [], 17),
+    ("LogSoftmax", {}, [], 12),
+    ("ReduceMean", {"axes": [2, 3], "keepdims": 0}, [], 13),
+    ("ReduceMean", {"keepdims": 1}, [ints(-1)], 18),
+    ("ReduceSum", {}, [ints(2)], 13),
+    ("ReduceMax", {"axes": [2, 3]}, [], 13),
+    ("Dropout", {}, [], 13),
+    ("Dropout", {"ratio": 0.3}, [], 11),
+    ("Cast", {"to": 1}, [], 17),
+    ("Flatten", {"axis": -3}, [], 13),
+    ("Reshape", {}, [ints(0, -1)], 14),
+    ("Reshape", {"allowzero": 1}, [ints(-1, 2, 63)], 14),
+    ("Transpose", {"perm": [0, 2, 3, 1]}, [], 13),
+    ("Unsqueeze", {}, [ints(1, -1)], 13),
+    ("Unsqueeze", {"axes": [2]}, [], 11),
+    ("Concat", {"axis": -1}, [], 13),
+    ("Pad", {}, [ints(0, 0, 1, 2, 0, 0, 0, 3), np.array(0.5, F32)], 13),
+    ("Pad", {"mode": "reflect"}, [ints(0, 0, 1, 2, 0, 0, 2, 1)], 13),
+    ("Pad", {"mode": "edge"}, [ints(1, 2, 2, 1), None, ints(2, 3)], 18),
+    ("Pad", {}, [ints(0, 1, -1, 0, 0, 0, 0, -2)], 17),
+    ("Gather", {"axis": 1}, [ints(1, -2, 1)], 13),
+    ("Gather", {"axis": 2}, [np.array(-1, I64)], 13),
+    ("Slice", {}, [ints(1, -3), ints(2**62, 7), ints(2, 3), ints(2, 1)], 13),
+    ("Squeeze", {}, [], 13),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "constants", "opset"), CASES, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_an_operator_agrees_with_onnxruntime(
+    op: str,
+    attributes: dict[str, Any],
+    constants: list[np.ndarray | None],
+    opset: int,
+    make_graph: Callable[..., Any],
+    submit: Callable[..., Any],
+    run_reference: Callable[..., np.ndarray],
+) -> None:
+    x = np.random.default_rng(0).random((3, 2, 9, 7), dtype=F32)
+    held = {f"k{i}": value for i, value in enumerate(constants) if value is not None}
+    names = [f"k{i}" if value is not None else "" for i, value in enumerate(constants)]
+    data = ["x"]
+    before = []
+    if op == "Squeeze":
+        before, data = [helper.make_node("Unsqueeze", ["x", "one"], ["u"])], ["u"]
+        held["one"] = ints(1)
+        names = ["one"]
+    if op in ("Log", "Reciprocal"):
+        before, data = [helper.make_node("Add", ["x", "half"], ["u"])], ["u"]
+        held["half"] = np.array(0.5, F32)
+    if op == "Concat":
+        data = ["x", "x"]
+    nodes = [*before, helper.make_node(op, [*data, *names], ["t"], **attributes)]
+    inner = run_reference(
+        make_graph(
+            [*nodes, helper.make_node("Identity", ["t"], ["y"])], held, shape=("N", 2, 9, 7), out=None, opset=opset
+        ),
+        x,
+    )
+    held["w"] = noise(math.prod(inner.shape[1:]), 3)
+    nodes += [helper.make_node("Flatten", ["t"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    model = make_graph(nodes, held, shape=("N", 2, 9, 7), opset=opset)
+    loaded = load_model(*submit(model, input_shape=[2, 9, 7]))
+    with torch.no_grad():
+        ours = loaded.model(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ours, run_reference(model, x), rtol=1e-4, atol=1e-4)
+
+
+def test_every_operator_of_the_table_is_built_and_tested() -> None:
+    built = set(BUILDERS) | set(ELEMENTWISE) | {"Constant"}
+    assert built == set(OPERATORS)
+    elsewhere = {"Constant", "Gemm", "Shape"}
+    assert {case[0] for case in CASES} | elsewhere == set(OPERATORS)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 20])
+def test_a_batch_size_computed_from_the_input_is_followed(
+    opset: int, make_graph: Callable[..., Any], submit: Callable[..., Any], run_reference: Callable[..., np.ndarray]
+) -> None:
+    # the way the older torch exporter writes x.view(x.size(0), -1)
+    node = helper.make_node
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Constant", [], ["zero"], value=numpy_helper.from_array(np.array(0, I64))),
+        node("Gather", ["s", "zero"], ["b"], axis=0),
+        node("Constant", [], ["axis"], value=numpy_helper.from_array(ints(0))),
+        node("Unsqueeze", ["b", "axis"], ["b1"]),
+        node("Constant", [], ["rest"], value_ints=[-1]),
+        node("Concat", ["b1", "rest"], ["to"], axis=0),
+        node("Reshape", ["x", "to"], ["f"]),
+        node("Gemm", ["f", "w", "b0"], ["y"]),
+    ]
+    model = make_graph(nodes, {"w": noise(64, 3), "b0": noise(1, 3)}, opset=opset)
+    loaded = load_model(*submit(model))
+    x = np.random.default_rng(1).random((5, 1, 8, 8), dtype=F32)
+    np.testing.assert_allclose(
+        loaded.model(torch.from_numpy(x)).detach(), run_reference(model, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_batch_size_of_one_baked_in_on_export_is_freed(
+    make_graph: Callable[..., Any], submit: Callable[..., Any], run_reference: Callable[..., np.ndarray]
+) -> None:
+    node = helper.make_node
+    nodes = [node("Reshape", ["x", "to"], ["f"]), node("MatMul", ["f", "w"], ["m"]), node("Add", ["b", "m"], ["y"])]
+    held = {"to": ints(1, 64), "w": noise(64, 3), "b": noise(3)}
+    model = make_graph(nodes, held, shape=(1, 1, 8, 8), out=(1, 3))
+    loaded = load_model(*submit(model))
+    x = np.random.default_rng(1).random((4, 1, 8, 8), dtype=F32)
+    alone = np.concatenate([run_reference(model, x[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(loaded.model(torch.from_numpy(x)).detach(), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_reshape_that_fixes_a_free_batch_is_refused(
+    make_graph: Callable[..., Any], submit: Callable[..., Any]
+) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "to"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    with pytest.raises(NotUnderstood, match="batch"):
+        load_model(*submit(make_graph(nodes, {"to": ints(1, 64), "w": noise(64, 3)})))
+
+
+def test_logits_that_depend_on_the_other_images_are_refused(
+    make_graph: Callable[..., Any], submit: Callable[..., Any]
+) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "m"], ["d"]),
+        helper.make_node("Flatten", ["d"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    with pytest.raises(NotUnderstood, match="each image of a batch alone"):
+        load_model(*submit(make_graph(nodes, {"w": noise(64, 3)})))
+
+
+N = helper.make_node
+SHAPE = [N("Shape", ["x"], ["s"]), N("Gather", ["s", "nought"], ["b"], axis=0)]
+# each gives "m" something that depends on the other images or on how many there are; the zero hides it from every run
+MIXERS = {
+    "the mean over the batch": [N("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1)],
+    "a softmax over the batch": [N("Softmax", ["x"], ["m"], axis=-4)],
+    "the image before": [N("Pad", ["x", "shift"], ["m"])],
+    "the first image": [N("Slice", ["x", "o", "i", "o"], ["m"])],
+    "one image for all": [N("Gather", ["x", "nought"], ["g"], axis=0), N("Unsqueeze", ["g", "o"], ["m"])],
+    "the batch turned": [N("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]), N("GlobalMaxPool", ["t"], ["m"])],
+    "the batch joined": [N("Concat", ["x", "x"], ["c"], axis=0), N("GlobalMaxPool", ["c"], ["m"])],
+    "the batch folded": [N("Flatten", ["x"], ["q"], axis=0), N("ReduceMax", ["q"], ["m"], axes=[1])],
+    "the number of images": [*SHAPE, N("Cast", ["b"], ["m"], to=1)],
+    "the number of images, computed": [*SHAPE, N("Mul", ["b", "two"], ["d"]), N("Cast", ["d"], ["m"], to=1)],
+    "the number of images as a size": [
+        *SHAPE,
+        N("Unsqueeze", ["b", "o"], ["b1"]),
+        N("Concat", ["minus", "b1"], ["to"], axis=0),
+        N("Reshape", ["x", "to"], ["r"]),
+        N("ReduceMax", ["r"], ["m"], axes=[1]),
+    ],
+}
+
+
+@pytest.mark.parametrize("what", sorted(MIXERS))
+def test_nothing_may_see_across_the_batch_even_unnoticed(
+    what: str, make_graph: Callable[..., Any], submit: Callable[..., Any]
+) -> None:
+    nodes = [
+        *MIXERS[what],
+        N("Mul", ["m", "hidden"], ["z"]),
+        N("Add", ["x", "z"], ["a"]),
+        N("Flatten", ["a"], ["f"]),
+        N("MatMul", ["f", "w"], ["y"]),
+    ]
+    held = {"w": noise(64, 3), "hidden": np.array(0, F32), "o": ints(0), "i": ints(1), "nought": np.array(0, I64)}
+    held |= {"two": np.array(2, I64), "shift": ints(1, 0, 0, 0, -1, 0, 0, 0), "minus": ints(-1)}
+    used = {name for node in nodes for name in node.input}
+    graph = make_graph(nodes, {name: value for name, value in held.items() if name in used})
+    with pytest.raises(NotUnderstood, match="each image of a batch alone"):
+        load_model(*submit(graph))
+
+
+def test_a_node_named_like_the_softmax_does_not_take_its_place(
+    cnn: Any, submit: Callable[..., Any], run_reference: Callable[..., np.ndarray]
+) -> None:
+    cnn.graph.node[-1].output[0] = "logits"
+    cnn.graph.node[2].name = "y"
+    cnn.graph.node.append(helper.make_node("Softmax", ["logits"], ["y"]))
+    loaded = load_model(*submit(cnn))
+    x = torch.rand(4, 1, 8, 8)
+    np.testing.assert_allclose(loaded.model(x).softmax(1).detach(), run_reference(cnn, x.numpy()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+def test_a_final_softmax_is_stripped_and_recorded(op: str, cnn: Any, submit: Callable[..., Any]) -> None:
+    plain = load_model(*submit(cnn))
+    cnn.graph.node[-1].output[0] = "logits"
+    cnn.graph.node.append(helper.make_node(op, ["logits"], ["y"], "probabilities", axis=1))
+    loaded = load_model(*submit(cnn))
+    x = torch.rand(4, 1, 8, 8)
+    assert loaded.softmax_stripped and not plain.softmax_stripped
+    assert loaded.layer == plain.layer == "hidden_relu"
+    torch.testing.assert_close(loaded.model(x), plain.model(x))
+
+
+@pytest.mark.parametrize("axis", [0, 2, -3])
+def test_a_final_softmax_over_another_axis_is_refused(axis: int, cnn: Any, submit: Callable[..., Any]) -> None:
+    cnn.graph.node[-1].output[0] = "logits"
+    cnn.graph.node.append(helper.make_node("Softmax", ["logits"], ["y"], axis=axis))
+    with pytest.raises(NotUnderstood, match=r"softmax over 3 classes|each image of a batch alone"):
+        load_model(*submit(cnn))
+
+
+def test_a_graph_that_takes_channels_last_is_fed_channels_first(
+    make_graph: Callable[..., Any], submit: Callable[..., Any], run_reference: Callable[..., np.ndarray]
+) -> None:
+    # the way tf2onnx writes a Keras model
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["x"], ["t"], "to_nchw", perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "cw"], ["c"], "seq/conv2d/Conv2D", auto_pad="SAME_UPPER"),
+        node("Add", ["c", "cb"], ["a"], "seq/conv2d/BiasAdd"),
+        node("Relu", ["a"], ["r"], "seq/relu"),
+        node("Transpose", ["r"], ["back"], perm=[0, 2, 3, 1]),
+        node("Reshape", ["back", "to"], ["f"]),
+        node("MatMul", ["f", "w"], ["m"], "seq/dense/MatMul"),
+        node("Add", ["m", "b"], ["logits"], "seq/dense/BiasAdd"),
+        node("Softmax", ["logits"], ["y"]),
+    ]
+    held = {"cw": noise(4, 3, 3, 3), "cb": noise(1, 4, 1, 1), "to": ints(-1, 168), "w": noise(168, 3), "b": noise(3)}
+    model = make_graph(nodes, held, shape=("N", 6, 7, 3))
+    loaded = load_model(*submit(model, input_shape=[3, 6, 7]))
+    x = torch.rand(4, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    theirs = run_reference(model, x.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(loaded.model(x).softmax(1).detach(), theirs, rtol=1e-4, atol=1e-5)
+    assert isinstance(loaded.model.get_submodule("seq_dense_MatMul"), torch.nn.Linear)
+    assert loaded.model.get_submodule("seq_dense_MatMul").bias is not None

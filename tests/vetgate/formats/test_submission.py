@@ -1,0 +1,111 @@
+"""submission.yaml: what is taken, and what is refused with which words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vetgate.errors import BadSubmission
+from vetgate.formats.submission import dump_submission, parse_submission, read_submission
+
+GOOD = """\
+name: mnist-cnn
+supplier: acme
+task: image-classification
+model: model.onnx
+format: onnx
+input_shape: [1, 28, 28]   # C, H, W
+classes: 10
+reference_data: mnist
+"""
+
+
+def test_a_good_submission_is_read(tmp_path: Path) -> None:
+    (tmp_path / "submission.yaml").write_text(GOOD)
+    submission = read_submission(tmp_path)
+    assert (submission.name, submission.input_shape, submission.n_classes) == ("mnist-cnn", (1, 28, 28), 10)
+    assert submission.layer is None and submission.parent is None
+
+
+def test_classes_may_be_named() -> None:
+    assert parse_submission(GOOD.replace("10", "[cat, dog, bird]")).n_classes == 3
+
+
+def test_a_thousand_named_classes_are_no_burden() -> None:
+    names = ", ".join(f"identity {i}" for i in range(1300))
+    assert parse_submission(GOOD.replace("10", f"[{names}]")).n_classes == 1300
+
+
+def test_what_is_written_reads_back() -> None:
+    submission = parse_submission(GOOD.replace("10", "[cat, dog]") + "layer: relu\n")
+    assert parse_submission(dump_submission(submission)) == submission
+
+
+BAD = {
+    "an unknown field": (GOOD + "colour: red\n", "unknown field 'colour'"),
+    "a missing field": (GOOD.replace("supplier: acme\n", ""), "'supplier' is missing"),
+    "a field given twice": (GOOD + "classes: 11\n", "'classes' is given twice"),
+    "another task": (GOOD.replace("image-classification", "detection"), "task"),
+    "a path as model": (GOOD.replace("model.onnx", "../model.onnx"), "plain name"),
+    "itself as model": (GOOD.replace("model.onnx", "submission.yaml"), "plain name"),
+    "a name with a slash": (GOOD.replace("mnist-cnn", "a/b"), "name"),
+    "one class": (GOOD.replace("classes: 10", "classes: 1"), "classes"),
+    "a class named twice": (GOOD.replace("10", "[cat, cat]"), "each class once"),
+    "a truth value as classes": (GOOD.replace("10", "true"), "classes"),
+    "two sizes": (GOOD.replace("[1, 28, 28]", "[28, 28]"), "input_shape"),
+    "a size of zero": (GOOD.replace("[1, 28, 28]", "[1, 0, 28]"), "input_shape"),
+    "weights without architecture": (GOOD.replace("format: onnx", "format: safetensors"), "needs an architecture"),
+    "an unknown architecture": (GOOD + "architecture: resnet9000\n", "small-cnn, preact-resnet, vgg-small"),
+    "a parent that is no digest": (GOOD + "parent: abc\n", "parent"),
+    "a list": ("- a\n- b\n", "expected a mapping"),
+    "no YAML": ("name: [", "expected YAML"),
+    "a number as field": (GOOD + "1: 2\n", "must be text"),
+    "an alias": (GOOD + "layer: &a relu\ntraining_data: *a\n", "alias"),
+    "a Python object": (GOOD + "layer: !!python/object/apply:os.getcwd []\n", "expected YAML"),
+    "nothing": ("", "expected a mapping"),
+    "deep nesting": ("name: " + "[" * 50_000, "deep nesting"),
+}
+
+
+@pytest.mark.parametrize("what", sorted(BAD))
+def test_a_bad_submission_says_what_is_wrong(what: str, tmp_path: Path) -> None:
+    text, message = BAD[what]
+    (tmp_path / "submission.yaml").write_text(text)
+    with pytest.raises(BadSubmission, match=message) as error:
+        read_submission(tmp_path)
+    assert error.value.exit_code == 4
+    assert len(str(error.value)) < 2000
+
+
+def test_a_missing_file_or_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSubmission, match=r"expected a submission\.yaml"):
+        read_submission(tmp_path)
+    with pytest.raises(BadSubmission, match="No such file"):
+        read_submission(tmp_path / "nowhere")
+
+
+def test_a_link_or_pipe_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text(GOOD)
+    (tmp_path / "submission.yaml").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadSubmission, match="symbolic link"):
+        read_submission(tmp_path)
+    (tmp_path / "submission.yaml").unlink()
+    os.mkfifo(tmp_path / "submission.yaml")
+    with pytest.raises(BadSubmission, match="pipe"):
+        read_submission(tmp_path)
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "submission.yaml").write_bytes(GOOD.replace("acme", "Müller").encode("latin-1"))
+    with pytest.raises(BadSubmission, match="UTF-8"):
+        read_submission(tmp_path)
+
+
+def test_the_host_side_modules_import_no_torch() -> None:
+    modules = ("submission", "manifest", "inspect")
+    code = ";".join(f"import vetgate.formats.{m}" for m in modules) + ";import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,98 @@
+"""Byte-level inspection of a submission: every member understood to its last byte, or the whole refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from vetgate.errors import NotUnderstood
+from vetgate.formats.manifest import MAX_BYTES, MAX_FILES, open_plain
+from vetgate.formats.onnx_graph import check_description, parse_model, read_graph
+from vetgate.formats.safetensors_file import inspect_safetensors
+from vetgate.formats.sniff import ACCEPTED, refusal
+from vetgate.formats.submission import FILE, Submission
+
+FORMATS = ("onnx", "safetensors")
+TEXTS = re.compile(r"(README|LICEN[CS]E|NOTICE|CITATION)(\.(md|txt|rst|cff))?", re.IGNORECASE)
+MAX_TEXT = 1 << 20
+
+
+def inspect_bytes(directory: Path, submission: Submission) -> None:
+    """Inspect every file in `directory`; raises NotUnderstood with what to hand in instead."""
+    if submission.format not in FORMATS:
+        raise NotUnderstood(
+            f"expected format {' or '.join(FORMATS)}, got {submission.format!r}, which is not accepted; "
+            f"hand in {ACCEPTED}"
+        )
+    members = _members(directory)
+    if submission.model not in members:
+        raise NotUnderstood(
+            f"expected the model file {submission.model!r}, got only {members}; add it to the submission"
+        )
+    for name in members:
+        if name == FILE:
+            continue
+        data = read_member(directory, name)
+        reason = refusal(data)
+        if reason is not None:
+            raise NotUnderstood(f"expected {_expected(name, submission)} in {name}, got {reason}")
+        if name == submission.model:
+            inspect_model(data, submission)
+        else:
+            _inspect_text(name, data)
+
+
+def inspect_model(data: bytes, submission: Submission) -> None:
+    """Inspect the bytes of the model file against what `submission` says of it."""
+    if not data:
+        raise NotUnderstood(f"expected a model in {submission.model}, got an empty file; hand in {ACCEPTED}")
+    if submission.format == "safetensors":
+        inspect_safetensors(data)
+    else:
+        check_description(read_graph(parse_model(data)), submission)
+
+
+def read_member(directory: Path, name: str) -> bytes:
+    """The bytes of one plain file of a submission; refuses links and files that are too large."""
+    try:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotUnderstood(
+            f"expected a directory, got {directory} ({error.strerror}); hand the model in again"
+        ) from error
+    try:
+        with open_plain(name, folder) as given, os.fdopen(os.dup(given), "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(folder)
+    if len(data) > MAX_BYTES:
+        raise NotUnderstood(f"expected at most {MAX_BYTES} bytes in {name}, got more; hand in a smaller model")
+    return data
+
+
+def _members(directory: Path) -> list[str]:
+    try:
+        members = sorted(os.listdir(directory))
+    except OSError as error:
+        raise NotUnderstood(
+            f"expected a directory, got {directory} ({error.strerror}); hand the model in again"
+        ) from error
+    return members[: MAX_FILES + 1]
+
+
+def _expected(name: str, submission: Submission) -> str:
+    return f"a model in format {submission.format}" if name == submission.model else "plain text"
+
+
+def _inspect_text(name: str, data: bytes) -> None:
+    if TEXTS.fullmatch(name) is None:
+        raise NotUnderstood(f"expected {FILE}, the model, and README, LICENSE or NOTICE texts, got {name}; remove it")
+    if len(data) > MAX_TEXT:
+        raise NotUnderstood(f"expected at most {MAX_TEXT} bytes of text in {name}, got {len(data)}; shorten it")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise NotUnderstood(f"expected UTF-8 text in {name}, got other bytes; remove it") from error
+    if any(ord(c) < 32 and c not in "\t\n\r\f" for c in text):
+        raise NotUnderstood(f"expected plain text in {name}, got control characters; remove it")

@@ -1,0 +1,202 @@
+"""A graph as a torch module: every operator a named submodule, every weight a parameter, gradients to the input."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vetgate.errors import NotUnderstood
+from vetgate.formats.onnx_build import build
+from vetgate.formats.onnx_graph import Graph, Node
+from vetgate.formats.onnx_operands import Built, Operands, Slot
+from vetgate.formats.onnx_weights import flat_parameter, linear
+
+FOLDABLE = {
+    **dict.fromkeys(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Gather", "Slice"), 1),
+    **dict.fromkeys(("Flatten", "Neg", "Sqrt", "Exp", "Abs", "Reciprocal"), 1),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow"), 2),
+    "Concat": 64,
+}
+MAX_FOLDED = 1 << 26
+TAIL = ("Identity", "Flatten", "Squeeze", "Reshape", "Dropout")
+INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Call the submodule `name` on `inputs`, keep the result as `output`, then forget `done`."""
+
+    name: str
+    node: str
+    inputs: tuple[str, ...]
+    output: str
+    done: tuple[str, ...]
+
+
+class OnnxModule(nn.Module):
+    """The network of an ONNX graph. Takes (B, C, H, W) also where the graph takes (B, H, W, C)."""
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self.slots: dict[str, list[Slot]] = {}
+        self.aliases: dict[str, str] = {}
+        self.image = ""
+        self.result = ""
+        self.stripped: str | None = None
+        self.stripped_axis = 0
+        self.input: nn.Module = ChannelsLast() if channels_last else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        values: dict[str, Tensor] = {self.image: self.input(x)}
+        for step in self.steps:
+            values[step.output] = self._modules[step.name](*[values[name] for name in step.inputs])  # type: ignore[misc]
+            for name in step.done:
+                del values[name]
+        return values[self.result]
+
+    def append(self, node: Node, built: Built, inputs: tuple[str, ...], output: str) -> str:
+        """Add a module under a name made from the node's; returns that name."""
+        name = re.sub(r"\W+", "_", node.name, flags=re.ASCII).strip("_") or f"{node.op.lower()}_{node.position}"
+        while name in self._modules or hasattr(self, name) or not name.isidentifier():
+            name = f"{node.op.lower()}_{name}" if not name.isidentifier() else f"{name}_"
+        self.add_module(name, built.module)
+        self.steps.append(Step(name, str(node), inputs, output, ()))
+        self.slots[name] = list(built.slots)
+        for alias in (node.name, output):
+            self.aliases.setdefault(alias, name)
+        return name
+
+    def find(self, layer: str) -> str | None:
+        """Name of the submodule called `layer`, or of the one made from the node or output of that name."""
+        return layer if layer in self._modules else self.aliases.get(layer)
+
+    def finish(self, image: str, result: str) -> None:
+        """Name input and output, and note after which step each value is last used."""
+        self.image, self.result = image, result
+        last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
+        for i, step in enumerate(self.steps):
+            done = {name for name in step.inputs if last[name] == i and name != result}
+            self.steps[i] = replace(step, done=tuple(sorted(done)))
+
+
+class ChannelsLast(nn.Module):
+    """(B, C, H, W) to (B, H, W, C), for graphs that take images that way round."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x with its channels last."""
+        return x.permute(0, 2, 3, 1)
+
+
+def build_module(graph: Graph, *, channels_last: bool) -> OnnxModule:
+    """The module of a checked graph; raises NotUnderstood for what has no exact meaning in torch."""
+    constants = {name: c.value for name, c in graph.constants.items()}
+    live = _fold(graph, constants)
+    uses = Counter(name for node in graph.nodes for name in node.inputs)
+    biases = _biases(graph, live, constants, uses)
+    module = OnnxModule(channels_last)
+    parameters: dict[tuple[str, bool], nn.Parameter] = {}
+    after_weights: set[str] = set()
+    fused = {add.position for add, _ in biases.values()}
+    for node in live:
+        if node.position in fused:
+            continue
+        data = frozenset(i for i, name in enumerate(node.inputs) if name and name not in constants)
+        trained = any(node.inputs[i] in after_weights for i in data)
+        batch = graph.input_dims[0]
+        operands = Operands(node, constants, data, graph.opset, batch, trained, parameters)
+        output = node.outputs[0]
+        if node.position in biases:
+            add, index = biases[node.position]
+            output = add.outputs[0]
+            built = _linear_with_bias(operands, add, index, parameters)
+        else:
+            built = build(operands)
+        if set(built.inputs) != data:
+            raise operands.refuse("its first inputs computed and the rest constant", f"computed inputs {sorted(data)}")
+        name = module.append(node, built, tuple(node.inputs[i] for i in built.inputs), output)
+        if node.position in biases:
+            module.aliases.setdefault(biases[node.position][0].name, name)
+        module.aliases.setdefault(node.outputs[0], name)
+        if trained or next(built.module.parameters(), None) is not None:
+            after_weights.add(output)
+    module.finish(graph.input, graph.output)
+    _strip_softmax(graph, module)
+    return module.eval()
+
+
+def default_layer(module: OnnxModule) -> str:
+    """Name of the submodule whose output enters the last linear map."""
+    made_by = {step.output: step.name for step in module.steps} | {module.image: INPUT}
+    for kind in (nn.Linear, nn.Conv2d):
+        for step in reversed(module.steps):
+            if isinstance(module.get_submodule(step.name), kind):
+                return made_by[step.inputs[0]]
+    raise NotUnderstood(
+        "expected a linear map in the graph, got none; name the layer of the features in submission.yaml"
+    )
+
+
+def _fold(graph: Graph, constants: dict[str, np.ndarray]) -> list[Node]:
+    # computes what depends on constants alone, into `constants`; returns the other nodes
+    live: list[Node] = []
+    for node in graph.nodes:
+        if any(name and name not in constants for name in node.inputs):
+            live.append(node)
+            continue
+        data = [i for i, name in enumerate(node.inputs) if name][: FOLDABLE.get(node.op, 0)]
+        if not data:
+            raise NotUnderstood(f"expected {node} to take the image's values, got constants only; simplify the graph")
+        built = build(Operands(node, constants, frozenset(data), graph.opset))
+        value: Tensor = built.module(*[torch.from_numpy(constants[node.inputs[i]].copy()) for i in data])
+        if value.numel() > MAX_FOLDED or not bool(torch.isfinite(value).all()):
+            raise NotUnderstood(f"expected a finite, moderate constant from {node}, got another; simplify the graph")
+        constants[node.outputs[0]] = value.detach().numpy().copy()
+    return live
+
+
+def _biases(
+    graph: Graph, live: list[Node], constants: dict[str, np.ndarray], uses: Counter[str]
+) -> dict[int, tuple[Node, int]]:
+    # MatMul by a matrix, then Add of a vector, is one linear layer: MatMul's position -> (the Add, where its vector is)
+    readers = {name: node for node in live for name in node.inputs}
+    found: dict[int, tuple[Node, int]] = {}
+    for node in live:
+        if node.op != "MatMul" or node.inputs[0] in constants or node.inputs[1] not in constants:
+            continue
+        output, matrix = node.outputs[0], constants[node.inputs[1]]
+        add = readers.get(output)
+        if add is None or add.op != "Add" or uses[output] != 1 or output == graph.output or matrix.ndim != 2:
+            continue
+        index = 1 - add.inputs.index(output)
+        vector = constants.get(add.inputs[index])
+        width = matrix.shape[1]
+        if vector is not None and vector.dtype == np.float32 and vector.shape in ((width,), (1, width)):
+            found[node.position] = (add, index)
+    return found
+
+
+def _linear_with_bias(
+    operands: Operands, add: Node, index: int, parameters: dict[tuple[str, bool], nn.Parameter]
+) -> Built:
+    other = Operands(add, operands.constants, frozenset({1 - index}), operands.opset, parameters=parameters)
+    return linear(operands, transposed=True, bias=flat_parameter(other, index), slot=other.slot("bias", index))
+
+
+def _strip_softmax(graph: Graph, module: OnnxModule) -> None:
+    by_output = {node.outputs[0]: node for node in graph.nodes}
+    uses = Counter(name for step in module.steps for name in step.inputs)
+    node = by_output[graph.output]
+    while node.op in TAIL and node.inputs[0] in by_output and uses[node.inputs[0]] == 1:
+        node = by_output[node.inputs[0]]
+    if node.op in ("Softmax", "LogSoftmax"):
+        module.stripped = next(step.name for step in module.steps if step.output == node.outputs[0])
+        axis = node.attributes.get("axis", 1 if graph.opset < 13 else -1)
+        module.stripped_axis = axis if isinstance(axis, int) else 0
+        module.add_module(module.stripped, nn.Identity())

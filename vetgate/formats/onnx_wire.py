@@ -1,0 +1,212 @@
+"""The bytes of an ONNX file, walked before any parser sees them.
+
+Every field must stand in the table of `onnx_fields`; every length must fit in what is left; a tensor's data must be
+exactly as long as its shape says. What is not in the table is refused: subgraphs, functions, external data, sparse
+tensors, sequences, training graphs, device placement. The messages do not nest into themselves, so depth is bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vetgate.errors import NotUnderstood
+from vetgate.formats.onnx_fields import REFUSED, TABLE, Field
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+MAX_FIELDS = 300_000
+MAX_TEXT = 1 << 20
+MAX_RANK = 16
+ITEM_SIZES = {1: 4, 6: 4, 7: 8, 9: 1}  # float32, int32, int64, bool
+ADVICE = (
+    "hand in one self-contained ONNX graph: float32, opset 11 to 23, standard operators only, weights inside the file"
+)
+
+
+@dataclass
+class Message:
+    """A walked message: what the checks that follow it need to know."""
+
+    ints: dict[str, list[int]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)  # elements of packed numbers, bytes of text and raw data
+    name: str = ""
+
+
+def inspect_wire(data: bytes) -> None:
+    """Walk the bytes of a whole ONNX file; raises NotUnderstood at the first one that is not understood."""
+    walker = _Walker(data)
+    found = walker.message("Model", 0, len(data))
+    if "graph" not in found.sizes or "ir_version" not in found.ints:
+        raise NotUnderstood(f"expected an ONNX model, got bytes without a graph or version; {ADVICE}")
+
+
+class _Walker:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.array = np.frombuffer(data, np.uint8)
+        self.fields = 0
+
+    def message(self, kind: str, start: int, end: int) -> Message:
+        found = Message()
+        for number, wire, value, stop in self._fields(kind, start, end):
+            entry = TABLE[kind].get(number)
+            if entry is None:
+                raise _refused(kind, number, start)
+            name, spec = entry
+            if not spec.many and (name in found.ints or name in found.sizes):
+                raise NotUnderstood(f"expected one {name} in {kind} at byte {start}, got two; {ADVICE}")
+            self._value(found, name, spec, wire, value, stop)
+        after = AFTER.get(kind)
+        if after is not None:
+            after(found, start)
+        return found
+
+    def _fields(self, kind: str, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        # yields field number, wire type, and the value of a varint or the start of the bytes, and where they stop
+        at = start
+        while at < end:
+            self.fields += 1
+            if self.fields > MAX_FIELDS:
+                raise NotUnderstood(f"expected at most {MAX_FIELDS} fields, got more; store tensors as raw data")
+            key, at = self._varint(at, end)
+            number, wire = key >> 3, key & 7
+            if wire == VARINT:
+                value, at = self._varint(at, end)
+                yield number, wire, value, at
+                continue
+            if wire == BYTES:
+                length, at = self._varint(at, end)
+            elif wire in (FIXED32, FIXED64):
+                length = 4 if wire == FIXED32 else 8
+            else:
+                raise NotUnderstood(f"expected a field of {kind}, got wire type {wire} at byte {at}; {ADVICE}")
+            if length > end - at:
+                raise NotUnderstood(
+                    f"expected {length} bytes at byte {at}, got {end - at}: the file is truncated or altered"
+                )
+            yield number, wire, at, at + length
+            at += length
+
+    def _value(self, found: Message, name: str, spec: Field, wire: int, value: int, stop: int) -> None:
+        kind = spec.kind
+        if kind in ("int", "ints") and wire == VARINT:
+            found.ints.setdefault(name, []).append(_signed(value))
+        elif kind in ("float", "floats") and wire == FIXED32:
+            found.sizes[name] = found.sizes.get(name, 0) + 1
+        elif wire != BYTES or kind in ("int", "float"):
+            raise NotUnderstood(f"expected {name} as {kind} at byte {value}, got wire type {wire}; {ADVICE}")
+        elif kind == "ints":
+            self._packed_ints(found, name, value, stop)
+        elif kind == "floats":
+            if (stop - value) % 4:
+                raise NotUnderstood(f"expected whole float32 numbers in {name}, got {stop - value} bytes; {ADVICE}")
+            found.sizes[name] = found.sizes.get(name, 0) + (stop - value) // 4
+        elif kind == "text":
+            text = self._text(name, value, stop)
+            found.sizes[name] = stop - value
+            if name == "name":
+                found.name = text
+        elif kind == "bytes":
+            found.sizes[name] = stop - value
+        else:
+            self.message(kind, value, stop)
+            found.sizes[name] = found.sizes.get(name, 0) + 1
+
+    def _varint(self, at: int, end: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= end:
+                raise NotUnderstood(f"expected a number at byte {at}, got the end: the file is truncated or altered")
+            byte = self.data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                if value >= 1 << 64:
+                    break
+                return value, at
+        raise NotUnderstood(f"expected a number of at most 64 bits at byte {at}, got a longer one; {ADVICE}")
+
+    def _packed_ints(self, found: Message, name: str, start: int, stop: int) -> None:
+        if name != "dims":
+            # counted, not decoded: only a shape's values matter here
+            ends = np.flatnonzero(self.array[start:stop] < 128)
+            lengths = np.diff(ends, prepend=-1)
+            if stop > start and (len(ends) == 0 or ends[-1] != stop - start - 1 or int(lengths.max()) > 10):
+                raise NotUnderstood(f"expected whole numbers in {name} at byte {start}, got a broken one; {ADVICE}")
+            found.sizes[name] = found.sizes.get(name, 0) + len(ends)
+            return
+        at = start
+        while at < stop:
+            value, at = self._varint(at, stop)
+            found.ints.setdefault(name, []).append(_signed(value))
+
+    def _text(self, name: str, start: int, stop: int) -> str:
+        if stop - start > MAX_TEXT:
+            raise NotUnderstood(f"expected at most {MAX_TEXT} bytes of text in {name}, got {stop - start}; shorten it")
+        try:
+            return self.data[start:stop].decode()
+        except UnicodeDecodeError as error:
+            raise NotUnderstood(f"expected UTF-8 text in {name} at byte {start}, got other bytes; {ADVICE}") from error
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _refused(kind: str, number: int, start: int) -> NotUnderstood:
+    reason = REFUSED.get((kind, number))
+    if reason is None:
+        return NotUnderstood(f"expected a known field of {kind} at byte {start}, got field {number}; {ADVICE}")
+    return NotUnderstood(f"expected a data-only graph, got {reason}; {ADVICE}")
+
+
+def _check_tensor(found: Message, start: int) -> None:
+    label = f"tensor {found.name!r}" if found.name else f"the tensor at byte {start}"
+    dims = found.ints.get("dims", [])
+    kind = found.ints.get("data_type", [0])[0]
+    if found.ints.get("data_location", [0])[0] != 0:
+        raise NotUnderstood(f"expected {label} inside the file, got external data; save all weights inside the file")
+    if kind not in ITEM_SIZES:
+        raise NotUnderstood(f"expected {label} as float32, int64, int32 or bool, got ONNX data type {kind}; convert it")
+    if len(dims) > MAX_RANK or any(d < 0 for d in dims):
+        raise NotUnderstood(f"expected a shape of at most {MAX_RANK} sizes >= 0 for {label}, got {dims[:MAX_RANK]}")
+    counted = {name: found.sizes.get(name, 0) + len(found.ints.get(name, [])) for name in DATA_FIELDS.values()}
+    typed = counted.pop(DATA_FIELDS[kind])
+    elements = math.prod(dims)
+    if any(counted.values()) or (typed and "raw_data" in found.sizes):
+        raise NotUnderstood(f"expected {label} to hold its numbers once, got two kinds of data; export it again")
+    held = found.sizes["raw_data"] if "raw_data" in found.sizes else typed * ITEM_SIZES[kind]
+    if held != elements * ITEM_SIZES[kind]:
+        raise NotUnderstood(
+            f"expected {elements * ITEM_SIZES[kind]} bytes for {label} of shape {dims}, got {held}; export it again"
+        )
+
+
+def _check_model(found: Message, start: int) -> None:
+    version = found.ints.get("ir_version", [0])[0]
+    if not 3 <= version <= 14:
+        raise NotUnderstood(f"expected ONNX format version 3 to 14, got {version}; {ADVICE}")
+
+
+def _check_node(found: Message, start: int) -> None:
+    if found.sizes.get("overload", 0):
+        raise NotUnderstood(
+            f"expected a standard operator, got a function's overload at byte {start}; inline functions"
+        )
+
+
+def _check_dimension(found: Message, start: int) -> None:
+    if "dim_value" in found.ints and "dim_param" in found.sizes:
+        raise NotUnderstood(f"expected a size or a name for the dimension at byte {start}, got both; export it again")
+
+
+DATA_FIELDS = {1: "float_data", 6: "int32_data", 7: "int64_data", 9: "int32_data"}
+AFTER: dict[str, Callable[[Message, int], None]] = {
+    "Model": _check_model,
+    "Tensor": _check_tensor,
+    "Node": _check_node,
+    "Dimension": _check_dimension,
+}

@@ -1,0 +1,156 @@
+"""`submission.yaml`: what a supplier says about the model handed in. Nothing here is believed, all of it is checked."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from vetgate.architectures import ARCHITECTURES
+from vetgate.errors import BadSubmission, NotUnderstood
+from vetgate.formats.manifest import FILE_NAME, open_plain
+
+FILE = "submission.yaml"
+MAX_SIZE = 128 * 1024
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Channels = Annotated[int, Field(strict=True, ge=1, le=16)]
+Side = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Count = Annotated[int, Field(strict=True, ge=2, le=100_000)]
+
+
+class Submission(BaseModel, frozen=True, extra="forbid"):
+    """The contents of `submission.yaml`."""
+
+    name: Name
+    supplier: Label
+    task: Literal["image-classification"]
+    model: str
+    format: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+    input_shape: tuple[Channels, Side, Side]
+    classes: Count | Annotated[list[Label], Field(min_length=2, max_length=100_000)]
+    reference_data: Name | None = None
+    architecture: str | None = None
+    layer: Label | None = None
+    training_data: Name | None = None
+    parent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @property
+    def n_classes(self) -> int:
+        """K, whether the classes were counted or named."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @field_validator("model")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if FILE_NAME.fullmatch(value) is None or value.casefold() == FILE:
+            raise ValueError("must be the plain name of a file beside submission.yaml, without a path")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, value: int | list[str]) -> int | list[str]:
+        if isinstance(value, list) and len(set(value)) != len(value):
+            raise ValueError("must name each class once")
+        return value
+
+    @model_validator(mode="after")
+    def _known_architecture(self) -> Submission:
+        if self.architecture is not None and self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
+        if self.format == "safetensors" and self.architecture is None:
+            raise ValueError(f"format safetensors needs an architecture, one of {', '.join(ARCHITECTURES)}")
+        return self
+
+
+def read_submission(directory: Path) -> Submission:
+    """Read and check `submission.yaml` in `directory`; raises BadSubmission."""
+    return parse_submission(_read(directory))
+
+
+def parse_submission(text: str) -> Submission:
+    """Check the text of a `submission.yaml`; raises BadSubmission."""
+    try:
+        _check_plain(text)
+        fields = yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise BadSubmission(f"{FILE}: expected YAML, got something else: {line}") from error
+    if not isinstance(fields, dict):
+        raise BadSubmission(f"{FILE}: expected a mapping of fields, got {type(fields).__name__}; see the README")
+    try:
+        return Submission.model_validate(fields)
+    except ValidationError as error:
+        raise BadSubmission(f"{FILE}: " + "; ".join(_complaints(error))) from None
+
+
+def dump_submission(submission: Submission) -> str:
+    """The text of a `submission.yaml` that reads back as `submission`."""
+    fields = {k: v for k, v in submission.model_dump(mode="json").items() if v is not None or k == "reference_data"}
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+def _check_plain(text: str) -> None:
+    # an alias can unfold to gigabytes, and the parser's time grows with the square of the depth
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise BadSubmission(f"{FILE}: expected plain values, got an alias (*name); write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 4:
+            raise BadSubmission(f"{FILE}: expected a mapping of plain values, got deep nesting; flatten it")
+
+
+class _Strict(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ValueError(f"field names must be text, got {reprlib.repr(key)}")
+            if key in seen:
+                raise ValueError(f"the field {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read(directory: Path) -> str:
+    try:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BadSubmission(f"expected a directory with a {FILE}, got {directory} ({error.strerror})") from error
+    try:
+        with open_plain(FILE, folder) as given, os.fdopen(os.dup(given), "rb") as file:
+            data = file.read(MAX_SIZE + 1)
+    except NotUnderstood as error:
+        raise BadSubmission(f"expected a {FILE} in {directory}: {error}") from error
+    finally:
+        os.close(folder)
+    if len(data) > MAX_SIZE:
+        raise BadSubmission(f"{FILE}: expected at most {MAX_SIZE} bytes, got more; shorten it")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BadSubmission(
+            f"{FILE}: expected UTF-8 text, got byte {error.start} that is not; save it as UTF-8"
+        ) from error
+
+
+def _complaints(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False)[:8]:
+        where = ".".join(str(part) for part in item["loc"]) or "fields"
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(Submission.model_fields)
+            lines.append(f"unknown field {where!r}, expected only {known}; remove it")
+        elif item["type"] == "missing":
+            lines.append(f"the field {where!r} is missing; add it")
+        else:
+            given = "" if item["loc"] == () else f", got {reprlib.repr(item['input'])}"
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{given}")
+    return lines
