@@ -1,0 +1,152 @@
+"""What comes back from the sandbox, and the error to raise when that is no result. Nothing in an answer is trusted.
+
+An error of vetgate's own keeps its class, and with it its exit code; every other ending is a SandboxError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NoReturn
+
+from vetgate import errors
+from vetgate.errors import VetgateError
+
+MESSAGE_CHARACTERS = 2000
+
+
+class SandboxError(VetgateError):
+    """What was submitted could not be looked at inside the sandbox; `stderr` is the end of what it printed."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str, stderr: str = "") -> None:
+        super().__init__(message)
+        self.stderr = stderr
+
+
+class SandboxUnavailable(SandboxError):
+    """This host cannot give the sandbox level that is demanded."""
+
+
+class Crashed(SandboxError):
+    """An operation ended without a valid answer."""
+
+
+class TimedOut(SandboxError):
+    """An operation ran past its limit of wall-clock or processor time."""
+
+
+class OutOfMemory(SandboxError):
+    """An operation asked for more memory than its limit."""
+
+
+KNOWN: dict[str, type[VetgateError]] = {
+    name: item for name, item in vars(errors).items() if isinstance(item, type) and issubclass(item, VetgateError)
+} | {"OutOfMemory": OutOfMemory, "Crashed": Crashed}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may use; processor time is the wall-clock time of every thread if not given.
+
+    `memory_bytes` is address space: importing torch alone takes 0.7 GiB of it.
+    """
+
+    wall_seconds: float = 900
+    cpu_seconds: int | None = None
+    memory_bytes: int = 6 << 30
+    file_bytes: int = 1 << 30
+    open_files: int = 256
+    result_bytes: int = 64 << 20
+    threads: int = 2
+
+    def to_json(self) -> dict[str, Any]:
+        """The limits as plain numbers, every one of them set."""
+        return {**asdict(self), "cpu_seconds": self.cpu_seconds or math.ceil(self.threads * self.wall_seconds)}
+
+
+def conclude(op: str, limits: Limits, answer: bytes, end: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of an operation from its answer and the way its fork ended, or the error that it comes to."""
+    tail = printable(end["stderr"], last=True)
+    if end["outcome"] == "result":
+        return _result(op, answer, tail)
+    kind, got = _failure(end, limits, tail)
+    final = tail.strip().rpartition("\n")[2]
+    raise kind(f"expected an answer from {op}, got {got}" + (f" ({final})" if final else ""), tail)
+
+
+def _failure(end: Mapping[str, Any], limits: Limits, tail: str) -> tuple[type[SandboxError], str]:
+    outcome = end["outcome"]
+    if outcome == "wall":
+        return TimedOut, f"none in {limits.wall_seconds:g} s; allow more time or refuse the model"
+    if outcome == "cpu":
+        return (
+            TimedOut,
+            f"none in {limits.to_json()['cpu_seconds']} s of processor time; allow more or refuse the model",
+        )
+    if outcome == "oversized":
+        return Crashed, f"one of more than {limits.result_bytes} bytes; refuse the model"
+    if outcome == "garbage":
+        return Crashed, "bytes that are none; refuse the model"
+    if "bad_alloc" in tail:
+        return OutOfMemory, "a refused allocation; allow more memory or refuse the model"
+    if outcome == "signal":
+        name = signal.Signals(end["signal"]).name if end["signal"] in set(signal.Signals) else "of no name"
+        hint = "free memory on this host" if name == "SIGKILL" else "refuse the model"
+        return Crashed, f"signal {end['signal']} {name}; {hint}"
+    return Crashed, f"exit code {end['exit']}; refuse the model"
+
+
+def _result(op: str, answer: bytes, tail: str) -> dict[str, Any]:
+    try:
+        read = _strict(answer)
+        if set(read) == {"ok"} and isinstance(read["ok"], dict):
+            result: dict[str, Any] = read["ok"]
+            return result
+        names, message = read["error"]["names"], printable(str(read["error"]["message"]))
+        kind = next((KNOWN[name] for name in names if name in KNOWN), Crashed)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        got = printable(f"{type(error).__name__}: {error}")
+        raise Crashed(f"expected a JSON answer from {op}, got {got}; refuse the model", tail) from error
+    if kind is OutOfMemory:
+        raise OutOfMemory(f"expected {op} to keep within its memory, got {message or 'MemoryError'}; allow more", tail)
+    if kind is Crashed:
+        raise Crashed(f"expected {op} to answer, got {message}; refuse the model", tail)
+    raise kind(message)
+
+
+def _strict(answer: bytes) -> dict[str, Any]:
+    """The JSON object in untrusted bytes; raises ValueError on NaN, infinity, a repeated name or half a character."""
+    read = json.loads(answer, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct)
+    if not isinstance(read, dict):
+        raise ValueError("no object")
+    if b"\\ud" in answer.lower():
+        # half a surrogate pair passes the parser and fails whoever writes it down later
+        json.dumps(read, ensure_ascii=False).encode()
+    return read
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _no_number(digits[:20])
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name is repeated in an object")
+    return members
+
+
+def printable(text: str, *, last: bool = False) -> str:
+    """The first (or last) characters of a text, those replaced that would steer the terminal that shows it."""
+    part = text[-MESSAGE_CHARACTERS:] if last else text[:MESSAGE_CHARACTERS]
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in part)

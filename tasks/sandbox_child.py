@@ -1,0 +1,214 @@
+"""The parent inside the sandbox: imports torch once, opens no submitted file, forks one process for every request.
+
+Only such a fork touches what was submitted, and it is not trusted: it answers through a pipe of its own and is killed
+with all it started once the answer is there or its time is up. The parent runs no torch operation, so that no other
+thread exists when it forks.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from tasks import sandbox_fork
+from tasks.sandbox_fork import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, Op, prctl
+from tasks.sandbox_frames import FRACTION, HEADER, read_frame, write_frame
+
+STDERR_BYTES = 8192
+PROGRESS_SECONDS = 0.1
+REQUEST_BYTES = 1 << 30
+
+
+def main(ops_file: str) -> NoReturn:
+    """Serve requests from standard input until it ends, with the operations of a file's OPS."""
+    requests, replies = os.dup(0), os.dup(1)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    # whatever a library prints must not reach the pipe that carries frames
+    os.dup2(2, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+    import torch
+
+    ops = _load(ops_file)
+    gc.collect()
+    # keeps the collector of a fork from touching, and so copying, every page it shares
+    gc.freeze()
+    ready = {"threads": len(os.listdir("/proc/self/task")), "torch": torch.__version__}
+    # a fork must not trace the process that serves the requests after its own
+    prctl(PR_SET_DUMPABLE, 0)
+    # from here on the host's death is a chance to take along what a fork has started
+    signal.signal(signal.SIGTERM, _stop)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    try:
+        write_frame(replies, b"E", 0, json.dumps(ready).encode())
+        while frame := read_frame(requests, most=REQUEST_BYTES):
+            _, request, body = frame
+            _serve(ops, request, json.loads(body), requests, replies)
+    finally:
+        os._exit(0)
+
+
+def _stop(_signal: int, _frame: object) -> NoReturn:
+    raise SystemExit
+
+
+def _load(ops_file: str) -> Mapping[str, Op]:
+    spec = importlib.util.spec_from_file_location("sandbox_operations", ops_file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"expected a Python file of operations, got {ops_file}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    ops: Mapping[str, Op] = module.OPS
+    return ops
+
+
+def _serve(ops: Mapping[str, Op], request: int, call: dict[str, Any], requests: int, replies: int) -> None:
+    answers, answer_end = os.pipe()
+    errors, error_end = os.pipe()
+    parent = os.getpid()
+    deadline = time.monotonic() + call["limits"]["wall_seconds"]
+    pid = os.fork()
+    if pid == 0:
+        for fd in (requests, replies, answers, errors):
+            os.close(fd)
+        op = ops.get(call["op"])
+        sandbox_fork.work(op, call, request=request, parent=parent, answers=answer_end, errors=error_end)
+    os.close(answer_end)
+    os.close(error_end)
+    for fd in (answers, errors):
+        os.set_blocking(fd, False)
+    fork = Fork(request, pid, answers, errors, replies, result_bytes=call["limits"]["result_bytes"])
+    try:
+        outcome = fork.watch(requests, deadline)
+    finally:
+        end = fork.end()
+    with suppress(BlockingIOError):
+        while outcome is None and fork.listen():
+            outcome = fork.heard()
+    with suppress(BlockingIOError):
+        while fork.keep_errors():
+            pass
+    os.close(answers)
+    os.close(errors)
+    end |= {"outcome": outcome or _read_status(end, call["limits"]), "stderr": fork.tail.decode(errors="replace")}
+    write_frame(replies, b"E", request, json.dumps(end).encode())
+
+
+def _read_status(end: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
+    """Name the end of a fork that gave no answer and was not stopped."""
+    if end["signal"] == signal.SIGXCPU or end["cpu_seconds"] >= limits["cpu_seconds"]:
+        return "cpu"
+    return "signal" if end["signal"] else "exit"
+
+
+@dataclass
+class Fork:
+    """One fork, watched from its start to its end."""
+
+    request: int
+    pid: int
+    answers: int
+    errors: int
+    replies: int
+    result_bytes: int
+    buffer: bytearray = field(default_factory=bytearray)
+    tail: bytes = b""
+    reported: float = 0.0
+
+    def watch(self, requests: int, deadline: float) -> str | None:
+        """Forward what the fork says until it has answered, broken the protocol, ended (None) or run out of time."""
+        pidfd = os.pidfd_open(self.pid)
+        poller = select.poll()
+        for fd in (self.answers, self.errors, pidfd):
+            poller.register(fd, select.POLLIN)
+        # no event but the hang-up that the host's end brings
+        poller.register(requests, 0)
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                for fd, _ in poller.poll(left * 1000):
+                    if fd == requests:
+                        raise SystemExit
+                    if fd == pidfd:
+                        return None
+                    if not (self.keep_errors() if fd == self.errors else self.listen()):
+                        poller.unregister(fd)
+                    elif fd == self.answers and (outcome := self.heard()):
+                        return outcome
+            return "wall"
+        finally:
+            os.close(pidfd)
+
+    def listen(self) -> bool:
+        """Read on from the answer pipe; False at its end."""
+        chunk = os.read(self.answers, 1 << 20)
+        self.buffer += chunk
+        return bool(chunk)
+
+    def keep_errors(self) -> bool:
+        """Read on from the error pipe, of which only the tail is kept; False at its end."""
+        chunk = os.read(self.errors, 1 << 16)
+        self.tail = (self.tail + chunk)[-STDERR_BYTES:]
+        return bool(chunk)
+
+    def heard(self) -> str | None:
+        """Forward every whole frame; "result" after the answer, "garbage" or "oversized" for anything else."""
+        while len(self.buffer) >= HEADER.size:
+            kind, request, length = HEADER.unpack_from(self.buffer)
+            if request != self.request or kind not in (b"P", b"R") or (kind == b"P" and length != FRACTION.size):
+                return "garbage"
+            if length > self.result_bytes:
+                return "oversized"
+            if len(self.buffer) < HEADER.size + length:
+                return None
+            body = bytes(self.buffer[HEADER.size : HEADER.size + length])
+            del self.buffer[: HEADER.size + length]
+            if kind == b"R":
+                write_frame(self.replies, b"R", self.request, body)
+                return "result"
+            if time.monotonic() - self.reported >= PROGRESS_SECONDS:
+                self.reported = time.monotonic()
+                write_frame(self.replies, b"P", self.request, body)
+        return None
+
+    def end(self) -> dict[str, Any]:
+        """Kill the fork and everything it has started, and tell how it ended."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        _, status, usage = os.wait4(self.pid, 0)
+        with suppress(ChildProcessError):
+            # orphans of the fork that left its group come to this process, which is their subreaper
+            while True:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    for orphan in _children():
+                        os.kill(orphan, signal.SIGKILL)
+                    time.sleep(0.001)
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
+        return {"signal": ended_by, "exit": code, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+
+
+def _children() -> list[int]:
+    """The processes whose parent is this one; none is reaped meanwhile, so no id can change hands."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{entry}/stat", "rb") as stat:
+            # the name in parentheses may hold anything, the parent is the second word after it
+            if int(stat.read().rpartition(b")")[2].split()[1]) == os.getpid():
+                found.append(int(entry))
+    return found

@@ -1,0 +1,71 @@
+"""How far a submitted file can be shut in on this host: level 1 is process limits, level 2 is bubblewrap.
+
+Level 2 shows the process no network, no other process, no environment, and of the files only the system's libraries,
+the interpreter, our two packages, what it is given to read and one directory to write.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PACKAGES = Path(__file__).resolve().parent.parent
+# -I ignores PYTHON* variables, the user's packages and the working directory
+INTERPRETER = (sys.executable, "-I")
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox_child import main; main(sys.argv[2])"
+PROBE_SECONDS = 20
+
+
+@functools.lru_cache(maxsize=1)
+def available_level() -> int:
+    """2 where bubblewrap can start our interpreter on this host, else 1; tried once a process."""
+    # many containers ship bubblewrap and forbid it to work; -S keeps the trial near 20 ms
+    trial = [*_bubblewrap({}, (), None), *INTERPRETER, "-S", "-c", "import ctypes"]
+    try:
+        done = subprocess.run(trial, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return 1
+    return 2 if done.returncode == 0 else 1
+
+
+def command(
+    level: int, *, ops: Path, environment: Mapping[str, str], read_only: Sequence[Path], scratch: Path
+) -> list[str]:
+    """The command line that starts the parent inside with the operations of the file `ops`."""
+    start = [*INTERPRETER, "-c", BOOT, str(PACKAGES), str(ops)]
+    return start if level == 1 else [*_bubblewrap(environment, (*read_only, ops), scratch), *start]
+
+
+def _bubblewrap(environment: Mapping[str, str], read_only: Sequence[Path], scratch: Path | None) -> list[str]:
+    """bubblewrap and its arguments; every path inside is what it is outside."""
+    line = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    line += ["--cap-drop", "ALL"]
+    for name, value in environment.items():
+        line += ["--setenv", name, value]
+    line += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *_system()]
+    for path in dict.fromkeys([*_runtime(), *read_only]):
+        line += ["--ro-bind", str(path), str(path)]
+    if scratch is not None:
+        line += ["--bind", str(scratch), str(scratch)]
+    return [*line, "--remount-ro", "/", "--chdir", "/tmp"]
+
+
+def _system() -> list[str]:
+    line = ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    for path in map(Path, ("/bin", "/lib", "/lib32", "/lib64")):
+        if path.is_symlink():
+            line += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            line += ["--ro-bind", str(path), str(path)]
+    return line
+
+
+def _runtime() -> list[Path]:
+    """The virtual environment, the interpreter it was made from (as named and as resolved) and our packages."""
+    named = [Path(sys.prefix), Path(sys.base_prefix)]
+    prefixes = [p for p in (*named, *(n.resolve() for n in named)) if not p.is_relative_to("/usr")]
+    return [*prefixes, PACKAGES / "vetgate", PACKAGES / "tasks"]

@@ -1,0 +1,175 @@
+"""The operations of the sandbox: the only code that opens submitted files and runs submitted models.
+
+Each takes a JSON payload written by the host and gives a JSON object back. `directory` and `submission` name a taken-in
+copy; images come as lists of safetensors files with x (N, C, H, W) float32 in [0, 1] and y (N,) int64, one after the
+other, of which `rows` caps each.
+"""
+
+from __future__ import annotations
+
+import inspect as signatures
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+import vetgate.detect
+import vetgate.repair  # noqa: F401 - importing the two registers every method
+from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Samples, Subject, Trigger, private_random
+from vetgate.errors import MissingInput, NotUnderstood, StoreError
+from vetgate.formats.inspect import inspect_bytes
+from vetgate.formats.load import Loaded, load_model, write_repaired
+from vetgate.formats.submission import Submission
+from vetgate.inversion import attack_success, invert
+from vetgate.probe import accuracy
+
+Payload = Mapping[str, Any]
+Progress = Callable[[float], None]
+
+
+def inspect(payload: Payload, progress: Progress) -> dict[str, Any]:
+    """Read every submitted file to its last byte; raises NotUnderstood."""
+    inspect_bytes(Path(payload["directory"]), _submission(payload))
+    return {}
+
+
+def describe(payload: Payload, progress: Progress) -> dict[str, Any]:
+    """Load the model and tell what it is, with its accuracy on `samples` if there are any."""
+    loaded = _load(payload)
+    samples = _read(payload, "samples", loaded)
+    return {
+        "layer": loaded.layer,
+        "classes": loaded.classes,
+        "softmax_stripped": loaded.softmax_stripped,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "clean_accuracy": None if samples is None else accuracy(loaded.model, samples.x, samples.y),
+    }
+
+
+def detect(payload: Payload, progress: Progress) -> dict[str, Any]:
+    """Run the detector `method` with `params` and `seed` on `clean` and `train`: its evidence, and its seconds."""
+    started = time.monotonic()
+    method = _named(DETECTORS, payload["method"])
+    evidence = method(_subject(payload), seed=payload["seed"], progress=progress, **payload["params"])
+    return {"evidence": evidence.to_json(), "seconds": time.monotonic() - started}
+
+
+def repair(payload: Payload, progress: Progress) -> dict[str, Any]:
+    """Run the repair `method` on `evidence`, `clean` and `train`, and write a submission to the new directory `out`."""
+    started = time.monotonic()
+    method = _named(REPAIRS, payload["method"])
+    evidence = [Evidence.from_json(blob) for blob in payload["evidence"]]
+    repaired = method(_subject(payload), *evidence, seed=payload["seed"], progress=progress, **payload["params"])
+    out = Path(payload["out"])
+    write_repaired(
+        Path(payload["directory"]),
+        _submission(payload),
+        repaired.model,
+        out,
+        parent=payload["parent"],
+        name=payload.get("name"),
+    )
+    return {"changed": dict(repaired.changed), "directory": str(out), "seconds": time.monotonic() - started}
+
+
+def evaluate(payload: Payload, progress: Progress) -> dict[str, Any]:
+    """Accuracy on `samples`, and the success of each of `triggers` on those of other classes."""
+    loaded = _load(payload)
+    samples = _needed(payload, "samples", loaded)
+    clean_accuracy = accuracy(loaded.model, samples.x, samples.y)
+    triggers = [Trigger.from_json(blob) for blob in payload["triggers"]]
+    success = []
+    for index, trigger in enumerate(triggers):
+        success.append(attack_success(loaded.model, samples.x, samples.y, trigger))
+        progress((index + 1) / len(triggers))
+    return {"clean_accuracy": clean_accuracy, "attack_success": success}
+
+
+def reinvert(payload: Payload, progress: Progress) -> dict[str, Any]:
+    """Invert a trigger for each of `labels` on `samples`, and measure its success on `held_out` images.
+
+    `params` are those of the detector that inverts; the ones that only it knows are left out.
+    """
+    started = time.monotonic()
+    loaded = _load(payload)
+    samples, held_out = _needed(payload, "samples", loaded), _needed(payload, "held_out", loaded)
+    known = signatures.signature(invert).parameters
+    params = {name: value for name, value in payload["params"].items() if name in known}
+    with private_random(payload["seed"], "reinvert"):
+        inverted = invert(loaded.model, samples.x, samples.y, payload["labels"], **params)
+    return {
+        "triggers": [trigger.to_json() for trigger in inverted.triggers],
+        "norms": inverted.norms.tolist(),
+        "fitted": inverted.success.tolist(),
+        "attack_success": [attack_success(loaded.model, held_out.x, held_out.y, t) for t in inverted.triggers],
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _submission(payload: Payload) -> Submission:
+    return Submission.model_validate(payload["submission"])
+
+
+def _load(payload: Payload) -> Loaded:
+    loaded = load_model(Path(payload["directory"]), _submission(payload))
+    loaded.model.eval().requires_grad_(False)
+    return loaded
+
+
+def _subject(payload: Payload) -> Subject:
+    loaded = _load(payload)
+    return Subject(
+        model=loaded.model,
+        layer=loaded.layer,
+        classes=loaded.classes,
+        clean=_read(payload, "clean", loaded),
+        train=_read(payload, "train", loaded),
+    )
+
+
+def _needed(payload: Payload, name: str, loaded: Loaded) -> Samples:
+    samples = _read(payload, name, loaded)
+    if samples is None:
+        raise MissingInput(f"expected files of images as {name}, got none; name a data set in submission.yaml")
+    return samples
+
+
+def _read(payload: Payload, name: str, loaded: Loaded) -> Samples | None:
+    """The samples of all the files named, None where none is; no more rows are read than are used."""
+    paths, rows = payload.get(name) or [], payload.get("rows")
+    if not paths:
+        return None
+    parts = [_rows(path, rows) for path in paths]
+    samples = Samples(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
+    if len(samples) == 0:
+        raise MissingInput(f"expected images in {name}, got none; give the data set more rows")
+    expected, shape = _submission(payload).input_shape, tuple(samples.x.shape[1:])
+    if shape != tuple(expected):
+        raise NotUnderstood(f"expected {name} images of {list(expected)}, got {list(shape)}; correct input_shape")
+    least, most = int(samples.y.min()), int(samples.y.max())
+    if least < 0 or most >= loaded.classes:
+        raise NotUnderstood(
+            f"expected labels 0 to {loaded.classes - 1} in {name}, got {least} to {most}; "
+            "name the data set that the model was made for"
+        )
+    return samples
+
+
+def _rows(path: str, rows: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_slice("x")[:rows], file.get_slice("y")[:rows]
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"expected images and labels in {path}, got {error}; prepare the data again") from error
+
+
+def _named(methods: Mapping[str, Method], name: str) -> Method:
+    if name not in methods:
+        raise MissingInput(f"expected one of {', '.join(sorted(methods))}, got {name!r}; name it in the policy")
+    return methods[name]
+
+
+OPS = {op.__name__: op for op in (inspect, describe, detect, repair, evaluate, reinvert)}

@@ -1,0 +1,169 @@
+"""Operations that do inside the sandbox what a hostile file might."""
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from vetgate.errors import BadSubmission, NotUnderstood
+
+
+class Truncated(NotUnderstood):
+    """Known inside only."""
+
+
+def look(payload, progress):
+    """What the process sees."""
+    torch.randn(256, 256) @ torch.randn(256, 256)
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    return {
+        "pid": os.getpid(),
+        "threads": torch.get_num_threads(),
+        "environment": dict(os.environ),
+        "processes": sum(entry.isdigit() for entry in os.listdir("/proc")),
+        "no_new_privileges": status["NoNewPrivs"],
+        "descriptors": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
+        "parent_threads": len(os.listdir(f"/proc/{os.getppid()}/task")),
+        "visible": {path: os.path.exists(path) for path in payload.get("paths", [])},
+        "start": time.monotonic(),
+    }
+
+
+def hog(payload, progress):
+    kept = []
+    while True:
+        kept.append(bytearray(64 << 20))
+
+
+def hog_tensors(payload, progress):
+    return {"sum": float(torch.ones(payload["bytes"] // 4).sum())}
+
+
+def spin(payload, progress):
+    Path(payload["running"]).touch() if "running" in payload else None
+    while True:
+        sum(range(10000))
+
+
+def write(payload, progress):
+    with open(payload["path"], "wb") as file:
+        for _ in range(payload["megabytes"]):
+            file.write(bytes(1 << 20))
+    return {"size": os.path.getsize(payload["path"])}
+
+
+def connect(payload, progress):
+    socket.create_connection(("127.0.0.1", payload["port"]), timeout=5).close()
+    return {}
+
+
+def die(payload, progress):
+    print("last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), payload["signal"])
+    time.sleep(10)
+
+
+def leave(payload, progress):
+    os._exit(payload["code"])
+
+
+def kill_parent(payload, progress):
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(10)
+
+
+def trace_parent(payload, progress):
+    libc = ctypes.CDLL(None, use_errno=True)
+    attached = libc.ptrace(16, os.getppid(), None, None)
+    if attached == 0:
+        os.waitpid(os.getppid(), 0)
+        libc.ptrace(17, os.getppid(), None, None)
+    return {"attached": attached == 0}
+
+
+def fail(payload, progress):
+    kinds = {"Truncated": Truncated, "BadSubmission": BadSubmission, "TypeError": TypeError, "MemoryError": MemoryError}
+    raise kinds[payload["kind"]](payload["message"])
+
+
+def chatter(payload, progress):
+    print("R" * 100_000, flush=True)
+    os.write(1, b"R\x00\x00\x00\x01" * 1000)
+    print("E" * 100_000, file=sys.stderr, flush=True)
+    return {"said": True}
+
+
+def count(payload, progress):
+    for step in range(5):
+        progress(step / 5)
+        time.sleep(0.15)
+    progress(7.0)
+    return {}
+
+
+def forge(payload, progress):
+    """Write bytes to every descriptor there is."""
+    body = payload["body"].encode()
+    frame = struct.pack("!cII", payload["kind"].encode(), payload["request"], len(body)) + body
+    for fd in range(3, 64):
+        try:
+            os.write(fd, payload["raw"].encode() if "raw" in payload else frame)
+        except OSError:
+            continue
+    time.sleep(10)
+
+
+def large(payload, progress):
+    return {"text": "x" * payload["bytes"]}
+
+
+def not_finite(payload, progress):
+    return {"value": float("nan")}
+
+
+def linger(payload, progress):
+    """Leave a process of another session behind, and come back or go on."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        for fd in range(64):
+            os.close(fd) if fd != payload.get("keep") else None
+        ctypes.CDLL(None).prctl(15, b"left-behind", 0, 0, 0)
+        time.sleep(600)
+        os._exit(0)
+    time.sleep(0.3)
+    Path(payload["running"]).touch()
+    if payload["stay"]:
+        time.sleep(600)
+    return {}
+
+
+OPS = {
+    op.__name__: op
+    for op in (
+        look,
+        hog,
+        hog_tensors,
+        spin,
+        write,
+        connect,
+        die,
+        leave,
+        kill_parent,
+        trace_parent,
+        fail,
+        chatter,
+        count,
+        forge,
+        large,
+        not_finite,
+        linger,
+    )
+}

@@ -1,0 +1,213 @@
+"""The operations of the sandbox on small networks whose answers are known."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from tasks.sandbox import Limits, Sandbox
+from tasks.sandbox_ops import OPS
+from vetgate.architectures import ARCHITECTURES
+from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Repair, Samples, Subject, Trigger
+from vetgate.errors import MissingInput, NotUnderstood, StoreError, UnknownParameter
+from vetgate.formats.load import load_model
+from vetgate.formats.submission import Submission, read_submission
+
+SHAPE, CLASSES, ALWAYS = (1, 8, 8), 4, 2
+FIELDS = {
+    "name": "toy",
+    "supplier": "nobody",
+    "task": "image-classification",
+    "model": "model.safetensors",
+    "format": "safetensors",
+    "architecture": "small-cnn",
+    "input_shape": list(SHAPE),
+    "classes": CLASSES,
+    "reference_data": None,
+}
+
+
+def nothing(_fraction: float) -> None:
+    pass
+
+
+def run(name, payload, progress=nothing):
+    return OPS[name](payload, progress)
+
+
+def hand_in(directory, model, **fields):
+    directory.mkdir()
+    safetensors.torch.save_file(model.state_dict(), directory / "model.safetensors")
+    (directory / "submission.yaml").write_text(yaml.safe_dump(FIELDS | fields))
+    return {"directory": str(directory), "submission": read_submission(directory).model_dump(mode="json")}
+
+
+@pytest.fixture
+def constant(tmp_path):
+    """A submission that calls every image class 2."""
+    model = ARCHITECTURES["small-cnn"](SHAPE, CLASSES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.head.bias[ALWAYS] = 1.0
+    return hand_in(tmp_path / "constant", model)
+
+
+@pytest.fixture
+def random(tmp_path):
+    """A submission with random weights."""
+    torch.manual_seed(0)
+    return hand_in(tmp_path / "random", ARCHITECTURES["small-cnn"](SHAPE, CLASSES))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """40 images of the classes 0, 1, 2, 3 in turn, in two files."""
+    x, y = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.arange(40) % CLASSES
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path, rows in zip(paths, (slice(0, 24), slice(24, 40)), strict=True):
+        safetensors.torch.save_file({"x": x[rows].contiguous(), "y": y[rows].contiguous()}, path)
+    return Samples(x, y), [str(path) for path in paths]
+
+
+def corner(target: int) -> Trigger:
+    mask = torch.zeros(1, 8, 8)
+    mask[:, 6:, 6:] = 1
+    return Trigger(mask, torch.ones(SHAPE), target)
+
+
+def test_inspect_accepts_a_sound_submission_and_refuses_a_renamed_pickle(constant, tmp_path):
+    assert run("inspect", constant) == {}
+    (tmp_path / "constant" / "model.safetensors").write_bytes(pickle.dumps({"weights": [1.0]}))
+    with pytest.raises(NotUnderstood):
+        run("inspect", constant)
+
+
+def test_describe_tells_layer_classes_and_accuracy(constant, images):
+    _, paths = images
+    seen = run("describe", constant | {"samples": paths})
+    assert seen["layer"] == "relu"
+    assert seen["classes"] == CLASSES
+    assert seen["softmax_stripped"] is False
+    assert seen["clean_accuracy"] == pytest.approx(0.25)
+    assert run("describe", constant)["clean_accuracy"] is None
+
+
+def test_evaluate_counts_hits_among_images_of_other_classes(constant, images):
+    _, paths = images
+    heard: list[float] = []
+    triggers = [corner(ALWAYS).to_json(), corner(0).to_json()]
+    seen = run("evaluate", constant | {"samples": paths, "triggers": triggers}, heard.append)
+    assert seen == {"clean_accuracy": pytest.approx(0.25), "attack_success": [1.0, 0.0]}
+    assert heard == [0.5, 1.0]
+
+
+def test_rows_caps_what_is_read_from_each_file(constant, images):
+    _, paths = images
+    # the first three rows of each file are of the classes 0, 1, 2
+    seen = run("evaluate", constant | {"samples": paths, "triggers": [], "rows": 3})
+    assert seen["clean_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_reinvert_finds_the_label_that_is_always_given_and_no_other(constant, images):
+    _, paths = images
+    payload = {"samples": paths[:1], "held_out": paths[1:], "labels": [0, ALWAYS], "seed": 3}
+    params = {"sweeps": 4, "sweep": 2, "batch": 8, "known_to_the_detector_only": 1}
+    seen = run("reinvert", constant | payload | {"params": params})
+    assert seen["attack_success"] == [0.0, 1.0]
+    assert [Trigger.from_json(t).target for t in seen["triggers"]] == [0, ALWAYS]
+    assert run("reinvert", constant | payload | {"params": params})["triggers"] == seen["triggers"]
+
+
+def test_detect_gives_what_the_method_gives_on_the_rows_of_all_files(random, images):
+    samples, paths = images
+    payload = random | {"method": "spectral_signatures", "params": {"excess": 0.5}, "seed": 7, "train": paths}
+    seen = run("detect", payload)
+    evidence = Evidence.from_json(seen["evidence"])
+    loaded = load_model(*_opened(random))
+    subject = Subject(model=loaded.model, layer=loaded.layer, classes=CLASSES, train=samples)
+    expected = DETECTORS["spectral_signatures"](subject, seed=7, excess=0.5)
+    assert torch.equal(evidence.scores, expected.scores)
+    assert evidence.params == expected.params
+    assert evidence.seed == 7
+    assert seen["seconds"] > 0
+
+
+def halve_the_head(subject: Subject, evidence: Evidence, *, factor: float = 0.5) -> Repair:
+    """A repair whose answer is known."""
+    with torch.no_grad():
+        subject.model.head.weight.mul_(factor)
+    return Repair(subject.model, {"label": evidence.triggers[0].target, "rows": len(subject.clean)})
+
+
+def test_repair_writes_a_submission_that_names_its_parent(random, images, tmp_path, monkeypatch):
+    _, paths = images
+    method = Method(halve_the_head, "halve_the_head", "repair", frozenset({"clean"}), "", uses="triggers")
+    monkeypatch.setitem(REPAIRS, "halve_the_head", method)
+    evidence = Evidence(1.0, torch.tensor([0.0, 1.0, 0.0, 0.0]), 0.5, triggers=(corner(1),), method="neural_cleanse")
+    payload = {
+        "method": "halve_the_head",
+        "params": {"factor": 0.25},
+        "seed": 1,
+        "clean": paths,
+        "evidence": [evidence.to_json()],
+        "out": str(tmp_path / "repaired"),
+        "parent": "0" * 64,
+    }
+    seen = run("repair", random | payload)
+    written = read_submission(tmp_path / "repaired")
+    assert seen["directory"] == str(tmp_path / "repaired")
+    assert seen["changed"] == {"label": 1, "rows": 40}
+    assert (written.parent, written.name) == ("0" * 64, "toy")
+    before, after = load_model(*_opened(random)).model, load_model(tmp_path / "repaired", written).model
+    assert torch.equal(after.head.weight, 0.25 * before.head.weight)
+    assert torch.equal(after.hidden.weight, before.hidden.weight)
+
+
+def _opened(handed_in):
+    return Path(handed_in["directory"]), Submission.model_validate(handed_in["submission"])
+
+
+@pytest.mark.parametrize("change", ["labels", "shape", "missing file", "no file", "method", "parameter"])
+def test_what_does_not_fit_is_refused(constant, images, tmp_path, change):
+    _, paths = images
+    base = constant | {"method": "spectral_signatures", "params": {}, "seed": 0, "train": paths}
+    x, y = torch.rand(8, *SHAPE), torch.arange(8) % CLASSES
+    if change == "labels":
+        safetensors.torch.save_file({"x": x, "y": y + 1}, paths[0])
+    if change == "shape":
+        safetensors.torch.save_file({"x": torch.rand(8, 3, 8, 8), "y": y}, paths[1])
+        safetensors.torch.save_file({"x": torch.rand(8, 3, 8, 8), "y": y}, paths[0])
+    kinds = {
+        "labels": ({}, NotUnderstood, "expected labels 0 to 3"),
+        "shape": ({}, NotUnderstood, "correct input_shape"),
+        "missing file": ({"train": [str(tmp_path / "nowhere")]}, StoreError, "nowhere"),
+        "no file": ({"train": []}, MissingInput, "needs subject.train"),
+        "method": ({"method": "crystal_ball"}, MissingInput, "crystal_ball"),
+        "parameter": ({"params": {"crystals": 1}}, UnknownParameter, "crystals"),
+    }
+    fields, kind, words = kinds[change]
+    with pytest.raises(kind, match=words):
+        run("detect", base | fields)
+
+
+def test_in_the_sandbox_answers_and_errors_are_the_same(constant, images, tmp_path):
+    _, paths = images
+    (tmp_path / "scratch").mkdir()
+    limits = Limits(wall_seconds=60, memory_bytes=3 << 30)
+    # the data lie beside the submission, so their common directory is what may be read
+    with Sandbox(read_only=[tmp_path], scratch=tmp_path / "scratch", limits=limits) as sandbox:
+        assert sandbox.call("inspect", constant) == {}
+        payload = constant | {"samples": paths, "triggers": [corner(ALWAYS).to_json()]}
+        assert sandbox.call("evaluate", payload) == run("evaluate", payload)
+        weights = safetensors.torch.load_file(tmp_path / "constant" / "model.safetensors")
+        weights["head.bias"][0] = float("nan")
+        safetensors.torch.save_file(weights, tmp_path / "constant" / "model.safetensors")
+        with pytest.raises(NotUnderstood, match="NaN") as caught:
+            sandbox.call("describe", constant)
+        assert caught.value.exit_code == 3
