@@ -1,8 +1,8 @@
 """Neural Cleanse: a backdoored label needs a far smaller trigger than every other label.
 
 A trigger is inverted for every label, from several random starts; the smallest mask of each label counts. The statistic
-is how far the smallest log mask norm lies below the median one, in nats: 0.7 means half the median's size. Labels at or
-below the median run again from the later starts, and the smallest ones are tried on images they were not inverted on.
+is how far the smallest log mask norm lies below the median one, in nats: 0.7 means half the median's size. The quarter
+with the smallest masks runs again from the later starts, and the smallest of all are tried on images not inverted on.
 
 Source    Wang et al., "Neural Cleanse", IEEE S&P 2019.
 Deviates  Log norms instead of norms, the smallest of several starts, the averaged median, success over images of other
@@ -63,7 +63,7 @@ def neural_cleanse(
         sizes[start, labels] = torch.where(one.success >= success, one.norms, float(inside.x[0, 0].numel()))
         smallest = sizes.min(0).values
         found.update({t.target: t for t in one.triggers if bool(sizes[start, t.target] <= smallest[t.target])})
-        labels = smallest.argsort(stable=True)[: max(10, subject.classes // 2 + 1)].sort().values.tolist()
+        labels = smallest.argsort(stable=True)[: max(10, subject.classes // 4)].sort().values.tolist()
 
     scores = -smallest.log()
     centre = median(scores)

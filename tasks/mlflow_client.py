@@ -1,0 +1,89 @@
+"""A client of the MLflow registry: its database made whole on first use, its errors ours, its telemetry off."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.settings import Settings
+from vetgate.errors import StoreError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+# read when mlflow is imported, or at its calls; what the user has set stays
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # --json prints one object there and nothing else
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+SQLITE = "sqlite:///"
+
+
+def prepare(settings: Settings) -> None:
+    """Import MLflow and make its database; worth seconds when it is done while other processes work."""
+    with registry(settings):
+        pass
+
+
+@contextmanager
+def registry(settings: Settings) -> Iterator[MlflowClient]:
+    """The client, held by one process of this home at a time; raises StoreError for whatever MLflow cannot do."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if settings.s3_endpoint:
+        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", settings.s3_endpoint)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    uri = settings.tracking_uri
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with (settings.home / "registry.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+                _make_database(Path(uri.removeprefix(SQLITE)))
+            yield MlflowClient(uri, uri)
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StoreError(f"expected the registry at {uri} to answer, got {first}; check it and its disk") from error
+
+
+def experiment(client: MlflowClient, settings: Settings, name: str) -> str:
+    """The id of the experiment, made on first use; a server keeps artifacts itself, a database keeps them in ours."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    server = settings.tracking_uri.startswith(("http://", "https://"))
+    where = settings.artifacts if settings.artifacts.startswith("s3://") else Path(settings.artifacts).as_uri()
+    return str(client.create_experiment(name, artifact_location=None if server else f"{where}/{name}"))
+
+
+def _make_database(path: Path) -> None:
+    """Give the database its name only when all its migrations are in it: a killed first use leaves none behind."""
+    from mlflow.tracking import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # some sixty migrations sync the disk after each; in memory they take a third of the time and leave no file behind
+    memory = f"file:{uuid.uuid4().hex}?mode=memory&cache=shared"
+    with closing(sqlite3.connect(memory, uri=True)) as source:
+        MlflowClient(f"{SQLITE}{memory}&uri=true", f"{SQLITE}{memory}&uri=true")
+        with tempfile.TemporaryDirectory(dir=path.parent) as room:
+            draft = Path(room, "mlflow.db")
+            with closing(sqlite3.connect(draft)) as target:
+                source.backup(target)
+            os.link(draft, path)

@@ -1,0 +1,129 @@
+"""What MLflow is told of a vetting: one run, and a version of thirdparty.<name> for what came in.
+
+Tags are a cache for people to read. Nothing is decided by them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.mlflow_client import experiment, registry
+from tasks.settings import Settings
+from tasks.store import fetch_all, open_store
+from vetgate.digest import sha256_json
+from vetgate.formats.submission import Submission
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+VETTINGS = "vetgate"
+MANIFEST_TAG = "vet.manifest_sha256"
+METRICS = ("statistic", "p_value", "rang", "seconds")
+
+
+def record_vetting(
+    settings: Settings,
+    submission: Submission,
+    manifest_sha256: str,
+    result: Mapping[str, Any],
+    files: Mapping[str, Path],
+    *,
+    vetting: str = "",
+) -> str:
+    """The id of the one run of this vetting: parameters, a metric per method and number, `files` by artifact path.
+
+    `result` is the object that `vetgate vet --json` prints, `vetting` what tells two vettings of the same bytes apart,
+    such as the attestation's key. Recording the same vetting again changes nothing, and the same bytes have one version
+    of thirdparty.<name> however often they are vetted.
+    """
+    given = {k: result.get(k) for k in ("attestation", "verdict", "p_value")}
+    same = {"vet.vetting": sha256_json({"manifest": manifest_sha256, "vetting": vetting, **given})}
+    with registry(settings) as client:
+        run = run_with(client, settings, VETTINGS, same, f"{submission.name} {result['verdict']}")
+        run_id = str(run.info.run_id)
+        if run.info.status == "RUNNING":
+            _log_result(client, run_id, submission, result)
+            with tempfile.TemporaryDirectory() as room:
+                for name, path in files.items():
+                    target = Path(room, name)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, target)
+                client.log_artifacts(run_id, room)
+        version = _version_of_what_came_in(client, settings, submission, manifest_sha256, run_id)
+        tags = {MANIFEST_TAG: manifest_sha256, "vet.verdict": str(result["verdict"]), "vet.run_id": run_id}
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+            client.set_model_version_tag(version.name, str(version.version), key, value)
+        if run.info.status == "RUNNING":
+            client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _log_result(client: MlflowClient, run_id: str, submission: Submission, result: Mapping[str, Any]) -> None:
+    from mlflow.entities import Metric, Param
+
+    stated = {**submission.model_dump(mode="json", exclude_none=True), "classes": submission.n_classes}
+    stated |= {key: result.get(key) for key in ("calibrated", "suspects", "sandbox_level")}
+    numbers = {key: result.get(key) for key in ("p_value", "seconds")}
+    for method in result["methods"]:
+        numbers |= {f"{method['name']}.{key}": method.get(key) for key in METRICS}
+    for what in ("clean_accuracy", "attack_success"):
+        pair = (result.get("repair") or {}).get(what) or (None, None)
+        numbers |= dict(zip((f"repair.{what}.before", f"repair.{what}.after"), pair, strict=True))
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        params=[Param(key, str(value)) for key, value in stated.items() if value is not None],
+        metrics=[Metric(k, float(value), now, 0) for k, value in numbers.items() if value is not None],
+    )
+
+
+def _version_of_what_came_in(
+    client: MlflowClient, settings: Settings, submission: Submission, manifest_sha256: str, run_id: str
+) -> ModelVersion:
+    model = f"thirdparty.{submission.name}"
+    registered_model(client, model)
+    for version in versions(client, model, manifest_sha256):
+        return version
+    store = open_store(settings)
+    source = store.url(f"quarantine/{manifest_sha256}")
+    if not source.startswith("s3://"):
+        with tempfile.TemporaryDirectory() as room:
+            submitted = fetch_all(store, f"quarantine/{manifest_sha256}", Path(room, "submission"))
+            client.log_artifacts(run_id, str(submitted), "submission")
+        source = f"{client.get_run(run_id).info.artifact_uri}/submission"
+    return client.create_model_version(model, source=source, run_id=run_id, tags={MANIFEST_TAG: manifest_sha256})
+
+
+def run_with(client: MlflowClient, settings: Settings, where: str, tags: Mapping[str, str], name: str) -> Run:
+    """The run with these tags that did not fail, or a new one; one whose process died is taken up again."""
+    home = experiment(client, settings, where)
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    for run in client.search_runs([home], wanted, order_by=["attributes.start_time DESC"]):
+        if run.info.status in ("RUNNING", "FINISHED"):
+            return run
+    return client.create_run(home, tags=dict(tags), run_name=name)
+
+
+def registered_model(client: MlflowClient, model: str) -> None:
+    """Make the registered model, unless it is there."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+    try:
+        client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+
+
+def versions(client: MlflowClient, model: str, manifest_sha256: str) -> list[ModelVersion]:
+    """The versions of a registered model that say by their tag that they are these bytes."""
+    return list(client.search_model_versions(f"name = '{model}' and tags.`{MANIFEST_TAG}` = '{manifest_sha256}'"))

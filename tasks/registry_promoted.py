@@ -1,0 +1,135 @@
+"""What MLflow is told of a promotion: a run, a version of prod.<name> with exactly the vetted bytes, and its alias.
+
+A version that is found by its tag is believed by its bytes only, because whoever can write to the registry can tag.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.intake import MAX_BYTES, MAX_FILES
+from tasks.mlflow_client import registry
+from tasks.registry import MANIFEST_TAG, registered_model, run_with, versions
+from tasks.settings import Settings
+from tasks.store import open_store
+from vetgate.errors import StoreError, VetgateError
+from vetgate.formats.manifest import Manifest, hash_directory
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+PROMOTIONS = "vetgate-promotions"
+MODEL = "model"
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """One version of prod.<name> and where its bytes lie."""
+
+    version: str
+    run_id: str
+    source: str
+    previous: str | None
+
+
+def register_promoted(
+    settings: Settings,
+    name: str,
+    manifest: Manifest,
+    directory: Path,
+    *,
+    alias: str,
+    tags: Mapping[str, str],
+    documents: Mapping[str, Path],
+    told: Told,
+) -> Promoted:
+    """A version of prod.<name> with exactly these bytes and tags, and then, last, the alias on it.
+
+    `directory` holds the bytes, which were checked; with an S3 store the version points at the vetted copy there.
+    `documents` go beside them, into folders named by their keys. Each step may be the last before a crash: running it
+    again finds what is there, checks it and goes on.
+    """
+    model, fresh = f"prod.{name}", {**tags, MANIFEST_TAG: manifest.sha256}
+    with registry(settings) as client:
+        version = _promoted_version(client, settings, model, manifest)
+        if version is None:
+            run_id, source = _promotion_run(client, settings, name, manifest, directory, documents, told)
+            registered_model(client, model)
+            version = client.create_model_version(model, source=source, run_id=run_id, tags=fresh)
+            told("version registered")
+        for key, value in fresh.items():
+            client.set_model_version_tag(model, str(version.version), key, value)
+        current = {a: str(v) for a, v in client.get_registered_model(model).aliases.items()}
+        old = current.get(alias)
+        if alias == "champion" and old is not None and old != str(version.version):
+            client.set_registered_model_alias(model, "previous", old)
+            current["previous"] = old
+            told("old champion kept as previous")
+        client.set_registered_model_alias(model, alias, str(version.version))
+        told("alias set")
+    return Promoted(str(version.version), str(version.run_id), str(version.source), current.get("previous"))
+
+
+def _promoted_version(client: MlflowClient, settings: Settings, model: str, manifest: Manifest) -> ModelVersion | None:
+    """The version whose bytes are these; one that only claims so by its tag is passed over."""
+    vetted = open_store(settings).url(f"vetted/{manifest.sha256}")
+    for version in versions(client, model, manifest.sha256):
+        if vetted.startswith("s3://"):
+            if version.source == vetted:
+                return version
+        elif version.source and version.source == _bytes_of_run(client, str(version.run_id), manifest):
+            return version
+    return None
+
+
+def _promotion_run(
+    client: MlflowClient,
+    settings: Settings,
+    name: str,
+    manifest: Manifest,
+    directory: Path,
+    documents: Mapping[str, Path],
+    told: Told,
+) -> tuple[str, str]:
+    """The id of a run with the promoted bytes and the source that a version of them has."""
+    vetted = open_store(settings).url(f"vetted/{manifest.sha256}")
+    tags = {"vet.name": name, MANIFEST_TAG: manifest.sha256}
+    # twice, because a run of an earlier try may hold what does not belong there
+    for _ in range(2):
+        run_id = str(run_with(client, settings, PROMOTIONS, tags, f"prod.{name}").info.run_id)
+        told("promotion run made")
+        for artifact, path in documents.items():
+            client.log_artifact(run_id, str(path), artifact)
+        source: str | None = vetted
+        if not vetted.startswith("s3://"):
+            # a server refuses paths outside a run's artifacts, so the bytes go there, and are hashed there
+            client.log_artifacts(run_id, str(directory), MODEL)
+            told("bytes logged")
+            source = _bytes_of_run(client, run_id, manifest)
+        client.set_terminated(run_id, "FINISHED" if source else "FAILED")
+        told("promotion run finished")
+        if source:
+            return run_id, source
+    raise StoreError(f"expected run {run_id} to hold the vetted bytes, got others; check the disk of the artifacts")
+
+
+def _bytes_of_run(client: MlflowClient, run_id: str, manifest: Manifest) -> str | None:
+    """Where a run keeps the promoted bytes, if they are exactly these."""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as room:
+        try:
+            root = client.get_run(run_id).info.artifact_uri
+            there = hash_directory(
+                Path(client.download_artifacts(run_id, MODEL, room)), max_bytes=MAX_BYTES, max_files=MAX_FILES
+            )
+        except (VetgateError, MlflowException, OSError):
+            return None
+    return f"{root}/{MODEL}" if there == manifest else None

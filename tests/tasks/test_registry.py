@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.mlflow_client import prepare, registry
+from tasks.registry import record_vetting
+from tasks.registry_promoted import Promoted, register_promoted
+from tasks.settings import Settings
+from tasks.store import open_store
+from vetgate.errors import Denied, StoreError
+from vetgate.formats.manifest import hash_directory
+from vetgate.formats.submission import Submission
+
+MANIFEST = "a" * 64
+SUBMISSION = Submission(
+    name="digits-cnn",
+    supplier="Some & Co",
+    task="image-classification",
+    model="model.onnx",
+    format="onnx",
+    input_shape=(1, 8, 8),
+    classes=[str(k) for k in range(10)],
+)
+FORK = multiprocessing.get_context("fork")
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    method = {"name": "abs", "statistic": 2.5, "rang": True, "suspects": [3], "seconds": 1.5, "failure": None}
+    failed = {"name": "strip", "statistic": None, "rang": False, "suspects": [], "seconds": None, "failure": "late"}
+    repair = {"method": "unlearn", "clean_accuracy": [0.98, 0.97], "attack_success": [1.0, 0.02], "verdict": "PASS"}
+    made = {
+        "submission": "digits-cnn",
+        "manifest_sha256": MANIFEST,
+        "verdict": "FAIL",
+        "p_value": 0.01,
+        "calibrated": True,
+        "suspects": [3],
+        "methods": [method, failed],
+        "repair": repair,
+        "sandbox_level": 2,
+        "seconds": 12.5,
+        "attestation": "attestations/1.json",
+    }
+    return made | changes
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty registry, made once for every test of the session."""
+    settings = Settings(home=tmp_path_factory.getbasetemp() / "empty-registry")
+    prepare(settings)
+    return settings.home / "mlflow.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, made_once: Path) -> Settings:
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir()
+    shutil.copyfile(made_once, settings.home / "mlflow.db")
+    open_store(settings).create(f"quarantine/{MANIFEST}/model.onnx", b"weights")
+    open_store(settings).create(f"quarantine/{MANIFEST}/submission.yaml", b"name: digits-cnn")
+    return settings
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    (tmp_path / "x.html").write_text("<p>report")
+    (tmp_path / "y.png").write_bytes(b"png")
+    return {"report.html": tmp_path / "x.html", "triggers/abs-3.png": tmp_path / "y.png"}
+
+
+def test_a_vetting_is_one_run_with_its_numbers_and_artifacts(
+    settings: Settings, files: dict[str, Path], tmp_path: Path
+) -> None:
+    run_id = record_vetting(settings, SUBMISSION, MANIFEST, result(), files)
+    with registry(settings) as client:
+        run = client.get_run(run_id)
+        out = Path(client.download_artifacts(run_id, "", str(tmp_path)))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["supplier"] == "Some & Co"
+    assert run.data.params["classes"] == "10"
+    assert run.data.metrics == {
+        "p_value": 0.01,
+        "seconds": 12.5,
+        "abs.statistic": 2.5,
+        "abs.rang": 1.0,
+        "abs.seconds": 1.5,
+        "strip.rang": 0.0,
+        "repair.clean_accuracy.before": 0.98,
+        "repair.clean_accuracy.after": 0.97,
+        "repair.attack_success.before": 1.0,
+        "repair.attack_success.after": 0.02,
+    }
+    assert run.data.tags["vet.verdict"] == "FAIL"
+    assert (out / "report.html").read_text() == "<p>report"
+    assert (out / "triggers" / "abs-3.png").read_bytes() == b"png"
+    assert (out / "submission" / "model.onnx").read_bytes() == b"weights"
+
+
+def test_the_same_vetting_again_is_the_same_run_and_version(settings: Settings, files: dict[str, Path]) -> None:
+    first = record_vetting(settings, SUBMISSION, MANIFEST, result(), files)
+    assert record_vetting(settings, SUBMISSION, MANIFEST, result(), files) == first
+    second = record_vetting(settings, SUBMISSION, MANIFEST, result(verdict="PASS", repair=None), files, vetting="2")
+    assert second != first
+    with registry(settings) as client:
+        (version,) = client.search_model_versions("name = 'thirdparty.digits-cnn'")
+        assert version.run_id == first
+        assert version.source == f"{client.get_run(first).info.artifact_uri}/submission"
+        assert version.tags == {"vet.manifest_sha256": MANIFEST, "vet.verdict": "PASS", "vet.run_id": second}
+
+
+def test_a_vetting_whose_recording_was_killed_is_taken_up_again(settings: Settings, files: dict[str, Path]) -> None:
+    class Deadly(dict[str, Path]):
+        def items(self) -> Any:
+            yield from super().items()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = FORK.Process(target=record_vetting, args=(settings, SUBMISSION, MANIFEST, result(), Deadly(files)))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    run_id = record_vetting(settings, SUBMISSION, MANIFEST, result(), files)
+    with registry(settings) as client:
+        experiment = client.get_experiment_by_name("vetgate")
+        (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+
+
+def test_with_an_s3_store_the_version_points_at_the_quarantine(
+    settings: Settings, files: dict[str, Path], s3_endpoint: str
+) -> None:
+    remote = settings.model_copy(update={"store": "s3://vetgate/registry", "s3_endpoint": s3_endpoint})
+    record_vetting(remote, SUBMISSION, MANIFEST, result(), files)
+    with registry(remote) as client:
+        (version,) = client.search_model_versions("name = 'thirdparty.digits-cnn'")
+    assert version.source == f"s3://vetgate/registry/quarantine/{MANIFEST}"
+
+
+def test_with_an_s3_store_prod_points_at_the_vetted_copy_and_no_version_elsewhere_is_believed(
+    settings: Settings, tmp_path: Path, s3_endpoint: str
+) -> None:
+    remote = settings.model_copy(update={"store": "s3://vetgate/registry", "s3_endpoint": s3_endpoint})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(b"weights")
+    manifest = hash_directory(tmp_path / "model")
+    with registry(remote) as client:
+        client.create_registered_model("prod.digits")
+        claimed = {"vet.manifest_sha256": manifest.sha256, "vet.verdict": "PASS"}
+        client.create_model_version("prod.digits", f"s3://elsewhere/vetted/{manifest.sha256}", tags=claimed)
+
+    def promoted() -> Promoted:
+        return register_promoted(
+            remote, "digits", manifest, tmp_path / "model", alias="champion", tags={}, documents={}, told=lambda _: None
+        )
+
+    assert promoted().source == f"s3://vetgate/registry/vetted/{manifest.sha256}"
+    assert promoted().version == "2"
+    with registry(remote) as client:
+        assert client.get_registered_model("prod.digits").aliases.keys() == {"champion"}
+        assert str(client.get_model_version_by_alias("prod.digits", "champion").version) == "2"
+        assert client.get_model_version("prod.digits", "2").tags == {"vet.manifest_sha256": manifest.sha256}
+
+
+def test_a_killed_first_use_leaves_no_half_database_and_four_processes_then_make_one(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home")
+    open_store(settings).create(f"quarantine/{MANIFEST}/model.onnx", b"weights")
+    child = FORK.Process(target=prepare, args=(settings,))
+    child.start()
+    time.sleep(0.4)
+    child.kill()
+    child.join()
+    assert not (settings.home / "mlflow.db").exists()
+    answers = FORK.SimpleQueue()
+
+    def record(i: int) -> None:
+        vetting = result(verdict="PASS", repair=None)
+        answers.put(record_vetting(settings, SUBMISSION, MANIFEST, vetting, {}, vetting=str(i % 2)))
+
+    processes = [FORK.Process(target=record, args=(i,)) for i in range(4)]
+    for process in processes:
+        process.start()
+    runs = {answers.get() for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(runs) == 2
+    with registry(settings) as client:
+        assert len(client.search_model_versions("name = 'thirdparty.digits-cnn'")) == 1
+
+
+def test_a_registry_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no database")
+    for uri in (f"sqlite:///{tmp_path}/file", "sqlite:////proc/none/mlflow.db", f"sqlite:///{tmp_path}/file/below.db"):
+        with pytest.raises(StoreError, match="expected the registry at sqlite"):
+            record_vetting(Settings(home=tmp_path, tracking_uri=uri), SUBMISSION, MANIFEST, result(), {})
+
+
+def test_an_error_of_ours_passes_through_unchanged(settings: Settings) -> None:
+    with pytest.raises(Denied, match="ours"), registry(settings):
+        raise Denied("ours")
