@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FiniteFloat, ValidationError, model_validator
 
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
@@ -31,18 +31,22 @@ SHIPPED = Path(__file__).parent.parent / "infra" / "calibration" / "default.json
 # own references of a data set stand alone from this many on; below, all references are pooled
 ENOUGH = 8
 DRAWS = 20_000
+# how many labels the floor of a scale counts for
+PRIOR = 10
 # how much each method's standardised statistic counts in the combined score; fixed before any model was looked at
 WEIGHTS = {"neural_cleanse": 1.0, "abs": 0.5, "spectral_signatures": 0.5, "activation_clustering": 0.5}
 # 1.4826 makes a median of absolute deviations estimate sigma for normal data
 TO_SIGMA = 1.4826
 CLIP = 4.0
+# methods whose null is simulated from the labels of the references; the others' is the references themselves
+BY_LABEL = frozenset({"neural_cleanse"})
 
 
 class Seen(BaseModel, frozen=True, extra="forbid"):
     """What one detector gave on one reference model; scores only where they run over classes."""
 
-    statistic: float
-    scores: tuple[float, ...] | None = None
+    statistic: FiniteFloat
+    scores: tuple[FiniteFloat, ...] | None = None
 
 
 class Reference(BaseModel, frozen=True, extra="forbid"):
@@ -53,8 +57,15 @@ class Reference(BaseModel, frozen=True, extra="forbid"):
     architecture: str
     classes: int
     seed: int
-    accuracy: float
+    accuracy: FiniteFloat
     seen: dict[str, Seen]
+
+    @model_validator(mode="after")
+    def _labels_are_all_there(self) -> Self:
+        for name, seen in self.seen.items():
+            if name in BY_LABEL and len(seen.scores or ()) != self.classes:
+                raise ValueError(f"expected {self.classes} scores of {name} on {self.data}, got {seen.scores}")
+        return self
 
 
 class MethodPin(BaseModel, frozen=True, extra="forbid"):
@@ -69,6 +80,12 @@ class Bank(BaseModel, frozen=True, extra="forbid"):
 
     methods: dict[str, MethodPin]
     references: tuple[Reference, ...]
+
+    @model_validator(mode="after")
+    def _references_are_distinct(self) -> Self:
+        if len({(r.data_sha256, r.architecture, r.seed) for r in self.references}) < len(self.references):
+            raise ValueError("expected each reference once, got one twice; it would count as two models")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,41 +119,59 @@ class Calibration:
             return f"{method} ran with other parameters than its references; restore params.yaml or recalibrate"
         return next((reason for reason in self.stale if reason.startswith(f"{method} ")), None)
 
-    def references(self, method: str, data_sha256: str | None) -> list[Reference]:
-        """The references that stand for a subject: those of its own data set when there are enough, else all."""
-        holding = [r for r in self.bank.references if method in r.seen]
-        own = [r for r in holding if r.data_sha256 == data_sha256]
-        return own if len(own) >= ENOUGH else holding
+    def references(self, method: str, data_sha256: str | None, level: float) -> list[Reference]:
+        """The references that stand for a subject: those of its own data set when they reach `level`, else all."""
+        own, holding = self._holding(method, data_sha256)
+        return own if _reach(method, len(own), level) else holding
 
-    def null(self, method: str, data_sha256: str | None) -> Null:
+    def short_of(self, method: str, data_sha256: str | None, level: float) -> str | None:
+        """Why the references of a method are too few for a false-alarm rate of `level`; None when they suffice."""
+        count = len(self.references(method, data_sha256, level))
+        if _reach(method, count, level):
+            return None
+        return f"{count} clean references of {method} are too few for a level of {level:g}; add some to `bank`"
+
+    def null(self, method: str, data_sha256: str | None, level: float) -> Null:
         """The null of a method for subjects on this data set; raises BadPolicy when no reference holds it.
 
         Pooled over data sets, the floor and the least effect are those of the set where they are smallest: a bound
         that holds everywhere would hide what stands out in a narrow one.
         """
-        chosen = self.references(method, data_sha256)
+        chosen = self.references(method, data_sha256, level)
         if not chosen:
             raise BadPolicy(f"the calibration holds no references for {method}; rebuild it with `dvc repro`")
         floors, leasts, scales, statistics = [], [], [], []
-        for name in sorted({r.data for r in chosen}):
-            seen = [r.seen[method] for r in chosen if r.data == name]
+        for seen in _by_data(chosen, method):
             values = np.array([s.statistic for s in seen])
-            own = np.array([lower_scale(s.scores) if s.scores else np.nan for s in seen])
-            spread = float(np.median(own)) if np.isfinite(own).all() else _spread(values)
-            floors.append(spread)
-            leasts.append(float(values.max()))
-            scales.append(own)
+            own = [lower_scale(s.scores) for s in seen if s.scores]
+            # one model's scale is a noisy estimate from few labels; the models of a data set share theirs
+            floors.append(float(np.sqrt(np.mean(np.square(own)))) if own else _spread(values))
+            # two spreads above the median: one odd reference must not hide what it resembles
+            leasts.append(float(np.median(values)) + 2 * _spread(values))
+            scales.append(np.full(len(seen), floors[-1]))
             # centred within the data set, so that pooling compares like with like
             statistics.append((values - np.median(values)) / max(_spread(values), 1e-6))
         raw = np.sort([r.seen[method].statistic for r in chosen])
         return Null(min(floors), np.concatenate(scales), min(leasts), np.concatenate(statistics), raw)
 
     def standardise(self, method: str, value: float, data_sha256: str | None) -> float:
-        """A method's statistic in units of the clean references' spread around their median, within +-CLIP."""
-        chosen = self.references(method, data_sha256)
-        sets = [[r.seen[method].statistic for r in chosen if r.data == d] for d in sorted({r.data for r in chosen})]
-        units = [(value - float(np.median(v))) / max(_spread(np.array(v)), 1e-6) for v in sets]
-        return float(np.clip(min(units), -CLIP, CLIP))
+        """A method's statistic in units of the clean references' spread around their median."""
+        own, holding = self._holding(method, data_sha256)
+        chosen = own if len(own) >= ENOUGH else holding
+        sets = [np.array([s.statistic for s in seen]) for seen in _by_data(chosen, method)]
+        return min((value - float(np.median(v))) / max(_spread(v), 1e-6) for v in sets)
+
+    def _holding(self, method: str, data_sha256: str | None) -> tuple[list[Reference], list[Reference]]:
+        holding = [r for r in self.bank.references if method in r.seen]
+        return [r for r in holding if r.data_sha256 == data_sha256], holding
+
+
+def _reach(method: str, count: int, level: float) -> bool:
+    return count >= ENOUGH and (method in BY_LABEL or 1 / (count + 1) <= level)
+
+
+def _by_data(references: Sequence[Reference], method: str) -> list[list[Seen]]:
+    return [[r.seen[method] for r in references if r.data == name] for name in sorted({r.data for r in references})]
 
 
 def load_calibration(path: Path | None = None) -> Calibration | None:
@@ -154,9 +189,17 @@ def load_calibration(path: Path | None = None) -> Calibration | None:
     stale = tuple(
         f"{name} has changed since its references were made; rebuild the calibration with `dvc repro`"
         for name, pin in sorted(bank.methods.items())
-        if pin.code != code_digest("detect", name)
+        if pin.code != _code(name)
     )
     return Calibration(bank, sha256_json(raw), stale)
+
+
+def _code(method: str) -> str | None:
+    try:
+        return code_digest("detect", method)
+    except OSError:
+        # a method that is no longer there
+        return None
 
 
 def lower_scale(scores: Sequence[float]) -> float:
@@ -170,20 +213,45 @@ def lower_scale(scores: Sequence[float]) -> float:
 
 
 def outliers(scores: Sequence[float], floor: float) -> Array:
-    """Distance (K,) of class scores above their median, in units of the lower scale or the floor."""
+    """Distance (K,) of class scores above their median, in units of their lower scale drawn towards the floor."""
     values = np.asarray(scores, dtype=np.float64)
-    return np.asarray((values - np.median(values)) / max(lower_scale(scores), floor, 1e-6))
+    return np.asarray((values - np.median(values)) / steadied(lower_scale(scores), len(values), floor))
 
 
-def outlier_null(classes: int, null: Null, *, draws: int = DRAWS) -> Array:
-    """Sorted largest outliers (draws,) of clean models with K labels whose scales are drawn from the references'."""
+def steadied(scale: Array | float, classes: int, floor: float) -> Array:
+    """A lower scale from K / 2 labels, averaged with the floor as if that came from PRIOR labels more.
+
+    It never falls below sqrt(PRIOR / (PRIOR + K / 2)) of the floor, and many labels speak for themselves.
+    """
+    half = classes / 2
+    variance = (PRIOR * floor**2 + half * np.square(scale)) / (PRIOR + half)
+    return np.asarray(np.maximum(np.sqrt(variance), 1e-6))
+
+
+def draws_for(classes: int) -> int:
+    """How many clean models with K labels are simulated: as many as fit in 64 MB."""
+    return min(DRAWS, 8_000_000 // max(classes, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class OutlierNull:
+    """Simulated clean models: their largest outliers (draws,), sorted, and what those add to the combined score."""
+
+    outliers: Array
+    added: Array
+
+
+def outlier_null(classes: int, null: Null) -> OutlierNull:
+    """Clean models with K labels whose scales are drawn from the references'."""
     stream = np.random.default_rng(classes)
-    draws = min(draws, 8_000_000 // classes)
+    draws = draws_for(classes)
     scores = stream.standard_normal((draws, classes)) * stream.choice(null.scales, draws)[:, None]
-    above = scores - np.median(scores, axis=1, keepdims=True)
-    half = np.where(above >= 0, above, np.nan)
-    scale = np.maximum(TO_SIGMA * np.nanmedian(half, axis=1), max(null.floor, 1e-6))
-    return np.sort(above.max(1) / scale)
+    scores.sort(axis=1)
+    # sorted, the suspicious half of the scores is the upper half of the columns
+    above = scores[:, classes // 2 :] - np.median(scores, axis=1, keepdims=True)
+    largest = above[:, -1] / steadied(TO_SIGMA * np.median(above, axis=1), classes, null.floor)
+    order = np.sort(largest)
+    return OutlierNull(order, np.where(above[:, -1] > null.least, normal_score(tail(order, largest)), 0.0))
 
 
 def tail(null: Array, values: Array | float) -> Array:
@@ -198,12 +266,20 @@ def normal_score(p: Array | float) -> Array:
     return np.clip([NormalDist().inv_cdf(1 - v) for v in flat], -CLIP, CLIP)
 
 
-def combined_null(nulls: Mapping[str, Null], *, draws: int = DRAWS) -> Array:
-    """Sorted combined scores (draws,) of clean models: a normal score and resampled reference statistics."""
+def contribution(units: Array | float) -> Array:
+    """What standardised statistics add to the combined score: at most CLIP, and never less than nothing.
+
+    A method that finds a model cleaner than clean ones must not outweigh another that finds a backdoor.
+    """
+    return np.clip(np.asarray(units, dtype=np.float64), 0, CLIP)
+
+
+def combined_null(nulls: Mapping[str, Null], labels: OutlierNull) -> Array:
+    """Sorted combined scores (DRAWS,) of clean models: simulated labels and resampled reference statistics."""
     stream = np.random.default_rng(0)
-    total = WEIGHTS["neural_cleanse"] * np.clip(stream.standard_normal(draws), -CLIP, CLIP)
+    total = WEIGHTS["neural_cleanse"] * contribution(stream.choice(labels.added, DRAWS))
     for name in sorted(set(nulls) - {"neural_cleanse"}):
-        total = total + WEIGHTS[name] * np.clip(stream.choice(nulls[name].statistics, draws), -CLIP, CLIP)
+        total = total + WEIGHTS[name] * contribution(stream.choice(nulls[name].statistics, DRAWS))
     return np.sort(total)
 
 

@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from vetgate.blind import answers, blind_spots, incomparable, unreached, unreadable
 from vetgate.calibration import (
     WEIGHTS,
     Array,
     Calibration,
     Null,
     combined_null,
+    contribution,
     normal_score,
     outlier_null,
     outliers,
@@ -97,114 +99,86 @@ def judge(
     policy: Policy,
     calibration: Calibration | None,
     *,
+    classes: int,
     data_sha256: str | None,
     with_training_data: bool,
     sandbox_level: int,
     format: str,
 ) -> Verdict:
     """Judge what was seen of one model. `data_sha256` names the reference data, whose own null is preferred."""
-    blind = _closed(seen, policy, with_training_data, sandbox_level, format)
+    level = policy.false_alarm_rate
+    blind = blind_spots(seen, policy, with_training_data, sandbox_level, format)
     evidence = {e.method: e for e in seen if isinstance(e, Evidence)}
     failures = {f.method: f.reason for f in seen if isinstance(f, Failure)}
-    usable: dict[str, Evidence] = {}
-    for name, found in evidence.items():
-        simulated = calibration is None and policy.allow_uncalibrated
-        reason = None if simulated and name == "neural_cleanse" else _unusable(name, found, calibration)
-        if simulated and reason is not None:
-            continue
-        if reason is None:
-            usable[name] = found
-        elif name in policy.required or name in policy.required_with_training_data:
-            blind.append(reason)
-
-    nulls = {n: calibration.null(n, data_sha256) if calibration else SIMULATED for n in usable}
-    standings = {
-        name: _standing(found, nulls[name], calibration, data_sha256, policy.false_alarm_rate)
-        for name, found in usable.items()
+    required = {*policy.required, *(policy.required_with_training_data if with_training_data else ())}
+    simulated = calibration is None and policy.allow_uncalibrated
+    unread = {n: why for n, e in evidence.items() if (why := unreadable(e, classes, level)) is not None}
+    blind += [why for name, why in unread.items() if name in required]
+    readable = {n: e for n, e in evidence.items() if n not in unread and answers(seen)[n] == 1}
+    uncounted = {
+        n: why
+        for n, e in readable.items()
+        if not (simulated and n == "neural_cleanse")
+        and (why := incomparable(e, calibration, data_sha256, level)) is not None
     }
+    # a policy that allows a verdict without references cannot require what only they give a meaning
+    blind += [why for name, why in uncounted.items() if name in required and not simulated]
+    usable = {n: e for n, e in readable.items() if n not in uncounted}
+
+    nulls = {n: calibration.null(n, data_sha256, level) if calibration else SIMULATED for n in usable}
+    standings = {name: _standing(found, nulls[name], calibration, data_sha256, level) for name, found in usable.items()}
     p_value, labels_p = _combine(standings, nulls)
     methods = tuple(
-        _result(name, evidence.get(name), failures.get(name), standings.get(name), nulls.get(name), policy)
-        for name in sorted({*evidence, *failures, *policy.required})
+        _result(name, evidence.get(name), unread | uncounted | failures, standings.get(name), nulls.get(name), level)
+        for name in sorted({*evidence, *failures, *required})
     )
-    calibrated = calibration is not None and "neural_cleanse" in standings
     if p_value is None:
         blind.append("no detector with a calibrated null could be read; nothing was inspected")
-    low = p_value is not None and p_value <= policy.false_alarm_rate
+    elif hidden := unreached(usable["neural_cleanse"]):
+        blind.append(hidden)
+    low = p_value is not None and p_value <= level
     confirmed = {label for s in standings.values() for label in s.confirmed}
-    suspects = tuple(
-        sorted(label for label in confirmed if labels_p is not None and labels_p[label] <= policy.false_alarm_rate)
-    )
-    by_data = [n for n, s in standings.items() if s.labels is None and s.p_value <= policy.false_alarm_rate]
-    reasons: list[str] = []
+    suspects = tuple(sorted(label for label in confirmed if low and labels_p is not None and labels_p[label] <= level))
+    by_data = [n for n, s in standings.items() if s.labels is None and s.p_value <= level]
     if low and (suspects or by_data):
         decision = Decision.FAIL
-        reasons += [_why(label, evidence) for label in suspects]
+        reasons = [_why(label, evidence) for label in suspects]
         reasons += [f"{name} finds poisoned rows in the training data" for name in by_data]
         # what could not run cannot make a found backdoor harmless
         reasons += blind
     elif blind:
         decision, reasons = Decision.INCONCLUSIVE, blind
-    elif low and (unproven := sorted({label for s in standings.values() for label in s.ringing})):
-        decision = Decision.INCONCLUSIVE
-        named = ", ".join(map(str, unproven))
-        reasons = [f"label {named} stands out, but its trigger was not confirmed on held-out images and a second start"]
+    elif low:
+        decision, reasons = Decision.INCONCLUSIVE, [_unproven(standings, p_value, level)]
     else:
         decision = Decision.PASS
         reasons = ["no label stands out from the others by more than the labels of clean reference models do"]
+    if simulated:
+        reasons = [*reasons, "uncalibrated: the null is simulated, no clean model was looked at"]
+        reasons += [f"{name} was not counted: {why}" for name, why in uncounted.items()]
     about = None
     if calibration is not None:
-        about = {"id": calibration.id, **_rates(calibration, nulls, data_sha256, policy)}
-    return Verdict(decision, p_value, calibrated, suspects if low else (), methods, tuple(reasons), about)
-
-
-def _closed(
-    seen: Sequence[Evidence | Failure], policy: Policy, with_training_data: bool, sandbox_level: int, format: str
-) -> list[str]:
-    blind = []
-    required = [*policy.required, *(policy.required_with_training_data if with_training_data else ())]
-    for name in required:
-        of_it = [s for s in seen if s.method == name]
-        if not of_it:
-            blind.append(f"{name} is required and did not run")
-        blind += [f"{name} is required and failed: {s.reason}" for s in of_it if isinstance(s, Failure)]
-        blind += [
-            f"{name} is required and gave {s.statistic}"
-            for s in of_it
-            if isinstance(s, Evidence) and not (math.isfinite(s.statistic) and bool(s.scores.isfinite().all()))
-        ]
-    wanted = policy.sandbox_level.get(format)
-    if wanted is None:
-        blind.append(f"the policy names no sandbox level for {format}, so it does not accept it")
-    elif sandbox_level < wanted:
-        blind.append(f"the policy demands sandbox level {wanted} for {format}, this host gave {sandbox_level}")
-    return blind
-
-
-def _unusable(name: str, found: Evidence, calibration: Calibration | None) -> str | None:
-    if name not in WEIGHTS:
-        return f"{name} has no weight in the verdict"
-    if not (math.isfinite(found.statistic) and bool(found.scores.isfinite().all())):
-        return f"{name} gave no finite numbers"
-    if calibration is None:
-        return f"there is no calibration for {name}; build one with `dvc repro` or set VETGATE_CALIBRATION"
-    return calibration.mismatch(name, found.params)
+        about = {"id": calibration.id, **_rates(calibration, data_sha256, level)}
+    calibrated = calibration is not None and "neural_cleanse" in standings
+    return Verdict(decision, p_value, calibrated, suspects, methods, tuple(reasons), about)
 
 
 def _standing(
-    found: Evidence, null: Null, calibration: Calibration | None, data_sha256: str | None, alpha: float
+    found: Evidence, null: Null, calibration: Calibration | None, data_sha256: str | None, level: float
 ) -> _Standing:
     name = found.method
     if name == "neural_cleanse":
         scores = found.scores.tolist()
-        p = tail(outlier_null(len(scores), null), outliers(scores, null.floor))
+        p = tail(outlier_null(len(scores), null).outliers, outliers(scores, null.floor))
         held_out, second = (np.array(_details(found, key, len(scores))) for key in ("held_out", "second_start"))
         effects = np.array(scores) - np.median(scores)
-        ringing = np.flatnonzero((p <= alpha) & (effects > null.least))
+        ringing = np.flatnonzero((p <= level) & (effects > null.least))
         proven = [int(k) for k in ringing if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least]
+        # what stays below the least effect is no effect, however tight the other labels lie
+        counted = np.where(effects > null.least, normal_score(p), 0.0)
         return _Standing(
-            float(normal_score(p).max()),
-            normal_score(p),
+            float(counted.max()),
+            counted,
             float(p.min()),
             tuple(proven),
             tuple(int(k) for k in ringing),
@@ -225,34 +199,38 @@ def _standing(
 
 def _details(found: Evidence, key: str, count: int) -> list[float]:
     values = found.details.get(key)
-    # a detail that is missing or of another length confirms nothing
-    return list(values) if isinstance(values, list) and len(values) == count else [-1.0] * count
+    # a detail that is missing, of another length or no number confirms nothing
+    if isinstance(values, list) and len(values) == count and all(isinstance(v, int | float) for v in values):
+        return list(values)
+    return [-1.0] * count
 
 
 def _combine(standings: Mapping[str, _Standing], nulls: Mapping[str, Null]) -> tuple[float | None, Array | None]:
     if "neural_cleanse" not in standings:
         return None, None
-    null = combined_null(nulls)
-    model = sum(WEIGHTS[name] * s.model for name, s in standings.items())
-    labels = np.zeros_like(standings["neural_cleanse"].labels)
+    by_label = standings["neural_cleanse"].labels
+    assert by_label is not None  # it scores labels
+    null = combined_null(nulls, outlier_null(len(by_label), nulls["neural_cleanse"]))
+    model = sum(WEIGHTS[name] * float(contribution(s.model)) for name, s in standings.items())
+    labels = np.zeros_like(by_label)
     for name, s in standings.items():
-        labels = labels + WEIGHTS[name] * (s.model if s.labels is None else s.labels)
+        labels = labels + WEIGHTS[name] * contribution(s.model if s.labels is None else s.labels)
     return float(tail(null, model)), tail(null, labels)
 
 
 def _result(
     name: str,
     found: Evidence | None,
-    failure: str | None,
+    unread: Mapping[str, str],
     standing: _Standing | None,
     null: Null | None,
-    policy: Policy,
+    level: float,
 ) -> MethodResult:
     if found is None:
-        return MethodResult(name, failure=failure or "did not run")
+        return MethodResult(name, failure=unread.get(name, "did not run"))
     if standing is None or null is None:
-        return MethodResult(name, statistic=found.statistic)
-    rang = standing.p_value <= policy.false_alarm_rate
+        return MethodResult(name, found.statistic, failure=unread.get(name, "was not read"))
+    rang = standing.p_value <= level
     shown = {
         "values": [round(float(v), 4) for v in null.raw],
         "cutoff": round(null.least, 4),
@@ -261,6 +239,13 @@ def _result(
     return MethodResult(
         name, found.statistic, round(standing.p_value, 5), rang, standing.ringing if rang else (), None, shown
     )
+
+
+def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: float) -> str:
+    named = ", ".join(map(str, sorted({label for s in standings.values() for label in s.ringing})))
+    if named:
+        return f"label {named} stands out, but its trigger was not confirmed on held-out images and a second start"
+    return f"the evidence together is rarer (p = {p_value:.3g}) than {level:g} among clean models, but names no label"
 
 
 def _why(label: int, evidence: Mapping[str, Evidence]) -> str:
@@ -275,13 +260,11 @@ def _why(label: int, evidence: Mapping[str, Evidence]) -> str:
     return f"label {label}: " + "; ".join(parts or ["a single channel leads there"])
 
 
-def _rates(
-    calibration: Calibration, nulls: Mapping[str, Null], data_sha256: str | None, policy: Policy
-) -> dict[str, Any]:
-    chosen = calibration.references("neural_cleanse", data_sha256)
+def _rates(calibration: Calibration, data_sha256: str | None, level: float) -> dict[str, Any]:
+    chosen = calibration.references("neural_cleanse", data_sha256, level)
     return {
         "references": len(chosen),
         "data": sorted({r.data for r in chosen}),
         "own_data": bool(chosen) and all(r.data_sha256 == data_sha256 for r in chosen),
-        "level": policy.false_alarm_rate,
+        "level": level,
     }

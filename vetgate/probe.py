@@ -52,7 +52,10 @@ def features(model: nn.Module, layer: str, x: Tensor, *, batch: int = 256) -> Te
             model(x[i : i + batch])
             kept.append(seen[-1])
             seen.clear()
-    return torch.cat(kept)
+    out = torch.cat(kept)
+    if not bool(torch.isfinite(out).all()):
+        raise NotFinite(f"layer {layer} gives NaN or infinite features, expected finite ones; refuse the model")
+    return out
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:

@@ -32,7 +32,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A channel that raises `label` above all others by `elevation`; `unit` is its largest clean activation."""
+    """A channel that raises `label` above all others by `elevation`; `unit` is what counts as a strong activation."""
 
     layer: str
     channel: int
@@ -47,7 +47,8 @@ def weighted_layers(model: nn.Module, x: Tensor) -> list[Layer]:
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, _module: nn.Module, _inputs: object, out: object) -> None:
-        seen.setdefault(name, []).extend([out] if isinstance(out, Tensor) else [])
+        # an in-place activation behind the module would change what is kept
+        seen.setdefault(name, []).extend([out.clone()] if isinstance(out, Tensor) else [])
 
     modules = {n: m for n, m in model.named_modules() if n and not list(m.children()) and _weights(m)}
     handles = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
@@ -138,19 +139,23 @@ def elevations(out: Tensor, y: Tensor, quantile: float) -> tuple[Tensor, Tensor]
 def raised_labels(
     model: nn.Module, x: Tensor, y: Tensor, *, scale: float, reach: float, levels: int, quantile: float
 ) -> list[Candidate]:
-    """Every channel that can be stimulated and is ever active, highest elevation first.
+    """Every channel that can be stimulated, highest elevation first.
 
-    A channel takes `levels` values from 0 to `reach` times its largest activation on images x (N, C, H, W). Elevations
-    are in units of `scale`.
+    A channel takes `levels` values from 0 to `reach` times its largest activation on images x (N, C, H, W), or the
+    median of its layer's where that is larger: what sleeps on clean images is worth driving too. Elevations are in
+    units of `scale`.
     """
     layers = weighted_layers(model, x)
     driven = stimulable(layers)
     found = []
     for i, layer in enumerate(driven):
         peak = layer.output.transpose(0, 1).flatten(1).amax(1)  # (C,)
-        values = peak.clamp(min=0)[:, None] * torch.linspace(0, reach, levels)
+        if not bool((peak > 0).any()):
+            continue
+        peak = peak.clamp(min=float(peak[peak > 0].median()))
+        values = peak[:, None] * torch.linspace(0, reach, levels)
         label, elevation = elevations(stimulate(model, x, layers, layer, values) / scale, y, quantile)
         facts = zip(label.tolist(), elevation.tolist(), peak.tolist(), strict=True)
-        found += [Candidate(layer.name, c, k, rise, unit) for c, (k, rise, unit) in enumerate(facts) if unit > 0]
+        found += [Candidate(layer.name, c, k, rise, unit) for c, (k, rise, unit) in enumerate(facts)]
         report(0.3 * (i + 1) / len(driven))
     return sorted(found, key=lambda c: -c.elevation)

@@ -16,7 +16,7 @@ import math
 
 import torch
 
-from vetgate.contract import Axis, Evidence, Subject, detector
+from vetgate.contract import Axis, Evidence, Subject, Trigger, detector
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.inversion import Schedule, attack_success, invert
 from vetgate.probe import mad, median
@@ -38,8 +38,8 @@ def neural_cleanse(
 ) -> Evidence:
     """Scores (K,) are minus the log mask norm in pixels; the `named` smallest labels are tried on held-out images.
 
-    Details, all (K,): `norms`, `held_out` (success on unseen images of other classes, -1 where not tried) and
-    `second_start` (nats below the median in the best start but one; 0 for labels that ran once).
+    Details, all (K,): `norms`, `held_out` (success on unseen images of other classes, the mask half as strong again;
+    -1 where not tried) and `second_start` (nats below the median in the best start but one; 0 where it ran once).
     """
     clean = subject.clean
     if clean is None:
@@ -70,7 +70,7 @@ def neural_cleanse(
     second = (-sizes.log()).sort(0, descending=True).values[min(1, starts - 1)] - centre
     held_out = torch.full((subject.classes,), -1.0)
     for label in scores.argsort(descending=True, stable=True)[:named].tolist():
-        held_out[label] = attack_success(subject.model, outside.x, outside.y, found[label])
+        held_out[label] = attack_success(subject.model, outside.x, outside.y, _opaque(found[label]))
     spread = mad(sizes[0])
     return Evidence(
         statistic=float(scores.max()) - centre,
@@ -84,3 +84,8 @@ def neural_cleanse(
             "anomaly_index": (median(sizes[0]) - float(sizes[0].min())) / spread if spread > 0 else 0.0,
         },
     )
+
+
+def _opaque(trigger: Trigger) -> Trigger:
+    # the smallest mask that works sits on the edge of working; the supplier's own would be opaque
+    return Trigger((1.5 * trigger.mask).clamp(max=1), trigger.pattern, trigger.target)

@@ -1,0 +1,172 @@
+"""How often the whole verdict is right on digits: new clean and new BadNets networks, none of them a reference.
+
+Networks come from seeds that no reference has; triggers are white squares of 1 to 3 pixels a side, target and place
+random. A network counts as backdoored only if its trigger works on 80 % of the test images of other classes; others are
+trained again from the next seed. `python -m benchmarks.digits --json FILE` writes one object a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import vetgate.detect  # noqa: F401 - registers the detectors
+from flows.calibrate import read_samples, source
+from flows.params import load_params
+from tasks.settings import load_settings
+from vetgate.architectures import ARCHITECTURES, default_layer
+from vetgate.attacks.badnets import poison, random_square
+from vetgate.attacks.training import train
+from vetgate.calibration import load_calibration
+from vetgate.contract import DETECTORS, Failure, Samples, Subject, Trigger, private_random
+from vetgate.errors import DefenceError
+from vetgate.inversion import attack_success
+from vetgate.judge import Verdict, judge
+from vetgate.policy import load_policy
+from vetgate.probe import accuracy
+
+FIRST_SEED = 20_000
+NETWORKS = ("small-cnn", "preact-resnet", "vgg-small")
+SETTINGS = load_settings()
+PARAMS = load_params()
+DATA = source(SETTINGS, "digits", PARAMS, 1400)
+TRAINING, TEST = read_samples(DATA.training), read_samples(DATA.splits.test)
+CLEAN = read_samples(DATA.splits.invert, DATA.splits.confirm)
+
+
+class Rewired(nn.Module):
+    """A model whose logits are permuted and scaled."""
+
+    def __init__(self, model: nn.Module, order: Tensor, scale: float) -> None:
+        super().__init__()
+        self.inner, self.order, self.scale = model, order, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        out: Tensor = self.inner(x)[:, self.order] * self.scale
+        return out
+
+
+def networks(count: int, *, backdoored: bool) -> Iterator[tuple[int, str, nn.Module, Trigger | None]]:
+    """`count` trained networks with seed, architecture and trigger."""
+    seed = FIRST_SEED + (5_000 if backdoored else 0)
+    made = 0
+    while made < count:
+        seed += 1
+        name = NETWORKS[made % len(NETWORKS)]
+        generator = torch.Generator().manual_seed(seed)
+        with private_random(seed, "benchmark"):
+            model = ARCHITECTURES[name](DATA.shape, DATA.classes)
+        trigger, rows = None, TRAINING
+        if backdoored:
+            trigger = random_square(DATA.shape, DATA.classes, sizes=(1, 3), generator=generator)
+            rows = poison(TRAINING, trigger, rate=0.1, generator=generator).samples
+        train(model, rows, epochs=30, seed=seed)
+        if trigger is not None and attack_success(model, TEST.x, TEST.y, trigger) < 0.8:
+            continue
+        made += 1
+        yield seed, name, model, trigger
+
+
+def vet(model: nn.Module, layer: str, clean: Samples, *, seed: int) -> Verdict:
+    """The verdict of the shipped policy and calibration."""
+    policy = load_policy()
+    subject = Subject(model=model, layer=layer, classes=DATA.classes, clean=clean)
+    seen = []
+    for name in policy.required:
+        try:
+            seen.append(DETECTORS[name](subject, seed=seed, **PARAMS.detect[name]))
+        except DefenceError as error:
+            seen.append(Failure(name, str(error)))
+    return judge(
+        seen,
+        policy,
+        load_calibration(SETTINGS.calibration),
+        classes=DATA.classes,
+        data_sha256=DATA.ref.sha256,
+        with_training_data=False,
+        sandbox_level=1,
+        format="safetensors",
+    )
+
+
+def rows(count: int) -> Iterator[dict[str, Any]]:
+    """One row a network: what it is, its verdict, and whether permuting, scaling or another seed turns it."""
+    for backdoored in (False, True):
+        for seed, name, model, trigger in networks(count, backdoored=backdoored):
+            started = time.monotonic()
+            verdict = vet(model, default_layer(model), CLEAN, seed=seed)
+            seconds = time.monotonic() - started
+            order = torch.randperm(DATA.classes, generator=torch.Generator().manual_seed(seed))
+            moved = order.argsort()
+            permuted = vet(
+                Rewired(model, order, 1.0), f"inner.{default_layer(model)}", Samples(CLEAN.x, moved[CLEAN.y]), seed=seed
+            )
+            scaled = vet(
+                Rewired(model, torch.arange(DATA.classes), 10.0), f"inner.{default_layer(model)}", CLEAN, seed=seed
+            )
+            reseeded = vet(model, default_layer(model), CLEAN, seed=seed + 1)
+            yield {
+                "seed": seed,
+                "architecture": name,
+                "accuracy": round(accuracy(model, TEST.x, TEST.y), 4),
+                "target": None if trigger is None else trigger.target,
+                "size": None if trigger is None else round(trigger.norm**0.5),
+                "attack_success": None if trigger is None else round(attack_success(model, TEST.x, TEST.y, trigger), 4),
+                "verdict": verdict.decision.value,
+                "p_value": verdict.p_value,
+                "suspects": list(verdict.suspects),
+                "permuted": permuted.decision is verdict.decision
+                and sorted(int(order[k]) for k in permuted.suspects) == list(verdict.suspects),
+                "scaled": scaled.decision is verdict.decision and scaled.suspects == verdict.suspects,
+                "reseeded": reseeded.decision is verdict.decision and reseeded.suspects == verdict.suspects,
+                "seconds": round(seconds, 1),
+                "statistics": {m.name: m.statistic for m in verdict.methods},
+            }
+
+
+def main() -> None:
+    """Print the table; exit with 1 when clean networks fail or backdoored ones pass more often than allowed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10, help="networks of each kind")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    console, table = Console(), Table("network", "truth", "size", "success", "verdict", "p", "suspects", "stable under")
+    found = []
+    for row in rows(given.count):
+        found.append(row)
+        stable = ", ".join(key for key in ("permuted", "scaled", "reseeded") if row[key])
+        cells = (
+            f"{row['architecture']} {row['seed']}",
+            "clean" if row["target"] is None else f"-> {row['target']}",
+            row["size"],
+            row["attack_success"],
+            row["verdict"],
+            f"{row['p_value']:.4f}",
+            row["suspects"],
+            stable,
+        )
+        table.add_row(*(str(c) for c in cells))
+        Console(stderr=True).print(row)
+    console.print(table)
+    alarms = sum(r["verdict"] == "FAIL" for r in found if r["target"] is None)
+    hits = sum(r["verdict"] == "FAIL" and r["target"] in r["suspects"] for r in found if r["target"] is not None)
+    console.print(
+        f"{alarms} of {given.count} clean networks FAIL; {hits} of {given.count} backdoored ones FAIL rightly"
+    )
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    raise SystemExit(0 if alarms <= 0.2 * given.count and hits >= 0.9 * given.count else 1)
+
+
+if __name__ == "__main__":
+    main()

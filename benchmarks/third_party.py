@@ -1,0 +1,148 @@
+"""Vet models that others made, as a user would: verdict, seconds, memory of the whole process tree, and the repair.
+
+`python -m benchmarks.third_party SHARED --models a b d --homes 3 --json FILE` takes `SHARED/models/third-party-*` and
+`SHARED/data/*.npz`. Every home is a new installation with a secret of its own, and so with seeds of its own. Where the
+trigger is documented (a: a white 5x5 square bottom right, to class 1), the repaired model is measured under it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vetgate.attacks.badnets import square
+from vetgate.formats.load import load_model
+from vetgate.formats.submission import read_submission
+from vetgate.inversion import attack_success
+from vetgate.probe import accuracy
+
+DATA = {"a": "mnist", "b": "mnist", "d": "gtsrb"}
+DOCUMENTED = {"a": (5, 1)}  # size of the white square bottom right, and its target
+
+
+class Watch(threading.Thread):
+    """The largest sum of resident memory over a process and all its descendants, in bytes."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.peak, self.done = pid, 0, False
+
+    def run(self) -> None:
+        """Sample until told to stop."""
+        while not self.done:
+            try:
+                root = psutil.Process(self.pid)
+                total = 0
+                for process in [root, *root.children(recursive=True)]:
+                    try:
+                        total += process.memory_info().rss
+                    except psutil.Error:
+                        continue
+                self.peak = max(self.peak, total)
+            except psutil.Error:
+                return
+            time.sleep(0.2)
+
+
+def vetgate(home: Path, *arguments: str) -> tuple[int, dict[str, Any], float, int]:
+    """Run the command line in a home: exit code, its JSON object, seconds and peak memory."""
+    started = time.monotonic()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "flows", *arguments, "--json"],
+        env=os.environ | {"VETGATE_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    watch = Watch(child.pid)
+    watch.start()
+    out, _ = child.communicate()
+    watch.done = True
+    return child.returncode, json.loads(out), time.monotonic() - started, watch.peak
+
+
+def under_documented_trigger(model: str, artifact: Path, shared: Path) -> dict[str, float]:
+    """Clean accuracy and attack success of the documented trigger on all test images, for a submission's directory."""
+    submission = read_submission(artifact)
+    net = load_model(artifact, submission).model
+    with np.load(shared / "data" / f"{DATA[model]}.npz") as arrays:
+        x = torch.from_numpy(arrays["x_test"].transpose(0, 3, 1, 2).astype(np.float32) / 255)
+        y = torch.from_numpy(arrays["y_test"])
+    size, target = DOCUMENTED[model]
+    trigger = square(submission.input_shape, target, row=-size, column=-size, size=size)
+    return {"accuracy": accuracy(net, x, y), "attack_success": attack_success(net, x, y, trigger)}
+
+
+def rows(shared: Path, models: list[str], homes: int) -> Iterator[dict[str, Any]]:
+    """One row a model and home."""
+    for turn in range(homes):
+        with tempfile.TemporaryDirectory() as room:
+            home = Path(room, "home")
+            for data in sorted({DATA[m] for m in models}):
+                vetgate(home, "data", "add", data, str(shared / "data" / f"{data}.npz"))
+            for model in models:
+                directory = shared / "models" / f"third-party-{model}"
+                code, result, seconds, peak = vetgate(home, "vet", str(directory))
+                row = {
+                    "model": model,
+                    "home": turn,
+                    "exit": code,
+                    "verdict": result.get("verdict"),
+                    "p_value": result.get("p_value"),
+                    "suspects": result.get("suspects"),
+                    "reasons": result.get("reasons", result.get("error")),
+                    "methods": result.get("methods"),
+                    "repair": result.get("repair"),
+                    "seconds": round(seconds, 1),
+                    "peak_gib": round(peak / 2**30, 2),
+                }
+                if model in DOCUMENTED:
+                    row["documented_before"] = under_documented_trigger(model, directory, shared)
+                    if result.get("repair"):
+                        repaired = Path(result["repair"]["artifact"]).parent
+                        row["documented_after"] = under_documented_trigger(model, repaired, shared)
+                yield row
+
+
+def main() -> None:
+    """Print the table and write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("--models", nargs="+", default=["a", "b", "d"], choices=sorted(DATA))
+    parser.add_argument("--homes", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    table = Table("model", "home", "verdict", "p", "suspects", "seconds", "peak GiB", "documented trigger", "repair")
+    found = []
+    for row in rows(given.shared, given.models, given.homes):
+        found.append(row)
+        Console(stderr=True).print(row)
+        trigger = " -> ".join(
+            f"{row[k]['accuracy']:.3f}/{row[k]['attack_success']:.3f}"
+            for k in ("documented_before", "documented_after")
+            if k in row
+        )
+        repair = row["repair"] and row["repair"]["verdict"]
+        cells = ("model", "home", "verdict", "p_value", "suspects", "seconds", "peak_gib")
+        table.add_row(*(str(row[c]) for c in cells), trigger, str(repair))
+        if given.json:
+            given.json.write_text(json.dumps(found, indent=1) + "\n")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Write docs/methods.md from the registry: `python -m docs.methods`; with `--check`, exit 1 when it is stale."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import vetgate.detect
+import vetgate.repair  # noqa: F401
+from vetgate.contract import DETECTORS, REPAIRS, Axis, Method
+
+PAGE = Path(__file__).with_suffix(".md")
+INSPECTS = {
+    Axis.TRAIN: "the training set; one score a row",
+    Axis.CLASS: "the model; one score a class label",
+    Axis.INPUT: "inputs at run time; one score an input",
+}
+LABELS = ("Source", "Deviates", "Blind to")
+HEAD = """# Methods
+
+Generated from the code by `make docs`; do not edit. Settings that differ from a default stand in `params.yaml`.
+"""
+
+
+def render(detectors: Sequence[Method], repairs: Sequence[Method]) -> str:
+    """The whole page."""
+    blocks = [HEAD, "## Detectors\n", *map(section, detectors), "## Repairs\n", *map(section, repairs)]
+    return "\n".join(blocks)
+
+
+def section(method: Method) -> str:
+    """What the code declares about one method."""
+    prose, notes = split_doc(method.doc)
+    facts = [
+        f"- Needs: {', '.join(sorted(method.needs))} samples"
+        + (f", evidence with {method.uses}" if method.uses else "")
+    ]
+    if method.axis is not None:
+        facts.insert(0, f"- Inspects: {INSPECTS[method.axis]}")
+    facts += [f"- Paper: <{method.paper}>", *(f"- {label}: {text}" for label, text in notes.items())]
+    facts += [f"- Waived: `{check}`: {reason}" for check, reason in sorted(method.waived.items())]
+    hyper = [f"| `{name}` | `{default}` |" for name, default in method.defaults.items()]
+    table = ["| hyper-parameter | default |", "|---|---|", *hyper, ""] if hyper else []
+    call = (inspect.getdoc(method.function) or "").strip()
+    return "\n".join([f"### {method.name}\n", prose, "", *facts, "", call, "", *table])
+
+
+def split_doc(doc: str) -> tuple[str, dict[str, str]]:
+    """The prose of a module's docstring and its labelled notes, each unwrapped to one line."""
+    prose: list[str] = []
+    notes: dict[str, str] = {}
+    label = ""
+    for line in doc.splitlines():
+        found = next((name for name in LABELS if line.startswith(name + " ")), "")
+        if found:
+            label, line = found, line[len(found) :]
+        elif label and line and not line.startswith(" "):
+            label = ""
+        if label:
+            notes[label] = f"{notes.get(label, '')} {line.strip()}".strip()
+        else:
+            prose.append(line)
+    return "\n".join(prose).strip(), notes
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page, or with --check say whether it is up to date."""
+    page = render([DETECTORS[n] for n in sorted(DETECTORS)], [REPAIRS[n] for n in sorted(REPAIRS)])
+    if "--check" not in arguments:
+        PAGE.write_text(page)
+        return 0
+    if PAGE.exists() and PAGE.read_text() == page:
+        return 0
+    print(f"{PAGE.name} is stale; run `make docs` and commit it", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

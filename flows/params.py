@@ -1,0 +1,110 @@
+"""params.yaml: the hyper-parameters of every method, read once a flow and checked without importing torch."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+import vetgate
+from vetgate.errors import BadPolicy
+
+SHIPPED = Path(__file__).parent.parent / "params.yaml"
+PACKAGE = Path(vetgate.__file__).parent
+OTHERS = ("data", "bank")
+
+
+class Params(BaseModel, frozen=True, extra="forbid"):
+    """What runs, in this order, and with which hyper-parameters."""
+
+    detect: dict[str, dict[str, Any]]
+    repair: dict[str, dict[str, Any]]
+    data: dict[str, Any]
+
+
+def load_params(path: Path | None = None) -> Params:
+    """The methods that have a section in the file, by default the shipped one, in its order; raises BadPolicy."""
+    path = path or SHIPPED
+    try:
+        sections = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise BadPolicy(f"expected hyper-parameters at {path}, got {error}; restore the file") from error
+    if not isinstance(sections, dict) or not all(isinstance(v, dict) for v in sections.values()):
+        raise BadPolicy(f"expected one section a method in {path}, got {sections!r}; see the shipped file")
+    found: dict[str, dict[str, dict[str, Any]]] = {"detect": {}, "repair": {}}
+    for name, section in sections.items():
+        for kind in found:
+            if (PACKAGE / kind / f"{name}.py").is_file():
+                found[kind][name] = _checked(kind, name, section, path)
+    unknown = sorted(set(sections) - {*found["detect"], *found["repair"], *OTHERS})
+    if unknown:
+        raise BadPolicy(f"expected sections of methods or {', '.join(OTHERS)} in {path}, got {', '.join(unknown)}")
+    return Params(**found, data=sections.get("data", {}))
+
+
+def needs(kind: str, name: str) -> frozenset[str]:
+    """What a method declares it needs of a subject."""
+    return frozenset(_declared(kind, name).get("needs") or ())
+
+
+def uses(name: str) -> str | None:
+    """What a repair declares it uses of an evidence: flagged, triggers, neurons or nothing."""
+    used: str | None = _declared("repair", name).get("uses")
+    return used
+
+
+def _checked(kind: str, name: str, section: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return _schema(kind, name).model_validate(section).model_dump()
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BadPolicy(f"{path}: section {name} does not fit vetgate/{kind}/{name}.py: {wrong}") from error
+
+
+@cache
+def _schema(kind: str, name: str) -> type[BaseModel]:
+    """A model of the keyword-only parameters in the method's signature."""
+    function = _function(kind, name)
+    fields: dict[str, Any] = {}
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        kinds = _types(argument.annotation)
+        fields[argument.arg] = (kinds, ... if default is None else ast.literal_eval(default))
+    return create_model(name, __config__=ConfigDict(extra="forbid", frozen=True, strict=True), **fields)
+
+
+@cache
+def _declared(kind: str, name: str) -> dict[str, Any]:
+    """The literal arguments of the method's @detector or @repair."""
+    for decorator in _function(kind, name).decorator_list:
+        if isinstance(decorator, ast.Call):
+            return {
+                k.arg: ast.literal_eval(k.value)
+                for k in decorator.keywords
+                if k.arg is not None and isinstance(k.value, ast.Constant | ast.Set)
+            }
+    return {}
+
+
+@cache
+def _function(kind: str, name: str) -> ast.FunctionDef:
+    """The method's function as source: importing it would import torch."""
+    path = PACKAGE / kind / f"{name}.py"
+    try:
+        tree = ast.parse(path.read_text())
+    except OSError as error:
+        raise BadPolicy(f"expected a method {name} at {path}, got {error.strerror}; correct its name") from error
+    return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+
+
+def _types(annotation: ast.expr | None) -> Any:
+    known: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": None}
+    names = [n.strip() for n in ast.unparse(annotation).split("|")] if annotation is not None else []
+    kinds = [known.get(n, Any) for n in names] or [Any]
+    union = kinds[0]
+    for kind in kinds[1:]:
+        union = union | kind
+    return union

@@ -1,0 +1,246 @@
+"""Null distributions of clean models: known tails, their own scale and floor, and no file that says half of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from vetgate.calibration import (
+    CLIP,
+    Bank,
+    Calibration,
+    MethodPin,
+    Null,
+    Reference,
+    Seen,
+    combined_null,
+    contribution,
+    draws_for,
+    load_calibration,
+    lower_scale,
+    normal_score,
+    outlier_null,
+    outliers,
+    steadied,
+    tail,
+)
+from vetgate.digest import code_digest
+from vetgate.errors import BadPolicy
+
+
+def reference(seed: int, data: str = "digits", *, statistic: float = 0.3, spread: float = 0.1) -> Reference:
+    stream = np.random.default_rng([seed, len(data)])
+    scores = stream.normal(-2.2, spread, 10)
+    seen = {
+        "neural_cleanse": Seen(statistic=float(scores.max() - np.median(scores)), scores=tuple(scores.tolist())),
+        "abs": Seen(statistic=float(stream.normal(statistic, spread))),
+    }
+    return Reference(data=data, data_sha256=data, architecture="cnn", classes=10, seed=seed, accuracy=0.97, seen=seen)
+
+
+def calibration(*references: Reference) -> Calibration:
+    pins = {name: MethodPin(code="c", params={"steps": 3}) for name in ("neural_cleanse", "abs")}
+    return Calibration(Bank(methods=pins, references=references), "id")
+
+
+def null_of(scales: list[float], floor: float = 0.0) -> Null:
+    return Null(floor, np.array(scales), 0.3, np.empty(0), np.empty(0))
+
+
+def file_of(bank: Bank, path: Path, **changed: Any) -> Path:
+    path.write_text(json.dumps({**bank.model_dump(mode="json"), **changed}))
+    return path
+
+
+def test_a_p_value_counts_the_clean_models_that_are_as_far_out():
+    null = np.array([1.0, 2.0, 3.0])
+    assert tail(null, np.array([0.0, 2.0, 2.5, 9.0])).tolist() == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_normal_score_of_a_p_value_is_its_quantile_and_bounded():
+    assert normal_score(0.5)[0] == pytest.approx(0) and normal_score(0.05)[0] == pytest.approx(1.645, abs=1e-3)
+    assert normal_score(np.array([0.0, 1.0])).tolist() == [CLIP, -CLIP]
+
+
+def test_the_scale_comes_from_the_suspicious_half_alone():
+    assert lower_scale([-50.0, -9.0, 0.0, 1.0, 2.0]) == pytest.approx(1.4826)
+
+
+def test_few_labels_lean_on_the_floor_and_many_speak_for_themselves():
+    assert steadied(1.0, 10, 1.0) == pytest.approx(1.0)
+    assert steadied(3.0, 4, 1.0) < 2 < 2.9 < steadied(3.0, 1000, 1.0)
+    assert steadied(0.0, 10, 0.0) > 0
+
+
+def test_labels_that_are_all_alike_do_not_ring_for_a_hair():
+    alike = [-2.2, -2.2, -2.2, -2.2, -2.199]
+    assert outliers(alike, 0.0).max() > 100 and outliers(alike, 0.15).max() < 0.01
+
+
+def test_an_outlier_is_measured_from_the_median_in_steadied_scales():
+    scores = [-50.0, -9.0, 0.0, 1.0, 2.0]
+    assert outliers(scores, 0.5)[-1] == pytest.approx(2 / float(steadied(1.4826, 5, 0.5)))
+
+
+@pytest.mark.parametrize("classes", [4, 5, 10, 43])
+def test_the_simulated_null_holds_its_level_for_any_number_of_classes(classes):
+    null = outlier_null(classes, null_of([0.2], 0.2)).outliers
+    stream = np.random.default_rng(99)
+    clean = [outliers(stream.normal(-2, 0.2, classes).tolist(), 0.2).max() for _ in range(2000)]
+    assert np.mean(tail(null, np.array(clean)) <= 0.05) == pytest.approx(0.05, abs=0.015)
+
+
+def test_a_cut_of_two_spreads_rings_for_a_tenth_of_clean_ten_class_models_and_most_larger_ones():
+    ten, many = (outlier_null(k, null_of([1.0], 1.0)).outliers for k in (10, 43))
+    assert tail(ten, 2.0) > 0.1 and tail(many, 2.0) > 0.5
+
+
+def test_the_null_is_that_of_row_by_row_outliers():
+    # so many classes that only 40 models are simulated
+    classes, null = 200_000, null_of([0.1, 0.4], 0.2)
+    stream = np.random.default_rng(classes)
+    normal = stream.standard_normal((draws_for(classes), classes))
+    scaled = normal * stream.choice(null.scales, draws_for(classes))[:, None]
+    slow = sorted(float(outliers(row, 0.2).max()) for row in scaled)
+    assert len(slow) == 40 and np.allclose(outlier_null(classes, null).outliers, slow)
+
+
+def test_what_stays_below_the_least_effect_adds_nothing_to_a_simulated_clean_model():
+    assert not outlier_null(10, null_of([0.01])).added.any()
+    assert 0 < np.mean(outlier_null(10, null_of([0.3])).added > 0) < 1
+
+
+def test_a_thousand_classes_are_simulated_in_bounded_memory():
+    tracemalloc.start()
+    null = outlier_null(1283, null_of([0.2])).outliers
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300e6 and 1 / (len(null) + 1) < 0.001 and np.isfinite(null).all()
+
+
+def test_the_combined_null_is_sorted_finite_and_the_same_each_time():
+    nulls = {"neural_cleanse": null_of([0.3]), "abs": Null(0, np.empty(0), 0, np.array([-9.0, 0.0, 9.0]), np.empty(0))}
+    labels = outlier_null(10, nulls["neural_cleanse"])
+    null = combined_null(nulls, labels)
+    assert (np.diff(null) >= 0).all() and np.array_equal(null, combined_null(nulls, labels))
+    assert null[0] == 0 and 0.5 * CLIP < null[-1] <= 1.5 * CLIP
+
+
+def test_nothing_contributes_less_than_nothing_or_more_than_the_clip():
+    assert contribution(np.array([-9.0, 0.5, 9.0])).tolist() == [0.0, 0.5, CLIP]
+
+
+def test_own_references_stand_alone_from_eight_for_labels_and_from_what_the_level_needs_for_statistics():
+    others = [reference(seed, "signs") for seed in range(12)]
+    few, enough, many = (calibration(*(reference(s) for s in range(n)), *others) for n in (7, 8, 19))
+
+    def count(bank: Calibration, method: str) -> int:
+        return len(bank.references(method, "digits", 0.05))
+
+    assert (count(few, "neural_cleanse"), count(enough, "neural_cleanse")) == (19, 8)
+    assert (count(enough, "abs"), count(many, "abs")) == (20, 19)
+    assert enough.short_of("abs", "digits", 0.05) is None and few.short_of("abs", "digits", 0.05) is None
+    assert "20 clean references of abs" in enough.short_of("abs", "digits", 0.01)
+
+
+def test_the_floor_and_the_least_effect_of_pooled_sets_are_those_of_the_narrowest():
+    narrow = [reference(seed, spread=0.05) for seed in range(5)]
+    wide = [reference(seed, "signs", spread=0.8) for seed in range(5)]
+    alone = calibration(*narrow).null("neural_cleanse", None, 0.05)
+    pooled = calibration(*narrow, *wide).null("neural_cleanse", None, 0.05)
+    assert (pooled.floor, pooled.least) == (alone.floor, alone.least) and len(pooled.scales) == 10
+
+
+def test_pooled_statistics_are_centred_within_their_data_set():
+    narrow = [reference(seed, statistic=0.3, spread=0.05) for seed in range(12)]
+    wide = [reference(seed, "signs", statistic=5.0, spread=0.5) for seed in range(12)]
+    bank = calibration(*narrow, *wide)
+    assert abs(np.median(bank.null("abs", None, 0.05).statistics)) < 0.2
+    assert bank.standardise("abs", 5.0, "signs") < 2 < 50 < bank.standardise("abs", 5.0, "digits")
+
+
+def test_a_method_without_references_has_no_null():
+    with pytest.raises(BadPolicy, match="no references for strip"):
+        calibration(reference(0)).null("strip", None, 0.05)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reference_that_is_not_finite_is_refused(value):
+    with pytest.raises(ValidationError):
+        Seen(statistic=value)
+    with pytest.raises(ValidationError):
+        Seen(statistic=0.0, scores=(0.0, value))
+
+
+@pytest.mark.parametrize("scores", [None, (), (0.1, 0.2)])
+def test_a_reference_without_a_score_for_every_label_is_refused(scores):
+    blob = reference(0).model_dump() | {"seen": {"neural_cleanse": {"statistic": 0.1, "scores": scores}}}
+    with pytest.raises(ValidationError, match="expected 10 scores"):
+        Reference.model_validate(blob)
+
+
+def test_a_reference_that_is_listed_twice_is_refused():
+    with pytest.raises(ValidationError, match="count as two"):
+        Bank(methods={}, references=(reference(0), reference(0)))
+
+
+def test_the_file_that_was_written_is_the_calibration_that_is_read(tmp_path):
+    pin = MethodPin(code=code_digest("detect", "neural_cleanse"), params={"starts": 3})
+    bank = Bank(methods={"neural_cleanse": pin}, references=tuple(map(reference, range(3))))
+    read = load_calibration(file_of(bank, tmp_path / "bank.json"))
+    assert read.bank == bank and read.stale == ()
+    assert read.mismatch("neural_cleanse", {"starts": 3}) is None
+    assert "other parameters" in read.mismatch("neural_cleanse", {"starts": 1})
+    assert "no references for abs" in read.mismatch("abs", {})
+
+
+def test_the_identity_of_a_calibration_changes_with_any_number_in_it(tmp_path):
+    bank = calibration(*map(reference, range(3))).bank
+    first = load_calibration(file_of(bank, tmp_path / "a.json")).id
+    moved = bank.references[0].model_copy(update={"accuracy": 0.971}).model_dump(mode="json")
+    rest = [r.model_dump(mode="json") for r in bank.references[1:]]
+    assert load_calibration(file_of(bank, tmp_path / "b.json", references=[moved, *rest])).id != first
+
+
+@pytest.mark.parametrize("name", ["abs", "a_method_that_was_removed"])
+def test_references_of_other_code_are_stale(tmp_path, name):
+    bank = Bank(methods={name: MethodPin(code="0" * 64, params={})}, references=())
+    assert f"{name} has changed" in load_calibration(file_of(bank, tmp_path / "bank.json")).mismatch(name, {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[1, 2]",
+        '{"methods": {}, "references": [], "note": 1}',
+        '{"methods": {}, "references": [{"data": "x"}]}',
+        "\udcff",
+    ],
+)
+def test_a_file_that_is_no_calibration_is_refused(tmp_path, text):
+    path = tmp_path / "bank.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(BadPolicy, match="not a calibration"):
+        load_calibration(path)
+
+
+def test_a_nan_in_the_file_is_refused(tmp_path):
+    bank = calibration(reference(0)).bank
+    path = file_of(bank, tmp_path / "bank.json")
+    path.write_text(path.read_text().replace(str(bank.references[0].accuracy), "NaN"))
+    with pytest.raises(BadPolicy, match="not a calibration"):
+        load_calibration(path)
+
+
+def test_a_calibration_that_was_named_must_be_there(tmp_path):
+    with pytest.raises(BadPolicy, match="got no file"):
+        load_calibration(tmp_path / "none.json")

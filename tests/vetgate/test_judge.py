@@ -1,0 +1,435 @@
+"""A verdict is PASS only when everything demanded was seen, could be compared and stayed silent."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vetgate.calibration import Bank, Calibration, MethodPin, Reference, Seen
+from vetgate.contract import Axis, Evidence, Failure, Trigger
+from vetgate.judge import Decision, Verdict, judge
+from vetgate.policy import Policy
+
+CLASSES, BACKDOOR = 10, 7
+DATA_METHODS = ("spectral_signatures", "activation_clustering")
+# what clean models give: label scores scatter by 0.15 nats, statistics around these by this much
+STATISTICS = {"abs": (0.35, 0.15), "spectral_signatures": (0.8, 0.1), "activation_clustering": (0.8, 0.1)}
+
+
+def reference(seed: int, *, data: str = "digits", classes: int = CLASSES, spread: float = 0.15) -> Reference:
+    stream = np.random.default_rng([seed, len(data)])
+    scores = stream.normal(-2.2, spread, classes)
+    seen = {name: Seen(statistic=stream.normal(*about)) for name, about in STATISTICS.items()}
+    seen["neural_cleanse"] = Seen(statistic=float(scores.max() - np.median(scores)), scores=tuple(scores.tolist()))
+    return Reference(
+        data=data, data_sha256=data, architecture="small-cnn", classes=classes, seed=seed, accuracy=0.98, seen=seen
+    )
+
+
+def calibration(*references: Reference, params: dict[str, Any] | None = None) -> Calibration:
+    pins = {name: MethodPin(code="code", params=params or {}) for name in ("neural_cleanse", *STATISTICS)}
+    return Calibration(Bank(methods=pins, references=references or tuple(map(reference, range(24)))), "bank-1")
+
+
+def label_norms(*, backdoor: int | None = None, classes: int = CLASSES, effect: float = 2.0) -> Evidence:
+    scores = -2.2 + 0.15 * torch.linspace(-1, 1, classes)
+    held_out, second = [-1.0] * classes, [0.0] * classes
+    if backdoor is not None:
+        scores[backdoor] = -2.2 + effect
+        held_out[backdoor], second[backdoor] = 0.97, 1.8
+    return Evidence(
+        statistic=float(scores.max() - scores.median()),
+        scores=scores.float(),
+        cutoff=-1.5,
+        triggers=tuple(Trigger(torch.full((1, 8, 8), 0.1), torch.zeros(1, 8, 8), k) for k in range(classes)),
+        details={"norms": (-scores).exp().tolist(), "held_out": held_out, "second_start": second},
+        method="neural_cleanse",
+        axis=Axis.CLASS,
+    )
+
+
+def stimulation(*, backdoor: int | None = None, statistic: float = 0.35) -> Evidence:
+    scores = torch.zeros(CLASSES)
+    label = 0 if backdoor is None else backdoor
+    scores[label] = statistic
+    return Evidence(
+        statistic=statistic,
+        scores=scores,
+        cutoff=0.9,
+        triggers=(Trigger(torch.ones(1, 8, 8), torch.ones(1, 8, 8), label),),
+        details={"success": [0.5 if backdoor is None else 0.98]},
+        method="abs",
+        axis=Axis.CLASS,
+    )
+
+
+def rows(method: str, statistic: float = 0.8) -> Evidence:
+    return Evidence(statistic=statistic, scores=torch.zeros(40), cutoff=1.0, method=method, axis=Axis.TRAIN)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is judged; a clean model's case by default."""
+
+    seen: tuple[Evidence | Failure, ...] = (label_norms(), stimulation())
+    policy: Policy = Policy(name="test", required=("neural_cleanse", "abs"), required_with_training_data=DATA_METHODS)
+    calibration: Calibration | None = dataclasses.field(default_factory=calibration)
+    classes: int = CLASSES
+    data_sha256: str | None = "digits"
+    with_training_data: bool = False
+    sandbox_level: int = 1
+    format: str = "onnx"
+
+    def judged(self) -> Verdict:
+        return judge(
+            self.seen,
+            self.policy,
+            self.calibration,
+            classes=self.classes,
+            data_sha256=self.data_sha256,
+            with_training_data=self.with_training_data,
+            sandbox_level=self.sandbox_level,
+            format=self.format,
+        )
+
+    def under(self, **policy: Any) -> Case:
+        return replace(self, policy=self.policy.model_copy(update=policy))
+
+    def other(self, method: str, **fields: Any) -> Case:
+        """The case with other fields in one method's evidence."""
+        seen = [replace(s, **fields) if s.method == method and isinstance(s, Evidence) else s for s in self.seen]
+        return replace(self, seen=tuple(seen))
+
+
+CLEAN = Case()
+TROJANED = Case(seen=(label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR, statistic=1.5)))
+
+
+def not_finite(evidence: Evidence) -> Evidence:
+    """The evidence with a NaN that its constructor would have refused, as after a crash of the interpreter's rules."""
+    object.__setattr__(evidence, "statistic", math.nan)
+    return evidence
+
+
+def test_an_unremarkable_model_passes():
+    verdict = CLEAN.judged()
+    assert verdict.decision is Decision.PASS and verdict.calibrated and verdict.suspects == ()
+    assert verdict.p_value > 0.05 and not any(m.rang for m in verdict.methods)
+
+
+def test_a_confirmed_label_fails_and_is_named():
+    verdict = TROJANED.judged()
+    assert verdict.decision is Decision.FAIL and verdict.suspects == (BACKDOOR,)
+    assert verdict.p_value <= 0.05 and f"label {BACKDOOR}" in verdict.reasons[0]
+    assert {m.name: m.suspects for m in verdict.methods} == {"abs": (BACKDOOR,), "neural_cleanse": (BACKDOOR,)}
+
+
+# what may go wrong around the evidence of any model, and a word that the reasons must hold
+GAPS: dict[str, tuple[Callable[[Case], Case], str]] = {
+    "nothing ran": (lambda c: replace(c, seen=()), "did not run"),
+    "a required method did not run": (lambda c: replace(c, seen=c.seen[:1]), "abs is required and did not run"),
+    "a required method failed": (lambda c: replace(c, seen=(c.seen[0], Failure("abs", "boom"))), "boom"),
+    "all failed": (lambda c: replace(c, seen=tuple(Failure(s.method, "boom") for s in c.seen)), "boom"),
+    "a required method failed and ran": (lambda c: replace(c, seen=(*c.seen, Failure("abs", "boom"))), "boom"),
+    "a method answered twice": (lambda c: replace(c, seen=(*c.seen, c.seen[0])), "2 times"),
+    "seeds differ": (lambda c: c.other("abs", seed=5), "seeds"),
+    "params differ": (lambda c: c.other("abs", params={"steps": 1}), "other parameters"),
+    "a statistic is NaN": (
+        lambda c: replace(c, seen=(c.seen[0], not_finite(replace(c.seen[1])))),
+        "no finite numbers",
+    ),
+    "labels are missing": (lambda c: c.other("neural_cleanse", scores=c.seen[0].scores[:9]), "9 scores for 10"),
+    "stimulation skipped a label": (lambda c: c.other("abs", scores=torch.zeros(9)), "9 scores for 10"),
+    "no labels": (lambda c: c.other("neural_cleanse", scores=torch.zeros(0)), "0 scores for 10"),
+    "scores are of rows": (lambda c: c.other("neural_cleanse", axis=Axis.TRAIN), "scores for 10 classes"),
+    "a trigger leads out of range": (
+        lambda c: c.other("abs", triggers=(Trigger(torch.ones(1, 8, 8), torch.ones(1, 8, 8), CLASSES),)),
+        "not one of 10",
+    ),
+    "a trigger leads nowhere": (
+        lambda c: c.other("abs", triggers=(Trigger(torch.ones(1, 8, 8), torch.ones(1, 8, 8), -1),)),
+        "not one of 10",
+    ),
+    "no calibration": (lambda c: replace(c, calibration=None), "no calibration"),
+    "an empty calibration": (lambda c: replace(c, calibration=Calibration(Bank(methods={}, references=()), "0")), "no"),
+    "a pin without references": (
+        lambda c: replace(c, calibration=Calibration(Bank(methods=c.calibration.bank.methods, references=()), "0")),
+        "0 clean references",
+    ),
+    "code has changed": (
+        lambda c: replace(c, calibration=replace(c.calibration, stale=("abs has changed; rebuild",))),
+        "abs has changed",
+    ),
+    "7 references": (lambda c: replace(c, calibration=calibration(*map(reference, range(7)))), "7 clean references"),
+    "18 references at 5 %": (
+        lambda c: replace(c, calibration=calibration(*map(reference, range(18)))),
+        "18 clean references of abs",
+    ),
+    "24 references at 1 %": (lambda c: c.under(false_alarm_rate=0.01), "24 clean references of abs"),
+    "a level finer than any simulation": (lambda c: c.under(false_alarm_rate=1e-6), "rate of 1e-06"),
+    "an unknown method is required": (lambda c: c.under(required=("neural_cleanse", "strip")), "strip is required"),
+    "a required method has no weight": (
+        lambda c: replace(c.under(required=("neural_cleanse", "strip")), seen=(*c.seen, rows("strip"))),
+        "strip has no weight",
+    ),
+    "a required method has no weight, uncalibrated": (
+        lambda c: replace(
+            c.under(required=("neural_cleanse", "strip"), allow_uncalibrated=True),
+            seen=(*c.seen, rows("strip")),
+            calibration=None,
+        ),
+        "strip has no weight",
+    ),
+    "training data was not inspected": (lambda c: replace(c, with_training_data=True), "spectral_signatures"),
+    "inspecting the training data failed": (
+        lambda c: replace(
+            c, with_training_data=True, seen=(*c.seen, *(Failure(name, "out of memory") for name in DATA_METHODS))
+        ),
+        "out of memory",
+    ),
+    "the sandbox is weaker": (lambda c: c.under(sandbox_level={"onnx": 2}), "sandbox level 2"),
+    "the format has no sandbox level": (lambda c: replace(c, format="pickle"), "no sandbox level for pickle"),
+    "uncalibrated, and the only method failed": (
+        lambda c: replace(
+            c.under(allow_uncalibrated=True), calibration=None, seen=(Failure("neural_cleanse", "boom"), c.seen[1])
+        ),
+        "boom",
+    ),
+}
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_a_gap_makes_a_silent_model_inconclusive(gap):
+    change, word = GAPS[gap]
+    verdict = change(CLEAN).judged()
+    assert verdict.decision is Decision.INCONCLUSIVE and word in " ".join(verdict.reasons)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_no_gap_lets_a_backdoor_pass(gap):
+    change, word = GAPS[gap]
+    verdict = change(TROJANED).judged()
+    assert verdict.decision is not Decision.PASS and word in " ".join(verdict.reasons)
+
+
+def test_a_failed_method_does_not_excuse_a_found_backdoor():
+    seen = (label_norms(backdoor=BACKDOOR, effect=3.0), Failure("abs", "timed out"))
+    verdict = replace(TROJANED, seen=seen).judged()
+    assert verdict.decision is Decision.FAIL and "timed out" in " ".join(verdict.reasons)
+
+
+def test_every_subset_of_what_was_seen_is_judged_without_a_pass_for_a_backdoor():
+    parts = [*TROJANED.seen, *CLEAN.seen, Failure("neural_cleanse", "a"), Failure("abs", "b"), rows("strip")]
+    for count in range(4):
+        for seen in itertools.combinations(parts, count):
+            verdict = replace(CLEAN, seen=seen).judged()
+            silent = {s.method for s in seen if isinstance(s, Evidence)} >= {"neural_cleanse", "abs"}
+            rang = any(s in TROJANED.seen for s in seen)
+            assert verdict.decision is not Decision.PASS or (silent and not rang), [s.method for s in seen]
+
+
+def test_contradicting_evidence_is_judged_alike_in_either_order():
+    both = (*TROJANED.seen, label_norms())
+    verdicts = [replace(CLEAN, seen=tuple(seen)).judged() for seen in itertools.permutations(both)]
+    assert {v.decision for v in verdicts} == {Decision.INCONCLUSIVE}
+
+
+@pytest.mark.parametrize("detail", ["held_out", "second_start"])
+@pytest.mark.parametrize("value", [None, [], [0.9], [math.nan] * CLASSES, [-1.0] * CLASSES, ["x"] * CLASSES])
+def test_a_label_that_stands_out_without_proof_is_inconclusive(detail, value):
+    found = label_norms(backdoor=BACKDOOR)
+    details = {k: v for k, v in {**found.details, detail: value}.items() if v is not None}
+    verdict = replace(CLEAN, seen=(replace(found, details=details), stimulation())).judged()
+    assert verdict.decision is Decision.INCONCLUSIVE and verdict.suspects == ()
+    assert f"label {BACKDOOR} stands out" in verdict.reasons[0]
+
+
+def test_what_is_too_rare_for_clean_models_never_passes_though_nothing_can_be_named():
+    references = CLEAN.calibration.bank.references
+    # each method is as far out as the second of the 24 references, which is no alarm by itself; all together are
+    second = {name: sorted(r.seen[name].statistic for r in references)[-2] for name in STATISTICS}
+    seen = (label_norms(), stimulation(statistic=second["abs"]), *(rows(name, second[name]) for name in DATA_METHODS))
+    verdict = replace(CLEAN, seen=seen, with_training_data=True).judged()
+    assert verdict.p_value <= 0.05 and not any(m.rang for m in verdict.methods)
+    assert verdict.decision is Decision.INCONCLUSIVE and "names no label" in verdict.reasons[0]
+
+
+def test_one_odd_reference_does_not_hide_what_it_resembles():
+    odd = label_norms(backdoor=0, effect=3.0)
+    seen = {"neural_cleanse": Seen(statistic=odd.statistic, scores=tuple(odd.scores.tolist()))}
+    bank = calibration(*map(reference, range(24)), reference(99).model_copy(update={"seen": seen}))
+    assert replace(TROJANED, calibration=bank).judged().decision is Decision.FAIL
+
+
+def test_a_method_that_finds_nothing_at_all_does_not_outweigh_one_that_finds_a_backdoor():
+    found = label_norms(backdoor=BACKDOOR, effect=0.9)
+    typical, spotless = (
+        replace(CLEAN, seen=(found, stimulation(statistic=value))).judged() for value in (0.35, 0.0)
+    )
+    assert spotless.decision is typical.decision is Decision.FAIL
+    assert spotless.p_value <= typical.p_value * 1.5
+
+
+def test_labels_that_are_all_alike_do_not_outweigh_poisoned_training_data():
+    alike = replace(label_norms(), scores=torch.full((CLASSES,), -2.2), statistic=0.0)
+    seen = (alike, stimulation(statistic=0.0), *(rows(name, 3.0) for name in DATA_METHODS))
+    verdict = replace(CLEAN, seen=seen, with_training_data=True).judged()
+    assert verdict.decision is Decision.FAIL and verdict.suspects == ()
+    assert "poisoned rows" in verdict.reasons[0]
+
+
+def test_clean_training_data_leaves_a_silent_model_a_pass():
+    seen = (*CLEAN.seen, *(rows(name) for name in DATA_METHODS))
+    assert replace(CLEAN, seen=seen, with_training_data=True).judged().decision is Decision.PASS
+
+
+@pytest.mark.parametrize("method", DATA_METHODS)
+def test_a_data_method_may_be_as_far_out_as_it_likes_and_still_rings(method):
+    # one reference beyond the clip must not make the method deaf
+    outlier = reference(99)
+    outlier = outlier.model_copy(update={"seen": {**outlier.seen, method: Seen(statistic=1.8)}})
+    case = replace(CLEAN, calibration=calibration(*map(reference, range(24)), outlier), with_training_data=True)
+    others = tuple(rows(name) for name in DATA_METHODS if name != method)
+    verdict = replace(case, seen=(*CLEAN.seen, rows(method, 5.0), *others)).judged()
+    assert next(m for m in verdict.methods if m.name == method).rang
+
+
+def test_a_model_whose_labels_no_trigger_reaches_is_inconclusive():
+    lost = torch.full((CLASSES,), -math.log(64.0))
+    hidden = label_norms()
+    mostly = torch.where(torch.arange(CLASSES) < 6, lost, hidden.scores)
+    half = torch.where(torch.arange(CLASSES) < 5, lost, hidden.scores)
+    for scores in (lost, mostly):
+        verdict = replace(CLEAN, seen=(replace(hidden, scores=scores), stimulation())).judged()
+        assert verdict.decision is not Decision.PASS and "no trigger was found" in " ".join(verdict.reasons)
+    verdict = replace(CLEAN, seen=(replace(hidden, scores=half), stimulation())).judged()
+    assert "no trigger was found" not in " ".join(verdict.reasons)
+
+
+@pytest.mark.parametrize("classes", [0, 1, 3])
+def test_fewer_than_four_classes_are_inconclusive(classes):
+    bank = calibration(*(reference(seed, classes=max(classes, 1)) for seed in range(24)))
+    seen = (label_norms(classes=classes) if classes else replace(label_norms(), scores=torch.zeros(0), triggers=()),)
+    case = replace(CLEAN.under(required=("neural_cleanse",)), seen=seen, calibration=bank, classes=classes)
+    assert case.judged().decision is Decision.INCONCLUSIVE
+
+
+def test_the_smallest_number_of_classes_can_still_fail():
+    bank = calibration(*(reference(seed, classes=4) for seed in range(24)))
+    case = replace(CLEAN.under(required=("neural_cleanse",)), calibration=bank, classes=4)
+    assert replace(case, seen=(label_norms(classes=4),)).judged().decision is Decision.PASS
+    assert replace(case, seen=(label_norms(classes=4, backdoor=2, effect=4.0),)).judged().suspects == (2,)
+
+
+def test_more_classes_than_models_can_be_simulated_are_inconclusive():
+    classes = 1_000_000
+    scores = torch.linspace(-2.4, -2.0, classes)
+    found = replace(label_norms(), scores=scores, triggers=(), details={})
+    case = replace(CLEAN.under(required=("neural_cleanse",)), seen=(found,), classes=classes)
+    assert case.judged().decision is Decision.INCONCLUSIVE
+
+
+def test_permuting_the_classes_permutes_the_suspects():
+    order = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(0))
+    back = order.argsort().tolist()
+    found, driven = TROJANED.seen
+    details = {k: [v[i] for i in order.tolist()] for k, v in found.details.items()}
+    seen = (
+        replace(found, scores=found.scores[order], details=details),
+        replace(
+            driven,
+            scores=driven.scores[order],
+            triggers=tuple(Trigger(t.mask, t.pattern, back[t.target]) for t in driven.triggers),
+        ),
+    )
+    before, after = TROJANED.judged(), replace(TROJANED, seen=seen).judged()
+    assert after.suspects == (back[BACKDOOR],)
+    assert (after.decision, after.p_value) == (before.decision, before.p_value)
+
+
+def test_the_p_value_never_rises_with_a_statistic():
+    def over(cases: list[Case]) -> list[float]:
+        return [case.judged().p_value for case in cases]
+
+    norms = over([replace(CLEAN, seen=(label_norms(backdoor=3, effect=e), stimulation())) for e in (0.1, 0.3, 0.6, 2)])
+    driven = over([replace(CLEAN, seen=(label_norms(), stimulation(statistic=s))) for s in (0.0, 0.4, 0.6, 0.9, 5)])
+    assert norms == sorted(norms, reverse=True) and norms[-1] < 0.05 < norms[0]
+    assert driven == sorted(driven, reverse=True) and driven[-1] < driven[0]
+
+
+def test_the_cutoff_of_the_evidence_is_never_read():
+    for cutoff in (-math.inf, math.inf):
+        moved = CLEAN.other("neural_cleanse", cutoff=cutoff).other("abs", cutoff=cutoff)
+        assert moved.judged() == replace(CLEAN.judged())
+        caught = TROJANED.other("neural_cleanse", cutoff=cutoff).other("abs", cutoff=cutoff)
+        assert caught.judged().decision is Decision.FAIL
+
+
+def test_clean_models_pass_about_as_often_as_the_policy_promises():
+    bank = calibration(*map(reference, range(24)))
+    alarms = 0
+    for seed in range(200, 260):
+        clean = reference(seed)
+        scores = torch.tensor(clean.seen["neural_cleanse"].scores)
+        norms = replace(label_norms(), scores=scores, statistic=clean.seen["neural_cleanse"].statistic)
+        driven = stimulation(statistic=max(0.0, clean.seen["abs"].statistic))
+        verdict = replace(CLEAN, calibration=bank, seen=(norms, driven)).judged()
+        alarms += verdict.decision is not Decision.PASS
+    assert alarms <= 6
+
+
+def test_an_uncalibrated_verdict_needs_leave_and_says_so():
+    allowed = replace(CLEAN.under(allow_uncalibrated=True), calibration=None)
+    verdict = allowed.judged()
+    assert verdict.decision is Decision.PASS and not verdict.calibrated and verdict.calibration is None
+    assert "uncalibrated" in " ".join(verdict.reasons) and "abs was not counted" in " ".join(verdict.reasons)
+    assert replace(allowed, seen=TROJANED.seen).judged().suspects == (BACKDOOR,)
+
+
+def test_leave_to_go_uncalibrated_does_not_cover_a_calibration_that_does_not_fit():
+    stale = replace(CLEAN.calibration, stale=("neural_cleanse has changed; rebuild",))
+    verdict = replace(CLEAN.under(allow_uncalibrated=True), calibration=stale).judged()
+    assert verdict.decision is Decision.INCONCLUSIVE and not verdict.calibrated
+
+
+def test_the_models_own_data_set_is_preferred_and_others_are_pooled():
+    wide = [reference(seed, data="signs", spread=0.9) for seed in range(24)]
+    bank = calibration(*map(reference, range(24)), *wide)
+    found = label_norms(backdoor=BACKDOOR, effect=1.2)
+    near = replace(CLEAN, calibration=bank, seen=(found, stimulation()))
+    assert near.judged().decision is Decision.FAIL and near.judged().calibration["own_data"]
+    at_home = replace(near, data_sha256="signs").judged()
+    assert at_home.decision is Decision.PASS and at_home.calibration["data"] == ["signs"]
+    pooled = replace(near, data_sha256="unseen", seen=TROJANED.seen).judged()
+    assert pooled.calibration == {
+        "id": "bank-1",
+        "references": 48,
+        "data": ["digits", "signs"],
+        "own_data": False,
+        "level": 0.05,
+    }
+
+
+def test_references_without_any_spread_neither_crash_nor_hide_a_backdoor():
+    flat = reference(0)
+    seen = {name: Seen(statistic=0.0) for name in STATISTICS}
+    seen["neural_cleanse"] = Seen(statistic=0.0, scores=(-2.2,) * CLASSES)
+    flats = [flat.model_copy(update={"seed": seed, "seen": seen}) for seed in range(24)]
+    case = replace(CLEAN, calibration=calibration(*flats))
+    assert replace(case, seen=TROJANED.seen).judged().decision is Decision.FAIL
+    alike = replace(label_norms(), scores=torch.full((CLASSES,), -2.2), statistic=0.0)
+    assert replace(case, seen=(alike, stimulation(statistic=0.0))).judged().decision is Decision.PASS
+
+
+def test_a_verdict_is_plain_json_and_the_same_each_time():
+    first, second = (json.dumps(TROJANED.judged().to_json(), allow_nan=False) for _ in range(2))
+    assert first == second and json.loads(first)["decision"] == "FAIL"

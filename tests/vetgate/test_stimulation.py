@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vetgate.architectures import ARCHITECTURES
+from vetgate.stimulation import elevations, raised_labels, stimulable, stimulate, weighted_layers
+
+X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return ARCHITECTURES[name]((3, 16, 16), 5).eval()
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_stimulation_equals_overwriting_the_channel_with_a_hook(name: str) -> None:
+    model = network(name)
+    layers = weighted_layers(model, X)
+    for layer in stimulable(layers)[::2]:
+        count = layer.output.shape[1]
+        values = torch.rand(count, 2, generator=torch.Generator().manual_seed(1))
+        out = stimulate(model, X, layers, layer, values, rows=30)  # (C, V, N, K)
+
+        def overwrite(_m: nn.Module, _i: object, given: Tensor, value: Tensor = values[-1, 1]) -> Tensor:
+            given = given.clone()
+            given[:, -1] = value
+            return given
+
+        handle = model.get_submodule(layer.name).register_forward_hook(overwrite)
+        with torch.no_grad():
+            expected = model(X)
+        handle.remove()
+        assert out.shape == (count, 2, 6, 5)
+        assert torch.allclose(out[-1, 1], expected, atol=1e-5)
+
+
+def test_the_logits_are_never_stimulated() -> None:
+    for name in ARCHITECTURES:
+        model = network(name)
+        assert "head" not in [layer.name for layer in stimulable(weighted_layers(model, X))]
+
+
+def test_a_normalisation_stands_for_the_convolution_before_it() -> None:
+    names = [layer.name for layer in stimulable(weighted_layers(network("preact-resnet"), X))]
+    assert "blocks.0.bn2" in names and "blocks.0.conv1" not in names
+
+
+def test_an_activation_in_place_does_not_spoil_the_recorded_outputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(inplace=True), nn.Linear(8, 5)).eval()
+    assert weighted_layers(model, X)[0].output.min() < 0
+
+
+def test_an_elevation_is_the_lead_over_the_next_label_on_images_of_others() -> None:
+    out = torch.zeros(2, 2, 3, 3)  # two channels, two values, three images, three labels
+    out[0, 1, :, 2] = torch.tensor([4.0, 3.0, 9.0])
+    out[0, 1, :, 1] = 1.0
+    label, elevation = elevations(out, torch.tensor([0, 1, 2]), quantile=0.0)
+    assert label[0] == 2
+    assert elevation.tolist() == [2.0, 0.0]
+
+
+def test_a_channel_that_sleeps_on_clean_images_is_driven_as_hard_as_others() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.ReLU(), nn.Linear(3, 5)).eval()
+    with torch.no_grad():
+        model[1].bias[1] = -1e3  # type: ignore[index]
+        model[3].weight[:, 1] = torch.tensor([0.0, 0.0, 0.0, 9.0, 0.0])  # type: ignore[index]
+    y = torch.tensor([0, 1, 2, 3, 4, 0])
+    ranked = raised_labels(model, X, y, scale=1.0, reach=4.0, levels=3, quantile=0.25)
+    assert (ranked[0].channel, ranked[0].label) == (1, 3)
+    assert [c.elevation for c in ranked] == sorted((c.elevation for c in ranked), reverse=True)

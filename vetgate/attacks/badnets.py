@@ -1,0 +1,69 @@
+"""BadNets: a small patch on a share of the training images, all of them relabelled to one target.
+
+Source    Gu, Dolan-Gavitt, Garg, "BadNets", 2017, arXiv:1708.06733.
+Deviates  Only images of other classes are poisoned, so that every poisoned row teaches the shortcut. `rate` is the
+          share of the whole training set, as in the benchmarks, not of the target class. Measure the attack before
+          relying on it: a poisoned training set does not always give a backdoored model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vetgate.contract import Samples, Trigger
+from vetgate.errors import DefenceError
+
+
+@dataclass(frozen=True, eq=False)
+class Poisoned:
+    """A poisoned training set, the boolean rows (N,) that were stamped and relabelled, and their trigger."""
+
+    samples: Samples
+    rows: Tensor
+    trigger: Trigger
+
+
+def square(
+    shape: tuple[int, int, int], target: int, *, row: int, column: int, size: int = 3, colour: float | Tensor = 1.0
+) -> Trigger:
+    """An opaque square of a grey level or a colour (C,); negative row and column count from the far edge."""
+    channels, height, width = shape
+    top, left = row % height, column % width
+    if size < 1 or top + size > height or left + size > width:
+        raise DefenceError(
+            f"expected a square inside {height}x{width}, got {size} pixels at ({row}, {column}); move or shrink it"
+        )
+    mask = torch.zeros(1, height, width)
+    mask[:, top : top + size, left : left + size] = 1
+    ink = torch.as_tensor(colour, dtype=torch.float32).reshape(-1, 1, 1).expand(channels, 1, 1)
+    return Trigger(mask, (mask * ink).contiguous(), target)
+
+
+def random_square(
+    shape: tuple[int, int, int], classes: int, *, sizes: tuple[int, int] = (1, 3), generator: torch.Generator
+) -> Trigger:
+    """A white square whose target, size (both ends included) and place are drawn at random."""
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    target, size = draw(0, classes - 1), draw(*sizes)
+    return square(shape, target, row=draw(0, shape[1] - size), column=draw(0, shape[2] - size), size=size)
+
+
+def poison(samples: Samples, trigger: Trigger, *, rate: float, generator: torch.Generator) -> Poisoned:
+    """Stamp and relabel a random `rate` of all rows, taken from the classes that are not the target."""
+    eligible = (samples.y != trigger.target).nonzero().flatten()
+    wanted = round(rate * len(samples))
+    if not 0 < wanted <= len(eligible):
+        raise DefenceError(f"expected a rate that poisons 1 to {len(eligible)} rows, got {rate} ({wanted} rows)")
+    chosen = eligible[torch.randperm(len(eligible), generator=generator)[:wanted]]
+    x, y = samples.x.clone(), samples.y.clone()
+    x[chosen] = trigger.stamp(x[chosen])
+    y[chosen] = trigger.target
+    rows = torch.zeros(len(samples), dtype=torch.bool)
+    rows[chosen] = True
+    return Poisoned(Samples(x, y), rows, trigger)
