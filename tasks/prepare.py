@@ -22,13 +22,13 @@ def prepare(settings: Settings, submission: Submission, sizes: dict[str, int]) -
     training = None
     if submission.reference_data is not None:
         ref = resolve(settings, submission.reference_data)
-        what = f"reading {ref.name}"
+        what = "reference data"
         paths = materialise(settings, ref, shape, sizes=sizes, classes=classes, progress=teller(what))
         splits = {purpose: str(getattr(paths, purpose)) for purpose in PURPOSES}
         source = {**asdict(ref), "splits": paths.digest}
     if submission.training_data is not None:
         ref = resolve(settings, submission.training_data)
-        what = f"reading {ref.name}"
+        what = "training data"
         file = materialise_training(settings, ref, shape, classes=classes, progress=teller(what))
         training = str(file)
         source["training"] = file.parent.name

@@ -33,6 +33,7 @@ from vetgate.calibration import (
 )
 from vetgate.digest import code_digest
 from vetgate.errors import BadPolicy
+from vetgate.policy import load_policy
 
 
 def reference(seed: int, data: str = "digits", *, statistic: float = 0.3, spread: float = 0.1) -> Reference:
@@ -244,3 +245,11 @@ def test_a_nan_in_the_file_is_refused(tmp_path):
 def test_a_calibration_that_was_named_must_be_there(tmp_path):
     with pytest.raises(BadPolicy, match="got no file"):
         load_calibration(tmp_path / "none.json")
+
+
+def test_the_shipped_calibration_fits_the_code_and_suffices_for_the_shipped_policy():
+    shipped, policy = load_calibration(), load_policy()
+    assert shipped.stale == ()
+    for method in {*policy.required, *policy.required_with_training_data}:
+        for data in {None, *(r.data_sha256 for r in shipped.bank.references)}:
+            assert shipped.short_of(method, data, policy.false_alarm_rate) is None

@@ -29,10 +29,15 @@ def test_the_shipped_policy_requires_methods_that_the_verdict_can_weigh_and_a_ca
 
 def test_what_is_left_out_takes_the_strict_default(tmp_path):
     policy = read(tmp_path)
-    assert not policy.allow_uncalibrated and not policy.repair.blind and policy.sandbox_level == {
-        "onnx": 1,
-        "safetensors": 1,
-    }
+    assert (
+        not policy.allow_uncalibrated
+        and not policy.repair.blind
+        and policy.sandbox_level
+        == {
+            "onnx": 1,
+            "safetensors": 1,
+        }
+    )
 
 
 @pytest.mark.parametrize(

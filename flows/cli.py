@@ -1,0 +1,198 @@
+"""The command line `vetgate`: every command ends in one exit code and, with --json, one object on stdout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import Outcome, carry_out, usage_error
+
+app = typer.Typer(
+    name="vetgate",
+    help="Vet third-party image classifiers for backdoors and keep what fails out of production.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Reference data: trusted images that models are vetted on.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Directory = Annotated[Path, typer.Argument(help="Directory with submission.yaml and the model.", metavar="DIR")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(given, prog_name="vetgate", standalone_mode=False)
+    except typer.TyperException as error:
+        code = usage_error(error.format_message(), as_json="--json" in given)
+    return code if isinstance(code, int) else 0
+
+
+@app.command()
+def submit(directory: Directory, json: AsJson = False) -> int:
+    """Take a model in and queue it; `vet` runs the vetting."""
+
+    def command() -> Outcome:
+        from flows.submit import submit as take
+        from tasks.settings import load_settings
+
+        record = take(load_settings(), directory)
+        blob = {"submission": record.submission.name, "manifest_sha256": record.id, "submitted_at": record.submitted_at}
+        return Outcome(0, blob, lambda c: c.print(f"submitted {record.submission.name}\n{record.id}"))
+
+    return carry_out(command, as_json=json)
+
+
+@app.command()
+def vet(directory: Directory, json: AsJson = False) -> int:
+    """Submit a model and vet it here and now. Exits with 0 pass, 1 FAIL, 2 error, 3 inconclusive."""
+
+    def command() -> Outcome:
+        from flows.here import vet_here
+        from flows.show import EXIT_CODES, show_result
+
+        result = vet_here(directory)
+        return Outcome(EXIT_CODES[result["verdict"]], result, lambda console: show_result(console, result))
+
+    return carry_out(command, as_json=json)
+
+
+@app.command()
+def status(json: AsJson = False) -> int:
+    """List what was submitted and its newest verdict."""
+
+    def command() -> Outcome:
+        from flows.show import show_status
+        from flows.submit import queue
+        from tasks.settings import load_settings
+
+        rows = queue(load_settings())
+        return Outcome(0, {"submissions": rows}, lambda console: show_status(console, rows))
+
+    return carry_out(command, as_json=json)
+
+
+@app.command()
+def report(
+    submission: Annotated[str, typer.Argument(help="SHA-256 of the manifest, or its beginning.", metavar="ID")],
+    json: AsJson = False,
+) -> int:
+    """Print the path of a vetting's HTML report."""
+
+    def command() -> Outcome:
+        from flows.submit import local_report
+        from tasks.settings import load_settings
+
+        record, path = local_report(load_settings(), submission)
+        blob = {"submission": record.submission.name, "manifest_sha256": record.id, "report": str(path)}
+        return Outcome(0, blob, lambda console: console.print(str(path), soft_wrap=True))
+
+    return carry_out(command, as_json=json)
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="The model's name; it becomes prod.NAME.", metavar="NAME")],
+    submission: Annotated[str | None, typer.Option(help="Manifest SHA-256; the newest PASS if left out.")] = None,
+    alias: Annotated[str, typer.Option(help="champion or challenger.")] = "champion",
+    json: AsJson = False,
+) -> int:
+    """Let vetted bytes into production; refuses everything else with exit code 1 or 5."""
+
+    def command() -> Outcome:
+        from flows.promote import promote as let_through
+        from tasks.settings import load_settings
+
+        granted: dict[str, Any] = let_through(load_settings(), name, submission=submission, alias=alias)
+        return Outcome(0, granted, lambda console: _show_pairs(console, granted))
+
+    return carry_out(command, as_json=json)
+
+
+@app.command()
+def verify(
+    directory: Directory,
+    attestation: Annotated[Path, typer.Option(help="The signed statement (DSSE, JSON).")],
+    name: Annotated[str, typer.Option(help="The name under which the model is used.")],
+    trust_root: Annotated[
+        Path | None, typer.Option(help="Public keys to trust; this installation's if left out.")
+    ] = None,
+    json: AsJson = False,
+) -> int:
+    """Check that these files are exactly those that a trusted gate let pass under this name."""
+
+    def command() -> Outcome:
+        from flows.verify import verify as check
+        from tasks.settings import load_settings
+
+        settings = load_settings()
+        stated: dict[str, Any] = check(
+            directory, attestation=attestation, name=name, trust_root=trust_root or settings.trust_root
+        )
+        return Outcome(0, stated, lambda console: console.print(f"verified: {name}, {stated.get('verdict', 'PASS')}"))
+
+    return carry_out(command, as_json=json)
+
+
+@data_app.command("add")
+def data_add(
+    name: Annotated[str, typer.Argument(help="Name under which submissions refer to it.", metavar="NAME")],
+    file: Annotated[Path, typer.Argument(help=".npz with x_train, y_train, x_test, y_test.", metavar="FILE")],
+    json: AsJson = False,
+) -> int:
+    """Register a reference data set under DVC."""
+
+    def command() -> Outcome:
+        from tasks.data import add
+        from tasks.progress import teller
+        from tasks.settings import load_settings
+
+        ref = add(load_settings(), name, file, teller(f"reading {file.name}"))
+        blob = {"name": ref.name, "rev": ref.rev, "path": ref.path, "sha256": ref.sha256}
+        return Outcome(0, blob, lambda console: _show_pairs(console, blob))
+
+    return carry_out(command, as_json=json)
+
+
+@data_app.command("list")
+def data_list(json: AsJson = False) -> int:
+    """List the registered reference data sets."""
+
+    def command() -> Outcome:
+        from flows.show import show_data
+        from tasks.data import describe, registered
+        from tasks.settings import load_settings
+
+        settings = load_settings()
+        rows = [
+            {"name": ref.name, "rev": ref.rev, "sha256": ref.sha256, "classes": described["classes"]}
+            for ref in registered(settings)
+            for described in [describe(settings, ref)]
+        ]
+        return Outcome(0, {"data": rows}, lambda console: show_data(console, rows))
+
+    return carry_out(command, as_json=json)
+
+
+@app.command()
+def demo(json: AsJson = False) -> int:
+    """Two suppliers, one of them dishonest: submit, vet, repair and promote on scikit-learn's digits."""
+
+    def command() -> Outcome:
+        from flows.demo import demo as run
+
+        return run()
+
+    return carry_out(command, as_json=json)
+
+
+def _show_pairs(console: Any, blob: dict[str, Any]) -> None:
+    for key, value in blob.items():
+        if value is not None and not isinstance(value, dict | list):
+            console.print(f"{key:<16} {value}", soft_wrap=True, markup=False)

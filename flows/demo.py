@@ -1,0 +1,139 @@
+"""The demo: two suppliers hand in digit classifiers, one with a backdoor, and go the whole way to production or not.
+
+What is expected of it is checked: a demo that ends otherwise says what differs and exits with 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows import here, runtime
+from flows.console import Outcome
+from flows.demo_outcome import Ending, Row, pages, show, unexpected
+from flows.promote import promote
+from flows.submit import submit
+from tasks.bench import cool
+from tasks.progress import tell
+from tasks.settings import Settings, load_settings
+from tasks.store import open_store
+from vetgate.errors import Denied, StoreError
+from vetgate.formats.submission import read_submission
+
+Blob = dict[str, Any]
+Ask = Callable[[str | None], Blob]
+
+
+def demo() -> Outcome:
+    """Run it on this installation; the same installation may run it again."""
+    started = time.monotonic()
+    settings = load_settings()
+    server = os.environ.get("PREFECT_API_URL")
+    with _suppliers(settings.home / "demo") as ask:
+        here.start(settings)
+        handed = _handed_in(ask)
+        given = [(Path(item["directory"]), item["measured"]) for item in handed["submissions"]]
+        results = _vet(settings, [directory for directory, _ in given])
+        rows = [_row(result, *item) for result, item in zip(results, given, strict=True)]
+        repair = results[-1]["repair"]
+        if repair is not None:
+            directory = Path(repair["artifact"]).parent
+            before, after = repair["attack_success"]
+            rows[-1] = replace(rows[-1], reversed_trigger=before)
+            rows.append(_row(_kept(settings, repair["submission"]), directory, ask(str(directory)), trigger=after))
+    honest, trojaned, *repaired = _at_the_gate(settings, rows)
+    ending = Ending(
+        honest=honest,
+        trojaned=trojaned,
+        repaired=repaired[0] if repaired else None,
+        target=handed["target"],
+        report=results[-1]["report"],
+        sandbox_level=results[-1]["sandbox_level"],
+        pages=pages(settings, server),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    return Outcome(2 if unexpected(ending) else 0, ending.to_json(), lambda console: show(console, ending))
+
+
+@contextmanager
+def _suppliers(out: Path) -> Iterator[Ask]:
+    """The suppliers' process, gone afterwards: asked with a directory, or with None, it gives its next answer."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "flows.suppliers", str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin is not None and child.stdout is not None
+    questions, answers = child.stdin, child.stdout
+
+    def ask(directory: str | None) -> Blob:
+        if directory is not None:
+            print(directory, file=questions, flush=True)
+        line = answers.readline()
+        if not line:
+            raise StoreError("the suppliers' process ended without an answer; its last words are above")
+        answer: Blob = json.loads(line)
+        return answer
+
+    try:
+        yield ask
+    finally:
+        questions.close()
+        answers.close()
+        child.wait()
+
+
+def _handed_in(ask: Ask) -> Blob:
+    """What the suppliers hand in, once it is trained."""
+    training = "two suppliers train their models"
+    tell(training, 0)
+    while "submissions" not in (said := ask(None)):
+        tell(training, said["done"])
+    return said
+
+
+def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
+    """The results of vetting each submission, with its repair, as `vetgate vet` does."""
+    records = [submit(settings, directory) for directory in directories]
+    try:
+        from flows.vet import vet
+
+        runtime.ready()
+        return [vet(record.id) for record in records]
+    finally:
+        cool()
+
+
+def _row(result: Blob, directory: Path, measured: Blob, trigger: float | None = None) -> Row:
+    submission = read_submission(directory)
+    said = {key: result[key] for key in ("manifest_sha256", "verdict", "p_value", "suspects")}
+    return Row(submission.name, submission.supplier, **said, **measured, reversed_trigger=trigger)
+
+
+def _kept(settings: Settings, manifest_sha256: str) -> Blob:
+    """The newest result of a submission that a flow vetted by itself."""
+    store = open_store(settings)
+    # their names begin with the moment of the verdict
+    newest: Blob = json.loads(store.read(list(store.list(f"results/{manifest_sha256}/"))[-1]))
+    return newest
+
+
+def _at_the_gate(settings: Settings, rows: list[Row]) -> Iterator[Row]:
+    """The rows with what promotion says to each."""
+    tell("promoting", 0)
+    for turn, row in enumerate(rows, 1):
+        try:
+            granted = promote(settings, row.submission, submission=row.manifest_sha256)
+            yield replace(row, production=f"{granted['model']} v{granted['version']}")
+        except Denied as error:
+            yield replace(row, refusal=str(error))
+        tell("promoting", turn / len(rows))

@@ -1,0 +1,66 @@
+"""Run a vetting in this process: everything that is slow to start is started first, all at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from flows import runtime
+from flows.gate import gate
+from flows.params import load_params
+from flows.result import refused
+from flows.submit import submit
+from tasks import mlflow_client
+from tasks.bench import cool, warm
+from tasks.intake import Record
+from tasks.progress import tell
+from tasks.settings import Settings, load_settings
+from vetgate.errors import NotUnderstood, VetgateError
+from vetgate.policy import load_policy
+
+
+def vet_here(directory: Path) -> dict[str, Any]:
+    """Submit a directory and vet it with the settings of the environment; the flow's result."""
+    started = time.monotonic()
+    settings = load_settings()
+    try:
+        # what is wrong with the directory or the configuration is said before anything is started
+        load_policy(settings.policy)
+        load_params(settings.params)
+        record = submit(settings, directory)
+    except NotUnderstood as error:
+        return refused(directory.resolve().name, str(error), time.monotonic() - started)
+    return run(settings, record)
+
+
+def run(settings: Settings, record: Record) -> dict[str, Any]:
+    """Vet a submission that was taken in."""
+    start(settings)
+    try:
+        tell("start", 0)
+        from flows.vet import vet
+
+        runtime.ready()
+        tell("start", 1)
+        result: dict[str, Any] = vet(record.id)
+        return result
+    finally:
+        cool()
+
+
+def start(settings: Settings) -> None:
+    """Begin to start the Prefect server, the sandbox, the gate and MLflow; returns before they are up."""
+    runtime.start(settings.home)
+    warm(settings)
+    gate(settings)
+    threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True).start()
+
+
+def _import_mlflow(settings: Settings) -> None:
+    try:
+        mlflow_client.prepare(settings)
+    except VetgateError:
+        # the task that needs it says so in its turn
+        return

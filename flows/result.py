@@ -1,0 +1,169 @@
+"""The result of a vetting: one object for people and programs, with the report and MLflow's record of it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.inspect import Case, Found, read_evidence
+from tasks.intake import Record
+from tasks.registry import record_vetting
+from tasks.report import Clean, render
+from tasks.settings import Settings
+from tasks.store import open_store
+from tasks.trigger_images import trigger_pngs
+from vetgate.errors import StoreError
+
+Blob = dict[str, Any]
+
+
+def result_of(
+    settings: Settings,
+    record: Record,
+    ruling: Blob,
+    found: dict[str, Found],
+    mended: Blob | None,
+    refusal: str | None,
+    level: int,
+    started: float,
+) -> Blob:
+    """Design.md's object; what it points to is written by `publish`."""
+    verdict = ruling["verdict"]
+    return {
+        "submission": record.submission.name,
+        "manifest_sha256": record.id,
+        "verdict": verdict["decision"],
+        "p_value": verdict["p_value"],
+        "calibrated": verdict["calibrated"],
+        "suspects": verdict["suspects"],
+        "methods": [_method(method, found) for method in verdict["methods"]],
+        "repair": _repair(mended),
+        "report": str(settings.home / "reports" / f"{record.id}.html"),
+        "attestation": str(settings.home / "attestations" / f"{record.id}.json"),
+        "mlflow_run": None,
+        "sandbox_level": level,
+        "seconds": round(time.monotonic() - started, 3),
+        "reasons": [*verdict["reasons"], *_rejections(mended)] if refusal is None else [refusal],
+    }
+
+
+def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result: Blob, mended: Blob | None) -> Blob:
+    """Put the attestation and the report where people find them, tell MLflow, and return the result with its run."""
+    store = open_store(settings)
+    attestation, page = Path(result["attestation"]), Path(result["report"])
+    try:
+        for path in (attestation, page):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        attestation.unlink(missing_ok=True)
+        store.fetch(ruling["attestation"], attestation)
+        kept = [read_evidence(store, record.id, method, key) for method, key in ruling["evidence"].items()]
+        evidence = [item for item in kept if item is not None]
+        clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
+        with tempfile.TemporaryDirectory() as room:
+            files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
+            files["report.html"].write_text(_page(record, result, ruling, evidence, mended, clean, case))
+            for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
+                files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
+                files[f"triggers/{name}"].write_bytes(content)
+            run = record_vetting(
+                settings, record.submission, record.id, result, files, vetting=Path(ruling["attestation"]).stem
+            )
+        result = {**result, "mlflow_run": run}
+        page.write_text(_page(record, result, ruling, evidence, mended, clean, case))
+        store.create(f"reports/{record.id}/{Path(ruling['attestation']).stem}.html", page.read_bytes())
+        store.create(f"results/{record.id}/{Path(ruling['attestation']).stem}.json", json.dumps(result).encode())
+    except OSError as error:
+        raise StoreError(
+            f"expected to write the report of {record.id}, got {error}; free space and vet again"
+        ) from error
+    return result
+
+
+def _page(
+    record: Record,
+    result: Blob,
+    ruling: Blob,
+    evidence: list[Blob],
+    mended: Blob | None,
+    clean: Clean | None,
+    case: Case,
+) -> str:
+    chosen = (mended or {}).get("chosen")
+    return render(
+        result,
+        evidence=evidence,
+        verdict=ruling["verdict"],
+        repaired=None if chosen is None else {**chosen, "result": (mended or {}).get("result")},
+        calibration=ruling["verdict"].get("calibration"),
+        submission=record.submission.model_dump(mode="json"),
+        provenance={
+            "Submitted": record.submitted_at,
+            "Supplier": record.submission.supplier,
+            "Repairs": record.submission.parent,
+            "Policy": f"{ruling['policy']['name']}, SHA-256 {ruling['policy']['sha256']}",
+            "Reference data": _source(case),
+        },
+        clean=clean,
+    )
+
+
+def _source(case: Case) -> str | None:
+    source = case.data.source
+    return f"{source['name']} at {source['rev'][:12]}, SHA-256 {source['sha256']}" if "name" in source else None
+
+
+def refused(name: str, reason: str, seconds: float) -> Blob:
+    """The object for a directory that could not even be taken in; nothing of it is kept."""
+    empty: Blob = dict.fromkeys(("manifest_sha256", "p_value", "repair", "report", "attestation", "mlflow_run"))
+    return {
+        "submission": name,
+        **empty,
+        "verdict": "INCONCLUSIVE",
+        "calibrated": False,
+        "suspects": [],
+        "methods": [],
+        "sandbox_level": None,
+        "seconds": round(seconds, 3),
+        "reasons": [reason],
+    }
+
+
+def _method(method: Blob, found: dict[str, Found]) -> Blob:
+    ran = found.get(method["name"])
+    kept = {key: method[key] for key in ("name", "statistic", "rang", "suspects", "failure")}
+    return {**kept, "seconds": None if ran is None else ran.seconds}
+
+
+def _repair(mended: Blob | None) -> Blob | None:
+    if mended is None or "chosen" not in mended:
+        return None
+    before, after = mended["test"]["before"], mended["test"]["after"]
+    child = mended["result"]
+    return {
+        "method": mended["chosen"]["method"],
+        "artifact": str(Path(mended["directory"]) / mended["record"]["submission"]["model"]),
+        "submission": child["manifest_sha256"],
+        "verdict": child["verdict"],
+        "p_value": child["p_value"],
+        "clean_accuracy": [before["clean_accuracy"], after["clean_accuracy"]],
+        "attack_success": [before["attack_success"], after["attack_success"]],
+    }
+
+
+def _rejections(mended: Blob | None) -> list[str]:
+    """Why each repair that was tried was not good enough."""
+    lines = []
+    for record in (mended or {}).get("rejected", []):
+        if record["failure"] is not None:
+            lines.append(f"repair {record['method']} failed: {record['failure']}")
+        else:
+            before, after = record["validate"]["before"], record["validate"]["after"]
+            lines.append(
+                f"repair {record['method']} was not good enough: clean accuracy {before['clean_accuracy']:.3f} to "
+                f"{after['clean_accuracy']:.3f}, attack success {before['attack_success']:.3f} to "
+                f"{after['attack_success']:.3f} (triggers of this size naturally: {record['validate']['natural']:.3f})"
+            )
+    return lines

@@ -1,0 +1,45 @@
+"""The Prefect server that lives as long as the command that started it: for machines that have none.
+
+Prefect's own ephemeral server outlives a command killed with SIGKILL, and is started only once a flow asks for it.
+This one watches a pipe from its parent, and comes up while the command is busy with other things.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+GRACE_SECONDS = 0.5
+
+
+def main() -> None:
+    """Serve Prefect's API on the listening socket argv[1] until standard input ends."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            # two commands may start at once on one database: its migrations must not
+            lock = Path(os.environ["PREFECT_HOME"], "startup.lock")
+            with lock.open("w") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                await super().startup(sockets)
+
+    Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error")).run(sockets=[listener])
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    time.sleep(GRACE_SECONDS)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
+
+
+def show_result(console: Console, result: dict[str, Any]) -> None:
+    """The verdict on one submission, method by method, and its repair."""
+    heading = Text(f"{result['submission']}  ") + _decision(result["verdict"])
+    heading.append(f"  p = {_number(result['p_value'])}{'' if result['calibrated'] else ', uncalibrated'}")
+    console.print(heading)
+    table = Table("method", "statistic", "rang", "suspects", "seconds", "failure")
+    for method in result["methods"]:
+        table.add_row(
+            method["name"],
+            _number(method["statistic"]),
+            "yes" if method["rang"] else "",
+            _labels(method["suspects"]),
+            _number(method["seconds"], 1),
+            Text(method["failure"] or ""),
+        )
+    console.print(table)
+    for reason in result["reasons"]:
+        console.print(Text(f"  {reason}"))
+    repair = result["repair"]
+    if repair is not None:
+        line = Text(f"repaired by {repair['method']}: ") + _decision(repair["verdict"])
+        line.append(
+            f", clean accuracy {_change(repair['clean_accuracy'])}, attack success {_change(repair['attack_success'])}"
+        )
+        console.print(line)
+        console.print(f"repaired model  {repair['artifact']}", soft_wrap=True, markup=False)
+        console.print(f"  submission    {repair['submission']}", soft_wrap=True, markup=False)
+    console.print(f"submission      {result['manifest_sha256']}", soft_wrap=True, markup=False)
+    console.print(f"report          {result['report']}", soft_wrap=True, markup=False)
+    console.print(f"sandbox level {result['sandbox_level']}, {result['seconds']:.0f} s")
+    console.print("the gate ran as the same user on this machine: duties are not separated", style="dim")
+
+
+def show_status(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Every submission and its newest verdict."""
+    table = Table("submission", "supplier", "manifest", "submitted", "verdict", "parent")
+    for row in rows:
+        table.add_row(
+            row["submission"],
+            Text(row["supplier"]),
+            row["manifest_sha256"][:16],
+            row["submitted_at"],
+            _decision(row["verdict"]) if row["verdict"] else "queued",
+            (row["parent"] or "")[:16],
+        )
+    console.print(table)
+
+
+def show_data(console: Console, rows: list[dict[str, Any]]) -> None:
+    """The registered reference data sets."""
+    table = Table("name", "classes", "commit", "sha256")
+    for row in rows:
+        table.add_row(row["name"], str(row["classes"]), row["rev"][:12], row["sha256"][:16])
+    console.print(table)
+
+
+def _decision(decision: str) -> Text:
+    return Text(decision, style=f"bold {COLOURS.get(decision, '')}")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _labels(labels: list[int]) -> str:
+    return ", ".join(map(str, labels))
+
+
+def _change(pair: list[float]) -> str:
+    before, after = (f"{100 * share:.1f} %" for share in pair)
+    return f"{before} → {after}"

@@ -1,0 +1,84 @@
+"""Measure a model in the sandbox: its accuracy, and what reversed triggers can do to it on held-out images."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks.bench import bench_of
+from tasks.inspect import Case
+from tasks.progress import teller
+
+Blob = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Shares of held-out images: rightly classified, and sent to its target by the strongest trigger."""
+
+    clean_accuracy: float
+    attack_success: float
+
+    def to_json(self) -> dict[str, float]:
+        """The two numbers by name."""
+        return asdict(self)
+
+
+def evaluate(case: Case, model: Blob, triggers: list[Blob], purpose: str) -> Measured:
+    """Accuracy and the highest success of any trigger on the images kept for a purpose (`validate` or `test`)."""
+    payload = {**model, "samples": case.data.files(purpose), "triggers": triggers}
+    answer = bench_of(case.manifest).sandbox.call("evaluate", payload, limits=case.limits)
+    return Measured(answer["clean_accuracy"], max(answer["attack_success"], default=0.0))
+
+
+def reinvert(case: Case, model: Blob, triggers: list[Blob], params: Blob) -> list[Blob]:
+    """Triggers reversed anew on a repaired model for the same labels, each no larger than the label's smallest before.
+
+    Some trigger can be found for every label of every network; it is an attack only if it is as small as the first.
+    """
+    areas: dict[int, float] = {}
+    for trigger in triggers:
+        areas[trigger["target"]] = min(area(trigger), areas.get(trigger["target"], math.inf))
+    payload = {
+        **model,
+        "samples": case.data.files("invert"),
+        "held_out": case.data.files("validate"),
+        "labels": sorted(areas),
+        "params": params,
+        "seed": case.seed,
+    }
+    sandbox = bench_of(case.manifest).sandbox
+    told = teller("reverse triggers anew")
+    answer = sandbox.call("reinvert", payload, limits=case.limits, on_progress=told)
+    told(1)
+    return [cut(trigger, areas[trigger["target"]]) for trigger in answer["triggers"]]
+
+
+def natural_success(case: Case, triggers: list[Blob], others: list[Blob]) -> float:
+    """The highest success, on the submitted model, of the other labels' triggers cut to the size of the suspects'."""
+    most = min((area(trigger) for trigger in triggers), default=0.0)
+    return evaluate(case, case.model, [cut(trigger, most) for trigger in others], "validate").attack_success
+
+
+def area(trigger: Blob) -> float:
+    """L1 norm of a trigger's mask, in pixels."""
+    return float(_mask(trigger).sum())
+
+
+def cut(trigger: Blob, most: float) -> Blob:
+    """The trigger with only the largest pixels of its mask, `most` of them by L1 norm."""
+    mask = _mask(trigger)
+    order = np.argsort(-mask, axis=None, kind="stable")
+    kept = np.zeros(mask.size, np.float32)
+    kept[order] = np.clip(most - (np.cumsum(mask.flat[order]) - mask.flat[order]), 0, mask.flat[order])
+    packed = base64.b64encode(kept.tobytes()).decode()
+    return {**trigger, "mask": {**trigger["mask"], "base64": packed}}
+
+
+def _mask(trigger: Blob) -> np.ndarray[Any, np.dtype[np.float32]]:
+    blob = trigger["mask"]
+    return np.frombuffer(base64.b64decode(blob["base64"], validate=True), np.float32).reshape(blob["shape"])

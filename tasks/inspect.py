@@ -1,0 +1,130 @@
+"""Run the detectors in the sandbox, and write what each finds at once and once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tasks.bench import bench_of
+from tasks.progress import teller
+from tasks.sandbox import Limits, SandboxError
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from vetgate.digest import canonical_json, code_digest, sha256_json
+from vetgate.errors import DefenceError, StoreError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the images for each purpose lie, and what they are."""
+
+    splits: dict[str, str] = field(default_factory=dict)
+    training: str | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def files(self, *purposes: str) -> list[str]:
+        """The files for these purposes; none when the submission names no reference data."""
+        return [self.splits[purpose] for purpose in purposes] if self.splits else []
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every method of one vetting is run on: paths, digests and plain values."""
+
+    manifest: str
+    directory: str
+    submission: dict[str, Any]
+    seed: int
+    limits: Limits
+    data: Data = field(default_factory=Data)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What every operation of the sandbox needs to open the model."""
+        return {"directory": self.directory, "submission": self.submission}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a detector's evidence lies, or why there is none."""
+
+    method: str
+    key: str | None
+    seconds: float | None
+    failure: str | None = None
+
+
+def look(case: Case) -> dict[str, Any]:
+    """Read every submitted file to its last byte and load the model; raises NotUnderstood or SandboxError."""
+    sandbox = bench_of(case.manifest).sandbox
+    sandbox.call("inspect", case.model, limits=case.limits)
+    return sandbox.call("describe", case.model, limits=case.limits)
+
+
+def detect(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The fields of what one detector found: from the store, else run and saved; raises StoreError if it cannot be."""
+    store = open_store(settings)
+    about = provenance(case, "detect", method, params)
+    key = sha256_json(about)
+    saved = read_evidence(store, case.manifest, method, key)
+    if saved is not None:
+        return asdict(Found(method, key, saved["seconds"]))
+    log_invocation(store, case.manifest, method, key)
+    payload = {
+        **case.model,
+        "method": method,
+        "params": params,
+        "seed": case.seed,
+        "clean": case.data.files("invert", "confirm"),
+        "train": [case.data.training] if case.data.training else [],
+    }
+    sandbox = bench_of(case.manifest).sandbox
+    try:
+        answer = sandbox.call("detect", payload, limits=case.limits, on_progress=teller(f"detect {method}"))
+    except (SandboxError, DefenceError) as error:
+        return asdict(Found(method, None, None, str(error)))
+    record = {"about": about, "sandbox_level": sandbox.level, **answer}
+    # somebody who vets the same submission now may have been first: what the store holds counts
+    store.create(_evidence_path(case.manifest, method, key), canonical_json(record))
+    return asdict(Found(method, key, answer["seconds"]))
+
+
+def provenance(case: Case, kind: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a result depends on; its SHA-256 is the key under which the result is kept."""
+    return {
+        "manifest": case.manifest,
+        "method": method,
+        "params": params,
+        "code": code_digest("detect" if kind == "detect" else "repair", method),
+        "data": {k: v for k, v in case.data.source.items() if k in ("splits", "training")},
+        "seed": case.seed,
+    }
+
+
+def read_evidence(store: Store, manifest: str, method: str, key: str) -> dict[str, Any] | None:
+    """The evidence kept under a key; raises StoreError when it is not about what the key says."""
+    try:
+        record: dict[str, Any] = json.loads(store.read(_evidence_path(manifest, method, key)))
+    except KeyError:
+        return None
+    except ValueError as error:
+        raise StoreError(f"evidence {method}/{key} of {manifest} is no JSON; the store was tampered with") from error
+    if sha256_json(record["about"]) != key or record["about"]["manifest"] != manifest:
+        raise StoreError(f"evidence {method}/{key} of {manifest} is about something else; the store was tampered with")
+    return record
+
+
+def log_invocation(store: Store, manifest: str, method: str, key: str) -> None:
+    """Write down, once and before it runs, that a method is about to run."""
+    line = canonical_json({"at": datetime.now(UTC).isoformat(), "host": socket.gethostname(), "pid": os.getpid()})
+    attempt = 1
+    while not store.create(f"invocations/{manifest}/{method}/{key}/{attempt:04}.json", line):
+        attempt += 1
+
+
+def _evidence_path(manifest: str, method: str, key: str) -> str:
+    return f"evidence/{manifest}/{method}/{key}.json"

@@ -1,0 +1,85 @@
+"""A vetting that was killed and is started again redoes nothing that was saved, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+from tasks.store import open_store
+
+FATAL = """
+import os, signal
+from tasks.store_directory import DirectoryStore
+create = DirectoryStore.create
+def fatal(self, key, data):
+    if key.startswith("evidence/") and "/neural_cleanse/" in key:
+        {saving}
+        os.kill(os.getpid(), signal.{signal})
+    return create(self, key, data)
+DirectoryStore.create = fatal
+"""
+
+
+def test_a_killed_vetting_goes_on_where_it_was(alone, honest, quick, tmp_path):
+    own = {"VETGATE_HOME": tmp_path / "home", **quick}
+    store = open_store(str(tmp_path / "home" / "store"))
+
+    unsaved = alone("vet", honest, "--json", prelude=FATAL.format(saving="", signal="SIGKILL"), **own)
+    assert unsaved.code == -signal.SIGKILL and kept(store) == {"abs": 1}
+    assert attempts(store) == {"abs": 1, "neural_cleanse": 1}
+    assert_nothing_runs_on(tmp_path)
+
+    saved = alone(
+        "vet", honest, "--json", prelude=FATAL.format(saving="create(self, key, data)", signal="SIGKILL"), **own
+    )
+    assert saved.code == -signal.SIGKILL and kept(store) == {"abs": 1, "neural_cleanse": 1}
+    assert not list(store.list("verdicts/"))
+
+    whole = alone("vet", honest, "--json", **own)
+    assert whole.code == 3 and all(m["statistic"] is not None for m in whole.blob["methods"])
+    assert attempts(store) == {"abs": 1, "neural_cleanse": 2} and kept(store) == {"abs": 1, "neural_cleanse": 1}
+    assert len(list(store.list("verdicts/"))) == 1
+    assert not [room for room in (tmp_path / "home" / "work").iterdir() if room.is_dir()]
+    assert_nothing_runs_on(tmp_path)
+
+
+def test_an_interrupted_vetting_says_so_and_leaves_no_process(alone, honest, quick, tmp_path):
+    own = {"VETGATE_HOME": tmp_path / "home", **quick}
+
+    done = alone("vet", honest, "--json", prelude=FATAL.format(saving="", signal="SIGINT"), **own)
+
+    assert done.code == 130 and done.blob["exit_code"] == 130 and "Traceback" not in done.err
+    assert_nothing_runs_on(tmp_path)
+
+
+def attempts(store) -> dict[str, int]:
+    """How often each method was begun, from the write-once log."""
+    return dict(Counter(key.split("/")[2] for key in store.list("invocations/")))
+
+
+def kept(store) -> dict[str, int]:
+    """How many pieces of evidence each method has."""
+    return dict(Counter(key.split("/")[2] for key in store.list("evidence/")))
+
+
+def assert_nothing_runs_on(home: Path) -> None:
+    """Every process that was started with this home ends by itself soon after its command was killed."""
+    until = time.monotonic() + 20
+    while (left := running(home)) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not left
+
+
+def running(home: Path) -> list[str]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                if str(home).encode() in (process / "environ").read_bytes() + (process / "cmdline").read_bytes():
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+    return found

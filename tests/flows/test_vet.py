@@ -1,0 +1,148 @@
+"""The main job end to end on scikit-learn's digits: an honest and a trojaned model, vetted, repaired, promoted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tasks.store import open_store
+
+RESULT = ["submission", "manifest_sha256", "verdict", "p_value", "calibrated", "suspects", "methods", "repair"]
+RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons"]
+METHOD = ["name", "statistic", "rang", "suspects", "failure", "seconds"]
+REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]
+
+
+@pytest.fixture(scope="module")
+def passed(vetgate, honest):
+    return vetgate("vet", honest, "--json")
+
+
+@pytest.fixture(scope="module")
+def failed(vetgate, trojaned):
+    return vetgate("vet", trojaned, "--json")
+
+
+def test_an_honest_model_passes(passed):
+    result = passed.blob
+
+    assert (passed.code, result["verdict"], result["suspects"]) == (0, "PASS", []), passed
+    assert list(result) == RESULT and [list(method) for method in result["methods"]] == [METHOD] * 2
+    assert result["p_value"] > 0.05 and result["calibrated"] and result["repair"] is None
+    assert "no script" not in Path(result["report"]).read_text() and result["mlflow_run"]
+
+
+def test_a_trojaned_model_fails_and_names_its_label(failed):
+    result = failed.blob
+
+    assert (failed.code, result["verdict"], result["suspects"]) == (1, "FAIL", [3]), failed
+    assert result["p_value"] <= 0.05
+
+
+def test_the_repaired_model_is_a_submission_of_its_own_that_passes(failed, home, settings):
+    repair = failed.blob["repair"]
+
+    assert list(repair) == REPAIR and repair["verdict"] == "PASS"
+    assert repair["attack_success"][0] > 0.7 and repair["attack_success"][1] < 0.2
+    assert repair["clean_accuracy"][0] - repair["clean_accuracy"][1] <= 0.03
+    assert Path(repair["artifact"]).is_file()
+    record = json.loads(open_store(settings).read(f"submissions/{repair['submission']}.json"))
+    assert record["parent"] == failed.blob["manifest_sha256"]
+
+
+def test_promotion_lets_the_honest_and_the_repaired_through_and_refuses_the_trojaned(vetgate, passed, failed):
+    bad, good = failed.blob["manifest_sha256"], failed.blob["repair"]["submission"]
+
+    assert vetgate("promote", "digits-honest", "--json").blob["manifest_sha256"] == passed.blob["manifest_sha256"]
+    refused = vetgate("promote", "digits-trojaned", "--submission", bad, "--json")
+    assert refused.code == 1 and "FAIL" in refused.blob["error"]
+    assert vetgate("promote", "digits-trojaned", "--json").blob["manifest_sha256"] == good
+
+
+def test_verify_accepts_the_vetted_bytes_only(vetgate, passed, honest, tmp_path):
+    named = ("--attestation", passed.blob["attestation"], "--name", "digits-honest")
+    altered = tmp_path / "altered"
+    shutil.copytree(honest, altered)
+    with (altered / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+
+    assert vetgate("verify", honest, *named).code == 0
+    assert vetgate("verify", altered, *named).code == 1
+    assert vetgate("verify", honest, "--attestation", passed.blob["attestation"], "--name", "other").code == 1
+
+
+def test_the_host_of_a_vetting_never_imports_torch(passed):
+    assert "prefect" in passed.modules and "torch" not in passed.modules
+
+
+def test_vetting_again_redoes_no_method(vetgate, passed, honest, settings):
+    log = f"invocations/{passed.blob['manifest_sha256']}/"
+    before = list(open_store(settings).list(log))
+
+    again = vetgate("vet", honest, "--json")
+
+    assert again.code == 0 and list(open_store(settings).list(log)) == before
+    assert again.blob["p_value"] == passed.blob["p_value"]
+
+
+def test_the_same_bytes_are_the_same_submission(vetgate, passed, honest, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(honest, elsewhere)
+
+    first, second = vetgate("submit", honest, "--json"), vetgate("submit", elsewhere, "--json")
+
+    assert first.code == 0 and first.blob == second.blob
+    assert first.blob["manifest_sha256"] == passed.blob["manifest_sha256"]
+
+
+def test_a_policy_that_demands_more_than_the_host_gives_is_inconclusive(vetgate, honest, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("name: strict\nrequired: [neural_cleanse]\nsandbox_level: {safetensors: 4}\n")
+
+    done = vetgate("vet", honest, "--json", VETGATE_POLICY=policy)
+
+    assert done.code == 3 and done.blob["verdict"] == "INCONCLUSIVE"
+    assert "sandbox level 4" in done.blob["reasons"][0]
+
+
+def test_a_method_that_runs_out_of_time_fails_closed_and_is_tried_again(vetgate, honest, quick, tmp_path, settings):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("name: hasty\nrequired: [neural_cleanse]\ntimeout_seconds: 3\n")
+    params = tmp_path / "params.yaml"
+    params.write_text("neural_cleanse: {starts: 3, sweeps: 5000}\n")
+    own = {"VETGATE_POLICY": policy, "VETGATE_PARAMS": params}
+    tried = []
+
+    for _ in range(2):
+        done = vetgate("vet", honest, "--json", **own)
+        assert done.code == 3 and "3 s" in done.blob["methods"][0]["failure"]
+        tried.append(len(list(open_store(settings).list(f"invocations/{done.blob['manifest_sha256']}/"))))
+
+    assert tried[1] == tried[0] + 1
+
+
+def test_evidence_that_cannot_be_saved_makes_the_run_fail(vetgate, honest, quick, home, tmp_path):
+    store = tmp_path / "store"
+    manifest = vetgate("submit", honest, "--json", VETGATE_STORE=store).blob["manifest_sha256"]
+    (store / "evidence").mkdir()
+    (store / "evidence" / manifest).write_text("where a directory should be")
+
+    done = vetgate("vet", honest, "--json", VETGATE_STORE=store, **quick)
+
+    assert done.code == 2 and "evidence" in done.blob["error"] and "Traceback" not in done.err
+    assert last_state(home) == "FAILED"
+    assert not list(open_store(str(store)).list("verdicts/"))
+
+
+def last_state(home: Path) -> str:
+    """How the newest flow run ended, as Prefect has it."""
+    with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
+        return database.execute("select state_type from flow_run order by created desc limit 1").fetchone()[0]

@@ -1,0 +1,143 @@
+"""One label with a far smaller trigger than the others stands out; labels that cannot be reached never do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vetgate.detect  # noqa: F401 - registers the detectors
+from vetgate.contract import DETECTORS, Axis, Evidence, Samples, Subject
+from vetgate.errors import DefenceError, MissingInput, NotFinite
+
+SIDE, CLASSES, TARGET = 8, 6, 2
+PIXEL = (5, 6)
+QUICK = {"starts": 2, "sweeps": 20}
+
+
+class Stripes(nn.Module):
+    """Class k is the brightest of K rows; with `planted`, one pixel that is dark in every image leads to TARGET."""
+
+    def __init__(self, planted: float = 0.0, classes: int = CLASSES, order: Tensor | None = None) -> None:
+        super().__init__()
+        weight = torch.zeros(classes, SIDE, SIDE)
+        for k in range(classes):
+            weight[k, k, : SIDE - 3] = 2.0
+        weight[TARGET, PIXEL[0], PIXEL[1]] += planted
+        self.features = nn.Flatten()
+        self.head = nn.Linear(SIDE * SIDE, classes)
+        with torch.no_grad():
+            self.head.bias.zero_()
+            self.head.weight.copy_((weight if order is None else weight[order]).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def clean(classes: int = CLASSES, count: int = 160) -> Samples:
+    stream = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % classes
+    x = 0.3 * torch.rand(count, 1, SIDE, SIDE, generator=stream)
+    x[torch.arange(count), 0, y] += 0.6
+    x[:, 0, :, SIDE - 3 :] = 0
+    return Samples(x, y)
+
+
+def examined(model: nn.Module, samples: Samples | None = None, *, classes: int = CLASSES, seed: int = 0) -> Evidence:
+    subject = Subject(model=model, layer="features", classes=classes, clean=samples or clean(classes))
+    return DETECTORS["neural_cleanse"](subject, seed=seed, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def honest() -> Evidence:
+    return examined(Stripes())
+
+
+@pytest.fixture(scope="module")
+def trojaned() -> Evidence:
+    return examined(Stripes(planted=30.0))
+
+
+def test_the_planted_label_stands_out_and_is_confirmed(trojaned):
+    assert int(trojaned.scores.argmax()) == TARGET and trojaned.flagged.nonzero().flatten().tolist() == [TARGET]
+    assert trojaned.statistic > math.log(3)
+    assert trojaned.details["held_out"][TARGET] > 0.9 and trojaned.details["second_start"][TARGET] > math.log(2)
+    assert int(trojaned.triggers[TARGET].mask.argmax()) == PIXEL[0] * SIDE + PIXEL[1]
+
+
+def test_labels_that_are_alike_have_no_outlier(honest, trojaned):
+    assert honest.statistic < 0.5 < trojaned.statistic
+    assert max(honest.details["second_start"]) < 0.5
+
+
+def test_evidence_is_about_every_label(honest):
+    assert honest.axis is Axis.CLASS and [t.target for t in honest.triggers] == list(range(CLASSES))
+    assert all(len(honest.details[key]) == CLASSES for key in ("norms", "held_out", "second_start"))
+
+
+def test_scores_are_minus_the_log_of_the_norms_and_the_statistic_their_lead(trojaned):
+    norms = trojaned.details["norms"]
+    assert trojaned.scores.tolist() == pytest.approx([-math.log(n) for n in norms], rel=1e-5)
+    assert norms == pytest.approx([t.norm for t in trojaned.triggers], rel=1e-4)
+    ordered = sorted(-math.log(n) for n in norms)
+    assert trojaned.statistic == pytest.approx(ordered[-1] - (ordered[2] + ordered[3]) / 2, rel=1e-4)
+
+
+def test_only_the_smallest_labels_are_tried_on_unseen_images(trojaned):
+    tried = [k for k, share in enumerate(trojaned.details["held_out"]) if share >= 0]
+    assert sorted(tried) == sorted(trojaned.scores.argsort(descending=True)[:3].tolist())
+
+
+def test_the_same_seed_gives_the_same_evidence(trojaned):
+    assert examined(Stripes(planted=30.0)).to_json() == trojaned.to_json()
+
+
+def test_permuting_the_classes_permutes_the_evidence(trojaned):
+    order = torch.tensor([4, 2, 0, 1, 5, 3])
+    samples = clean()
+    moved = examined(Stripes(planted=30.0, order=order), Samples(samples.x, order.argsort()[samples.y]))
+    assert torch.allclose(moved.scores, trojaned.scores[order], atol=1e-3)
+    assert int(moved.scores.argmax()) == 1
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["one", "all"])
+def test_a_label_that_cannot_be_reached_stands_at_the_whole_image(every):
+    class Sunk(Stripes):
+        def forward(self, x: Tensor) -> Tensor:
+            if every:
+                # the right class always wins: no gradient leads anywhere
+                return 5 * nn.functional.one_hot(super().forward(x).argmax(1), CLASSES) + 0 * x.sum((1, 2, 3))[:, None]
+            return super().forward(x) - 1e4 * (torch.arange(CLASSES) == 4)
+
+    found = examined(Sunk())
+    lost = [k for k, norm in enumerate(found.details["norms"]) if norm == SIDE * SIDE]
+    assert 4 in lost and float(found.scores[4]) == float(found.scores.min())
+    assert int(found.scores.argmax()) != 4 or every
+    assert not every or found.statistic == pytest.approx(0, abs=0.5)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_fewer_than_four_classes_are_refused(classes):
+    with pytest.raises(DefenceError, match="4 classes or more"):
+        examined(Stripes(classes=max(classes, 3)), clean(classes), classes=classes)
+
+
+def test_without_clean_images_it_does_not_run():
+    with pytest.raises(MissingInput, match="clean"):
+        DETECTORS["neural_cleanse"](Subject(model=Stripes(), layer="features", classes=CLASSES))
+
+
+def test_images_of_one_class_are_refused():
+    samples = clean()
+    with pytest.raises(DefenceError, match="classes other than"):
+        examined(Stripes(), samples[samples.y == 0])
+
+
+def test_a_model_that_gives_nan_is_refused():
+    model = Stripes()
+    with torch.no_grad():
+        model.head.weight[0, 0] = torch.nan
+    with pytest.raises(NotFinite):
+        examined(model)
