@@ -34,7 +34,7 @@ from vetgate.judge import Verdict, judge
 from vetgate.policy import load_policy
 from vetgate.probe import accuracy
 
-FIRST_SEED = 20_000
+FIRST_SEED = 30_000
 NETWORKS = ("small-cnn", "preact-resnet", "vgg-small")
 SETTINGS = load_settings()
 PARAMS = load_params()

@@ -19,7 +19,7 @@ from tasks.intake import Record, read_record
 from tasks.settings import Settings, load_settings
 from tasks.store import Store, open_store
 from vetgate import attest
-from vetgate.digest import canonical_json, sha256_json
+from vetgate.digest import canonical_json, code_digest, sha256_json
 from vetgate.errors import Denied, StoreError, VetgateError
 from vetgate.keys import load_or_create_key, utc_now
 from vetgate.policy import Policy, load_policy
@@ -58,6 +58,8 @@ def decide(settings: Settings, request: Blob) -> Blob:
         method: _needed(read_evidence(store, record.id, method, key), method, key)
         for method, key in request["evidence"].items()
     }
+    for method, item in found.items():
+        _bound(record, request, method, item)
     calibration = load_calibration(settings.calibration)
     seen: list[Evidence | Failure] = [Evidence.from_json(item["evidence"]) for item in found.values()]
     seen += [Failure(method, reason) for method, reason in request["failures"].items()]
@@ -91,6 +93,16 @@ def _needed(found: Blob | None, method: str, key: str) -> Blob:
     if found is None:
         raise StoreError(f"expected evidence {method}/{key} in the store, got none; vet again")
     return found
+
+
+def _bound(record: Record, request: Blob, method: str, item: Blob) -> None:
+    """Raise StoreError when evidence was not made for this submission by this code, on this data, from its seed."""
+    about, evidence = item["about"], item["evidence"]
+    data = {k: v for k, v in (request["reference_data"] or {}).items() if k in ("splits", "training")}
+    expected = {"method": method, "code": code_digest("detect", method), "seed": record.seed, "data": data}
+    given = {name: about.get(name) for name in expected}
+    if given != expected or (evidence["method"], evidence["seed"]) != (method, record.seed):
+        raise StoreError(f"expected evidence of {method} made with {expected}, got {given}; vet it again")
 
 
 def _keep_verdict(store: Store, record: Record, key: str, about: Blob) -> None:

@@ -5,6 +5,7 @@ What is expected of it is checked: a demo that ends otherwise says what differs 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -39,6 +40,8 @@ def demo() -> Outcome:
     server = os.environ.get("PREFECT_API_URL")
     with _suppliers(settings.home / "demo") as ask:
         here.start(settings)
+        # imports Prefect while the suppliers train
+        importlib.import_module("flows.vet")
         handed = _handed_in(ask)
         given = [(Path(item["directory"]), item["measured"]) for item in handed["submissions"]]
         results = _vet(settings, [directory for directory, _ in given])
@@ -103,11 +106,13 @@ def _handed_in(ask: Ask) -> Blob:
 
 def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
     """The results of vetting each submission, with its repair, as `vetgate vet` does."""
+    from flows.vet import vet
+
     records = [submit(settings, directory) for directory in directories]
     try:
-        from flows.vet import vet
-
+        tell("start", 0)
         runtime.ready()
+        tell("start", 1)
         return [vet(record.id) for record in records]
     finally:
         cool()

@@ -159,6 +159,9 @@ def judge(
     about = None
     if calibration is not None:
         about = {"id": calibration.id, **_rates(calibration, data_sha256, level)}
+        if about["references"] and not about["own_data"]:
+            pooled = ", ".join(about["data"])
+            reasons = [*reasons, f"no references of this data set: held against those of {pooled}, rate not assured"]
     calibrated = calibration is not None and "neural_cleanse" in standings
     return Verdict(decision, p_value, calibrated, suspects, methods, tuple(reasons), about)
 

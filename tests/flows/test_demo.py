@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,6 +88,18 @@ def test_a_supplier_hands_in_the_same_bytes_every_time(
         assert hash_directory(again) == hash_directory(handed_in[0] / supplier.model)
         assert read_submission(again).supplier == supplier.company
     assert measure(again, test) == handed_in[1][-1]
+
+
+def test_the_python_of_the_readme_names_the_backdoor(
+    handed_in: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    (block,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    (tmp_path / ".vetgate").mkdir()
+    (tmp_path / ".vetgate" / "demo").symlink_to(handed_in[0])
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"label {TARGET} stands ")
 
 
 def test_the_expected_ending_is_accepted() -> None:
