@@ -97,8 +97,9 @@ def test_the_python_of_the_readme_names_the_backdoor(
     (block,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     (tmp_path / ".vetgate").mkdir()
     (tmp_path / ".vetgate" / "demo").symlink_to(handed_in[0])
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.stderr == ""
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True, timeout=300
+    )
     assert done.stdout.startswith(f"label {TARGET} stands ")
 
 
