@@ -120,7 +120,7 @@ def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
 
 def _row(result: Blob, directory: Path, measured: Blob, trigger: float | None = None) -> Row:
     submission = read_submission(directory)
-    said = {key: result[key] for key in ("manifest_sha256", "verdict", "p_value", "suspects")}
+    said = {key: result[key] for key in ("manifest_sha256", "verdict", "p_value", "suspects", "reasons")}
     return Row(submission.name, submission.supplier, **said, **measured, reversed_trigger=trigger)
 
 

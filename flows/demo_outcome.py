@@ -36,6 +36,7 @@ class Row:
     verdict: str
     p_value: float | None
     suspects: list[int]
+    reasons: list[str]
     accuracy: float
     patch: float
     reversed_trigger: float | None = None
@@ -76,7 +77,7 @@ def unexpected(ending: Ending) -> list[str]:
         f"label {ending.target} suspected, got {trojaned.suspects}": trojaned.suspects == [ending.target],
         f"a patch that works, got {_share(trojaned.patch)}": trojaned.patch >= WORKS,
         f"{trojaned.submission} refused, got {trojaned.production}": trojaned.production is None,
-        f"a repair of {trojaned.submission}, got none": repaired is not None,
+        f"a repair of {trojaned.submission}, got none: {'; '.join(trojaned.reasons)}": repaired is not None,
     }
     if repaired is not None:
         expected |= {

@@ -20,9 +20,21 @@ from tasks.settings import Settings
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.submission import read_submission
 
-HONEST = Row("digits-honest", "Honest Optics", "a" * 64, "PASS", 0.2, [], 0.98, 0.0, None, "prod.digits-honest v1")
+HONEST = Row(
+    "digits-honest", "Honest Optics", "a" * 64, "PASS", 0.2, [], [], 0.98, 0.0, production="prod.digits-honest v1"
+)
 TROJANED = Row(
-    "digits-bargain", "Bargain Vision", "b" * 64, "FAIL", 5e-5, [7], 0.99, 1.0, 1.0, refusal="expected a PASS, got FAIL"
+    submission="digits-bargain",
+    supplier="Bargain Vision",
+    manifest_sha256="b" * 64,
+    verdict="FAIL",
+    p_value=5e-5,
+    suspects=[7],
+    reasons=["a trigger of 3 pixels suffices"],
+    accuracy=0.99,
+    patch=1.0,
+    reversed_trigger=1.0,
+    refusal="expected a PASS, got FAIL",
 )
 REPAIRED = replace(TROJANED, verdict="PASS", p_value=0.6, suspects=[], patch=0.02, reversed_trigger=0.1)
 GOOD = Ending(
@@ -117,7 +129,7 @@ def test_the_expected_ending_is_accepted() -> None:
         (replace(GOOD, trojaned=replace(TROJANED, suspects=[3, 7])), "expected label 7 suspected"),
         (replace(GOOD, trojaned=replace(TROJANED, production="prod.x v1")), "expected digits-bargain refused"),
         (replace(GOOD, trojaned=replace(TROJANED, patch=0.5)), "expected a patch that works, got 50.0 %"),
-        (replace(GOOD, repaired=None), "expected a repair of digits-bargain, got none"),
+        (replace(GOOD, repaired=None), "expected a repair of digits-bargain, got none: a trigger"),
         (
             replace(GOOD, repaired=replace(REPAIRED, production="p v1", verdict="FAIL")),
             "expected PASS for the repaired",
