@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check docs clean
+.PHONY: install demo test test-service check docs clean
 
 install: $(INSTALLED)
 
@@ -19,7 +19,11 @@ demo: install
 	$(BIN)/vetgate demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not service"
+
+# the whole service on this machine, killed and restarted; some ten minutes on two quiet cores
+test-service: install
+	$(BIN)/python -m pytest -m service
 
 check: install
 	$(BIN)/ruff check

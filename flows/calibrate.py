@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,18 @@ def evidence(place: Path, about: Blob, model: torch.nn.Module, data: Source, met
     return seen
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums are split among threads, so how many there are decides the last bits of a trained network."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def build(settings: Settings, params: Params, plan: Blob, *, only: set[str] | None, out: Path) -> Bank:
     """Train what is missing, run what is missing, write the calibration to `out`."""
     place = settings.home / "bank"

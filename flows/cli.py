@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows import commands_gate, commands_service, commands_sweep, commands_verify, commands_watch
 from flows.console import Outcome, carry_out, usage_error
 
 app = typer.Typer(
@@ -19,6 +20,20 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Reference data: trusted images that models are vetted on.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+for command in (
+    commands_service.up,
+    commands_sweep.sweep,
+    commands_watch.rescan,
+    commands_watch.reconcile,
+    commands_gate.waive,
+    commands_gate.approve,
+    commands_gate.revoke,
+    commands_verify.status,
+    commands_verify.verify,
+):
+    app.command()(command)
+app.add_typer(commands_gate.ledger_app, name="ledger")
+app.add_typer(commands_gate.keys_app, name="keys")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Directory = Annotated[Path, typer.Argument(help="Directory with submission.yaml and the model.", metavar="DIR")]
@@ -35,14 +50,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @app.command()
-def submit(directory: Directory, json: AsJson = False) -> int:
-    """Take a model in and queue it; `vet` runs the vetting."""
+def submit(
+    directory: Directory,
+    key: Annotated[Path | None, typer.Option(help="The submitter's private key, to sign with.")] = None,
+    json: AsJson = False,
+) -> int:
+    """Take a model in and queue it; the service vets it, or `vet` or `sweep` where there is none."""
 
     def command() -> Outcome:
         from flows.submit import submit as take
         from tasks.settings import load_settings
 
-        record = take(load_settings(), directory)
+        record = take(load_settings(), directory, key)
         blob = {"submission": record.submission.name, "manifest_sha256": record.id, "submitted_at": record.submitted_at}
         return Outcome(0, blob, lambda c: c.print(f"submitted {record.submission.name}\n{record.id}"))
 
@@ -59,21 +78,6 @@ def vet(directory: Directory, json: AsJson = False) -> int:
 
         result = vet_here(directory)
         return Outcome(EXIT_CODES[result["verdict"]], result, lambda console: show_result(console, result))
-
-    return carry_out(command, as_json=json)
-
-
-@app.command()
-def status(json: AsJson = False) -> int:
-    """List what was submitted and its newest verdict."""
-
-    def command() -> Outcome:
-        from flows.show import show_status
-        from flows.submit import queue
-        from tasks.settings import load_settings
-
-        rows = queue(load_settings())
-        return Outcome(0, {"submissions": rows}, lambda console: show_status(console, rows))
 
     return carry_out(command, as_json=json)
 
@@ -111,31 +115,6 @@ def promote(
 
         granted: dict[str, Any] = let_through(load_settings(), name, submission=submission, alias=alias)
         return Outcome(0, granted, lambda console: _show_pairs(console, granted))
-
-    return carry_out(command, as_json=json)
-
-
-@app.command()
-def verify(
-    directory: Directory,
-    attestation: Annotated[Path, typer.Option(help="The signed statement (DSSE, JSON).")],
-    name: Annotated[str, typer.Option(help="The name under which the model is used.")],
-    trust_root: Annotated[
-        Path | None, typer.Option(help="Public keys to trust; this installation's if left out.")
-    ] = None,
-    json: AsJson = False,
-) -> int:
-    """Check that these files are exactly those that a trusted gate let pass under this name."""
-
-    def command() -> Outcome:
-        from flows.verify import verify as check
-        from tasks.settings import load_settings
-
-        settings = load_settings()
-        stated: dict[str, Any] = check(
-            directory, attestation=attestation, name=name, trust_root=trust_root or settings.trust_root
-        )
-        return Outcome(0, stated, lambda console: console.print(f"verified: {name}, {stated.get('verdict', 'PASS')}"))
 
     return carry_out(command, as_json=json)
 

@@ -7,22 +7,17 @@ duties are then not separated, and the attestation says so.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
-from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
-from tasks.attestations import newest_attestation, save_attestation
-from tasks.inspect import read_evidence
-from tasks.intake import Record, read_record
+from flows.issue import issue_waived
+from flows.judgement import decide
+from tasks.ledger import catch_up, note
 from tasks.settings import Settings, load_settings
-from tasks.store import Store, open_store
-from vetgate import attest
-from vetgate.digest import canonical_json, code_digest, sha256_json
-from vetgate.errors import Denied, StoreError, VetgateError
-from vetgate.keys import load_or_create_key, utc_now
-from vetgate.policy import Policy, load_policy
+from vetgate.errors import BadSubmission, VetgateError
 
 Blob = dict[str, Any]
 
@@ -31,119 +26,48 @@ def main() -> None:
     """Answer requests until standard input ends."""
     answers: IO[str] = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    import vetgate.judge  # noqa: F401 - imports torch while nobody waits for an answer yet
-
     settings = load_settings()
+    make_ready(settings)
     for line in sys.stdin:
-        try:
-            answer = decide(settings, json.loads(line))
-        except VetgateError as error:
-            answer = {"error": str(error), "kind": type(error).__name__}
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"error": f"the gate met {type(error).__name__}: {error}; see its log", "kind": "StoreError"}
-        print(json.dumps(answer, allow_nan=False), file=answers, flush=True)
+        print(json.dumps(answer(settings, json.loads(line)), allow_nan=False), file=answers, flush=True)
 
 
-def decide(settings: Settings, request: Blob) -> Blob:
-    """Judge the evidence that a request names, keep and sign the verdict; its record, with its attestation's key."""
-    from vetgate.calibration import load_calibration
-    from vetgate.contract import Evidence, Failure
-    from vetgate.judge import judge
+def make_ready(settings: Settings) -> None:
+    """Do what takes long while nobody waits for an answer yet, and enter what a crash left out of the ledger."""
+    import vetgate.judge  # noqa: F401 - imports torch
 
-    store = open_store(settings)
-    policy = load_policy(settings.policy)
-    record = read_record(store, request["manifest"])
-    found = {
-        method: _needed(read_evidence(store, record.id, method, key), method, key)
-        for method, key in request["evidence"].items()
-    }
-    for method, item in found.items():
-        _bound(record, request, method, item)
-    calibration = load_calibration(settings.calibration)
-    seen: list[Evidence | Failure] = [Evidence.from_json(item["evidence"]) for item in found.values()]
-    seen += [Failure(method, reason) for method, reason in request["failures"].items()]
-    level = min([request["sandbox_level"], *(item["sandbox_level"] for item in found.values())])
-    verdict = judge(
-        seen,
-        policy,
-        calibration,
-        classes=record.submission.n_classes,
-        data_sha256=(request["reference_data"] or {}).get("sha256"),
-        with_training_data=record.submission.training_data is not None,
-        sandbox_level=level,
-        format=record.submission.format,
-    ).to_json()
-    about = {
-        "manifest": record.id,
-        "name": record.submission.name,
-        "verdict": verdict,
-        "evidence": request["evidence"],
-        "failures": request["failures"],
-        "policy": {"name": policy.name, "sha256": policy.digest},
-        "reference_data": request["reference_data"],
-        "sandbox_level": level,
-    }
-    key = sha256_json(about)
-    _keep_verdict(store, record, key, about)
-    return {**about, "key": key, "attestation": _attest(settings, store, record, policy, about, found)}
-
-
-def _needed(found: Blob | None, method: str, key: str) -> Blob:
-    if found is None:
-        raise StoreError(f"expected evidence {method}/{key} in the store, got none; vet again")
-    return found
-
-
-def _bound(record: Record, request: Blob, method: str, item: Blob) -> None:
-    """Raise StoreError when evidence was not made for this submission by this code, on this data, from its seed."""
-    about, evidence = item["about"], item["evidence"]
-    data = {k: v for k, v in (request["reference_data"] or {}).items() if k in ("splits", "training")}
-    expected = {"method": method, "code": code_digest("detect", method), "seed": record.seed, "data": data}
-    given = {name: about.get(name) for name in expected}
-    if given != expected or (evidence["method"], evidence["seed"]) != (method, record.seed):
-        raise StoreError(f"expected evidence of {method} made with {expected}, got {given}; vet it again")
-
-
-def _keep_verdict(store: Store, record: Record, key: str, about: Blob) -> None:
-    kept = {**about, "key": key, "decided_at": datetime.now(UTC).isoformat(timespec="microseconds")}
-    store.create(f"verdicts/{record.id}/{key}.json", canonical_json(kept))
-
-
-def _attest(
-    settings: Settings, store: Store, record: Record, policy: Policy, about: Blob, found: dict[str, Blob]
-) -> str:
-    """Sign the verdict; the key of its attestation."""
-    now = utc_now()
     try:
-        newest = newest_attestation(store, record.id)
-    except Denied:
-        # somebody altered an earlier one: promotion will refuse these bytes, and this statement cannot name it
-        newest = None
-    signing = load_or_create_key(settings.gate_key, settings.trust_root, now=now)
-    methods = [
-        {k: v for k, v in result.items() if k != "null"}
-        | {k: found[result["name"]]["about"][k] for k in ("params", "seed", "code") if result["name"] in found}
-        for result in about["verdict"]["methods"]
-    ]
-    predicate = attest.verdict_predicate(
-        name=record.submission.name,
-        verdict=about["verdict"]["decision"],
-        issued=now,
-        valid=timedelta(days=policy.valid_days),
-        policy=about["policy"],
-        methods=methods,
-        reference_data=about["reference_data"],
-        calibration=about["verdict"].get("calibration"),
-        sandbox_level=about["sandbox_level"],
-        reasons=about["verdict"]["reasons"],
-        previous=attest.digest(newest.envelope) if newest else None,
-        duties_separated=False,
-        supplier=record.submission.supplier,
-        parent=record.submission.parent,
-    )
-    envelope = attest.sign(attest.statement(record.manifest.digests, record.id, predicate), signing)
-    return save_attestation(store, record.id, envelope)
+        catch_up(settings)
+    except VetgateError as error:
+        # whoever asks for a decision hears of it too
+        logging.getLogger(__name__).warning("the ledger could not be caught up: %s", error)
+
+
+def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blob:
+    """What the gate says to one request; an error as {"error", "kind"}. `separated`: the asker is another user.
+
+    Operations (`op`): decide (the default), record (enter what somebody signed and stored under `key`; with `manifest`,
+    issue a waiver that it completes).
+    """
+    try:
+        operation = request.get("op", "decide")
+        if operation == "decide":
+            return decide(settings, request, separated=separated)
+        if operation == "record":
+            return record(settings, str(request["key"]), request.get("manifest"))
+        raise BadSubmission(f"expected the operation decide or record, got {operation!r:.80}; ask with flows.gate")
+    except VetgateError as error:
+        return {"error": str(error), "kind": type(error).__name__}
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"the gate met {type(error).__name__}: {error}; see its log", "kind": "StoreError"}
+
+
+def record(settings: Settings, key: str, manifest: str | None = None) -> Blob:
+    """Enter what somebody signed and stored, and issue the WAIVED verdict that is then due, or say what is lacking."""
+    entry = note(settings, key)
+    sequence = None if entry is None else entry.sequence
+    return {"key": key, "entry": sequence, "waived": None if manifest is None else issue_waived(settings, manifest)}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from flows import here, runtime
 from flows.console import Outcome
 from flows.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.promote import promote
-from flows.submit import submit
+from tasks import intake
 from tasks.bench import cool
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
@@ -108,7 +108,7 @@ def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
     """The results of vetting each submission, with its repair, as `vetgate vet` does."""
     from flows.vet import vet
 
-    records = [submit(settings, directory) for directory in directories]
+    records = [intake.take(settings, directory) for directory in directories]
     try:
         tell("start", 0)
         runtime.ready()

@@ -1,4 +1,8 @@
-"""The gate as a vetting sees it: a process that is asked for a decision, started ahead of its first question."""
+"""The gate as a vetting sees it: something that is asked for a decision.
+
+Without a service it is a child process, started ahead of its first question; with one (VETGATE_GATE_URL) it is asked
+over HTTP, and whoever asks needs the gate's token but never its key.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,37 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+import time
+from typing import Any, Protocol
 
+from tasks.secret_file import secret_at
 from tasks.settings import Settings
 from vetgate import errors
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError, VetgateError
 
 Blob = dict[str, Any]
+# a decision reads its evidence from the store and judges it; one that is asked for at the same time goes first
+ANSWER_SECONDS = 600.0
+# as long as a gate service that ended takes to be up again
+PATIENCE_SECONDS = 20.0
 
 
-class Gate:
+class Gate(Protocol):
+    """What decides."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+
+    def decide(self, request: Blob) -> Blob:
+        """Its answer to one request; raises the error that it answers with."""
+
+    def close(self) -> None:
+        """Give up what asking it takes."""
+
+
+class LocalGate:
     """One gate process; it ends with the process that started it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -54,11 +78,7 @@ class Gate:
             raise StoreError(f"the gate's process is gone ({error}); see {self._log}") from error
         if not line:
             raise StoreError(f"the gate's process ended without an answer; see {self._log}")
-        answer: Blob = json.loads(line)
-        if "error" in answer:
-            kind = getattr(errors, answer["kind"], VetgateError)
-            raise kind(answer["error"])
-        return answer
+        return _answered(json.loads(line))
 
     def close(self) -> None:
         """End the process."""
@@ -70,11 +90,62 @@ class Gate:
                 end.close()
 
 
+class RemoteGate:
+    """The gate service at a URL; one that does not answer at all is asked again for a while."""
+
+    alive = True
+
+    def __init__(self, url: str, token: str, *, patience: float = PATIENCE_SECONDS) -> None:
+        self._url, self._token, self._patience = url.rstrip("/"), token, patience
+
+    def decide(self, request: Blob) -> Blob:
+        """Its answer to one request; raises the error that it answers with, StoreError when it does not answer."""
+        import httpx
+
+        until = time.monotonic() + self._patience
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        while True:
+            try:
+                answer = httpx.post(
+                    f"{self._url}/decide",
+                    content=canonical_json(request),
+                    headers=headers,
+                    timeout=httpx.Timeout(ANSWER_SECONDS, connect=5.0),
+                    trust_env=False,
+                )
+                return _answered(answer.json())
+            except httpx.TransportError as error:
+                # asking again is safe: the same evidence gives the same verdict
+                if time.monotonic() >= until:
+                    raise StoreError(f"expected the gate at {self._url} to answer, got {error!r}; start it") from error
+                time.sleep(0.5)
+            except ValueError as error:
+                raise StoreError(
+                    f"expected a JSON answer of the gate at {self._url}, got another; see its log"
+                ) from error
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def _answered(answer: object) -> Blob:
+    if not isinstance(answer, dict):
+        raise StoreError("expected a JSON object from the gate, got something else; see its log")
+    if "error" in answer:
+        kind = getattr(errors, str(answer.get("kind")), VetgateError)
+        known = isinstance(kind, type) and issubclass(kind, VetgateError)
+        raise (kind if known else VetgateError)(str(answer["error"]))
+    return answer
+
+
 _gates: dict[Settings, Gate] = {}
 
 
 def gate(settings: Settings) -> Gate:
-    """The gate's process for these settings; starting it returns at once."""
+    """The gate for these settings: the service that they name, or a process whose start returns at once."""
     if settings not in _gates or not _gates[settings].alive:
-        _gates[settings] = Gate(settings)
+        if settings.gate_url:
+            _gates[settings] = RemoteGate(settings.gate_url, secret_at(settings.gate_token))
+        else:
+            _gates[settings] = LocalGate(settings)
     return _gates[settings]

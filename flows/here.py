@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flows import runtime
+from flows.automatic import promote_all_due
 from flows.gate import gate
 from flows.params import load_params
 from flows.result import refused
-from flows.submit import submit
-from tasks import mlflow_client
+from flows.sweep import sweep
+from tasks import intake, mlflow_client
 from tasks.bench import cool, warm
 from tasks.intake import Record
 from tasks.progress import tell
@@ -29,7 +30,7 @@ def vet_here(directory: Path) -> dict[str, Any]:
         # what is wrong with the directory or the configuration is said before anything is started
         load_policy(settings.policy)
         load_params(settings.params)
-        record = submit(settings, directory)
+        record = intake.take(settings, directory)
     except NotUnderstood as error:
         return refused(directory.resolve().name, str(error), time.monotonic() - started)
     return run(settings, record)
@@ -48,6 +49,34 @@ def run(settings: Settings, record: Record) -> dict[str, Any]:
         return result
     finally:
         cool()
+
+
+def sweep_here(settings: Settings) -> dict[str, Any]:
+    """Vet and take in, one after another in this process, whatever waits; for installations without a service."""
+    todo: list[tuple[str, dict[str, Any]]] = []
+    done = sweep(settings, lambda deployment, parameters, key: todo.append((deployment, parameters)))
+    if not todo:
+        return done
+    start(settings)
+    try:
+        from flows.registered import take_version
+        from flows.vet import vet
+
+        runtime.ready()
+        for deployment, parameters in todo:
+            if deployment == "take-registered/default":
+                taken = take_version(settings, **parameters)
+                if "refused" in taken:
+                    continue
+                parameters = {"manifest_sha256": taken["manifest_sha256"], "unless_vetted": True}
+            try:
+                vet(**parameters)
+            except VetgateError as error:
+                done["errors"].append(f"{parameters['manifest_sha256']}: {error}")
+    finally:
+        cool()
+    done["promoted"] += promote_all_due(settings)
+    return done
 
 
 def start(settings: Settings) -> None:

@@ -1,20 +1,32 @@
-"""Submit: take a model in and queue it. With no server nothing runs yet; `vet` or `sweep` does that."""
+"""Submit: take a model in and queue it. Where a Prefect server is named this wakes a vetting; else `vet` or `sweep`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from tasks import intake
+from tasks import events, intake
 from tasks.attestations import newest_attestation
 from tasks.settings import Settings
 from tasks.store import open_store
+from tasks.submitters import save_submitter, sign_submission
 from vetgate.errors import BadSubmission, Denied
+from vetgate.keys import load_key
 
 
-def submit(settings: Settings, directory: Path) -> intake.Record:
-    """The record of a submission directory; submitting the same bytes again gives the same one."""
-    return intake.take(settings, directory)
+def submit(settings: Settings, directory: Path, key: Path | None = None) -> intake.Record:
+    """The record of a submission directory; submitting the same bytes again gives the same, waking nobody twice.
+
+    Signed with the submitter's `key`, or the settings' one: only then can a finding on it ever be waived.
+    """
+    key = key or settings.submitter_key
+    signing = load_key(key) if key is not None else None
+    record = intake.take(settings, directory)
+    if signing is not None:
+        save_submitter(open_store(settings), record.id, sign_submission(record.id, record.submission.name, signing))
+    # a hint only: if it is lost, the sweep finds the record
+    events.emit(events.SUBMISSION_ACCEPTED, f"submission.{record.id}", {"manifest_sha256": record.id}, once="accepted")
+    return record
 
 
 def queue(settings: Settings) -> list[dict[str, Any]]:

@@ -35,10 +35,10 @@ def save_attestation(store: Store, manifest_sha256: str, envelope: attest.Envelo
 def newest_attestation(store: Store, manifest_sha256: str) -> Attestation | None:
     """The attestation of these bytes that was issued last, or None; raises Denied when any of them was altered.
 
-    Of two issued in the same second the one that is no PASS counts.
+    Of two issued in the same second the worse one counts.
     """
-    found = [_read(store, manifest_sha256, key) for key in store.list(f"attestations/{manifest_sha256}/")]
-    return max(found, key=lambda a: (a.claims["issued"], a.claims["verdict"] != "PASS", a.key), default=None)
+    found = [attestation_at(store, key) for key in store.list(f"attestations/{manifest_sha256}/")]
+    return max(found, key=lambda a: (a.claims["issued"], _badness(a.claims["verdict"]), a.key), default=None)
 
 
 def attested_manifests(store: Store) -> Iterator[str]:
@@ -52,15 +52,30 @@ def attested_manifests(store: Store) -> Iterator[str]:
 
 
 def is_revoked(store: Store, envelope: attest.Envelope) -> bool:
-    """Whether somebody revoked the statement; who can write to the store can revoke, but cannot attest."""
-    return store.exists(f"revocations/{attest.digest(envelope)}.json")
+    """Whether somebody revoked the statement."""
+    return was_revoked(store, attest.digest(envelope))
 
 
-def _read(store: Store, manifest_sha256: str, key: str) -> Attestation:
+def was_revoked(store: Store, digest: str) -> bool:
+    """Whether somebody revoked the statement with this digest; who can write to the store can revoke, not attest."""
+    return store.exists(revocation_key(digest))
+
+
+def revocation_key(digest: str) -> str:
+    """Where the revocation of the statement with this digest is kept."""
+    return f"revocations/{digest}.json"
+
+
+def attestation_at(store: Store, key: str) -> Attestation:
+    """The attestation that is kept under a key; raises Denied when it is not the one that the key names."""
     envelope = attest.read_envelope(store.read(key))
-    if key != _key(manifest_sha256, envelope):
+    if key != _key(key.split("/")[1], envelope):
         raise Denied(f"expected {key} to hold the statement that named it, got another; remove it, then vet again")
     return Attestation(key, envelope, attest.claims(envelope))
+
+
+def _badness(verdict: str) -> int:
+    return attest.ADMITTED.index(verdict) if verdict in attest.ADMITTED else len(attest.ADMITTED)
 
 
 def _key(manifest_sha256: str, envelope: attest.Envelope) -> str:

@@ -32,7 +32,7 @@ def warm(settings: Settings) -> None:
     """Begin to set up the bench that the next vetting will take."""
     if not any(home == settings.home for home, _, _ in _spare):
         with ExitStack() as stack:
-            bench = _set_up(settings, stack)
+            bench = set_up(settings, stack)
             _spare.append((settings.home, stack.pop_all(), bench))
 
 
@@ -62,7 +62,8 @@ def bench_of(manifest_sha256: str) -> Bench:
     return _open[manifest_sha256]
 
 
-def _set_up(settings: Settings, stack: ExitStack) -> Bench:
+def set_up(settings: Settings, stack: ExitStack) -> Bench:
+    """A bench that `stack` clears away."""
     room = stack.enter_context(workroom(settings))
     given, made = room / "given", room / "made"
     splits = settings.home / "splits"

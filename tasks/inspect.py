@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -67,14 +68,19 @@ def look(case: Case) -> dict[str, Any]:
 
 def detect(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The fields of what one detector found: from the store, else run and saved; raises StoreError if it cannot be."""
-    store = open_store(settings)
-    about = provenance(case, "detect", method, params)
-    key = sha256_json(about)
-    saved = read_evidence(store, case.manifest, method, key)
-    if saved is not None:
-        return asdict(Found(method, key, saved["seconds"]))
-    log_invocation(store, case.manifest, method, key)
-    payload = {
+    sandbox = bench_of(case.manifest).sandbox
+
+    def run() -> dict[str, Any]:
+        payload, told = payload_of(case, method, params), teller(f"detect {method}")
+        answer = sandbox.call("detect", payload, limits=case.limits, on_progress=told)
+        return {**answer, "sandbox_level": sandbox.level}
+
+    return recorded(settings, case, method, params, run)
+
+
+def payload_of(case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """What the sandbox needs to run a detector."""
+    return {
         **case.model,
         "method": method,
         "params": params,
@@ -82,14 +88,25 @@ def detect(settings: Settings, case: Case, method: str, params: dict[str, Any]) 
         "clean": case.data.files("invert", "confirm"),
         "train": [case.data.training] if case.data.training else [],
     }
-    sandbox = bench_of(case.manifest).sandbox
+
+
+def recorded(
+    settings: Settings, case: Case, method: str, params: dict[str, Any], run: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The fields of what a detector found: from the store, else what `run` gives (evidence, seconds, sandbox_level)."""
+    store = open_store(settings)
+    about = provenance(case, "detect", method, params)
+    key = sha256_json(about)
+    saved = read_evidence(store, case.manifest, method, key)
+    if saved is not None:
+        return asdict(Found(method, key, saved["seconds"]))
+    log_invocation(store, case.manifest, method, key)
     try:
-        answer = sandbox.call("detect", payload, limits=case.limits, on_progress=teller(f"detect {method}"))
+        answer = run()
     except (SandboxError, DefenceError) as error:
         return asdict(Found(method, None, None, str(error)))
-    record = {"about": about, "sandbox_level": sandbox.level, **answer}
     # somebody who vets the same submission now may have been first: what the store holds counts
-    store.create(_evidence_path(case.manifest, method, key), canonical_json(record))
+    store.create(_evidence_path(case.manifest, method, key), canonical_json({"about": about, **answer}))
     return asdict(Found(method, key, answer["seconds"]))
 
 

@@ -41,6 +41,13 @@ class Record:
         """The SHA-256 of the manifest."""
         return self.manifest.sha256
 
+    def seed_for(self, run: str = "") -> int:
+        """The seed of the first run (""), or of another, independent one by its name."""
+        if not run:
+            return self.seed
+        digest = hmac.digest(str(self.seed).encode(), f"{self.id}/{run}".encode(), "sha256")
+        return int.from_bytes(digest[:8], "big") >> 11
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
         return {
@@ -63,14 +70,19 @@ class Record:
         )
 
 
-def take(settings: Settings, directory: Path) -> Record:
-    """Copy a submission directory into quarantine and record it; the same bytes give the same record."""
+def take(settings: Settings, directory: Path, *, name: str | None = None) -> Record:
+    """Copy a submission directory into quarantine and record it; the same bytes give the same record.
+
+    Raises BadSubmission when it is not a submission of `name`, if one is given.
+    """
     if not directory.is_dir():
         raise BadSubmission(f"expected a directory with submission.yaml and a model, got {directory}")
     with workroom(settings) as room:
         copy = room / "copy"
         manifest = take_in(directory, copy, max_bytes=MAX_BYTES, max_files=MAX_FILES)
         submission = read_submission(copy)
+        if name not in (None, submission.name):
+            raise BadSubmission(f"expected a submission of {name}, got one of {submission.name}; correct its name")
         store = open_store(settings)
         for entry in manifest.files:
             store.copy_in_file(f"quarantine/{manifest.sha256}/{entry.path}", copy / entry.path)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.mlflow_client import experiment, registry
+from tasks.registered_notes import note, noted
 from tasks.settings import Settings
-from tasks.store import fetch_all, open_store
+from tasks.store import Store, fetch_all, open_store
 from vetgate.digest import sha256_json
 from vetgate.formats.submission import Submission
 
@@ -90,16 +91,30 @@ def _version_of_what_came_in(
 ) -> ModelVersion:
     model = f"thirdparty.{submission.name}"
     registered_model(client, model)
-    for version in versions(client, model, manifest_sha256):
-        return version
     store = open_store(settings)
     source = store.url(f"quarantine/{manifest_sha256}")
-    if not source.startswith("s3://"):
+    inside = not source.startswith("s3://")
+    if inside:
+        source = f"{client.get_run(run_id).info.artifact_uri}/submission"
+    for version in versions(client, model, manifest_sha256):
+        # anybody can tag a version; what was taken in from it is noted in the store
+        if version.source == source or _noted(store, version) == manifest_sha256:
+            return version
+    if inside:
         with tempfile.TemporaryDirectory() as room:
             submitted = fetch_all(store, f"quarantine/{manifest_sha256}", Path(room, "submission"))
             client.log_artifacts(run_id, str(submitted), "submission")
-        source = f"{client.get_run(run_id).info.artifact_uri}/submission"
-    return client.create_model_version(model, source=source, run_id=run_id, tags={MANIFEST_TAG: manifest_sha256})
+    made = client.create_model_version(model, source=source, run_id=run_id, tags={MANIFEST_TAG: manifest_sha256})
+    note(store, model, str(made.version), {"manifest_sha256": manifest_sha256})
+    return made
+
+
+def _noted(store: Store, version: ModelVersion) -> str | None:
+    try:
+        found: str | None = noted(store, version.name, str(version.version)).get("manifest_sha256")
+    except KeyError:
+        return None
+    return found
 
 
 def run_with(client: MlflowClient, settings: Settings, where: str, tags: Mapping[str, str], name: str) -> Run:

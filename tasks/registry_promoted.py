@@ -6,13 +6,14 @@ A version that is found by its tag is believed by its bytes only, because whoeve
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.mlflow_client import registry
+from tasks.promotions import Taken
 from tasks.registry import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.settings import Settings
 from tasks.store import open_store
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 PROMOTIONS = "vetgate-promotions"
 MODEL = "model"
+
+MOST_TAKEN = 100
 
 Told = Callable[[str], None]
 
@@ -39,6 +42,10 @@ class Promoted:
     previous: str | None
 
 
+# (version, where the alias was) -> what is left to do once the alias is set; raises Taken
+Record = Callable[[Promoted, str | None], Callable[[], None]]
+
+
 def register_promoted(
     settings: Settings,
     name: str,
@@ -48,39 +55,65 @@ def register_promoted(
     alias: str,
     tags: Mapping[str, str],
     documents: Mapping[str, Path],
+    record: Record,
     told: Told,
 ) -> Promoted:
     """A version of prod.<name> with exactly these bytes and tags, and then, last, the alias on it.
 
     `directory` holds the bytes, which were checked; with an S3 store the version points at the vetted copy there.
-    `documents` go beside them, into folders named by their keys. Each step may be the last before a crash: running it
-    again finds what is there, checks it and goes on.
+    `documents` go beside them, into folders named by their keys. `record` keeps what the version stands for, before the
+    alias is set. Each step may be the last before a crash: running it again finds what is there, checks it and goes on.
     """
     model, fresh = f"prod.{name}", {**tags, MANIFEST_TAG: manifest.sha256}
     with registry(settings) as client:
-        version = _promoted_version(client, settings, model, manifest)
-        if version is None:
-            run_id, source = _promotion_run(client, settings, name, manifest, directory, documents, told)
-            registered_model(client, model)
-            version = client.create_model_version(model, source=source, run_id=run_id, tags=fresh)
-            told("version registered")
-        for key, value in fresh.items():
-            client.set_model_version_tag(model, str(version.version), key, value)
-        current = {a: str(v) for a, v in client.get_registered_model(model).aliases.items()}
-        old = current.get(alias)
-        if alias == "champion" and old is not None and old != str(version.version):
-            client.set_registered_model_alias(model, "previous", old)
-            current["previous"] = old
-            told("old champion kept as previous")
-        client.set_registered_model_alias(model, alias, str(version.version))
-        told("alias set")
-    return Promoted(str(version.version), str(version.run_id), str(version.source), current.get("previous"))
+        taken: set[str] = set()
+        for _ in range(MOST_TAKEN):
+            version = _promoted_version(client, settings, model, manifest, taken)
+            if version is None:
+                run_id, source = _promotion_run(client, settings, name, manifest, directory, documents, told)
+                registered_model(client, model)
+                version = client.create_model_version(model, source=source, run_id=run_id, tags=fresh)
+                told("version registered")
+            for key, value in fresh.items():
+                client.set_model_version_tag(model, str(version.version), key, value)
+            current = {a: str(v) for a, v in client.get_registered_model(model).aliases.items()}
+            made = Promoted(str(version.version), str(version.run_id), str(version.source), current.get("previous"))
+            try:
+                finished = record(made, current.get(alias))
+            except Taken:
+                # a registry that was made anew counts from 1 again, and that number has stood for other bytes
+                taken.add(made.version)
+                continue
+            previous = _set_alias(client, model, alias, made.version, current, told)
+            finished()
+            return replace(made, previous=previous)
+    raise StoreError(
+        f"expected a version of {model} that was never promoted, got {MOST_TAKEN} that were; see the ledger"
+    )
 
 
-def _promoted_version(client: MlflowClient, settings: Settings, model: str, manifest: Manifest) -> ModelVersion | None:
-    """The version whose bytes are these; one that only claims so by its tag is passed over."""
+def _set_alias(
+    client: MlflowClient, model: str, alias: str, version: str, current: Mapping[str, str], told: Told
+) -> str | None:
+    """Put the alias on the version, keeping an old champion as previous; which version is previous now."""
+    old, previous = current.get(alias), current.get("previous")
+    if alias == "champion" and old is not None and old != version:
+        client.set_registered_model_alias(model, "previous", old)
+        previous = old
+        told("old champion kept as previous")
+    client.set_registered_model_alias(model, alias, version)
+    told("alias set")
+    return previous
+
+
+def _promoted_version(
+    client: MlflowClient, settings: Settings, model: str, manifest: Manifest, taken: Collection[str]
+) -> ModelVersion | None:
+    """The version whose bytes are these and whose number is not taken; one that only its tag claims is passed over."""
     vetted = open_store(settings).url(f"vetted/{manifest.sha256}")
     for version in versions(client, model, manifest.sha256):
+        if str(version.version) in taken:
+            continue
         if vetted.startswith("s3://"):
             if version.source == vetted:
                 return version

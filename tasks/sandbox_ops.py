@@ -25,6 +25,7 @@ from vetgate.formats.load import Loaded, load_model, write_repaired
 from vetgate.formats.submission import Submission
 from vetgate.inversion import attack_success, invert
 from vetgate.probe import accuracy
+from vetgate.replay import Computed, Missing, Replay, replaying
 
 Payload = Mapping[str, Any]
 Progress = Callable[[float], None]
@@ -50,11 +51,25 @@ def describe(payload: Payload, progress: Progress) -> dict[str, Any]:
 
 
 def detect(payload: Payload, progress: Progress) -> dict[str, Any]:
-    """Run the detector `method` with `params` and `seed` on `clean` and `train`: its evidence, and its seconds."""
+    """Run the detector `method` with `params` and `seed` on `clean` and `train`: its evidence, and its seconds.
+
+    With `replay` (fields of a Replay) its inversions are computed elsewhere: without `only`, the answer is the evidence
+    or what is missing, `needs`, and the inversions `done` since; with it, that `block`.
+    """
     started = time.monotonic()
     method = _named(DETECTORS, payload["method"])
-    evidence = method(_subject(payload), seed=payload["seed"], progress=progress, **payload["params"])
-    return {"evidence": evidence.to_json(), "seconds": time.monotonic() - started}
+    subject, settled = _subject(payload), {"seed": payload["seed"], "progress": progress, **payload["params"]}
+    if "replay" not in payload:
+        answer = {"evidence": method(subject, **settled).to_json()}
+    else:
+        with replaying(Replay(**payload["replay"])) as replay:
+            try:
+                answer = {"evidence": method(subject, **settled).to_json()}
+            except Missing as missing:
+                answer = {"needs": missing.needs, "done": replay.fresh}
+            except Computed as computed:
+                answer = {"block": computed.block}
+    return {**answer, "seconds": time.monotonic() - started}
 
 
 def repair(payload: Payload, progress: Progress) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vetgate.errors import BadSubmission
@@ -41,6 +41,7 @@ def _endpoint(url: str | None) -> str | None:
     return url
 
 
+Port = Annotated[int, Field(ge=1, le=65535)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 Location = Annotated[str, AfterValidator(location)]
 
@@ -67,8 +68,20 @@ class Settings(BaseSettings):
     policy: AbsolutePath | None = None
     calibration: AbsolutePath | None = None
     params: AbsolutePath | None = None
+    gate_url: Annotated[str | None, AfterValidator(_endpoint)] = None
     gate_key: AbsolutePath = _under_home("keys", "gate.ed25519")
+    gate_token: AbsolutePath = _under_home("keys", "gate.token")
+    webhook_secret: AbsolutePath = _under_home("keys", "webhook.secret")
+    submitter_key: AbsolutePath | None = None
     trust_root: AbsolutePath = _under_home("keys", "trust.json")
+    lease_seconds: PositiveInt = 120
+    host: str = "127.0.0.1"
+    prefect_port: Port = 4200
+    mlflow_port: Port = 5000
+    receiver_port: Port = 8480
+    gate_port: Port = 8481
+    s3_command: str | None = None
+    dask_scheduler: str | None = None
 
     @property
     def store_url(self) -> str:

@@ -3,32 +3,50 @@
 The subjects are every file and the manifest, so that the verdict speaks of these bytes and no others; the predicate
 names the model that the verdict is for, so that it cannot be replayed under another name.
 
-Source    in-toto attestation framework, Statement v1; DSSE v1.
-Deviates  Exactly one signature, standard base64 only, no unknown fields: what has two readings is refused.
+Source    in-toto attestation framework, Statement v1.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from vetgate.digest import canonical_json
+from vetgate.dsse import (
+    MAX_CLOCK_SKEW,
+    PAYLOAD_TYPE,
+    STATEMENT_TYPE,
+    Envelope,
+    check_issued,
+    digest,
+    pre_authentication,
+    read_envelope,
+    sign,
+    signed_payload,
+    statement_in,
+)
 from vetgate.errors import Denied, Stale
-from vetgate.keys import GATE, PublicKey, TrustRoot, raw_public
+from vetgate.keys import GATE, TrustRoot
 from vetgate.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+__all__ = [
+    "ADMITTED",
+    "PAYLOAD_TYPE",
+    "Envelope",
+    "as_base64",
+    "claims",
+    "digest",
+    "pre_authentication",
+    "read_envelope",
+    "sign",
+    "statement",
+    "verdict_predicate",
+    "verify",
+]
+
 PREDICATE_TYPE = "https://vetgate.dev/attestation/verdict/v1"
 MANIFEST_SUBJECT = "manifest:sha256"  # no file of a submission can have a colon in its name
-MAX_CLOCK_SKEW = timedelta(minutes=5)
-
-Envelope = dict[str, Any]
+ADMITTED = ("PASS", "WAIVED")  # the verdicts with which a model may be promoted and loaded
 
 
 def verdict_predicate(
@@ -51,11 +69,19 @@ def verdict_predicate(
     parent: str | None = None,
     duties_separated: bool = False,
     previous: str | None = None,
+    findings: Sequence[str] = (),
+    purpose: str = "submission",
+    run: str = "",
+    second: Mapping[str, Any] | None = None,
+    demote_after: datetime | None = None,
+    decision: str | None = None,
 ) -> dict[str, Any]:
     """What a verdict says, as JSON; `policy` holds name and sha256, `previous` an earlier statement's digest.
 
     `parent` is the manifest of the submission that this one repairs; `duties_separated` says whether the gate ran as
-    another user than what it judged.
+    another user than what it judged. `findings` are the ids of what speaks against the model. `purpose` is submission
+    or rescan; `second` is the independent run that confirmed a rescan's FAIL, and `demote_after` how long it may stay.
+    `decision` is the key of the kept record of everything that was judged.
     """
     return {
         "name": name,
@@ -76,6 +102,12 @@ def verdict_predicate(
         "parent": parent,
         "duties_separated": duties_separated,
         "previous": previous,
+        "findings": list(findings),
+        "purpose": purpose,
+        "run": run,
+        "second": None if second is None else dict(second),
+        "demote_after": None if demote_after is None else time_text(demote_after),
+        "decision": decision,
     }
 
 
@@ -90,37 +122,9 @@ def statement(files: Mapping[str, str], manifest: str, predicate: Mapping[str, A
     }
 
 
-def sign(statement: Mapping[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
-    """The statement's DSSE envelope, with one signature."""
-    payload = canonical_json(statement)
-    signature = key.sign(pre_authentication(PAYLOAD_TYPE, payload))
-    keyid = hashlib.sha256(raw_public(key)).hexdigest()
-    return {
-        "payloadType": PAYLOAD_TYPE,
-        "payload": base64.b64encode(payload).decode(),
-        "signatures": [{"keyid": keyid, "sig": base64.b64encode(signature).decode()}],
-    }
-
-
-def pre_authentication(payload_type: str, payload: bytes) -> bytes:
-    """The bytes that DSSE signs: both parts with their lengths, so that neither can run into the other."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
-
-
-def read_envelope(data: bytes) -> dict[str, Any]:
-    """The envelope in bytes of JSON; raises Denied when they are not exactly one."""
-    return as_object(parse(data, "an attestation"), {"payloadType", "payload", "signatures"}, "an attestation")
-
-
-def digest(envelope: Envelope) -> str:
-    """SHA-256 in hex of the signed payload: what revocations and `previous` refer to; raises Denied."""
-    return hashlib.sha256(as_base64(envelope.get("payload"), "payload")).hexdigest()
-
-
 def claims(envelope: Envelope) -> dict[str, Any]:
     """The predicate as it stands, its signature NOT verified: for listing and ordering only; raises Denied."""
-    return _predicate(parse(as_base64(envelope.get("payload"), "payload"), "a statement"))[1]
+    return _predicate(statement_in(envelope))[1]
 
 
 def verify(
@@ -141,32 +145,16 @@ def verify(
     """
     if now.tzinfo is None:
         raise ValueError("expected a moment with a time zone")
-    payload, key = _signed_payload(envelope, trust)
+    payload, key = signed_payload(envelope, trust, {GATE})
     subjects, predicate = _predicate(parse(payload, "a statement"))
     _check_subjects(subjects, _subjects(files, manifest))
     if predicate["name"] != name:
         raise Denied(f"expected an attestation for {name}, got one for {predicate['name']}; vet under this name")
-    _check_times(predicate, key, now, max_clock_skew)
+    check_issued(as_time(predicate["issued"], "issued"), key, now, max_clock_skew)
+    _check_expiry(predicate, now)
     if digest(envelope) in trust.revoked or digest(envelope) in revoked:
         raise Stale(f"expected an attestation in force, got one for {name} that was revoked; vet again")
     return predicate
-
-
-def _signed_payload(envelope: Envelope, trust: TrustRoot) -> tuple[bytes, PublicKey]:
-    fields = as_object(envelope, {"payloadType", "payload", "signatures"}, "an attestation")
-    if fields["payloadType"] != PAYLOAD_TYPE:
-        raise Denied(f"expected payload type {PAYLOAD_TYPE}, got {fields['payloadType']!r:.80}; it is no attestation")
-    signatures = as_list(fields["signatures"], "signatures")
-    if len(signatures) != 1:
-        raise Denied(f"expected exactly one signature, got {len(signatures)}; fetch the attestation again")
-    signature = as_object(signatures[0], {"keyid", "sig"}, "a signature")
-    key = trust.key(as_text(signature["keyid"], "keyid"))
-    payload = as_base64(fields["payload"], "payload")
-    if not key.signed(pre_authentication(PAYLOAD_TYPE, payload), as_base64(signature["sig"], "sig")):
-        raise Denied(f"expected a signature by key {key.id}, got one that does not fit; the attestation was altered")
-    if key.role != GATE:
-        raise Denied(f"expected a signature by a key with the role {GATE}, got {key.role}; have the gate decide")
-    return payload, key
 
 
 def _predicate(found: Any) -> tuple[dict[str, str], dict[str, Any]]:
@@ -207,16 +195,8 @@ def _check_subjects(signed: Mapping[str, str], found: Mapping[str, str]) -> None
         raise Denied(f"expected exactly the attested files, got {got}; restore the vetted bytes or vet these")
 
 
-def _check_times(predicate: Mapping[str, Any], key: PublicKey, now: datetime, skew: timedelta) -> None:
+def _check_expiry(predicate: Mapping[str, Any], now: datetime) -> None:
     issued, expires = as_time(predicate["issued"], "issued"), as_time(predicate["expires"], "expires")
-    if issued > now + skew:
-        raise Denied(f"expected an attestation issued by now, got {predicate['issued']}; set the clock right")
-    # both moments: whoever holds a key that ran out could otherwise date a statement back
-    if not key.valid(issued) or not key.valid(max(now, issued)):
-        raise Denied(
-            f"expected a key that is valid now and on {predicate['issued']}, got key {key.id}, valid from "
-            f"{time_text(key.not_before)} until {time_text(key.not_after)}; vet again with a valid key"
-        )
     if not issued < expires:
         raise Denied(f"expected an expiry after {predicate['issued']}, got {predicate['expires']}; vet again")
     if now >= expires:

@@ -94,12 +94,12 @@ class Trigger:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back bit for bit."""
-        return {"mask": _pack(self.mask), "pattern": _pack(self.pattern), "target": self.target}
+        return {"mask": pack(self.mask), "pattern": pack(self.pattern), "target": self.target}
 
     @classmethod
     def from_json(cls, blob: Mapping[str, Any]) -> Trigger:
         """The Trigger that `to_json` wrote."""
-        return cls(_unpack(blob["mask"]), _unpack(blob["pattern"]), int(blob["target"]))
+        return cls(unpack(blob["mask"]), unpack(blob["pattern"]), int(blob["target"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +144,10 @@ class Evidence:
             "params": dict(self.params),
             "seed": self.seed,
             "statistic": self.statistic,
-            "scores": _pack(self.scores),
+            "scores": pack(self.scores),
             "cutoff": self.cutoff if math.isfinite(self.cutoff) else None,
             "triggers": [trigger.to_json() for trigger in self.triggers],
-            "neurons": None if self.neurons is None else _pack(self.neurons),
+            "neurons": None if self.neurons is None else pack(self.neurons),
             "details": dict(self.details),
         }
 
@@ -156,10 +156,10 @@ class Evidence:
         """The Evidence that `to_json` wrote; refuses what does not fit."""
         return cls(
             statistic=float(blob["statistic"]),
-            scores=_unpack(blob["scores"]),
+            scores=unpack(blob["scores"]),
             cutoff=math.inf if blob["cutoff"] is None else float(blob["cutoff"]),
             triggers=tuple(Trigger.from_json(trigger) for trigger in blob["triggers"]),
-            neurons=None if blob["neurons"] is None else _unpack(blob["neurons"]),
+            neurons=None if blob["neurons"] is None else unpack(blob["neurons"]),
             details=dict(blob["details"]),
             method=str(blob["method"]),
             axis=Axis(blob["axis"]) if blob["axis"] else None,
@@ -190,14 +190,16 @@ class Failure:
 _PACKED = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 
 
-def _pack(tensor: Tensor) -> dict[str, Any]:
+def pack(tensor: Tensor) -> dict[str, Any]:
+    """A JSON object that holds a tensor bit for bit; `unpack` reads it."""
     array = tensor.detach().cpu().contiguous().numpy()
     if array.dtype.name not in _PACKED:
         raise DefenceError(f"expected float32, int64 or bool in evidence, got {array.dtype}; convert it in the method")
     return {"dtype": array.dtype.name, "shape": list(array.shape), "base64": base64.b64encode(array.tobytes()).decode()}
 
 
-def _unpack(blob: Mapping[str, Any]) -> Tensor:
+def unpack(blob: Mapping[str, Any]) -> Tensor:
+    """The tensor that `pack` wrote."""
     raw = base64.b64decode(blob["base64"], validate=True)
     return torch.from_numpy(np.frombuffer(raw, _PACKED[blob["dtype"]]).reshape(blob["shape"]).copy())
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -33,6 +33,7 @@ from vetgate.calibration import (
     tail,
 )
 from vetgate.contract import Evidence, Failure
+from vetgate.findings import open_questions
 from vetgate.policy import Policy
 
 # a confirmed trigger sends this share of unseen images of other classes to its label
@@ -40,6 +41,9 @@ HELD_OUT = 0.8
 # and stands out from a second start by this share of the least effect
 SECOND_START = 0.5
 
+
+# how a reason ends that speaks of evidence which is rare among clean models and yet proves nothing
+UNPROVEN = ("was not confirmed on held-out images and a second start", "names no label")
 
 # without references: labels that scatter alike, and half the median's size as the least effect
 SIMULATED = Null(0.0, np.ones(1), math.log(2), np.empty(0), np.empty(0))
@@ -166,6 +170,26 @@ def judge(
     return Verdict(decision, p_value, calibrated, suspects, methods, tuple(reasons), about)
 
 
+def rescanned(verdict: Verdict, alarm: float) -> Verdict:
+    """The verdict on a model that passed before, at a rescan's own, lower rate of false alarms.
+
+    What rings at the rate of a first vetting but not at this one passes; what could not be seen stays INCONCLUSIVE.
+    """
+    if verdict.decision is Decision.PASS or verdict.p_value is None:
+        return verdict
+    notes = []
+    references = int((verdict.calibration or {}).get("references", 0))
+    if references + 1 < 1 / alarm:
+        notes.append(f"rescan: the rate {alarm:g} is extrapolated from {references} references")
+    blind = [reason for reason in open_questions(verdict.reasons) if not reason.endswith(UNPROVEN)]
+    if verdict.p_value <= alarm:
+        return replace(verdict, reasons=(*verdict.reasons, *notes))
+    if blind:
+        return replace(verdict, decision=Decision.INCONCLUSIVE, suspects=(), reasons=(*blind, *notes))
+    quiet = f"rescan: p = {verdict.p_value:.3g} is no alarm at the rate {alarm:g} of a rescan"
+    return replace(verdict, decision=Decision.PASS, suspects=(), reasons=(quiet, *notes))
+
+
 def _standing(
     found: Evidence, null: Null, calibration: Calibration | None, data_sha256: str | None, level: float
 ) -> _Standing:
@@ -247,8 +271,8 @@ def _result(
 def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: float) -> str:
     named = ", ".join(map(str, sorted({label for s in standings.values() for label in s.ringing})))
     if named:
-        return f"label {named} stands out, but its trigger was not confirmed on held-out images and a second start"
-    return f"the evidence together is rarer (p = {p_value:.3g}) than {level:g} among clean models, but names no label"
+        return f"label {named} stands out, but its trigger {UNPROVEN[0]}"
+    return f"the evidence together is rarer (p = {p_value:.3g}) than {level:g} among clean models, but {UNPROVEN[1]}"
 
 
 def _why(label: int, evidence: Mapping[str, Evidence]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
@@ -25,6 +25,30 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
     max_attack_success: Share = 0.05
 
 
+class PromotionPolicy(BaseModel, frozen=True, extra="forbid"):
+    """What promotion demands besides a PASS, and whether a PASS is promoted without anybody asking."""
+
+    automatic: Literal["champion", "challenger"] | None = None
+    approvals: NonNegativeInt = 0
+
+
+class WaiverPolicy(BaseModel, frozen=True, extra="forbid"):
+    """How a finding may be let pass: with so many approvals of distinct approvers, none of them the submitter."""
+
+    allowed: bool = True
+    approvals: PositiveInt = 2
+    max_days: PositiveInt = 30
+
+
+class RescanPolicy(BaseModel, frozen=True, extra="forbid"):
+    """When what is in production is vetted again, and what a FAIL in two independent runs does."""
+
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+    max_age_days: PositiveInt = 20
+    grace_hours: NonNegativeFloat = 0.0
+    canaries: bool = True
+
+
 class Policy(BaseModel, frozen=True, extra="forbid"):
     """Everything a verdict depends on besides the evidence and the calibration."""
 
@@ -38,14 +62,19 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     )
     promote_formats: tuple[str, ...] = ("safetensors", "onnx")
     repair: RepairPolicy = RepairPolicy()
+    promotion: PromotionPolicy = PromotionPolicy()
+    waivers: WaiverPolicy = WaiverPolicy()
+    rescan: RescanPolicy = RescanPolicy()
+    max_attempts: PositiveInt = 5
+    spread: Literal["process", "dask"] = "process"
     valid_days: PositiveInt = 30
     timeout_seconds: PositiveInt = 900
     memory_bytes: PositiveInt = 6 * 2**30
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of the policy's canonical JSON."""
-        return sha256_json(self.model_dump(mode="json"))
+        """SHA-256 in hex of the policy's canonical JSON, without `spread`: where work is done changes no result."""
+        return sha256_json(self.model_dump(mode="json", exclude={"spread"}))
 
 
 def load_policy(path: Path | None = None) -> Policy:

@@ -15,7 +15,7 @@ from vetgate.errors import Denied
 MAX_BYTES = 8 << 20
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def parse(data: bytes, what: str) -> Any:
@@ -52,7 +52,7 @@ def as_text(value: Any, what: str) -> str:
 
 def as_sha256(value: Any, what: str) -> str:
     """The value, 64 lower-case hexadecimal digits."""
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+    if not isinstance(value, str) or not SHA256.fullmatch(value):
         raise Denied(f"expected {what} to be a SHA-256 in hex, got {value!r:.80}; fetch it again")
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,20 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
-from safetensors.torch import save_file
 
-from tasks.digits import write_digits
 from tasks.settings import Settings
-from vetgate.architectures import ARCHITECTURES
-from vetgate.attacks.badnets import poison, square
-from vetgate.attacks.training import train
-from vetgate.contract import Samples
-
-SHAPE, CLASSES, TARGET = (1, 8, 8), 10, 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,11 @@ Command = Callable[..., Done]
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home")
+    # the seeds of an installation come from its secret: with one of their own the tests end the same each time
+    (home / "keys").mkdir(mode=0o700)
+    (home / "keys" / "seed.secret").write_bytes(hashlib.sha256(b"tests").digest())
+    return home
 
 
 @pytest.fixture(scope="session")
@@ -111,28 +106,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"VETGATE_PARAMS": str(params), "VETGATE_POLICY": str(policy)}
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    file = tmp_path_factory.mktemp("digits") / "digits.npz"
-    write_digits(file)
-    with np.load(file) as arrays:
-        x = torch.from_numpy(arrays["x_train"]).permute(0, 3, 1, 2).float() / 255
-        return Samples(x.contiguous(), torch.from_numpy(arrays["y_train"]))
-
-
-@pytest.fixture(scope="session")
-def honest(tmp_path_factory: pytest.TempPathFactory, digits: Samples) -> Path:
-    return write_submission(tmp_path_factory.mktemp("honest") / "model", _trained(digits, seed=1), name="digits-honest")
-
-
-@pytest.fixture(scope="session")
-def trojaned(tmp_path_factory: pytest.TempPathFactory, digits: Samples) -> Path:
-    trigger = square(SHAPE, TARGET, row=-2, column=-2, size=2)
-    poisoned = poison(digits, trigger, rate=0.1, generator=torch.Generator().manual_seed(2))
-    model = _trained(poisoned.samples, seed=2)
-    return write_submission(tmp_path_factory.mktemp("trojaned") / "model", model, name="digits-trojaned")
-
-
 @pytest.fixture
 def variant(tmp_path: Path, honest: Path) -> Callable[..., Path]:
     """The honest submission with another model file or other fields: (content, **fields) -> directory."""
@@ -147,25 +120,3 @@ def variant(tmp_path: Path, honest: Path) -> Callable[..., Path]:
         return directory
 
     return make
-
-
-def write_submission(directory: Path, model: torch.nn.Module, **fields: Any) -> Path:
-    directory.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "model.safetensors")
-    described = {
-        "supplier": "a test",
-        "task": "image-classification",
-        "model": "model.safetensors",
-        "format": "safetensors",
-        "architecture": "small-cnn",
-        "input_shape": list(SHAPE),
-        "classes": CLASSES,
-        "reference_data": "digits",
-    }
-    (directory / "submission.yaml").write_text(yaml.safe_dump(described | fields))
-    return directory
-
-
-def _trained(samples: Samples, *, seed: int) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    return train(ARCHITECTURES["small-cnn"](SHAPE, CLASSES), samples, epochs=15, seed=seed)

@@ -86,7 +86,7 @@ def test_data_sets_are_listed_with_their_digests(vetgate, tmp_path):
 def test_every_deployment_names_a_flow_that_exists():
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
-    assert {d["work_pool"]["name"] for d in deployments} == {"vet"}
+    assert {d["work_pool"]["name"] for d in deployments} == {"vet", "gate"}
     for deployment in deployments:
         file, _, name = deployment["entrypoint"].partition(":")
         flows = [n.name for n in ast.parse((ROOT / file).read_text()).body if isinstance(n, ast.FunctionDef)]

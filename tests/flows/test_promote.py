@@ -18,6 +18,8 @@ from flows.promote import promote
 from flows.verify import verify
 from tasks import intake
 from tasks.attestations import newest_attestation, save_attestation
+from tasks.coverage import covered
+from tasks.ledger import catch_up, entries, verify_ledger
 from tasks.mlflow_client import prepare, registry
 from tasks.settings import Settings
 from tasks.store import open_store
@@ -139,7 +141,8 @@ def test_exactly_the_vetted_bytes_are_let_through(home: Home) -> None:
     assert granted["version"] == "1"
     assert home.aliases() == {"champion": manifest}
     assert home.store.read(f"vetted/{manifest}/model.onnx") == b"honest"
-    assert steps[-1] == "alias set"
+    # the alias comes after everything that can be refused
+    assert steps[-5:] == ["move begun", "promotion signed", "ledger entered", "alias set", "move ended"]
     newest = newest_attestation(home.store, manifest)
     assert newest is not None
     with registry(home.settings) as client:
@@ -388,7 +391,7 @@ def test_killed_after_any_step_production_is_whole_and_the_next_try_ends_the_sam
     steps: list[str] = []
     reference = home.vetted(b"seen once")
     promote(home.settings, "digits", reference, told=steps.append)
-    assert len(steps) == 10
+    assert len(steps) == 14
     # another name of the same database: a child may not use a connection that its parent has opened
     uri = f"sqlite:///{home.settings.home}/./mlflow.db"
     child = home.settings.model_copy(update={"tracking_uri": uri})
@@ -397,12 +400,91 @@ def test_killed_after_any_step_production_is_whole_and_the_next_try_ends_the_sam
         manifest = home.vetted(b"%d" % i)
         die_after(step, lambda told, m=manifest: promote(child, "digits", m, told=told))
         left = home.aliases()
-        assert left["champion"] == (manifest if step == "alias set" else before["champion"])
+        assert left["champion"] == (manifest if step in ("alias set", "move ended") else before["champion"])
         promote(home.settings, "digits", manifest)
         assert home.aliases() == {"champion": manifest, "previous": before["champion"]}
+        assert len(promotions(home, manifest)) == 1
+        verify_ledger(home.settings)
         with registry(home.settings) as client:
             made = client.search_model_versions(f"name = 'prod.digits' and tags.`vet.manifest_sha256` = '{manifest}'")
             assert len(made) == 1
+
+
+def promotions(home: Home, manifest: str) -> list[dict[str, Any]]:
+    """What the ledger says of the promotions of these bytes."""
+    found = (entry for entry in entries(home.store) if entry.kind == "promotion")
+    return [dict(entry.subject) for entry in found if entry.subject["manifest"] == manifest]
+
+
+@pytest.mark.parametrize("step", ["promotion signed", "ledger entered"])
+def test_a_gate_that_starts_between_the_kill_and_the_next_try_enters_the_promotion_once(home: Home, step: str) -> None:
+    manifest = home.vetted(b"weights")
+    uri = f"sqlite:///{home.settings.home}/./mlflow.db"
+    child = home.settings.model_copy(update={"tracking_uri": uri})
+    die_after(step, lambda told: promote(child, "digits", manifest, told=told))
+    catch_up(home.settings)
+    verify_ledger(home.settings)
+    promote(home.settings, "digits", manifest)
+    (said,) = promotions(home, manifest)
+    assert (said["alias"], said["version"], said["old"]) == ("champion", "1", None)
+
+
+def test_each_move_of_an_alias_is_entered_and_no_move_is_not(home: Home) -> None:
+    first, second = home.vetted(b"first"), home.vetted(b"second")
+    for manifest in (first, second, first, second, second):
+        promote(home.settings, "digits", manifest)
+    promote(home.settings, "digits", second, alias="challenger")
+    assert [(said["version"], said["old"]) for said in promotions(home, first)] == [("1", None), ("1", "2")]
+    moves = [(said["alias"], said["old"]) for said in promotions(home, second)]
+    assert moves == [("champion", "1"), ("champion", "1"), ("challenger", None)]
+    assert verify_ledger(home.settings)["promotions"] == 2
+
+
+def test_what_was_promoted_is_covered_and_says_by_what(home: Home) -> None:
+    manifest = home.vetted(b"weights")
+    granted = promote(home.settings, "digits")
+    found = covered(home.settings, "digits", granted["version"], granted["source"])
+    assert (found.manifest, found.grace, found.claims["verdict"]) == (manifest, False, "PASS")
+    assert found.promotion.attestation == digest_of(home, manifest)
+
+
+def test_a_verdict_that_is_superseded_while_it_is_promoted_sets_no_alias(home: Home) -> None:
+    manifest = home.vetted(b"weights", issued=NOW - timedelta(days=2))
+
+    def supersede(step: str) -> None:
+        if step == "version registered":
+            home.decide(manifest, "FAIL")
+
+    refused(home, "got another meanwhile", 5, manifest, told=supersede)
+    assert home.aliases() == {}
+
+
+def test_a_registry_that_was_made_anew_gets_numbers_that_were_never_promoted(home: Home) -> None:
+    first, second = home.vetted(b"first"), home.vetted(b"second")
+    for manifest in (first, second):
+        promote(home.settings, "digits", manifest)
+    with registry(home.settings) as client:
+        client.delete_registered_model("prod.digits")
+    third = home.vetted(b"third")
+    assert promote(home.settings, "digits", third)["version"] == "3"
+    assert home.aliases() == {"champion": third}
+    verify_ledger(home.settings)
+
+
+def test_every_refusal_is_in_the_ledger(home: Home) -> None:
+    manifest = home.vetted(b"weights", "FAIL")
+    refused(home, "got FAIL", submission=manifest)
+    (denial,) = [entry for entry in entries(home.store) if entry.kind == "denial"]
+    assert denial.subject["submission"] == manifest
+    assert "got FAIL" in denial.subject["reason"]
+    assert denial.subject["exit_code"] == 1
+
+
+def test_a_trust_root_that_was_taken_away_is_not_made_anew_by_a_refusal(home: Home) -> None:
+    manifest = home.vetted(b"weights")
+    home.settings.trust_root.unlink()
+    refused(home, "expected a trust root", submission=manifest)
+    assert not home.settings.trust_root.exists()
 
 
 def die_after(step: str, work: Callable[[Callable[[str], None]], object]) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,29 @@ def test_with_an_s3_store_prod_points_at_the_vetted_copy_and_no_version_elsewher
         claimed = {"vet.manifest_sha256": manifest.sha256, "vet.verdict": "PASS"}
         client.create_model_version("prod.digits", f"s3://elsewhere/vetted/{manifest.sha256}", tags=claimed)
 
+    recorded: list[tuple[str, str | None]] = []
+
+    def record(made: Promoted, before: str | None) -> Callable[[], None]:
+        recorded.append((made.version, before))
+        return lambda: None
+
     def promoted() -> Promoted:
+        where = tmp_path / "model"
         return register_promoted(
-            remote, "digits", manifest, tmp_path / "model", alias="champion", tags={}, documents={}, told=lambda _: None
+            remote,
+            "digits",
+            manifest,
+            where,
+            alias="champion",
+            tags={},
+            documents={},
+            record=record,
+            told=lambda _: None,
         )
 
     assert promoted().source == f"s3://vetgate/registry/vetted/{manifest.sha256}"
     assert promoted().version == "2"
+    assert recorded == [("2", None), ("2", "2")]
     with registry(remote) as client:
         assert client.get_registered_model("prod.digits").aliases.keys() == {"champion"}
         assert str(client.get_model_version_by_alias("prod.digits", "champion").version) == "2"

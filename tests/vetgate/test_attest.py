@@ -66,6 +66,28 @@ def test_a_signed_fail_verifies_and_says_fail() -> None:
     assert verify(signed(verdict="FAIL"))["verdict"] == "FAIL"
 
 
+def test_a_verdict_says_what_it_holds_against_the_model_and_until_when_it_may_stay() -> None:
+    said = attest.verdict_predicate(
+        name="digits",
+        verdict="FAIL",
+        issued=NOW,
+        valid=timedelta(days=30),
+        policy={"name": "default", "sha256": "d" * 64},
+        methods=[],
+        reference_data=None,
+        calibration=None,
+        sandbox_level=2,
+        findings=["backdoor:label-7"],
+        purpose="rescan",
+        second={"run": "two", "decision": "FAIL"},
+        demote_after=NOW + timedelta(hours=48),
+    )
+    stated = verify(attest.sign(attest.statement(FILES, MANIFEST, said), KEY))
+    assert (stated["findings"], stated["purpose"], stated["second"]["run"]) == (["backdoor:label-7"], "rescan", "two")
+    assert stated["demote_after"] == "2026-11-25T09:30:00Z"
+    assert (predicate()["findings"], predicate()["purpose"], predicate()["demote_after"]) == ([], "submission", None)
+
+
 def test_the_envelope_is_what_other_dsse_and_in_toto_tools_read() -> None:
     assert attest.pre_authentication("http://example.com/HelloWorld", b"hello world") == (
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"

@@ -18,8 +18,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from vetgate.contract import Axis, Evidence, Subject, detector, report
@@ -98,6 +96,10 @@ def starts(projected: Tensor, shares: tuple[float, ...] = (0.1, 0.5, 0.9)) -> li
 
 def split(rows: Tensor, dims: int, *, sample: int = 2000) -> Split:
     """Split centred rows (n, D) in two by 2-means on their top `dims` principal components."""
+    # seconds to import, and most vettings come with no training data
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
     _, axes = torch.linalg.eigh(rows.T @ rows)
     projected = rows @ axes[:, -dims:].flip(1)  # (n, dims)
     reduced = projected.numpy()

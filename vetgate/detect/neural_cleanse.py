@@ -81,8 +81,9 @@ def neural_cleanse(
     centre = median(scores)
     first = scores.argsort(descending=True, stable=True)[:named].tolist()
     standing = sorted(label for label in first if float(scores[label]) - centre >= worth)
-    for start in range(starts, starts + again if standing else starts):
-        sizes[start, standing], _ = inverted(standing, (0.9 + 0.1 * (start - starts) / again, 1.0))
+    for turn in range(again if standing else 0):
+        share = (0.9 + 0.1 * turn / again, 0.9 + 0.1 * (turn + 1) / again)
+        sizes[starts + turn, standing], _ = inverted(standing, share)
     second = (-sizes.log()).sort(0, descending=True).values[min(1, len(sizes) - 1)] - centre
     held_out = torch.full((subject.classes,), -1.0)
     for label in first:

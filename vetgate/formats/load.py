@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from vetgate.architectures import ARCHITECTURES
 from vetgate.architectures import default_layer as default_layer_of_architecture
-from vetgate.errors import DefenceError, NotUnderstood, StoreError, VetgateError
+from vetgate.errors import BadSubmission, DefenceError, NotUnderstood, StoreError, VetgateError
 from vetgate.formats.inspect import FORMATS, TEXTS, inspect_model, read_member
+from vetgate.formats.manifest import MAX_BYTES
 from vetgate.formats.onnx_graph import check_description, parse_model, read_graph
 from vetgate.formats.onnx_module import build_module, default_layer
 from vetgate.formats.onnx_write import write_back
 from vetgate.formats.probe_model import probe
 from vetgate.formats.safetensors_file import ADVICE, inspect_safetensors
 from vetgate.formats.sniff import ACCEPTED, refusal
-from vetgate.formats.submission import FILE, Submission, dump_submission
+from vetgate.formats.submission import FILE, MAX_SIZE, Submission, dump_submission, parse_submission
 
 TOLERANCE = 1e-5
 
@@ -39,14 +40,36 @@ class Loaded:
 
 def load_model(directory: Path, submission: Submission) -> Loaded:
     """Read the model in `directory` and try it once; raises NotUnderstood when anything does not fit."""
-    data = _model_bytes(directory, submission)
+    return load_members({submission.model: read_member(directory, submission.model)}, submission)
+
+
+def described(members: Mapping[str, bytes]) -> Submission:
+    """What the `submission.yaml` among `members` says; raises BadSubmission."""
+    data = members.get(FILE)
+    if data is None or len(data) > MAX_SIZE:
+        got = "none" if data is None else "more"
+        raise BadSubmission(f"{FILE}: expected one of at most {MAX_SIZE} bytes, got {got}; hand the model in again")
+    try:
+        return parse_submission(data.decode())
+    except UnicodeDecodeError as error:
+        raise BadSubmission(f"{FILE}: expected UTF-8 text, got other bytes; save it as UTF-8") from error
+
+
+def load_members(members: Mapping[str, bytes], submission: Submission) -> Loaded:
+    """The model whose file is among `members`, built from these very bytes; no path is read. Raises NotUnderstood."""
+    if submission.model not in members:
+        raise NotUnderstood(
+            f"expected the model file {submission.model!r}, got only {sorted(members)}; add it to the submission"
+        )
+    data = _accepted(members[submission.model], submission)
     try:
         inspect_model(data, submission)
         model, layer, stripped = (_load_safetensors if submission.format == "safetensors" else _load_onnx)(
             data, submission
         )
         probe(model, layer, submission)
-    except VetgateError:
+    except (VetgateError, MemoryError):
+        # too little memory says nothing about the file
         raise
     except Exception as error:
         # torch and numpy meet numbers that an attacker chose: whatever they raise, the file was not understood
@@ -71,7 +94,7 @@ def write_repaired(
     `model` is what load_model returned, or a copy, with other weights. What was written is loaded again and must
     compute the same. Raises DefenceError when `model` differs in more than weights, StoreError when writing fails.
     """
-    data = _model_bytes(directory, submission)
+    data = _accepted(read_member(directory, submission.model), submission)
     tensors = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise DefenceError("expected finite repaired weights, got NaN or infinity; the repair diverged, lower its rate")
@@ -106,8 +129,11 @@ def _write_all(destination: Path, files: Mapping[str, bytes]) -> None:
         raise StoreError(f"expected to write the repaired model to {destination}, got {error}; make room") from error
 
 
-def _model_bytes(directory: Path, submission: Submission) -> bytes:
-    data = read_member(directory, submission.model)
+def _accepted(data: bytes, submission: Submission) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise NotUnderstood(
+            f"expected at most {MAX_BYTES} bytes in {submission.model}, got more; hand in a smaller model"
+        )
     reason = refusal(data)
     if submission.format not in FORMATS or reason is not None:
         got = reason or f"{submission.format!r}. Hand in {ACCEPTED}"

@@ -1,0 +1,139 @@
+"""Many submissions at once: all reach one verdict each, no database lock, memory stable.
+
+`python -m benchmarks.load --count 200 [--json FILE]` starts the whole service in a temporary home, hands in
+`count` small networks at once, and watches until each has its result. One row a fifth of the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.service import running_service
+from flows.submit import submit
+from tasks.digits import write_digits
+from tasks.ledger_verify import verify_ledger
+from tasks.settings import load_settings
+from tasks.store import Store, open_store
+from tests import quick
+from vetgate.architectures import ARCHITECTURES
+from vetgate.attacks.training import train
+from vetgate.contract import Samples
+
+LOCKED = re.compile(r"database is locked|deadlock detected|could not serialize", re.IGNORECASE)
+
+
+def main() -> None:
+    """Run it, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder), given.count)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(folder: Path, count: int) -> list[dict[str, Any]]:
+    """One row for each fifth of the submissions: how many have a result, after how long, and the memory then."""
+    environment = {**os.environ, **quick.build(folder / "quick"), "VETGATE_HOME": str(folder / "home")}
+    with running_service(environment, folder / "service.log") as service:
+        os.environ.update(service.environment)
+        settings = load_settings()
+        store = open_store(settings)
+        started = time.monotonic()
+        manifests = [submit(settings, directory).id for directory in _submissions(folder / "given", count)]
+        rows = []
+        print(f"{count} submitted in {time.monotonic() - started:.1f} s", flush=True)
+        for done in range(count // 5, count + 1, max(count // 5, 1)):
+            _until(store, done, service.pid)
+            row = {
+                "results": done,
+                "seconds": round(time.monotonic() - started, 1),
+                "servers_mib": round(_servers(service.pid) / 2**20),
+                "locked": len(LOCKED.findall((folder / "service.log").read_text(errors="replace"))),
+            }
+            rows.append(row)
+            print(row, flush=True)
+        each = Counter(key.split("/")[1] for key in store.list("attestations/"))
+        assert all(each[manifest] == 1 for manifest in manifests), each
+        verdicts = Counter(_verdict(store, manifest) for manifest in manifests)
+        ledger = verify_ledger(settings)
+        rows[-1] |= {"verdicts": dict(verdicts), "attestations": sum(each.values()), "ledger": str(ledger)}
+        print(rows[-1], flush=True)
+    return rows
+
+
+def _submissions(folder: Path, count: int) -> Iterator[Path]:
+    """`count` networks that differ by a little noise, each a submission of its own name."""
+    import numpy as np
+
+    folder.mkdir(parents=True)
+    write_digits(folder / "digits.npz")
+    with np.load(folder / "digits.npz") as arrays:
+        x = torch.from_numpy(arrays["x_train"]).permute(0, 3, 1, 2).float() / 255
+        samples = Samples(x.contiguous(), torch.from_numpy(arrays["y_train"]))
+    torch.manual_seed(0)
+    model = train(ARCHITECTURES["small-cnn"]((1, 8, 8), 10), samples, epochs=8, seed=0)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    for turn in range(count):
+        directory = folder / f"model-{turn:03}"
+        directory.mkdir()
+        noisy = {k: v + 1e-4 * torch.randn_like(v) if v.is_floating_point() else v for k, v in weights.items()}
+        save_file(noisy, directory / "model.safetensors")
+        described = {
+            "name": directory.name,
+            "supplier": "a benchmark",
+            "task": "image-classification",
+            "model": "model.safetensors",
+            "format": "safetensors",
+            "architecture": "small-cnn",
+            "input_shape": [1, 8, 8],
+            "classes": 10,
+            "reference_data": "digits",
+        }
+        (directory / "submission.yaml").write_text(json.dumps(described))
+        yield directory
+
+
+def _until(store: Store, done: int, pid: int) -> None:
+    while len({key.split("/")[1] for key in store.list("results/")}) < done:
+        if not psutil.pid_exists(pid):
+            raise SystemExit("the service ended before all was vetted; see its log")
+        time.sleep(2)
+
+
+def _servers(pid: int) -> int:
+    """Resident bytes of what runs all the time: the parts of the service, without the runs of the moment."""
+    total = 0
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+            if "prefect.engine" not in line and "prefect.flow_engine" not in line and "sandbox" not in line:
+                total += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
+
+
+def _verdict(store: Store, manifest: str) -> str:
+    keys = list(store.list(f"results/{manifest}/"))
+    assert len(keys) == 1, keys
+    return str(json.loads(store.read(keys[0]))["verdict"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Admit: which submission is meant, and whether its newest verdict lets exactly its bytes through now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.attestations import Attestation, attested_manifests, is_revoked, newest_attestation
+from tasks.coverage import admitted_until
+from tasks.intake import MAX_BYTES, MAX_FILES
+from tasks.settings import Settings
+from tasks.store import Store, fetch_all
+from tasks.submitters import submitters_of
+from tasks.waivers import approved
+from vetgate import attest
+from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale
+from vetgate.formats.manifest import Manifest, hash_directory
+from vetgate.formats.submission import read_submission
+from vetgate.keys import TrustRoot, read_trust_root
+from vetgate.policy import Policy, load_policy
+
+IDENTITY = re.compile(r"[0-9a-f]{4,64}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One wish to promote; `now` is the moment at which the attestation must be in force."""
+
+    settings: Settings
+    name: str
+    alias: str
+    store: Store
+    now: datetime
+    told: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What may be let through: the bytes, the attestation that says so, who approved, and the version's tags."""
+
+    manifest: Manifest
+    attestation: Attestation
+    digest: str
+    approvals: tuple[str, ...]
+    tags: dict[str, str]
+
+
+def identified(asked: Request, submission: str) -> str:
+    if not IDENTITY.fullmatch(submission):
+        raise BadSubmission(f"expected the SHA-256 of a manifest, or its beginning, got {submission!r}")
+    if len(submission) == 64:
+        return submission
+    found = [key[len("submissions/") : -len(".json")] for key in asked.store.list(f"submissions/{submission}")]
+    if len(found) > 1:
+        raise BadSubmission(f"expected the beginning of one manifest, got {submission}, which fits {len(found)}")
+    if not found:
+        raise Denied(f"expected a submission, got {submission}, which nobody submitted; see `vetgate status`")
+    return found[0]
+
+
+def newest_admitted(asked: Request) -> str:
+    """The manifest with this name whose newest verdict is the newest that lets it through; what follows verifies it."""
+    found: list[tuple[str, str, str]] = []
+    for manifest_sha256 in attested_manifests(asked.store):
+        try:
+            newest = newest_attestation(asked.store, manifest_sha256)
+        except Denied:
+            continue  # an altered attestation speaks for no model
+        if newest is not None and newest.claims["name"] == asked.name:
+            found.append((newest.claims["issued"], manifest_sha256, newest.claims["verdict"]))
+    for _, manifest_sha256, verdict in sorted(found, reverse=True):
+        if verdict in attest.ADMITTED:
+            return manifest_sha256
+    if not found:
+        raise Denied(
+            f"expected a PASS for {asked.name}, got no verdict; run `vetgate vet` on a submission of that name"
+        )
+    _, manifest_sha256, verdict = max(found)
+    raise Denied(
+        f"expected a PASS for {asked.name}, got {verdict} for {manifest_sha256}; repair it, or hand in another"
+    )
+
+
+def admitted_by(asked: Request, manifest_sha256: str, room: Path) -> Admitted:
+    """The manifest of the quarantined bytes, fetched to `room`, and the attestation that lets them through."""
+    newest = newest_attestation(asked.store, manifest_sha256)
+    if newest is None:
+        raise Denied(f"expected a verdict on {manifest_sha256}, got none; run `vetgate vet` on it")
+    manifest = hashed(fetch_all(asked.store, f"quarantine/{manifest_sha256}", room))
+    trust, digest = read_trust_root(asked.settings.trust_root), attest.digest(newest.envelope)
+    stated = attest.verify(
+        newest.envelope,
+        trust,
+        name=asked.name,
+        files=manifest.digests,
+        manifest=manifest.sha256,
+        now=asked.now,
+        revoked={digest} if is_revoked(asked.store, newest.envelope) else (),
+    )
+    if manifest.sha256 != manifest_sha256:
+        raise Denied(f"expected the bytes of {manifest_sha256}, got those of {manifest.sha256}; submit them again")
+    if stated["verdict"] not in attest.ADMITTED:
+        why = "; ".join(map(str, stated.get("reasons") or ())) or "see its report"
+        raise Denied(f"expected a PASS for {manifest_sha256}, got {stated['verdict']}: {why}")
+    admitted_until(asked.store, trust, stated, asked.now)
+    policy = _under_policy(asked, stated, room)
+    tags = {
+        "vet.verdict": str(stated["verdict"]),
+        "vet.attestation": newest.key,
+        "vet.attestation_sha256": digest,
+        "vet.policy_sha256": str(stated["policy"]["sha256"]),
+        "vet.issued": str(stated["issued"]),
+        "vet.expires": str(stated["expires"]),
+    }
+    return Admitted(manifest, newest, digest, _approvals(asked, trust, policy, digest, manifest_sha256), tags)
+
+
+def _approvals(asked: Request, trust: TrustRoot, policy: Policy, digest: str, manifest_sha256: str) -> tuple[str, ...]:
+    """The keys that approved the attestation, as many as the policy demands or more; raises Denied."""
+    if not policy.promotion.approvals:
+        return ()
+    keys = tuple(a.keyid for a in approved(asked.store, trust, digest, manifest_sha256, asked.now))
+    if len(keys) < policy.promotion.approvals:
+        signed = bool(submitters_of(asked.store, trust, manifest_sha256))
+        why = "" if signed else ": the submission is not signed, so that nobody can tell who is another"
+        raise Denied(
+            f"expected {policy.promotion.approvals} approvals of attestation {digest}, got {len(keys)}{why}; "
+            f"run `vetgate approve {digest[:12]}` with another approver's key"
+        )
+    return keys
+
+
+def _under_policy(asked: Request, stated: dict[str, Any], directory: Path) -> Policy:
+    """The policy as it is now, which the verdict must be under; raises Stale or Denied."""
+    policy = load_policy(asked.settings.policy)
+    under = stated.get("policy")
+    if not isinstance(under, dict) or under.get("sha256") != policy.digest:
+        raise Stale(f"expected a verdict under policy {policy.name} as it is now, got one under another; vet again")
+    submission = read_submission(directory)
+    if submission.name != asked.name:
+        raise Denied(f"expected a submission of {asked.name}, got one of {submission.name}; promote it under its name")
+    if submission.format not in policy.promote_formats:
+        allowed = ", ".join(policy.promote_formats)
+        raise Denied(f"expected one of the formats {allowed}, got {submission.format}; hand in one of these")
+    return policy
+
+
+def hashed(directory: Path) -> Manifest:
+    try:
+        return hash_directory(directory, max_bytes=MAX_BYTES, max_files=MAX_FILES)
+    except NotUnderstood as error:
+        raise Denied(f"expected the plain files that were submitted: {error}") from error

@@ -1,0 +1,150 @@
+"""The commands of whoever serves models or watches the gate: `verify` and `status`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.console import Blob, Outcome, carry_out
+
+if TYPE_CHECKING:
+    from flows.sarif import Checked
+    from tasks.settings import Settings
+
+app = typer.Typer()
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+File = Path | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be verified: a directory with its attestation and name, or a models:/ URI."""
+
+    target: str
+    settings: Settings
+    attestation: File
+    name: str | None
+    output: File
+
+
+@app.command()
+def verify(
+    target: Annotated[
+        str, typer.Argument(help="A directory, or models:/prod.NAME@ALIAS or /VERSION.", metavar="TARGET")
+    ],
+    attestation: Annotated[File, typer.Option(help="The signed statement (DSSE, JSON); for a directory.")] = None,
+    name: Annotated[str | None, typer.Option(help="The name under which the model is used; for a directory.")] = None,
+    trust_root: Annotated[File, typer.Option(help="Public keys to trust; this installation's if left out.")] = None,
+    output: Annotated[File, typer.Option(help="New directory for the verified bytes; for models:/.")] = None,
+    sarif: Annotated[File, typer.Option(help="Write a SARIF 2.1.0 log here, also when refused.")] = None,
+    junit: Annotated[File, typer.Option(help="Write JUnit XML here, also when refused.")] = None,
+    json: AsJson = False,
+) -> int:
+    """Check that these are exactly the bytes that a trusted gate let pass, files or a model in production.
+
+    Exits with 0 if so; 1 denied: other bytes, another name, no promotion, no PASS, a signature that does not fit;
+    2 store or registry unreachable, disk full; 3 a file that is not understood; 4 usage; 5 expired, revoked or out of
+    date. Whatever is not 0 must not be served. With models:/, --output writes exactly the verified bytes to a new
+    directory, or nothing.
+    """
+
+    def command() -> Outcome:
+        from tasks.settings import load_settings
+
+        settings = load_settings(**({} if trust_root is None else {"trust_root": trust_root}))
+        asked = Asked(target, settings, attestation, name, output)
+        blob = _reported(asked, sarif, junit)
+        return Outcome(0, blob, lambda console: console.print(f"verified: {blob['name']}, {blob['verdict']}"))
+
+    return carry_out(command, as_json=json)
+
+
+@app.command()
+def status(json: AsJson = False) -> int:
+    """Show the queue, the verdicts, what is in production until when, waivers and the last rescan."""
+
+    def command() -> Outcome:
+        from flows.show_status import show_status
+        from flows.status import status as at_a_glance
+        from tasks.settings import load_settings
+
+        seen = at_a_glance(load_settings())
+        return Outcome(0, seen, lambda console: show_status(console, seen))
+
+    return carry_out(command, as_json=json)
+
+
+def _reported(asked: Asked, sarif: File, junit: File) -> Blob:
+    """What `_verified` says; the reports that were asked for are written whatever that is."""
+    from flows.sarif import Checked
+    from vetgate.errors import VetgateError
+
+    begun = time.monotonic()
+    try:
+        blob = _verified(asked)
+    except Exception as error:
+        code = error.exit_code if isinstance(error, VetgateError) else 2
+        try:
+            if sarif is not None or junit is not None:
+                checked = Checked(asked.target, _manifest(asked), time.monotonic() - begun, error, code)
+                _write(checked, sarif, junit)
+        except VetgateError as unwritten:
+            # the refusal is what counts
+            print(f"error: {unwritten}", file=sys.stderr)
+        raise
+    if sarif is not None or junit is not None:
+        manifest = blob.get("manifest_sha256") or _manifest(asked)
+        _write(Checked(asked.target, manifest, time.monotonic() - begun), sarif, junit)
+    return blob
+
+
+def _verified(asked: Asked) -> Blob:
+    from flows.verify import verify as verify_directory
+    from flows.verify import verify_model
+    from vetgate.errors import BadSubmission
+
+    if asked.target.startswith("models:"):
+        if asked.attestation is not None or asked.name is not None:
+            raise BadSubmission("expected --attestation and --name with a directory only; the registry knows both")
+        return verify_model(asked.target, asked.settings, output=asked.output)
+    if asked.attestation is None or asked.name is None or asked.output is not None:
+        raise BadSubmission("expected a directory with --attestation FILE and --name NAME, and --output with models:/")
+    return verify_directory(
+        Path(asked.target), attestation=asked.attestation, name=asked.name, trust_root=asked.settings.trust_root
+    )
+
+
+def _manifest(asked: Asked) -> str | None:
+    """Which bytes this was about, as far as that can be told after a refusal."""
+    from flows.serving import manifest_of
+    from vetgate.errors import VetgateError
+    from vetgate.formats.manifest import hash_directory
+
+    try:
+        if asked.target.startswith("models:"):
+            return manifest_of(asked.target, asked.settings)
+        return hash_directory(Path(asked.target)).sha256
+    except VetgateError:
+        return None
+
+
+def _write(checked: Checked, sarif: File, junit: File) -> None:
+    import json
+
+    from flows.junit import junit_xml
+    from flows.sarif import sarif_log
+    from vetgate.errors import StoreError
+
+    try:
+        if sarif is not None:
+            sarif.write_text(json.dumps(sarif_log(checked), indent=2) + "\n")
+        if junit is not None:
+            junit.write_bytes(junit_xml(checked))
+    except OSError as error:
+        raise StoreError(f"expected to write {error.filename}, got {error.strerror}; name another file") from error

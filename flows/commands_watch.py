@@ -1,0 +1,81 @@
+"""The commands that watch over production: rescan and reconcile."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.console import Outcome, carry_out
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer()
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+@app.command()
+def rescan(json: AsJson = False) -> int:
+    """Vet again what is in production and out of date.
+
+    Exits with 0, 1 when something was taken back, 2 on an error, 3 when a canary came out wrong.
+    """
+
+    def command() -> Outcome:
+        from tasks.settings import load_settings
+
+        settings = load_settings()
+        if "PREFECT_API_URL" in os.environ:
+            from flows.rescan_flow import rescan_service
+
+            blob = rescan_service(settings)
+        else:
+            from flows.rescan_here import rescan_here
+
+            blob = rescan_here(settings)
+        from flows.rescan import exit_code
+
+        return Outcome(exit_code(blob), blob, lambda console: _show_rescan(console, blob))
+
+    return carry_out(command, as_json=json)
+
+
+@app.command()
+def reconcile(
+    name: Annotated[str | None, typer.Argument(help="Only prod.NAME; everything if left out.", metavar="NAME")] = None,
+    json: AsJson = False,
+) -> int:
+    """Take back every alias of production that no verdict covers. Exits with 0, 1 when it took one back, or 2."""
+
+    def command() -> Outcome:
+        from flows.reconcile import reconcile as hold_against
+        from tasks.settings import load_settings
+
+        blob = hold_against(load_settings(), name)
+        return Outcome(1 if blob["taken_back"] else 0, blob, lambda console: _show_reconciled(console, blob))
+
+    return carry_out(command, as_json=json)
+
+
+def _show_rescan(console: Console, blob: dict[str, Any]) -> None:
+    counts = [f"{blob[what]} {what}" for what in ("unchanged", "stale", "hashed")]
+    lines = [f"batch {blob['batch']}: {', '.join(counts)}"]
+    lines += [f"canary: {canary['wrong'] or canary['canary'] + ' is as it should be'}" for canary in blob["canaries"]]
+    lines += [f"{item['decision']:<13} {item['name']} {item['manifest']}" for item in blob["vetted"]]
+    lines += [*map(_line, blob["taken_back"]), *blob["errors"]]
+    if blob["verdict"] == "INCONCLUSIVE":
+        lines.append("INCONCLUSIVE: nothing was renewed and nothing taken back")
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
+
+
+def _show_reconciled(console: Console, blob: dict[str, Any]) -> None:
+    lines = [f"{blob['covered']} of {blob['checked']} versions in production are covered"]
+    lines += [f"in its grace until {item['until']}: {item['name']} {item['version']}" for item in blob["grace"]]
+    console.print("\n".join([*lines, *map(_line, blob["taken_back"])]), soft_wrap=True, markup=False)
+
+
+def _line(item: dict[str, Any]) -> str:
+    to = f"put back to version {item['to']}" if item["to"] else "deleted"
+    return f"{item['kind']}: {item['model']}@{item['alias']} was version {item['version']}, {to}: {item['reason']}"

@@ -1,0 +1,165 @@
+"""Examine one submission: what happens in which order, from the quarantined bytes to evidence that a gate can judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.params import Params, load_params, needs
+from tasks import inspect, intake
+from tasks.bench import Bench, open_bench
+from tasks.inspect import Case, Data, Found
+from tasks.intake import Record
+from tasks.prepare import prepare
+from tasks.progress import tell
+from tasks.sandbox import Limits, SandboxError
+from tasks.settings import Settings, load_settings
+from tasks.store import open_store
+from vetgate.digest import canonical_json
+from vetgate.errors import NotUnderstood
+from vetgate.policy import Policy, load_policy
+
+Blob = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Vetting:
+    """What one vetting goes by; `case` is what its methods run on, `run` names an independent repetition."""
+
+    settings: Settings
+    record: Record
+    policy: Policy
+    params: Params
+    case: Case
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the detectors found, or why nothing could be looked for; `refused` when the files were not understood."""
+
+    found: tuple[Found, ...] = ()
+    refusal: str | None = None
+    refused: bool = False
+
+
+def step(function: Callable[..., Any], name: str) -> Any:
+    """One piece of work as a Prefect task; what outlives a run is kept by the work itself, under its own key."""
+
+    def told(*given: Any) -> Any:
+        tell(name, 0)
+        try:
+            return function(*given)
+        finally:
+            tell(name, 1)
+
+    made = task(name=name, task_run_name=name, persist_result=True, result_serializer="json", cache_policy=NO_CACHE)
+    return made(told)
+
+
+@contextmanager
+def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[tuple[Vetting, Bench]]:
+    """A submission on its bench, nothing of it read yet."""
+    policy, params = load_policy(settings.policy), load_params(settings.params)
+    record = intake.read_record(open_store(settings), manifest_sha256)
+    with open_bench(settings, record.id) as bench:
+        case = Case(
+            manifest=record.id,
+            directory=str(bench.given / "submission"),
+            submission=record.submission.model_dump(mode="json"),
+            seed=record.seed_for(run),
+            limits=Limits(wall_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
+        )
+        yield Vetting(settings, record, policy, params, case, run), bench
+
+
+def look_over(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
+    """The case with its data, and what was seen of it; a submission that is not understood is refused, not an error."""
+    wanted = vetting.policy.sandbox_level.get(vetting.record.submission.format, 1)
+    if bench.sandbox.level < wanted:
+        return vetting, Seen(
+            refusal=f"the policy demands sandbox level {wanted}, this host gives {bench.sandbox.level}"
+        )
+    step(_fetch, "take in")(vetting)
+    pending = step(prepare, "reference data").submit(vetting.settings, vetting.record.submission, vetting.params.data)
+    try:
+        step(inspect.look, "inspect and load")(vetting.case)
+        data: Data = Data(**pending.result())
+    except (NotUnderstood, SandboxError) as error:
+        return vetting, Seen(refusal=str(error), refused=isinstance(error, NotUnderstood))
+    vetting = replace(vetting, case=replace(vetting.case, data=data))
+    wanted = {
+        method: params
+        for method, params in vetting.params.detect.items()
+        if data.training is not None or "train" not in needs("detect", method)
+    }
+    return vetting, _seen(vetting, wanted)
+
+
+def _seen(vetting: Vetting, wanted: dict[str, Blob]) -> Seen:
+    """What each of the methods found, one after another here, or all at once on Dask if the policy says so."""
+    if vetting.policy.spread == "dask":
+        from flows.spread import detect_all
+
+        given, refused = detect_all(vetting.policy, vetting.settings, vetting.case, vetting.params.data, wanted)
+        return Seen(tuple(Found(**f) for f in given), refused and str(refused), refused is not None)
+    found = []
+    for method, params in wanted.items():
+        detect = step(inspect.detect, f"detect {method}")
+        try:
+            found.append(Found(**detect(vetting.settings, vetting.case, method, params)))
+        except NotUnderstood as error:
+            return Seen(tuple(found), str(error), refused=True)
+    return Seen(tuple(found))
+
+
+def request_of(vetting: Vetting, seen: Seen, level: int) -> Blob:
+    """What the gate is asked to judge: the keys of the evidence, and what failed."""
+    policy, submission = vetting.policy, vetting.record.submission
+    failures = {item.method: item.failure for item in seen.found if item.failure is not None}
+    if seen.refusal is not None:
+        required = policy.required + (policy.required_with_training_data if submission.training_data else ())
+        failures = dict.fromkeys(required, seen.refusal) | failures
+    return {
+        "manifest": vetting.record.id,
+        "run": vetting.run,
+        "evidence": {item.method: item.key for item in seen.found if item.key is not None},
+        "failures": failures,
+        "reference_data": vetting.case.data.source or None,
+        "sandbox_level": level,
+        "refused": seen.refused,
+    }
+
+
+def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
+    """Run every detector on a submission, what is known already from the store, and give what the gate can judge.
+
+    `run` names a repetition with another seed. Needs a Prefect server (`flows.here.start`).
+    """
+
+    @flow(name="examine", flow_run_name=f"examine-{manifest_sha256[:12]}-{run or 'first'}", result_serializer="json")
+    def examining() -> Blob:
+        with opened(settings, manifest_sha256, run) as (vetting, bench):
+            return request_of(*look_over(vetting, bench), bench.sandbox.level)
+
+    found: Blob = examining()
+    return found
+
+
+@flow(name="examine", flow_run_name="examine-{manifest_sha256}", persist_result=True, result_serializer="json")
+def examine_flow(manifest_sha256: str, key: str, run: str = "") -> None:
+    """Examine, and leave what the gate is to judge at examinations/<manifest>/<key>.json for whoever asked for it."""
+    settings = load_settings()
+    with opened(settings, manifest_sha256, run) as (vetting, bench):
+        request = request_of(*look_over(vetting, bench), bench.sandbox.level)
+    open_store(settings).create(f"examinations/{manifest_sha256}/{key}.json", canonical_json(request))
+
+
+def _fetch(vetting: Vetting) -> None:
+    intake.fetch(open_store(vetting.settings), vetting.record, Path(vetting.case.directory))

@@ -1,0 +1,43 @@
+"""Give up: a submission whose vetting died again and again ends INCONCLUSIVE, signed like any other verdict."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flows.gate import gate
+from flows.result import publish, result_of
+from tasks import events, intake
+from tasks.inspect import Case
+from tasks.lease import leased
+from tasks.sandbox import Limits
+from tasks.settings import Settings
+from tasks.store import open_store
+from vetgate.policy import load_policy
+
+Blob = dict[str, Any]
+
+
+def give_up(settings: Settings, manifest_sha256: str) -> Blob:
+    """The result of a submission that could not be vetted in as many attempts as the policy allows."""
+    policy = load_policy(settings.policy)
+    record = intake.read_record(open_store(settings), manifest_sha256)
+    reason = f"{policy.max_attempts} vettings of it began and none ended; see the logs of the workers, then vet it"
+    with leased(settings, record.id):
+        request = {
+            "manifest": record.id,
+            "evidence": {},
+            "failures": dict.fromkeys(policy.required, reason),
+            "reference_data": None,
+            # nothing was opened, so nothing was opened outside a sandbox
+            "sandbox_level": max(policy.sandbox_level.values(), default=1),
+        }
+        ruling = gate(settings).decide(request)
+        limits = Limits(wall_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes)
+        case = Case(record.id, "", record.submission.model_dump(mode="json"), record.seed, limits)
+        level, started = request["sandbox_level"], time.monotonic()
+        result = result_of(settings, record, ruling, {}, None, reason, level, started)
+        published = publish(settings, record, case, ruling, result, None)
+    told = {"manifest_sha256": record.id, "verdict": published["verdict"]}
+    events.emit(events.VERDICT_ISSUED, f"verdict.{record.id}", told, once=published["mlflow_run"])
+    return published

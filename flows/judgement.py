@@ -1,0 +1,188 @@
+"""Decide: from the keys of evidence to a signed verdict, by the rules of a first vetting or of a rescan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flows.issue import Docket, docket_of, issue, newest_verified, waived_predicate, waivers_on
+from flows.judged import Judged, about_of, judged_of, key_of, methods_of, second_of
+from tasks.ledger import append, catch_up
+from tasks.settings import Settings
+from vetgate import attest
+from vetgate.digest import canonical_json
+from vetgate.errors import BadSubmission, Denied
+from vetgate.findings import findings
+from vetgate.keys import utc_now
+from vetgate.strict_json import as_time
+from vetgate.waivers import Waived
+
+Blob = dict[str, Any]
+# a gate that died after it had signed is asked again
+ASKED_AGAIN = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One decision and what is signed of it: `demote_after` for a rescan's FAIL, `covering` where it is waived."""
+
+    docket: Docket
+    judged: Judged
+    about: Blob
+    separated: bool
+    demote_after: datetime | None = None
+    covering: Waived | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of the attestation."""
+        return "WAIVED" if self.covering else str(self.about["verdict"]["decision"])
+
+
+def decide(settings: Settings, request: Blob, *, separated: bool = False) -> Blob:
+    """Judge the evidence that a request names, keep and sign the verdict; its record, with its attestation's key.
+
+    What is not signed has the attestation None; a rescan that rings alone also has `wants_second`.
+    """
+    docket = docket_of(settings, request["manifest"])
+    purpose, signed = request.get("purpose", "submission"), request.get("sign", True)
+    if purpose not in ("submission", "rescan"):
+        raise BadSubmission(f"expected the purpose submission or rescan, got {purpose!r:.80}")
+    if signed:
+        catch_up(settings, docket.record.id)
+    judged = judged_of(docket, request)
+    if purpose == "rescan":
+        return _rescan(docket, judged, signed, separated)
+    about = about_of(docket, judged, purpose)
+    ruling = Ruling(docket, judged, about, separated, covering=_covering(docket, about))
+    return {**about, "attestation": _sign(ruling) if signed else None}
+
+
+def _rescan(docket: Docket, judged: Judged, signed: bool, separated: bool) -> Blob:
+    """Renewed by a PASS, or by waivers; taken back by two FAILs; left as it is by everything else."""
+    from vetgate.judge import Decision, rescanned
+
+    alarm = docket.policy.rescan.false_alarm_rate
+    before = _passed_before(docket) if signed else {}
+    judged = replace(judged, verdict=rescanned(judged.verdict, alarm))
+    about, decision = about_of(docket, judged, "rescan"), judged.verdict.decision
+    ruling = Ruling(docket, judged, about, separated, covering=_covering(docket, about))
+    if decision is Decision.FAIL and ruling.covering is None:
+        if judged.request.get("second") is None:
+            return {**about, "attestation": None, "wants_second": True}
+        second = second_of(docket, judged.request)
+        second = replace(second, verdict=rescanned(second.verdict, alarm))
+        about, decision = about_of(docket, judged, "rescan", second), second.verdict.decision
+        if decision is not Decision.FAIL:
+            about, decision = _unsettled(about), Decision.INCONCLUSIVE
+        ruling = replace(ruling, about=about, demote_after=_demote_after(docket, before))
+    if not signed:
+        return {**about, "attestation": None}
+    if decision is Decision.INCONCLUSIVE and ruling.covering is None:
+        told = {name: about[name] for name in ("manifest", "name", "run")}
+        append(
+            docket.settings,
+            "rescan",
+            {**told, "decision": decision.value, "reasons": list(about["verdict"]["reasons"])},
+        )
+        return {**about, "attestation": None}
+    return {**about, "attestation": _sign(ruling)}
+
+
+def _unsettled(about: Blob) -> Blob:
+    """The record of a FAIL that an independent run did not confirm."""
+    reason = f"rescan: an independent run came out {about['second']['decision']}, so that nothing follows"
+    verdict = {**about["verdict"], "decision": "INCONCLUSIVE", "reasons": [*about["verdict"]["reasons"], reason]}
+    changed = {**about, "verdict": verdict}
+    return {**changed, "key": key_of(changed)}
+
+
+def _findings(about: Blob) -> tuple[str, ...]:
+    return findings({**about["verdict"], "refused": about["refused"]})
+
+
+def _covering(docket: Docket, about: Blob) -> Waived | None:
+    try:
+        return waivers_on(docket, _findings(about))
+    except Denied:
+        return None
+
+
+def _passed_before(docket: Docket) -> Blob:
+    """The claims of the verdict that a rescan renews; raises Denied when there is none.
+
+    A rescan rings less often than a first vetting, so a model must have passed that one.
+    """
+    found = newest_verified(docket)
+    if found is None or not (found[1]["verdict"] in attest.ADMITTED or found[1].get("demote_after")):
+        got = "no verdict" if found is None else f"a {found[1]['verdict']}"
+        raise Denied(f"expected {docket.record.id} to have passed before its rescan, got {got}; vet it as a submission")
+    return found[1]
+
+
+def _demote_after(docket: Docket, before: Blob) -> datetime:
+    """When a model that failed must go; a second FAIL does not give it more time."""
+    until = utc_now() + timedelta(hours=docket.policy.rescan.grace_hours)
+    given = before.get("demote_after")
+    return until if given is None else min(until, as_time(given, "demote_after"))
+
+
+def _sign(ruling: Ruling) -> str:
+    """Keep the decision and sign it; the key of its attestation, the earlier one's if it was signed already."""
+    if (signed := _signed_already(ruling)) is not None:
+        return signed
+    about, docket = ruling.about, ruling.docket
+    decided = {**about, "decided_at": datetime.now(UTC).isoformat(timespec="microseconds")}
+    docket.store.create(f"verdicts/{docket.record.id}/{about['key']}.json", canonical_json(decided))
+    return issue(docket, lambda now, previous: _predicate(ruling, now, previous))
+
+
+def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:
+    about, docket, verdict = ruling.about, ruling.docket, ruling.about["verdict"]
+    made = attest.verdict_predicate(
+        name=docket.record.submission.name,
+        verdict=str(verdict["decision"]),
+        issued=now,
+        valid=timedelta(days=docket.policy.valid_days),
+        policy=about["policy"],
+        methods=methods_of(ruling.judged, about),
+        reference_data=about["reference_data"],
+        calibration=verdict.get("calibration"),
+        sandbox_level=about["sandbox_level"],
+        reasons=verdict["reasons"],
+        p_value=verdict["p_value"],
+        suspects=verdict["suspects"],
+        previous=previous,
+        duties_separated=ruling.separated,
+        supplier=docket.record.submission.supplier,
+        parent=docket.record.submission.parent,
+        findings=_findings(about),
+        purpose=about["purpose"],
+        run=about["run"],
+        second=about["second"],
+        demote_after=ruling.demote_after,
+        decision=about["key"],
+    )
+    return waived_predicate(made, ruling.covering) if ruling.covering else made
+
+
+def _signed_already(ruling: Ruling) -> str | None:
+    """The newest attestation, if it is of exactly this decision and still in force."""
+    try:
+        found = newest_verified(ruling.docket)
+    except Denied:
+        return None
+    if found is None:
+        return None
+    newest, stated = found
+    waivers = [waiver.to_json() for waiver in ruling.covering.waivers] if ruling.covering else []
+    if (stated.get("decision"), stated["verdict"], stated.get("waivers")) != (
+        ruling.about["key"],
+        ruling.verdict,
+        waivers,
+    ):
+        return None
+    issued, expires = (as_time(stated[field], field) for field in ("issued", "expires"))
+    lasting = expires if ruling.about["purpose"] == "submission" else min(expires, issued + ASKED_AGAIN)
+    return newest.key if utc_now() < lasting else None

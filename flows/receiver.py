@@ -1,0 +1,43 @@
+"""The receiver, in the intake zone: MLflow's signed webhook about a new model wakes a flow, and nothing else.
+
+It holds no key of the gate, opens no model and cannot write to the registry. `python -m flows.receiver` serves it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from starlette.applications import Starlette
+
+from flows.service_http import Blob, deliveries_to, serve, service
+from tasks import events
+from tasks.secret_file import secret_at
+from tasks.settings import Settings, load_settings
+from tasks.webhooks import VERSION_CREATED, Deliveries
+
+MODEL = re.compile(r"thirdparty\.[a-z0-9][a-z0-9._-]{0,62}")
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+def receiver(settings: Settings) -> Starlette:
+    """The application: POST /mlflow, GET /health."""
+    seen = Deliveries(secret_at(settings.webhook_secret), settings.home / "webhooks" / "receiver.db")
+    return service({"/mlflow": deliveries_to(seen, hear)})
+
+
+def hear(event: str, data: Blob) -> None:
+    """Wake the flow that takes a new version of thirdparty.<name> in; whatever else MLflow tells is ignored."""
+    model, version = str(data.get("name")), str(data.get("version"))
+    if event == VERSION_CREATED and MODEL.fullmatch(model) and VERSION.fullmatch(version):
+        what = {"model": model, "version": version}
+        events.emit(events.VERSION_REGISTERED, f"version.{model}.{version}", what, once=f"{model}/{version}")
+
+
+def main() -> None:
+    """Serve it where the settings say."""
+    settings = load_settings()
+    serve(receiver(settings), settings.host, settings.receiver_port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Reconcile: whatever stands under an alias of production without a verdict that covers it is taken back.
+
+The registry lets whoever may write to it move an alias and does not say who did. So every alias is held against what
+the gate promoted and what it says of that now, soon after it was moved and again every few minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+from flows.watch import Watch, coverage, coverages, watch
+from tasks.attestations import is_revoked, newest_attestation
+from tasks.coverage import Coverage
+from tasks.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
+from tasks.moves import move_key
+from tasks.production import Held, in_production, source_of
+from tasks.promotions import promotion_of, promotions_of
+from tasks.settings import Settings
+from tasks.store import BadKey
+from vetgate import attest
+from vetgate.errors import Denied, Stale, StoreError
+
+Blob = dict[str, Any]
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+
+def reconcile(settings: Settings, name: str | None = None, *, now: datetime | None = None) -> Blob:
+    """What was checked and taken back, of every prod.* alias or of those of prod.<name>; again, it changes nothing.
+
+    Raises StoreError when registry or store could not be read; what could be read is settled all the same, and an
+    outage takes nothing back.
+    """
+    seen = watch(settings, now)
+    held = in_production(settings, name)
+    answers = list(zip(held, coverages(seen, held), strict=True))
+    errors = [answer for _, answer in answers if isinstance(answer, StoreError)]
+    fine = [(item, answer) for item, answer in answers if isinstance(answer, Coverage)]
+    taken: list[TakenBack] = []
+    for item, answer in answers:
+        if isinstance(answer, Denied):
+            taken += _tried(errors, lambda item=item, answer=answer: remove(seen, item, held, answer))
+    told = _tried(errors, lambda: settle(settings))
+    if errors:
+        raise StoreError(
+            f"expected an answer for all of {len(held)} versions in production, got {len(errors)} errors, the first: "
+            f"{errors[0]}; {len(taken)} were taken back; run `vetgate reconcile` again"
+        ) from errors[0]
+    return {
+        "checked": len(held),
+        "covered": len(fine),
+        "grace": [
+            {"name": item.name, "version": item.version, "until": answer.until.isoformat()}
+            for item, answer in fine
+            if answer.grace
+        ],
+        "taken_back": [item.to_json() for item in taken],
+        "recorded": len(told),
+    }
+
+
+def remove(seen: Watch, item: Held, held: Iterable[Held], why: Denied) -> list[TakenBack]:
+    """Take every alias off a version that nothing covers, each put back to what stood there before if that may stay."""
+    kind = DEMOTION if isinstance(why, Stale) or _was_let_in(seen, item) else BYPASS
+    aliases = {alias: other.version for other in held if other.name == item.name for alias in other.aliases}
+    taken = []
+    for alias in item.aliases:
+        to = _successor(seen, item, alias, aliases, kind)
+        done = take_back(seen.settings, item.name, alias, item.version, kind=kind, reason=str(why), to=to)
+        taken += [done] if done is not None else []
+    return taken
+
+
+def _was_let_in(seen: Watch, item: Held) -> bool:
+    """Whether the gate promoted exactly this and its own later verdict is what speaks against it."""
+    try:
+        promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
+        newest = newest_attestation(seen.store, promotion.manifest) if promotion else None
+        if promotion is None or newest is None or promotion.source != item.source:
+            return False
+        verified = attest.verify(
+            newest.envelope,
+            seen.trust,
+            name=item.name,
+            files=promotion.files,
+            manifest=promotion.manifest,
+            now=seen.now,
+            revoked={attest.digest(newest.envelope)} if is_revoked(seen.store, newest.envelope) else (),
+        )
+    except Denied:
+        return False
+    return verified["verdict"] not in attest.ADMITTED
+
+
+def _successor(seen: Watch, item: Held, alias: str, aliases: dict[str, str], kind: str) -> str | None:
+    """The version that the alias goes back to: covered, not itself in its grace, and not another alias's by right."""
+    other = aliases.get(CHAMPION) if alias == CHALLENGER else None
+    for version in dict.fromkeys(_candidates(seen, item.name, alias, aliases, kind)):
+        if not VERSION.fullmatch(version) or version in (item.version, other):
+            continue
+        source = source_of(seen.settings, item.name, version)
+        if source is None:
+            continue
+        try:
+            if not coverage(seen, item.name, version, source).grace:
+                return version
+        except (Denied, StoreError):
+            # what cannot be read now is nothing to go back to, and no reason to leave in place what nothing covers
+            continue
+    return None
+
+
+def _candidates(seen: Watch, name: str, alias: str, aliases: dict[str, str], kind: str) -> Iterator[str]:
+    """Where the gate last put the alias, what was there before, and for a champion what else was promoted."""
+    last, before = _last_move(seen, name, alias)
+    if alias == PREVIOUS:
+        yield from _last_move(seen, name, CHAMPION)[1:]
+    yield from (last, before)
+    if alias != CHAMPION:
+        return
+    previous = aliases.get(PREVIOUS, "")
+    if kind == DEMOTION:
+        yield previous
+    # what is under another alias was never promoted as champion, or is no longer
+    elsewhere = {version for other, version in aliases.items() if other != CHAMPION}
+    promoted = promotions_of(seen.store, seen.trust, name, now=seen.now)
+    yield from (promotion.version for promotion in promoted if promotion.version not in elsewhere)
+    yield previous
+
+
+def _last_move(seen: Watch, name: str, alias: str) -> tuple[str, str]:
+    """The version that the gate last put an alias on, and the one before; empty where there is none.
+
+    Whoever wrote it, it only says where to look first: what an alias goes back to must be covered.
+    """
+    try:
+        kept = json.loads(seen.store.read(move_key(name, alias)))
+        return str(kept.get("version") or ""), str(kept.get("old") or "")
+    except (KeyError, ValueError, AttributeError, BadKey):
+        return "", ""
+
+
+def _tried(errors: list[StoreError], work: Callable[[], list[TakenBack]]) -> list[TakenBack]:
+    """One that fails must not keep the others in production; the whole still ends as failed."""
+    try:
+        found: list[TakenBack] = work()
+    except Denied as error:
+        # the ledger is not as it was left: what was taken back stays taken back, and somebody must look
+        errors.append(StoreError(str(error)))
+    except StoreError as error:
+        errors.append(error)
+    else:
+        return found
+    return []

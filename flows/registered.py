@@ -1,0 +1,42 @@
+"""Take in what somebody registered in MLflow: the payload of a webhook names it, its bytes are read from MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from tasks import events, intake, registered, registered_notes
+from tasks.settings import Settings, load_settings
+from tasks.store import open_store
+from vetgate.errors import BadSubmission, NotUnderstood
+
+Blob = dict[str, Any]
+
+
+@flow(name="take-registered", flow_run_name="take-{model}-{version}", persist_result=True, result_serializer="json")
+def take_registered(model: str, version: str) -> Blob:
+    """Submit a version of thirdparty.<name>; noted once, so that doing it again changes nothing."""
+    return take_version(load_settings(), model, str(version))
+
+
+def take_version(settings: Settings, model: str, version: str) -> Blob:
+    """The note on a version, after submitting it if there was none."""
+    store = open_store(settings)
+    if registered_notes.is_noted(store, model, version):
+        return registered_notes.noted(store, model, version)
+    try:
+        with intake.workroom(settings) as room:
+            target = room / "downloaded"
+            target.mkdir()
+            given = registered.download(settings, model, version, target)
+            record = intake.take(settings, given, name=model.removeprefix(registered.PREFIX))
+    except (BadSubmission, NotUnderstood) as error:
+        registered_notes.note(store, model, version, {"refused": str(error)})
+        registered.tag(settings, model, version, {"vet.verdict": "INCONCLUSIVE", "vet.reason": str(error)})
+        return {"refused": str(error)}
+    what = {"manifest_sha256": record.id}
+    registered_notes.note(store, model, version, what)
+    registered.tag(settings, model, version, {"vet.manifest_sha256": record.id})
+    events.emit(events.SUBMISSION_ACCEPTED, f"submission.{record.id}", what, once="accepted")
+    return what

@@ -1,0 +1,210 @@
+"""Rescan: what is in production under a verdict that is out of date is vetted again; the rest costs a comparison.
+
+A rescan rings more rarely than a first vetting and takes nothing back before a second, independent run agrees. Canaries
+run first: if one comes out wrong, the batch decides nothing. Killed and started again, a batch goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from flows.batch import Examine, Renewal, batch_name, in_turn, renew, sing
+from flows.reconcile import reconcile
+from flows.stale import Present, due_tonight, outdated_verdicts
+from flows.watch import Watch, coverages, watch
+from tasks import events
+from tasks.coverage import Coverage
+from tasks.lease import leased
+from tasks.ledger import append, head
+from tasks.production import Held, in_production
+from tasks.settings import Settings
+from tasks.tampered import rehash
+from vetgate.digest import canonical_json
+from vetgate.errors import Denied, VetgateError
+
+Blob = dict[str, Any]
+INCONCLUSIVE_EVENT = "vetgate.rescan.inconclusive"
+LEASE = "rescan"
+T = TypeVar("T")
+
+
+@dataclass
+class Batch:
+    """One night: what was looked at, and what came of it."""
+
+    name: str
+    seen: Watch
+    present: Present
+    covering: list[tuple[Held, Coverage]]
+    uncovered: list[Held]
+    errors: list[str] = field(default_factory=list)
+    hashed: int = 0
+    taken_back: list[Blob] = field(default_factory=list)
+    canaries: list[Blob] = field(default_factory=list)
+    renewals: list[Renewal] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether no canary came out wrong."""
+        return not any(canary["wrong"] for canary in self.canaries)
+
+
+def rescan(
+    settings: Settings,
+    examine: Examine,
+    *,
+    at_once: int = 1,
+    now: datetime | None = None,
+    told: Callable[[str], None] = lambda step: None,
+) -> Blob:
+    """What a batch found and did. `examine` runs the detectors on a manifest under the name of a run, somewhere.
+
+    Raises StoreError when the registry does not answer or another batch is at work. `told` hears of every step after
+    it is done.
+    """
+    with leased(settings, LEASE) as lease:
+        since = head(settings)
+        batch = _begun(settings, now)
+        # what nothing covers is for `reconcile`; a batch that was killed may have left some for it
+        _reconcile(batch, {item.name for item in batch.uncovered})
+        told("compared")
+        _timed(batch, "hash", lambda: _hash_some(batch))
+        told("hashed")
+        stale = _timed(batch, "compare", lambda: _stale(batch))
+        if stale:
+            ask = Asking(batch, examine, at_once, lease.check, told)
+            _timed(batch, "vet", lambda: ask.vet(stale))
+        _reconcile(batch, {renewal.name for renewal in batch.renewals if renewal.decision == "FAIL"})
+        told("demoted")
+        lease.check()
+        return _finished(batch, len(stale), since)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How the models of a batch are examined and judged."""
+
+    batch: Batch
+    examine: Examine
+    at_once: int
+    check: Callable[[], None]
+    told: Callable[[str], None]
+
+    def vet(self, stale: dict[str, Coverage]) -> None:
+        """Let the canaries sing, and then renew or reject each verdict."""
+        batch, settings = self.batch, self.batch.seen.settings
+        if batch.present.policy.rescan.canaries:
+            batch.canaries += sing(settings, self.examine, batch.name, self.at_once)
+            self.told("canaries heard")
+        if not batch.conclusive:
+            return
+
+        def one(item: tuple[str, Coverage]) -> Renewal | VetgateError:
+            try:
+                return renew(settings, self.examine, item[0], item[1].promotion.name, self.check)
+            except VetgateError as error:
+                return error
+
+        for (manifest, _), found in in_turn(one, list(stale.items()), self.at_once):
+            if isinstance(found, VetgateError):
+                batch.errors.append(f"{manifest}: {found}")
+            else:
+                batch.renewals.append(found)
+            self.told(f"vetted {manifest}")
+
+
+def _begun(settings: Settings, now: datetime | None) -> Batch:
+    seen = watch(settings, now)
+    started = time.monotonic()
+    present = Present.of(seen)
+    held = in_production(settings)
+    answers = list(zip(held, coverages(seen, held), strict=True))
+    covering = [(item, answer) for item, answer in answers if isinstance(answer, Coverage)]
+    uncovered = [item for item, answer in answers if isinstance(answer, Denied)]
+    batch = Batch(batch_name(seen), seen, present, covering, uncovered)
+    batch.errors += [str(answer) for _, answer in answers if not isinstance(answer, Coverage | Denied)]
+    batch.seconds["read"] = time.monotonic() - started
+    return batch
+
+
+def _hash_some(batch: Batch) -> None:
+    """Hash the bytes whose night it is; altered ones go at once."""
+    altered = set()
+    for item, coverage in batch.covering:
+        if not due_tonight(coverage.manifest, batch.seen.now):
+            continue
+        try:
+            rehash(batch.seen.settings, batch.seen.store, coverage.promotion)
+            batch.hashed += 1
+        except Denied:
+            altered.add(item.name)
+        except VetgateError as error:
+            batch.errors.append(str(error))
+    _reconcile(batch, altered)
+    gone = {(item["name"], item["version"]) for item in batch.taken_back}
+    batch.covering = [(item, c) for item, c in batch.covering if (item.name, item.version) not in gone]
+
+
+def _stale(batch: Batch) -> dict[str, Coverage]:
+    # a model in its grace has failed already; `reconcile` carries that out
+    covering = {coverage.manifest: coverage for _, coverage in batch.covering if not coverage.grace}
+    reasons = outdated_verdicts(batch.present, list(covering.values()))
+    batch.errors += [f"{manifest}: {why}" for manifest, why in reasons.items() if isinstance(why, VetgateError)]
+    return {m: covering[m] for m, why in reasons.items() if why and not isinstance(why, VetgateError)}
+
+
+def _finished(batch: Batch, stale: int, since: int) -> Blob:
+    """The record of the batch, kept in the store, and entered into the ledger when it decided anything."""
+    settings = batch.seen.settings
+    blob: Blob = {
+        "batch": batch.name,
+        "verdict": "DONE" if batch.conclusive else "INCONCLUSIVE",
+        "checked": len(batch.covering) + len(batch.uncovered),
+        "uncovered": len(batch.uncovered),
+        "unchanged": len({coverage.manifest for _, coverage in batch.covering}) - stale,
+        "stale": stale,
+        "hashed": batch.hashed,
+        "canaries": batch.canaries,
+        "vetted": [renewal.to_json() for renewal in batch.renewals],
+        "taken_back": batch.taken_back,
+        "errors": batch.errors,
+        "seconds": {what: round(spent, 3) for what, spent in batch.seconds.items()},
+    }
+    if stale:
+        subject = {k: blob[k] for k in ("batch", "verdict", "stale", "canaries")}
+        counted = {d: [r.manifest for r in batch.renewals if r.decision == d] for d in ("PASS", "WAIVED", "FAIL")}
+        append(settings, "rescan", {**subject, "vetted": counted}, once=f"rescan {batch.name}", since=since)
+    batch.seen.store.create(f"rescans/{batch.name}.json", canonical_json(blob))
+    if not batch.conclusive:
+        wrong = [canary["wrong"] for canary in batch.canaries if canary["wrong"]]
+        events.emit(INCONCLUSIVE_EVENT, f"rescan.{batch.name}", {"batch": batch.name, "wrong": wrong}, once=batch.name)
+    return blob
+
+
+def _reconcile(batch: Batch, names: set[str]) -> None:
+    """Take back what nothing covers under these names; one that fails must not keep the others from it."""
+    for name in sorted(names):
+        try:
+            batch.taken_back += reconcile(batch.seen.settings, name)["taken_back"]
+        except VetgateError as error:
+            batch.errors.append(str(error))
+
+
+def _timed(batch: Batch, what: str, work: Callable[[], T]) -> T:
+    started = time.monotonic()
+    try:
+        return work()
+    finally:
+        batch.seconds[what] = time.monotonic() - started
+
+
+def exit_code(blob: Blob) -> int:
+    """3 when a canary came out wrong, 2 when something could not be done, 1 when something was taken back, else 0."""
+    if blob["verdict"] == "INCONCLUSIVE":
+        return 3
+    return 2 if blob["errors"] else 1 if blob["taken_back"] else 0

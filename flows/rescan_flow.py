@@ -1,0 +1,85 @@
+"""The nightly rescan as a flow of the gate's pool, which has the models examined by the workers of the vetting pool."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from typing import Any
+
+from prefect import flow
+from prefect.deployments import run_deployment
+
+from flows.batch import Examine
+from flows.rescan import exit_code, rescan
+from flows.stale import Present
+from flows.watch import watch
+from tasks.settings import Settings, load_settings
+from tasks.store import Store, open_store
+from vetgate.digest import sha256_json
+from vetgate.errors import StoreError
+
+Blob = dict[str, Any]
+EXAMINE = "examine/default"
+AT_ONCE = 8
+# the pool may be busy with submissions; a run that was lost is missed after this long
+WAIT_SECONDS = 6 * 3600.0
+POLL_SECONDS = 2.0
+
+
+@flow(name="rescan", persist_result=True, result_serializer="json")
+def rescan_flow(at_once: int = AT_ONCE) -> Blob:
+    """A night's batch; it ends as failed when a canary came out wrong or something could not be done."""
+    blob = rescan_service(load_settings(), at_once=at_once)
+    if exit_code(blob) in (2, 3):
+        why = [canary["wrong"] for canary in blob["canaries"] if canary["wrong"]] or blob["errors"]
+        raise StoreError(f"expected batch {blob['batch']} to be done, got {'; '.join(why)}; see rescans/ in the store")
+    return blob
+
+
+def rescan_service(settings: Settings, *, at_once: int = AT_ONCE) -> Blob:
+    """A batch whose models are examined by the service's workers, `at_once` of them at a time."""
+    return rescan(settings, on_the_pool(settings), at_once=at_once)
+
+
+def on_the_pool(settings: Settings) -> Examine:
+    """Examine by a run of the deployment that does so, on whatever machine, and read what it left in the store."""
+    seen = watch(settings)
+    about = [Present.of(seen).digest, seen.now.date().isoformat()]
+
+    def examine(settings: Settings, manifest: str, run: str) -> Blob:
+        store = open_store(settings)
+        for attempt in count(1):
+            key = sha256_json([*about, manifest, run, attempt])
+            done = _examination(store, manifest, key)
+            if done is None:
+                return _run(store, manifest, run, key)
+            # what a batch that was killed had examined counts, unless a method failed then
+            if not done["failures"]:
+                return done
+        raise AssertionError("unreachable")
+
+    return examine
+
+
+def _run(store: Store, manifest: str, run: str, key: str) -> Blob:
+    parameters = {"manifest_sha256": manifest, "run": run, "key": key}
+    try:
+        # a plain run, not a subflow: it must go on, and count, when this batch is killed
+        found: Any = run_deployment(
+            EXAMINE, parameters=parameters, timeout=WAIT_SECONDS, poll_interval=POLL_SECONDS, as_subflow=False
+        )
+    except Exception as error:
+        raise StoreError(f"expected Prefect to run {EXAMINE}, got {error}; see `vetgate up --check`") from error
+    done = _examination(store, manifest, key)
+    if done is None:
+        state = found.state.name if found.state else "no state"
+        raise StoreError(f"expected an examination of {manifest}, got a run that ended {state}; see its log in Prefect")
+    return done
+
+
+def _examination(store: Store, manifest: str, key: str) -> Blob | None:
+    try:
+        found: Blob = json.loads(store.read(f"examinations/{manifest}/{key}.json"))
+    except KeyError:
+        return None
+    return found

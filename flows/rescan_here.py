@@ -1,0 +1,30 @@
+"""A rescan in one process, for an installation without a service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows import here, runtime
+from flows.rescan import rescan
+from tasks.bench import cool
+from tasks.settings import Settings
+
+Blob = dict[str, Any]
+
+
+def rescan_here(settings: Settings) -> Blob:
+    """A batch whose models are examined here, one after the other; nothing is started while nothing is out of date."""
+    try:
+        return rescan(settings, examine_here)
+    finally:
+        cool()
+
+
+def examine_here(settings: Settings, manifest: str, run: str) -> Blob:
+    """Examine in this process, with a Prefect server of its own where none is named."""
+    here.start(settings)
+    runtime.ready()
+    # after the server is known, which Prefect reads when it is imported
+    from flows.examine import examine
+
+    return examine(settings, manifest, run)

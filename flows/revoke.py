@@ -1,0 +1,76 @@
+"""Revoke: take back a verdict, a waiver or an approval, from now on and for good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flows.records import tell_gate
+from tasks.attestations import newest_attestation
+from tasks.revocations import save_revocation
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from vetgate import attest, dsse
+from vetgate.errors import BadSubmission, Denied
+from vetgate.keys import APPROVER, GATE, key_id, load_key, read_trust_root, utc_now
+
+Blob = dict[str, Any]
+
+
+def revoke(settings: Settings, what: str, reason: str, key: Path | None = None) -> Blob:
+    """Revoke the newest verdict on a submission, or the statement with a digest; either may be given by its beginning.
+
+    With a gate's or approver's key the record tells by whom. Raises Denied for a key that may not.
+    """
+    if not reason.strip():
+        raise BadSubmission("expected a reason for the revocation, got none; say why")
+    store = open_store(settings)
+    kind, digest, manifest = _meant(store, what)
+    signing = None if key is None else load_key(key)
+    if signing is not None:
+        public = read_trust_root(settings.trust_root).key(key_id(signing))
+        if public.role not in (GATE, APPROVER) or not public.valid(utc_now()):
+            raise Denied(f"expected a gate's or approver's key valid now, got a {public.role}'s; revoke without a key")
+    told = tell_gate(settings, save_revocation(store, digest, reason, signing, utc_now()))
+    return {
+        "revoked": digest,
+        "kind": kind,
+        "manifest_sha256": manifest,
+        "reason": reason,
+        "by": None if signing is None else key_id(signing),
+        "entry": told["entry"],
+    }
+
+
+def _meant(store: Store, what: str) -> tuple[str, str, str | None]:
+    """Kind, digest and manifest of the one thing that is meant."""
+    found = list(dict.fromkeys(_statements(store, what))) if what else []
+    if len(found) != 1:
+        raise BadSubmission(
+            f"expected a submission, or the digest of one verdict, waiver or approval, or the beginning of either, "
+            f"got {what!r}, which fits {len(found)}; `vetgate status` names them"
+        )
+    return found[0]
+
+
+def _statements(store: Store, prefix: str) -> Iterator[tuple[str, str, str | None]]:
+    for key in store.list("submissions/"):
+        manifest = key.removeprefix("submissions/").removesuffix(".json")
+        if manifest.startswith(prefix):
+            newest = newest_attestation(store, manifest)
+            if newest is None:
+                raise Denied(f"expected a verdict on {manifest}, got none; there is nothing to revoke")
+            yield "verdict", attest.digest(newest.envelope), manifest
+    for key in store.list("attestations/"):
+        digest = key.rpartition("-")[2].removesuffix(".json")
+        if digest.startswith(prefix):
+            yield "verdict", digest, key.split("/")[1]
+    for key in store.list("waivers/"):
+        digest = key.rpartition("/")[2].removesuffix(".json")
+        if digest.startswith(prefix):
+            yield "waiver", digest, key.split("/")[1]
+    for key in store.list("approvals/"):
+        digest = dsse.digest(dsse.read_envelope(store.read(key)))
+        if digest.startswith(prefix):
+            yield "approval", digest, None

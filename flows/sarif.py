@@ -1,0 +1,172 @@
+"""What a verification found, as SARIF 2.1.0 for code scanning: one rule for each way of being refused."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from vetgate.errors import Denied, NotUnderstood, Stale
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+EXIT_CODES = {
+    0: "verified",
+    1: "denied",
+    2: "error: store, registry or disk",
+    3: "a file that is not understood",
+    4: "usage",
+    5: "stale, expired or revoked",
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way of being refused: errors of this kind whose message fits, with its ids in ATLAS 5.6.1 and CWE."""
+
+    id: str
+    name: str
+    text: str
+    help: str
+    kind: type[Exception]
+    words: str = ""
+    taxa: tuple[str, ...] = ()
+
+
+# the first that fits; the one without words is for all others of its kind
+RULES = (
+    Rule("VET003", "Revoked", "The verdict on these bytes was revoked.", "Vet again, or serve an earlier version.",
+         Stale, "revoked", ("CWE-294", "AML.T0010.003")),
+    Rule("VET002", "Expired", "No verdict on these bytes is in force any more.", "Vet again.",
+         Stale, "", ("CWE-294", "AML.T0010.003")),
+    Rule("VET004", "Altered", "The bytes are not those that were attested.", "Restore the vetted bytes or vet these.",
+         Denied, "exactly the (attested files|vetted bytes)|the plain files", ("CWE-345", "CWE-367", "AML.T0109")),
+    Rule("VET005", "OtherName", "The attestation is for a model of another name.", "Vet it under this name.",
+         Denied, "got one for", ("CWE-294", "AML.T0074")),
+    Rule("VET006", "BadSignature", "No trusted gate key signed this.", "Have the gate decide, and fetch it again.",
+         Denied, "signature|trust root", ("CWE-347", "AML.T0010.003")),
+    Rule("VET007", "FailedVetting", "The gate signed a verdict that is no PASS.", "Do not use this model.",
+         Denied, "expected a PASS|got (a signed )?(FAIL|INCONCLUSIVE)", ("AML.T0018.000", "AML.T0058")),
+    Rule("VET001", "NotAttested", "No promotion and attestation cover this.", "Have it vetted and promoted.",
+         Denied, "", ("CWE-345", "AML.T0010.003")),
+    Rule("VET008", "NotUnderstood", "A file was not understood to its last byte.", "Hand in a supported format.",
+         NotUnderstood, "", ("CWE-502", "AML.T0011.000", "AML.T0076")),
+    Rule("VET009", "NotVerified", "It could not be verified.", "Correct what the message names, and try again.",
+         Exception),
+)  # fmt: skip
+TAXONOMIES = {
+    "ATLAS": ("MITRE", "5.6.1", "Adversarial Threat Landscape for Artificial-Intelligence Systems"),
+    "CWE": ("MITRE", None, "Common Weakness Enumeration"),
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One verification: of what, which bytes if that is known, and the error and exit code that it ended with."""
+
+    target: str
+    manifest: str | None
+    seconds: float
+    error: Exception | None = None
+    exit_code: int = 0
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule that the error falls under; None when all is well."""
+        return None if self.error is None else rule_of(self.error)
+
+
+def rule_of(error: Exception) -> Rule:
+    """The first rule that the error fits; the exit code never depends on it."""
+    return next(r for r in RULES if isinstance(error, r.kind) and re.search(r.words, str(error)))
+
+
+def sarif_log(checked: Checked) -> dict[str, Any]:
+    """The log of one verification; no results means that it went well."""
+    rules = sorted(RULES, key=lambda rule: rule.id)
+    driver = {
+        "name": "vetgate",
+        "semanticVersion": importlib.metadata.version("vetgate"),
+        "rules": [_described(rule) for rule in rules],
+        "supportedTaxonomies": [{"name": name, "index": i} for i, name in enumerate(TAXONOMIES)],
+    }
+    run = {
+        "tool": {"driver": driver},
+        "taxonomies": [_taxonomy(name) for name in TAXONOMIES],
+        "invocations": [_invocation(checked)],
+        "results": [] if checked.rule is None else [_result(checked, checked.rule, rules.index(checked.rule))],
+    }
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _described(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": rule.id,
+        "name": rule.name,
+        "shortDescription": {"text": rule.text},
+        "help": {"text": rule.help},
+        "defaultConfiguration": {"level": "error"},
+        "relationships": [{"target": _taxon(taxon), "kinds": ["relevant"]} for taxon in rule.taxa],
+    }
+
+
+def _result(checked: Checked, rule: Rule, index: int) -> dict[str, Any]:
+    prints = {"target/v1": hashlib.sha256(checked.target.encode()).hexdigest()}
+    if checked.manifest is not None:
+        prints["manifest/v1"] = checked.manifest
+    return {
+        "ruleId": rule.id,
+        "ruleIndex": index,
+        "level": "error",
+        "kind": "fail",
+        "message": {"text": str(checked.error) or rule.text},
+        "locations": [
+            {
+                "physicalLocation": {"artifactLocation": {"uri": quote(checked.target, safe="/:@")}},
+                "logicalLocations": [{"fullyQualifiedName": checked.target, "kind": "module"}],
+            }
+        ],
+        "taxa": [_taxon(taxon) for taxon in rule.taxa],
+        "partialFingerprints": prints,
+    }
+
+
+def _invocation(checked: Checked) -> dict[str, Any]:
+    reached = checked.exit_code not in (2, 4)
+    return {
+        "executionSuccessful": reached,
+        "exitCode": checked.exit_code,
+        "exitCodeDescription": EXIT_CODES.get(checked.exit_code, "error"),
+        "toolExecutionNotifications": [] if reached else [{"level": "error", "message": {"text": str(checked.error)}}],
+    }
+
+
+def _taxonomy(name: str) -> dict[str, Any]:
+    organization, version, text = TAXONOMIES[name]
+    taxonomy: dict[str, Any] = {
+        "name": name,
+        "organization": organization,
+        "shortDescription": {"text": text},
+        "taxa": [{"id": _number(taxon)} for taxon in _taxa(name)],
+    }
+    return taxonomy if version is None else taxonomy | {"version": version}
+
+
+def _taxon(taxon: str) -> dict[str, Any]:
+    name = _taxonomy_of(taxon)
+    where = {"name": name, "index": list(TAXONOMIES).index(name)}
+    return {"id": _number(taxon), "index": _taxa(name).index(taxon), "toolComponent": where}
+
+
+def _taxa(name: str) -> list[str]:
+    return sorted({taxon for rule in RULES for taxon in rule.taxa if _taxonomy_of(taxon) == name})
+
+
+def _taxonomy_of(taxon: str) -> str:
+    return "CWE" if taxon.startswith("CWE-") else "ATLAS"
+
+
+def _number(taxon: str) -> str:
+    return taxon.removeprefix("CWE-")

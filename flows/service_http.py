@@ -1,0 +1,91 @@
+"""What the receiver and the gate service share: bodies of limited size, MLflow's deliveries, and serving them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tasks.webhooks import MAX_BODY_BYTES, Deliveries, Refused, TooLarge
+from vetgate.errors import StoreError
+
+Blob = dict[str, Any]
+Endpoint = Callable[[Request], Any]
+logger = logging.getLogger("vetgate.service")
+
+
+async def body_of(request: Request, limit: int) -> bytes:
+    """The body of a request; raises TooLarge before more than `limit` bytes of it are kept."""
+    taken = bytearray()
+    async for chunk in request.stream():
+        taken += chunk
+        if len(taken) > limit:
+            raise TooLarge(f"expected at most {limit} bytes, got more")
+    return bytes(taken)
+
+
+def deliveries_to(deliveries: Deliveries, hear: Callable[[str, Blob], None]) -> Endpoint:
+    """The endpoint that MLflow sends to: `hear` is told what a good delivery is about, "entity.action" and its data."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            body = await body_of(request, MAX_BODY_BYTES)
+            await run_in_threadpool(deliveries.take, request.headers, body)
+        except Refused as error:
+            logger.warning("a delivery was refused with %d: %s", error.status, error)
+            return JSONResponse({"error": str(error)}, error.status)
+        except StoreError as error:
+            # not noted, so not taken: MLflow sends it again
+            logger.error("a delivery could not be taken: %s", error)
+            return JSONResponse({"error": "try again later"}, 503)
+        told = _parsed(body)
+        if told is not None:
+            await run_in_threadpool(hear, *told)
+        return Response(status_code=204)
+
+    return endpoint
+
+
+def _parsed(body: bytes) -> tuple[str, Blob] | None:
+    try:
+        blob = json.loads(body)
+        data = blob["data"]
+        return (f"{blob['entity']}.{blob['action']}", data) if isinstance(data, dict) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def service(endpoints: Mapping[str, Endpoint], health: Callable[[], Blob] = dict) -> Starlette:
+    """The application that answers POST to these paths, and GET /health with what `health` says."""
+
+    async def healthy(request: Request) -> Response:
+        return JSONResponse({"status": "ok", **health()})
+
+    made = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
+    return Starlette(routes=[Route("/health", healthy, methods=["GET"]), *made])
+
+
+def serve(application: Starlette, host: str, port: int) -> None:
+    """Serve until a signal ends this process."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    # they tell of every request, and of ours to the Prefect server
+    for chatty in ("httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    uvicorn.run(
+        application,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=3,
+    )

@@ -1,0 +1,72 @@
+"""The MLflow server of `vetgate up`, on its database: MLFLOW_BACKEND_STORE_URI, or a file under the home.
+
+It is what `mlflow server --no-serve-artifacts` serves, in one process: that command keeps a second one, as large, which
+does nothing but wait. Artifacts are not passed through it: clients write where the settings say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from pathlib import Path
+
+from tasks import mlflow_client
+from tasks.secret_file import secret_at
+from tasks.settings import Settings, load_settings
+from tasks.store import open_store
+
+
+def database(settings: Settings) -> str:
+    """The URL of the server's database."""
+    return os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"{mlflow_client.SQLITE}{settings.home / 'mlflow.db'}"
+
+
+def source_pattern(settings: Settings) -> str:
+    """What the source of every model version must match: it lies below our artifacts or in our quarantine."""
+    artifacts = settings.artifacts
+    roots = {artifacts if "://" in artifacts else Path(artifacts).as_uri(), artifacts}
+    roots.add(open_store(settings).url("quarantine"))
+    below = "|".join(re.escape(root.rstrip("/")) for root in sorted(roots))
+    return rf"^(?:{below})/(?!(?:.*/)?\.\.(?:/|$))"
+
+
+def main() -> None:
+    """Serve; the database is made first, whole, where it is a file."""
+    settings = load_settings()
+    where = database(settings)
+    if where.startswith(mlflow_client.SQLITE):
+        mlflow_client.prepare(settings.model_copy(update={"tracking_uri": where}))
+    from cryptography.fernet import Fernet
+
+    # webhooks are signed with a secret that the database holds, and the database is no place for it
+    key = secret_at(settings.home / "keys" / "mlflow.fernet", lambda: Fernet.generate_key().decode())
+    os.environ.setdefault("MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY", key)
+    os.environ.setdefault("MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX", source_pattern(settings))
+    _serve(settings, where)
+
+
+def _serve(settings: Settings, where: str) -> None:
+    import uvicorn
+    from mlflow.environment_variables import _MLFLOW_SERVER_BOOT_ID
+    from mlflow.server import constants
+    from mlflow.server.handlers import initialize_backend_stores
+
+    # how its application is told what the command was given, and that it is a server, which runs no code of its clients
+    for variable in (constants.BACKEND_STORE_URI_ENV_VAR, constants.REGISTRY_STORE_URI_ENV_VAR):
+        os.environ[variable] = where
+    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = settings.artifacts
+    os.environ[_MLFLOW_SERVER_BOOT_ID.name] = uuid.uuid4().hex
+    initialize_backend_stores(where, where, settings.artifacts)
+    uvicorn.run(
+        "mlflow.server.fastapi_app:app",
+        host=settings.host,
+        port=settings.mlflow_port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The Prefect server of `vetgate up`. On SQLite, its transactions take turns.
+
+As it comes, a transaction that reads and then writes fails at once with "database is locked" when another wrote in
+between, however long it may wait for a lock; a few runs at a time are enough for that. Left to SQLite, those that wait
+starve, because nobody queues there, and each keeps a connection that readers need. So they queue here, first come first
+served, before they take a connection, and begin with the right to write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from prefect.cli import app
+from prefect.server.database.configurations import AioSqliteConfiguration
+
+from tasks.settings import load_settings
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+_has_turn = ContextVar("_has_turn", default=False)
+
+
+def take_turns() -> None:
+    """Have every transaction on SQLite wait until those that came before it have ended."""
+    begin = AioSqliteConfiguration.begin_transaction
+
+    @asynccontextmanager
+    async def begin_in_turn(
+        self: AioSqliteConfiguration, session: Any, with_for_update: bool = False
+    ) -> AsyncGenerator[Any, None]:
+        if _has_turn.get():
+            # inside another: it would wait for itself
+            async with begin(self, session, with_for_update) as transaction:
+                yield transaction
+            return
+        async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            token = _has_turn.set(True)
+            try:
+                async with begin(self, session, with_for_update=True) as transaction:
+                    yield transaction
+            finally:
+                _has_turn.reset(token)
+
+    AioSqliteConfiguration.begin_transaction = begin_in_turn  # type: ignore[method-assign, assignment]
+
+
+def main() -> None:
+    """Serve where the settings say, from the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names."""
+    settings = load_settings()
+    take_turns()
+    sys.argv = ["prefect", "server", "start", "--host", settings.host, "--port", str(settings.prefect_port)]
+    app()
+
+
+if __name__ == "__main__":
+    main()

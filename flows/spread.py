@@ -1,0 +1,88 @@
+"""Where the work of one vetting is done: in its own process, or on a Dask cluster, as the policy says.
+
+On Dask every detector is a Prefect task on a worker, and has the blocks of its inversions computed by all of them. A
+worker needs the settings of an installation (VETGATE_* in its environment) that name the same store, and the same data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from tasks.inspect import Case
+from tasks.progress import tell
+from tasks.settings import Settings, load_settings
+from tasks.spread import detect_spread
+from tasks.workbench import case_from_json, case_to_json
+from vetgate.errors import NotUnderstood
+from vetgate.policy import Policy
+
+Blob = dict[str, Any]
+
+
+def runner(policy: Policy, settings: Settings) -> TaskRunner[Any]:
+    """Threads of this process; with `spread: dask` the cluster at dask_scheduler, or one of this machine's own."""
+    if policy.spread != "dask":
+        return ThreadPoolTaskRunner()
+    from prefect_dask import DaskTaskRunner
+
+    if settings.dask_scheduler is not None:
+        return DaskTaskRunner(address=settings.dask_scheduler)
+    # a thread each, as a detector keeps a sandbox busy; certificates of its own, as whoever reaches Dask runs code
+    local = {"n_workers": os.cpu_count() or 1, "threads_per_worker": 1, "dashboard_address": None, "security": True}
+    return DaskTaskRunner(cluster_kwargs={**local, "env": _environment(settings)})
+
+
+def detect_all(
+    policy: Policy, settings: Settings, case: Case, sizes: dict[str, int], methods: Mapping[str, Blob]
+) -> tuple[list[Blob], NotUnderstood | None]:
+    """The fields of what each of `methods` (name -> parameters) found, all run at once on Dask, in the order given.
+
+    Ends before the first that did not understand what was submitted, with its error.
+    """
+
+    @flow(name="detect", task_runner=runner(policy, settings), result_serializer="json", validate_parameters=False)
+    def detecting() -> tuple[list[Blob], NotUnderstood | None]:
+        running = {}
+        for method, params in methods.items():
+            tell(f"detect {method}", 0)
+            made = _detect.with_options(name=f"detect {method}", task_run_name=f"detect {method}")
+            running[method] = made.submit(json.dumps(case_to_json(case)), sizes, method, params)
+        found: list[Blob] = []
+        refused: NotUnderstood | None = None
+        for method, future in running.items():
+            try:
+                answer = future.result()
+                found += [answer] if refused is None else []
+            except NotUnderstood as error:
+                refused = refused or error
+            tell(f"detect {method}", 1)
+        return found, refused
+
+    return detecting()
+
+
+@task(result_serializer="json", cache_policy=NO_CACHE)
+def _detect(case: str, sizes: dict[str, int], method: str, params: Blob) -> Blob:
+    """Run one detector on a Dask worker; what it found is in the store when this ends."""
+    from distributed import worker_client
+
+    # leaves this worker's thread to the blocks that it waits for
+    with worker_client() as client:
+
+        def submit(work: Any, job: str) -> Any:
+            # a pure call with the same job would be answered from an earlier one
+            return client.submit(work, job, pure=False)
+
+        return detect_spread(load_settings(), case_from_json(json.loads(case)), sizes, method, params, submit)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    given = {f"VETGATE_{name.upper()}": value for name, value in settings.model_dump(mode="json").items()}
+    return {name: str(value) for name, value in given.items() if value is not None}

@@ -1,0 +1,158 @@
+"""Status: at a glance what waits, what was decided, what is in production until when, and what is about to run out.
+
+Everything is read from store and registry as it is now. A part that cannot be read says so under `errors`, and the rest
+is shown all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from flows.submit import queue
+from flows.watch import coverages, watch
+from tasks.coverage import Coverage
+from tasks.mlflow_client import SQLITE
+from tasks.production import Held, in_production
+from tasks.queue import waiting
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from tasks.submitters import submitters_of
+from tasks.waivers import approvals_of, revoked, waivers_of
+from vetgate.errors import Denied, VetgateError
+from vetgate.keys import read_trust_root, utc_now
+from vetgate.policy import WaiverPolicy, load_policy
+from vetgate.strict_json import as_time, time_text
+from vetgate.waivers import Waiver, counted, why_never, why_not
+
+Blob = dict[str, Any]
+SOON = timedelta(days=7)
+
+
+def status(settings: Settings, *, now: datetime | None = None) -> Blob:
+    """Queue, verdicts, production, waivers and the last rescan, each with what its people ask about it first."""
+    moment, store = now or utc_now(), open_store(settings)
+    errors: dict[str, str] = {}
+
+    def part(name: str, read: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return read()
+        except VetgateError as error:
+            errors[name] = str(error)
+            return otherwise
+
+    submissions = _submissions(settings, moment)
+    return {
+        "submissions": submissions,
+        "queue": {state: sum(row["state"] == state for row in submissions) for state in ("waiting", "at work")},
+        "verdicts": dict(Counter(row["verdict"] for row in submissions if row["verdict"])),
+        "production": part("production", lambda: _production(settings, moment), []),
+        "waivers": part("waivers", lambda: _waivers(settings, store, moment), []),
+        "rescan": _last_rescan(store),
+        "errors": errors,
+    }
+
+
+def _submissions(settings: Settings, now: datetime) -> list[Blob]:
+    """Every submission, oldest first: its newest verdict, or since when it waits and who is at work on it."""
+    unfinished = {item.record.id: item for item in waiting(settings, now.timestamp())}
+    rows = []
+    for row in queue(settings):
+        item = unfinished.get(row["manifest_sha256"])
+        holder = item.lease if item is not None and item.at_work else None
+        held = None
+        if holder is not None:
+            held = {"host": holder.host.split("/")[0], "pid": holder.pid, "until": _text(holder.until)}
+        if item is not None:
+            state = "waiting" if holder is None else "at work"
+        else:
+            # a canary is vetted with its batch only and has no verdict of its own
+            state = "decided" if row["verdict"] else "not queued"
+        rows.append({**row, "state": state, "attempts": item.attempts if item else None, "held_by": held})
+    return rows
+
+
+def _production(settings: Settings, now: datetime) -> list[Blob]:
+    """Every alias of every prod.* model: its version, and until when what covers it, or why nothing does."""
+    if settings.tracking_uri.startswith(SQLITE) and not Path(settings.tracking_uri.removeprefix(SQLITE)).exists():
+        return []  # nothing was ever registered; asking MLflow takes seconds
+    held = in_production(settings)
+    if not held:
+        return []
+    answers = coverages(watch(settings, now), held)
+    rows = zip(held, answers, strict=True)
+    return [row for item, answer in rows for row in _rows(item, answer, now)]
+
+
+def _rows(held: Held, answer: Coverage | VetgateError, now: datetime) -> list[Blob]:
+    """One version, a row for each alias that points to it; `covered` is None where an outage kept us from knowing."""
+    common: Blob = {"name": held.name, "model": f"prod.{held.name}", "version": held.version}
+    if isinstance(answer, VetgateError):
+        state = False if isinstance(answer, Denied) else None
+        nothing: Blob = {"manifest_sha256": None, "verdict": None, "until": None, "soon": False, "grace": False}
+        return [{**common, "alias": alias, "covered": state, **nothing, "why": str(answer)} for alias in held.aliases]
+    covers = {
+        "covered": True,
+        "manifest_sha256": answer.manifest,
+        "verdict": answer.claims["verdict"],
+        "until": time_text(answer.until),
+        "soon": answer.until - now <= SOON,
+        "grace": answer.grace,
+        "why": None,
+    }
+    return [{**common, "alias": alias, **covers} for alias in held.aliases]
+
+
+def _waivers(settings: Settings, store: Store, now: datetime) -> list[Blob]:
+    """Every waiver that a trusted key signed, the first to run out first."""
+    manifests = dict.fromkeys(key.split("/")[1] for key in store.list("waivers/"))
+    if not manifests:
+        return []
+    trust, policy = read_trust_root(settings.trust_root), load_policy(settings.policy).waivers
+    gone = revoked(store, trust)
+    rows = []
+    for manifest in manifests:
+        submitters = submitters_of(store, trust, manifest)
+        for waiver in waivers_of(store, trust, manifest, now):
+            given = counted(
+                approvals_of(store, trust, waiver.digest, now), waiver.digest, submitters, revoked(store, trust)
+            )
+            why = why_never(waiver.finding, policy, submitters) or why_not(waiver, policy, now, gone)
+            rows.append(_waiver(waiver, len(given), why, policy, now))
+    return sorted(rows, key=lambda row: (row["expires"], row["waiver"]))
+
+
+def _waiver(waiver: Waiver, approvals: int, why: str | None, policy: WaiverPolicy, now: datetime) -> Blob:
+    lacking = None if approvals >= policy.approvals else f"has {approvals} of {policy.approvals} approvals"
+    return {
+        "waiver": waiver.digest,
+        "manifest_sha256": waiver.manifest,
+        "finding": waiver.finding,
+        "reason": waiver.reason,
+        "requested_by": waiver.requested_by,
+        "approvals": approvals,
+        "expires": waiver.expires,
+        "soon": now < as_time(waiver.expires, "expires") <= now + SOON,
+        "in_force": why is None and lacking is None,
+        "why": why or lacking,
+    }
+
+
+def _last_rescan(store: Store) -> Blob | None:
+    last = max(store.list("rescans/"), key=_night, default=None)
+    found: Blob | None = None if last is None else json.loads(store.read(last))
+    return found
+
+
+def _night(key: str) -> tuple[str, int]:
+    # a day and the number of its batch, whose tenth comes after the ninth
+    day, _, number = key.removesuffix(".json").rpartition("-")
+    return day, int(number) if number.isdecimal() else 0
+
+
+def _text(moment: float) -> str:
+    return time_text(datetime.fromtimestamp(moment, UTC))

@@ -1,0 +1,68 @@
+"""Sweep: whatever events and webhooks missed is found in store and registry, and started once.
+
+Submissions without a result, vettings that died, versions in MLflow that nobody took in, and promotions that are due.
+With every event lost, everything still gets vetted, only later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from flows.automatic import promote_all_due
+from flows.give_up import give_up
+from flows.registered_note import note_own_version
+from tasks import queue, registered
+from tasks.settings import Settings
+from vetgate.errors import VetgateError
+from vetgate.policy import load_policy
+
+Blob = dict[str, Any]
+RETRY_SECONDS = 900
+# (deployment, parameters, idempotency key): starts a run somewhere, unless one with this key was started before
+Start = Callable[[str, Blob, str], None]
+
+
+def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: float | None = None) -> Blob:
+    """Start what was missed, and say what. `queued` are manifests whose vetting is scheduled already."""
+    moment = time.time() if now is None else now
+    done: Blob = {"vetted": [], "given_up": [], "taken": [], "promoted": [], "at_work": 0, "queued": 0, "errors": []}
+    most = load_policy(settings.policy).max_attempts
+    for item in queue.waiting(settings, moment):
+        if item.at_work:
+            done["at_work"] += 1
+        elif item.record.id in queued:
+            done["queued"] += 1
+        elif item.attempts >= most:
+            _tried(done, lambda id=item.record.id: done["given_up"].append(give_up(settings, id)["manifest_sha256"]))
+        elif item.due <= moment:
+            parameters = {"manifest_sha256": item.record.id, "unless_vetted": True}
+            start("vet/default", parameters, f"vet:{item.record.id}:{item.attempts + 1}:{_period(moment)}")
+            done["vetted"].append(item.record.id)
+    _tried(done, lambda: done["taken"].extend(_take_versions(settings, start, moment)))
+    _tried(done, lambda: done["promoted"].extend(promote_all_due(settings)))
+    return done
+
+
+def _take_versions(settings: Settings, start: Start, moment: float) -> list[str]:
+    taken = []
+    for found in list(registered.unknown_versions(settings)):
+        if not note_own_version(settings, found):
+            parameters = {"model": found.model, "version": found.version}
+            start("take-registered/default", parameters, f"take:{found.model}:{found.version}:{_period(moment)}")
+            taken.append(f"{found.model}/{found.version}")
+    return taken
+
+
+def _period(moment: float) -> int:
+    # a run that died before it could say so is started anew in the next one; twice is once, because of the lease
+    return int(moment // RETRY_SECONDS)
+
+
+def _tried(done: Blob, work: Callable[[], object]) -> None:
+    """One part that fails must not keep the others from being done; the sweep still ends as failed."""
+    try:
+        work()
+    except VetgateError as error:
+        done["errors"].append(str(error))

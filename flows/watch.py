@@ -1,0 +1,69 @@
+"""Production held against what the gate says of it: which versions are covered, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from flows.promote import NAME
+from tasks.coverage import Coverage, covered
+from tasks.ledger_chain import gate_key
+from tasks.production import Held
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from tasks.tampered import untampered
+from vetgate.errors import Denied, StoreError
+from vetgate.keys import TrustRoot, utc_now
+
+READERS = 16
+# so many answers that fail are an outage: asking for the rest would take hours and find nothing out
+OUTAGE = 10
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What production is held against: store, public keys, and the moment."""
+
+    settings: Settings
+    store: Store
+    trust: TrustRoot
+    now: datetime
+
+
+def watch(settings: Settings, now: datetime | None = None) -> Watch:
+    """Raises StoreError without the gate's keys: that is a fault of this machine, and nobody's model must go for it."""
+    try:
+        _, trust = gate_key(settings)
+    except Denied as error:
+        raise StoreError(str(error)) from error
+    return Watch(settings, open_store(settings), trust, now or utc_now())
+
+
+def coverages(seen: Watch, held: Iterable[Held]) -> list[Coverage | Denied | StoreError]:
+    """What covers each version, in their order, or why nothing does, or what kept us from knowing."""
+    failed: list[StoreError] = []
+
+    def ask(item: Held) -> Coverage | Denied | StoreError:
+        if len(failed) >= OUTAGE:
+            return failed[0]
+        try:
+            return coverage(seen, item.name, item.version, item.source)
+        except Denied as error:
+            return error
+        except StoreError as error:
+            failed.append(error)
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(ask, held))
+
+
+def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
+    """What covers a version whose bytes were not found altered; raises Denied, Stale or StoreError."""
+    if not NAME.fullmatch(name):
+        raise Denied(f"expected a model that the gate could have promoted, got prod.{name!r:.80}; delete it")
+    found = covered(seen.settings, name, version, source, now=seen.now, store=seen.store, trust=seen.trust)
+    untampered(seen.settings, seen.store, found.promotion)
+    return found

@@ -1,0 +1,53 @@
+# What each trust zone does in the store, by prefix, as the code does it today. `creates` and `replaces` include reading
+# the same names: whoever loses a conditional write looks whether the winner was himself.
+locals {
+  zones = {
+    # people and programs that submit; what a person asks beyond that, such as `vetgate status`, is asked in the gate's
+    intake = {
+      account   = "intake"
+      reads     = ["attestations", "reports", "results"]
+      creates   = ["quarantine", "submissions", "submitters"]
+      replaces  = []
+      data      = "none"
+      artifacts = "none"
+    }
+    # opens models. It submits too: a repaired model, and a version that somebody registered in MLflow
+    vet = {
+      account   = "vet"
+      reads     = ["attestations", "canaries", "submitters"]
+      creates   = ["quarantine", "submissions", "evidence", "invocations", "examinations", "repairs", "registered", "reports", "results"]
+      replaces  = ["leases"]
+      data      = "read"
+      artifacts = "write"
+    }
+    # judges, signs, promotes. It publishes the result of a submission that it gives up, and submits its own canaries
+    gate = {
+      account   = "gate"
+      reads     = ["evidence", "invocations", "examinations", "repairs", "registered", "submitters"]
+      creates   = ["quarantine", "submissions", "canaries", "verdicts", "attestations", "ledger", "ledger-index", "vetted", "promotions", "waivers", "approvals", "revocations", "rescans", "tampered", "reports", "results"]
+      replaces  = ["leases", "moves", "probe"]
+      data      = "read"
+      artifacts = "write"
+    }
+    # loads what was vetted, and checks by itself that it was
+    serving = {
+      account   = "serving"
+      reads     = ["attestations", "promotions", "revocations", "vetted"]
+      creates   = []
+      replaces  = []
+      data      = "none"
+      artifacts = "none"
+    }
+    # MLflow shows artifacts to people; clients write them themselves
+    servers = {
+      account   = "servers"
+      reads     = []
+      creates   = []
+      replaces  = []
+      data      = "none"
+      artifacts = "read"
+    }
+  }
+
+  store = { for zone, may in local.zones : zone => may if length(concat(may.reads, may.creates, may.replaces)) > 0 }
+}

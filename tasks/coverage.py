@@ -1,0 +1,95 @@
+"""Whether a version in production is covered: the gate promoted it, and its newest verdict still lets it stay.
+
+Promotion, reconciliation and the serving side ask the same question here, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tasks.attestations import Attestation, is_revoked, newest_attestation, was_revoked
+from tasks.promotions import Promotion, promotion_of
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from vetgate import attest
+from vetgate.errors import Denied, Stale
+from vetgate.keys import TrustRoot, read_trust_root, utc_now
+from vetgate.strict_json import as_time
+from vetgate.waivers import waived_until
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What covers a version: which bytes (path to SHA-256, and their manifest's), by which verdict, until when.
+
+    `claims` is the verified predicate of the attestation; `grace` says that it is a FAIL whose time is not yet up.
+    """
+
+    manifest: str
+    files: Mapping[str, str]
+    attestation: Attestation
+    promotion: Promotion
+    claims: dict[str, Any]
+    until: datetime
+    grace: bool
+
+
+def covered(
+    settings: Settings,
+    name: str,
+    version: str,
+    source: str,
+    *,
+    now: datetime | None = None,
+    store: Store | None = None,
+    trust: TrustRoot | None = None,
+) -> Coverage:
+    """What covers this version of prod.<name>, whose bytes lie at `source`; raises Denied or Stale with the reason.
+
+    Whoever asks for many hands in `store` and `trust`, which are otherwise the settings'.
+    """
+    moment = now or utc_now()
+    store = store or open_store(settings)
+    trust = trust or read_trust_root(settings.trust_root)
+    promotion = promotion_of(store, trust, name, version, now=moment)
+    if promotion is None:
+        raise Denied(
+            f"expected version {version} of prod.{name} to be the gate's, got one it never promoted; promote it"
+        )
+    if promotion.source != source:
+        raise Denied(
+            f"expected version {version} of prod.{name} at {promotion.source}, got {source}; register the vetted bytes"
+        )
+    newest = newest_attestation(store, promotion.manifest)
+    if newest is None:
+        raise Denied(f"expected a verdict on {promotion.manifest}, got none; run `vetgate vet` on it")
+    claims = attest.verify(
+        newest.envelope,
+        trust,
+        name=name,
+        files=promotion.files,
+        manifest=promotion.manifest,
+        now=moment,
+        revoked={attest.digest(newest.envelope)} if is_revoked(store, newest.envelope) else (),
+    )
+    until, grace = admitted_until(store, trust, claims, moment)
+    return Coverage(promotion.manifest, promotion.files, newest, promotion, claims, until, grace)
+
+
+def admitted_until(store: Store, trust: TrustRoot, claims: Mapping[str, Any], now: datetime) -> tuple[datetime, bool]:
+    """Until when a verified verdict lets a model stay, and whether that is but a grace; raises Denied or Stale."""
+    verdict, expires = claims["verdict"], as_time(claims["expires"], "expires")
+    if verdict == "PASS":
+        return expires, False
+    if verdict == "WAIVED":
+        return min(expires, waived_until(claims, now, lambda d: d in trust.revoked or was_revoked(store, d))), False
+    if verdict == "FAIL" and claims.get("purpose") == "rescan" and claims.get("demote_after") is not None:
+        demote_after = as_time(claims["demote_after"], "demote_after")
+        if now >= demote_after:
+            raise Stale(f"expected {claims['name']} to pass its rescan, got FAIL, whose grace ended {demote_after}")
+        return min(expires, demote_after), True
+    why = "; ".join(map(str, claims.get("reasons") or ())) or "see its report"
+    raise Denied(f"expected a PASS for {claims['name']}, got {verdict}: {why}")

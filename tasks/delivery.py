@@ -1,0 +1,128 @@
+"""The bytes of a version in production, read once: what was hashed is what is handed on, never a path to it.
+
+What the registry says is only where to look; which bytes must be there the gate has signed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tasks.coverage import Coverage
+from tasks.intake import MAX_BYTES, MAX_FILES, workroom
+from tasks.mlflow_client import registry
+from tasks.registry_promoted import MODEL
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from vetgate.errors import Denied, StoreError
+from vetgate.formats.manifest import FILE_NAME
+
+OTHER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
+
+
+def registered_version(settings: Settings, model: str, alias: str | None, number: str | None) -> tuple[str, str]:
+    """The version and its source, as the registry says; nothing of it is believed yet."""
+    with registry(settings) as client:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            known = {} if alias is None else client.get_registered_model(model).aliases
+            wanted = number if alias is None else known.get(alias)
+            if wanted is not None:
+                found = client.get_model_version(model, str(wanted))
+                return str(found.version), str(found.source)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    what = f"version {number}" if alias is None else f"alias {alias}"
+    raise Denied(f"expected {model} to have {what}, got none; promote a model that passed, or name another")
+
+
+def attested_bytes(settings: Settings, coverage: Coverage) -> dict[str, bytes]:
+    """The attested bytes, from where the promoted version's source points to; the vetted copy must hold them too."""
+    store, home, source = open_store(settings), f"vetted/{coverage.manifest}", coverage.promotion.source
+    with workroom(settings) as room:
+        vetted = _local(store.url(home)) or _from_store(store, home, coverage, room / "vetted")
+        members = _read_once(vetted, coverage)
+        if source != store.url(home):
+            # a registry that may not point into a directory store keeps a copy; that one is what others load
+            members = _read_once(_local(source) or _from_run(settings, coverage, room / "run"), coverage)
+    return members
+
+
+def _local(url: str) -> Path | None:
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def _from_store(store: Store, home: str, coverage: Coverage, room: Path) -> Path:
+    keys = [key for _, key in zip(range(MAX_FILES + 1), store.list(f"{home}/"), strict=False)]
+    _same_names({key.removeprefix(f"{home}/") for key in keys}, coverage)
+    room.mkdir()
+    for key in keys:
+        try:
+            store.fetch(key, room / key.removeprefix(f"{home}/"))
+        except KeyError as error:
+            raise StoreError(f"expected {key} to be readable, got nothing; somebody removes what was vetted") from error
+    return room
+
+
+def _from_run(settings: Settings, coverage: Coverage, room: Path) -> Path:
+    run_id, source = coverage.promotion.run_id, coverage.promotion.source
+    room.mkdir()
+    with registry(settings) as client:
+        where = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
+        if source != where:
+            raise Denied(f"expected a source in the vetted store or in its own run, got {source!r:.300}; promote again")
+        listed = client.list_artifacts(run_id, MODEL)
+        _same_names({item.path.removeprefix(f"{MODEL}/") for item in listed}, coverage)
+        if (size := sum(item.file_size or 0 for item in listed)) > MAX_BYTES:
+            raise Denied(f"expected exactly the attested files, got {size} bytes at {source}; restore the vetted bytes")
+        return Path(client.download_artifacts(run_id, MODEL, str(room)))
+
+
+def _read_once(folder: Path, coverage: Coverage) -> dict[str, bytes]:
+    """The attested files in a folder by their names, as they were when each was read, the one time it was."""
+    members: dict[str, bytes] = {}
+    left = MAX_BYTES
+    try:
+        _same_names(set(os.listdir(folder)), coverage)
+        for name, sha256 in sorted(coverage.files.items()):
+            data = read_bounded(folder / name, left)
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise Denied(f"expected exactly the attested files, got changed: {name}; restore the vetted bytes")
+            members[name] = data
+            left -= len(data)
+    except OSError as error:
+        if error.errno in OTHER:
+            raise Denied(f"expected exactly the attested files, got {error}; restore the vetted bytes") from error
+        raise StoreError(f"expected to read {folder}, got {error.strerror}; check the disk") from error
+    return members
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The bytes of a plain file of at most `limit` bytes; raises Denied for any other, OSError if it is not there."""
+    with open(path, "rb", opener=_without_detour) as file:
+        status = os.fstat(file.fileno())
+        # the size first: what was put there must not fill the memory
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            got = f"{status.st_size} bytes in {path.name}"
+            raise Denied(f"expected exactly the attested files, got {got}; restore the vetted bytes")
+        return file.read(status.st_size)
+
+
+def _without_detour(path: str, flags: int) -> int:
+    # neither a link to follow nor a pipe to wait for
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _same_names(found: set[str], coverage: Coverage) -> None:
+    wrong = sorted(found ^ set(coverage.files)) + [name for name in coverage.files if not FILE_NAME.fullmatch(name)]
+    if wrong:
+        raise Denied(
+            f"expected exactly the attested files, got others: {', '.join(wrong)[:300]}; restore the vetted bytes"
+        )

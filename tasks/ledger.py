@@ -1,0 +1,9 @@
+"""The ledger of every decision, in the store: signed entries in a hash chain that can be proved whole."""
+
+from __future__ import annotations
+
+from tasks.ledger_chain import KINDS, Entry, append, entries, gate_key, head
+from tasks.ledger_records import catch_up, note, note_move
+from tasks.ledger_verify import verify_ledger
+
+__all__ = ["KINDS", "Entry", "append", "catch_up", "entries", "gate_key", "head", "note", "note_move", "verify_ledger"]

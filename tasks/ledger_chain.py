@@ -1,0 +1,230 @@
+"""The ledger's chain: each decision is one signed object that holds the SHA-256 of the one before it.
+
+The next sequence number is taken with a conditional create, so that of several gates exactly one gets it. The gate
+remembers the last entry it knows in its home: from there it finds the end, and a tail that was cut off is noticed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from tasks.store_directory import write_whole
+from vetgate import dsse
+from vetgate.digest import canonical_json
+from vetgate.errors import Denied, StoreError
+from vetgate.keys import GATE, TrustRoot, key_id, load_or_create_key, read_trust_root, utc_now
+from vetgate.statements import LEDGER, claimed, sign_statement, verify_statement
+from vetgate.strict_json import as_object, as_sha256, as_text, as_time, parse, time_text
+
+KINDS = ("verdict", "promotion", "denial", "demotion", "bypass", "waiver", "approval", "revocation", "rescan")
+PREFIX = "ledger/"
+NUMBERED = re.compile(PREFIX + r"(\d{12})\.json")
+START = "0" * 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decision: its place, what it is about, and the SHA-256 of the entry before and of its own stored bytes.
+
+    `once` names what must not be entered a second time.
+    """
+
+    sequence: int
+    kind: str
+    subject: Mapping[str, Any]
+    issued: str
+    previous: str
+    once: str | None
+    sha256: str
+
+
+def append(
+    settings: Settings, kind: str, subject: Mapping[str, Any], *, once: str | None = None, since: int | None = None
+) -> Entry:
+    """Enter a decision at the end of the ledger, signed by the gate; raises Denied when the end is not as it was left.
+
+    With `once`, the entry of that name is returned if there is one after number `since`, which was the last before
+    anybody could have made it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"expected one of {', '.join(KINDS)}, got {kind!r}")
+    key, trust = gate_key(settings)
+    store = open_store(settings)
+    last = _left(settings, store, trust)
+    if once is not None and since is not None and since < _number(last):
+        last = read_entry(store, trust, since) if since else None
+    while True:
+        for entry in _following(store, trust, last):
+            if once is not None and entry.once == once:
+                _remember(settings, entry)
+                return entry
+            last = entry
+        data = _signed(key, last, kind, subject, once)
+        if store.create(entry_key(_number(last) + 1), data):
+            made = _entry(data)
+            _remember(settings, made)
+            return made
+
+
+def head(settings: Settings) -> int:
+    """The sequence number of the last entry, 0 when there is none; raises Denied when the end is not as it was left."""
+    store, trust = open_store(settings), gate_key(settings)[1]
+    last = _left(settings, store, trust)
+    for entry in _following(store, trust, last):
+        last = entry
+    return _number(last)
+
+
+def gate_key(settings: Settings) -> tuple[Ed25519PrivateKey, TrustRoot]:
+    """The gate's key and the trust root, which must hold it; both are made when neither is there. Raises Denied."""
+    if settings.gate_key.exists():
+        # one that somebody took away is not made anew: that would undo it
+        read_trust_root(settings.trust_root)
+    key = load_or_create_key(settings.gate_key, settings.trust_root, now=utc_now())
+    trust = read_trust_root(settings.trust_root)
+    if trust.key(key_id(key)).role != GATE:
+        raise Denied(
+            f"expected {settings.gate_key} to be a gate's key, got one with another role; set VETGATE_GATE_KEY"
+        )
+    return key, trust
+
+
+def entries(store: Store) -> Iterator[Entry]:
+    """Every entry in order, as it stands: `verify_ledger` is what proves them."""
+    for key in store.list(PREFIX):
+        yield _entry(store.read(key))
+
+
+def read_entry(store: Store, trust: TrustRoot, sequence: int) -> Entry:
+    """The entry with this number, signed by the gate with a key that was valid then; raises KeyError or Denied."""
+    data = store.read(entry_key(sequence))
+    entry = _entry(data)
+    # an old entry outlives its key's window: it is held by the chain, whose end is new
+    verify_statement(dsse.read_envelope(data), trust, LEDGER, {GATE}, as_time(entry.issued, "issued"))
+    if entry.sequence != sequence:
+        raise Denied(f"expected entry {sequence} of the ledger, got {entry.sequence} in its place; it was reordered")
+    return entry
+
+
+def check_link(entry: Entry, last: Entry | None) -> None:
+    """Raise Denied unless an entry follows the last one (None: it is the first)."""
+    if entry.previous != (last.sha256 if last else START):
+        raise Denied(
+            f"expected entry {entry.sequence} of the ledger to hold the one before, got another; it was changed"
+        )
+    if last is not None and as_time(entry.issued, "issued") < as_time(last.issued, "issued"):
+        raise Denied(f"expected entry {entry.sequence} of the ledger after {last.issued}, got {entry.issued}")
+
+
+def remembered(settings: Settings) -> tuple[int, str] | None:
+    """Number and SHA-256 of the last entry that this gate knows of its store; None when it knows none."""
+    path = _memory(settings)
+    try:
+        kept = parse(path.read_bytes(), str(path)).get(settings.store)
+    except FileNotFoundError:
+        return None
+    except (OSError, AttributeError) as error:
+        raise StoreError(f"expected to read {path}, got {error}; check the disk") from error
+    if kept is None:
+        return None
+    fields = as_object(kept, {"sequence", "sha256"}, str(path))
+    return int(fields["sequence"]), as_sha256(fields["sha256"], "sha256")
+
+
+def entry_key(sequence: int) -> str:
+    """Where the entry with this number is kept."""
+    return f"{PREFIX}{sequence:012}.json"
+
+
+def _left(settings: Settings, store: Store, trust: TrustRoot) -> Entry | None:
+    """The last entry that this gate knows, as it left it; without a memory, the last that the store lists."""
+    known = remembered(settings)
+    if known is None:
+        last = max((int(found[1]) for key in store.list(PREFIX) if (found := NUMBERED.fullmatch(key))), default=0)
+        return read_entry(store, trust, last) if last else None
+    try:
+        entry = read_entry(store, trust, known[0])
+    except KeyError:
+        raise Denied(f"expected entry {known[0]} of the ledger, got none: it was removed; restore the ledger") from None
+    if entry.sha256 != known[1]:
+        raise Denied(f"expected entry {known[0]} of the ledger as this gate left it, got another; restore the ledger")
+    return entry
+
+
+def _following(store: Store, trust: TrustRoot, last: Entry | None) -> Iterator[Entry]:
+    while True:
+        try:
+            entry = read_entry(store, trust, _number(last) + 1)
+        except KeyError:
+            return
+        check_link(entry, last)
+        yield entry
+        last = entry
+
+
+def _number(last: Entry | None) -> int:
+    return last.sequence if last else 0
+
+
+def _signed(
+    key: Ed25519PrivateKey, last: Entry | None, kind: str, subject: Mapping[str, Any], once: str | None
+) -> bytes:
+    now = utc_now()
+    predicate = {
+        "sequence": _number(last) + 1,
+        "previous": last.sha256 if last else START,
+        "kind": kind,
+        "subject": dict(subject),
+        "once": once,
+        # never before the last, whose gate may have a clock that is a little ahead
+        "issued": time_text(max(now, as_time(last.issued, "issued")) if last else now),
+    }
+    return canonical_json(sign_statement(LEDGER, predicate, key))
+
+
+def _entry(data: bytes) -> Entry:
+    said = claimed(LEDGER, dsse.read_envelope(data))
+    fields = as_object(said, {"sequence", "previous", "kind", "subject", "once", "issued"}, "a ledger entry")
+    sequence, subject, once = fields["sequence"], fields["subject"], fields["once"]
+    if not isinstance(sequence, int) or not isinstance(subject, dict) or not isinstance(once, str | None):
+        raise Denied(f"expected a ledger entry, got {fields!r:.200}; restore the ledger")
+    return Entry(
+        sequence,
+        as_text(fields["kind"], "kind"),
+        subject,
+        fields["issued"],
+        as_sha256(fields["previous"], "previous"),
+        once,
+        hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _remember(settings: Settings, entry: Entry) -> None:
+    """Keep the entry as the last one known, unless a later one is."""
+    path = _memory(settings)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = remembered(settings)
+            if known is not None and known[0] >= entry.sequence:
+                return
+            kept = parse(path.read_bytes(), str(path)) if path.exists() else {}
+            kept[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
+            write_whole(path, lambda file: str(file.write(canonical_json(kept))))
+    except OSError as error:
+        raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
+
+
+def _memory(settings: Settings) -> Path:
+    return settings.home / "ledger-head.json"

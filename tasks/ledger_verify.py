@@ -1,0 +1,96 @@
+"""Prove the ledger whole: nothing missing, changed, moved or unsigned, and nothing in the store unknown to it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from typing import Any
+
+from tasks.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remembered
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from vetgate.dsse import MAX_CLOCK_SKEW
+from vetgate.errors import Denied
+from vetgate.keys import TrustRoot, read_trust_root, utc_now
+from vetgate.strict_json import as_time
+
+# a gate that is at work writes the entry right after the object
+SETTLE_SECONDS = 1.0
+MOST_NAMED = 5
+
+
+def verify_ledger(settings: Settings) -> dict[str, Any]:
+    """Number of entries, of each kind, and the last one's SHA-256; raises Denied with the first thing that is wrong.
+
+    Needs no private key. The tail is held against what this home's gate remembers, where there is such a memory.
+    """
+    store, trust = open_store(settings), read_trust_root(settings.trust_root)
+    objects = [key for folder in ("attestations/", "promotions/") for key in store.list(folder)]
+    chain = _chain(store, trust, [])
+    unknown = _unknown(objects, chain)
+    if unknown:
+        time.sleep(SETTLE_SECONDS)
+        chain = _chain(store, trust, chain)
+        unknown = _unknown(objects, chain)
+    _check_end(settings, chain)
+    for entry in chain:
+        _check_object(store, entry)
+    if unknown:
+        named = ", ".join(unknown[:MOST_NAMED])
+        raise Denied(
+            f"expected an entry for every attestation and promotion, got none for {len(unknown)}: {named}; "
+            "let the gate catch up (`vetgate sweep`), and remove what it did not sign"
+        )
+    return {
+        "entries": len(chain),
+        "head": chain[-1].sha256 if chain else None,
+        "kinds": dict(sorted(Counter(entry.kind for entry in chain).items())),
+        "attestations": sum(key.startswith("attestations/") for key in objects),
+        "promotions": sum(key.startswith("promotions/") for key in objects),
+        "anchored": remembered(settings) is not None,
+    }
+
+
+def _chain(store: Store, trust: TrustRoot, known: list[Entry]) -> list[Entry]:
+    """The entries, `known` being those read before, each signed and holding the one before it."""
+    chain = list(known)
+    keys = list(store.list(PREFIX))
+    for sequence, key in enumerate(keys, start=1):
+        if key != entry_key(sequence):
+            raise Denied(f"expected {entry_key(sequence)} in the ledger, got {key}: entries are missing, or it is none")
+        if sequence <= len(known):
+            continue
+        entry = read_entry(store, trust, sequence)
+        check_link(entry, chain[-1] if chain else None)
+        chain.append(entry)
+    if len(keys) < len(known):
+        raise Denied(f"expected entry {len(known)} of the ledger, got none: it was removed; restore the ledger")
+    return chain
+
+
+def _check_end(settings: Settings, chain: list[Entry]) -> None:
+    anchor = remembered(settings)
+    if anchor is not None and len(chain) < anchor[0]:
+        raise Denied(f"expected {anchor[0]} entries in the ledger, got {len(chain)}: its end was cut off; restore it")
+    if anchor is not None and chain[anchor[0] - 1].sha256 != anchor[1]:
+        raise Denied(f"expected entry {anchor[0]} of the ledger as its gate left it, got another; restore the ledger")
+    if chain and as_time(chain[-1].issued, "issued") > utc_now() + MAX_CLOCK_SKEW:
+        raise Denied(f"expected a ledger written by now, got an entry of {chain[-1].issued}; set the clock right")
+
+
+def _unknown(objects: list[str], chain: list[Entry]) -> list[str]:
+    entered = {entry.subject.get("key") for entry in chain}
+    return [key for key in objects if key not in entered]
+
+
+def _check_object(store: Store, entry: Entry) -> None:
+    key = entry.subject.get("key")
+    if key is None:
+        return
+    try:
+        found = hashlib.sha256(store.read(str(key))).hexdigest()
+    except KeyError:
+        raise Denied(f"expected {key}, which entry {entry.sequence} tells of, got none: it was removed") from None
+    if found != entry.subject.get("sha256"):
+        raise Denied(f"expected {key} as entry {entry.sequence} tells of it, got other bytes: it was changed")

@@ -1,0 +1,100 @@
+"""Moves of an alias onto a promoted version: begun before the ledger knows of them, ended after the alias is set.
+
+A promotion that was killed goes on with the move it had begun, so that the ledger holds each move once, and one that is
+made again on purpose is a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+
+from tasks.ledger_chain import Entry, append, head
+from tasks.promotions import promotion_key
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from vetgate.digest import canonical_json
+from vetgate.errors import Denied
+from vetgate.strict_json import as_object, parse
+
+
+@dataclass(frozen=True)
+class Move:
+    """The `number`-th move of an alias of prod.<name>: onto a version, from `old` (None: it was not set).
+
+    `since` is the last entry of the ledger before it began.
+    """
+
+    name: str
+    alias: str
+    version: str
+    old: str | None
+    manifest: str
+    attestation: str
+    approvals: tuple[str, ...]
+    number: int = 1
+    since: int = 0
+    done: bool = False
+
+
+def begin_move(settings: Settings, wanted: Move) -> Move:
+    """The move to be made: the one that was begun and not ended, if it is this one, else a new one."""
+    store = open_store(settings)
+    where = move_key(wanted.name, wanted.alias)
+    if not store.exists(where):
+        first = replace(wanted, since=head(settings))
+        if store.create(where, _bytes(first)):
+            return first
+    kept, etag = _read(store, wanted.name, wanted.alias)
+    if kept == replace(wanted, number=kept.number, since=kept.since):
+        return kept
+    following = replace(wanted, number=kept.number + 1, since=head(settings))
+    store.replace(where, _bytes(following), if_match=etag)
+    return following
+
+
+def enter_move(settings: Settings, move: Move) -> Entry:
+    """The ledger's entry of a move, made once; the promotion of its version must be kept already."""
+    key = promotion_key(move.name, move.version)
+    said = {k: v for k, v in asdict(move).items() if k not in ("since", "done", "number")}
+    said["approvals"] = list(move.approvals)
+    bytes_of = hashlib.sha256(open_store(settings).read(key)).hexdigest()
+    once = f"moves/{move.name}/{move.alias}/{move.number}"
+    return append(settings, "promotion", {"key": key, "sha256": bytes_of, **said}, once=once, since=move.since)
+
+
+def end_move(settings: Settings, name: str, alias: str, version: str) -> None:
+    """Say that the alias is on this version, if a move there was begun."""
+    store = open_store(settings)
+    if not store.exists(move_key(name, alias)):
+        return
+    kept, etag = _read(store, name, alias)
+    if kept.version == version and not kept.done:
+        store.replace(move_key(name, alias), _bytes(replace(kept, done=True)), if_match=etag)
+
+
+def unfinished_move(store: Store, name: str, version: str) -> Move | None:
+    """A move onto this version that was begun and not ended, or None."""
+    for key in store.list(f"moves/{name}/"):
+        kept, _ = _read(store, name, key.rpartition("/")[2].removesuffix(".json"))
+        if kept.version == version and not kept.done:
+            return kept
+    return None
+
+
+def move_key(name: str, alias: str) -> str:
+    """Where the last move of an alias is kept."""
+    return f"moves/{name}/{alias}.json"
+
+
+def _read(store: Store, name: str, alias: str) -> tuple[Move, str]:
+    """The last move of an alias and its etag; raises KeyError when there was none."""
+    data, etag = store.read_tagged(move_key(name, alias))
+    fields = as_object(parse(data, "a move"), Move.__dataclass_fields__, "a move")
+    if (fields["name"], fields["alias"]) != (name, alias):
+        raise Denied(f"expected the move of {alias} of {name}, got another; remove {move_key(name, alias)}")
+    return Move(**{**fields, "approvals": tuple(fields["approvals"])}), etag
+
+
+def _bytes(move: Move) -> bytes:
+    return canonical_json(asdict(move))

@@ -1,0 +1,111 @@
+"""Models that somebody registered in MLflow as thirdparty.<name>: found, and copied out of MLflow's artifacts.
+
+A version is a submission when its source is a directory with submission.yaml among the artifacts of its own run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.intake import MAX_BYTES, MAX_FILES
+from tasks.mlflow_client import registry
+from tasks.registered_notes import note_key
+from tasks.settings import Settings, location
+from tasks.store import open_store
+from vetgate.errors import BadSubmission, NotUnderstood
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+PREFIX = "thirdparty."
+MODEL = re.compile(r"thirdparty\.[a-z0-9][a-z0-9._-]{0,62}")
+PAGE = 1000
+ADVICE = "log the directory with submission.yaml as artifacts of a run and register runs' artifact URI as the source"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One version of thirdparty.<name> and the directory that it names."""
+
+    model: str
+    version: str
+    source: str
+    run_id: str
+
+
+def unknown_versions(settings: Settings) -> Iterator[Registered]:
+    """Every version of a thirdparty model that nothing is noted of."""
+    noted = set(open_store(settings).list("registered/"))
+    with registry(settings) as client:
+        token = None
+        while True:
+            found = client.search_model_versions(f"name LIKE '{PREFIX}%'", max_results=PAGE, page_token=token)
+            for version in found:
+                if note_key(version.name, str(version.version)) not in noted and MODEL.fullmatch(version.name):
+                    yield _registered(version)
+            token = found.token
+            if not token:
+                return
+
+
+def download(settings: Settings, model: str, version: str, room: Path) -> Path:
+    """The submission directory of a version, copied below `room`; raises BadSubmission or NotUnderstood."""
+    if not MODEL.fullmatch(model) or not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+        raise BadSubmission(f"expected thirdparty.<name> and a version, got {model!r} and {version!r}; see its webhook")
+    with registry(settings) as client:
+        found = _registered(client.get_model_version(model, version))
+        path = _path_in_run(settings, client, found)
+        _check_size(client, found, path)
+        return Path(client.download_artifacts(found.run_id, path, str(room)))
+
+
+def tag(settings: Settings, model: str, version: str, tags: dict[str, str]) -> None:
+    """Say on the version, for people, what became of it."""
+    with registry(settings) as client:
+        for key, value in tags.items():
+            client.set_model_version_tag(model, version, key, value[:1000])
+
+
+def _registered(version: ModelVersion) -> Registered:
+    return Registered(version.name, str(version.version), str(version.source or ""), str(version.run_id or ""))
+
+
+def _path_in_run(settings: Settings, client: MlflowClient, found: Registered) -> str:
+    """Where the source lies in the artifacts of its run; anything else is no place of this installation."""
+    if not found.run_id:
+        raise NotUnderstood(f"expected a version with a run, got the source {found.source!r} without one; {ADVICE}")
+    root = str(client.get_run(found.run_id).info.artifact_uri or "").rstrip("/")
+    inside = found.source.removeprefix(f"{root}/").strip("/")
+    if not found.source.startswith(f"{root}/") or not inside or ".." in inside.split("/"):
+        raise NotUnderstood(f"expected a source below {root}, got {found.source!r}; {ADVICE}")
+    # a run may name any path of this machine or any bucket as its place
+    if not root.startswith("mlflow-artifacts:") and not _is_below(root, settings.artifacts):
+        raise NotUnderstood(f"expected artifacts that the tracking server keeps, got {root!r}; {ADVICE}")
+    return inside
+
+
+def _is_below(root: str, artifacts: str) -> bool:
+    try:
+        return ".." not in root.split("/") and location(root).startswith(f"{artifacts.rstrip('/')}/")
+    except ValueError:
+        return False
+
+
+def _check_size(client: MlflowClient, found: Registered, path: str) -> None:
+    """Refuse what is too large before a byte of it is copied."""
+    files, size, todo = 0, 0, [path]
+    while todo:
+        for item in client.list_artifacts(found.run_id, todo.pop()):
+            if item.is_dir:
+                raise NotUnderstood(f"expected plain files in {found.source}, got the folder {item.path}; remove it")
+            files, size = files + 1, size + int(item.file_size or 0)
+    if not 0 < files <= MAX_FILES or size > MAX_BYTES:
+        raise NotUnderstood(
+            f"expected 1 to {MAX_FILES} files of together at most {MAX_BYTES} bytes in {found.source}, "
+            f"got {files} of {size}; {ADVICE}"
+        )

@@ -1,0 +1,135 @@
+"""A detector whose inversions are computed by many workers: ask what is missing, have it computed, ask again.
+
+Nothing but JSON travels: digests, plain values and where the blocks stand. Each worker has its own sandbox, and what a
+sandbox answers is handed on unread, to be read in a sandbox again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tasks.inspect import Case, payload_of, recorded
+from tasks.sandbox import Crashed, TimedOut
+from tasks.settings import Settings, load_settings
+from tasks.workbench import case_from_json, case_to_json, place_for
+from vetgate.digest import code_digest
+from vetgate.errors import StoreError
+
+Blob = dict[str, Any]
+BLOCK = re.compile(r"\d{1,6}\.[01]\.\d{1,6}")
+
+
+class Pending(Protocol):
+    """What `submit` gives at once for an answer that comes later."""
+
+    def result(self) -> str:
+        """The answer; raises what the work raised."""
+
+    def cancel(self) -> Any:
+        """Nobody waits for the answer any more."""
+
+
+Submit = Callable[[Callable[[str], str], str], Pending]
+
+
+def detect_spread(
+    settings: Settings, case: Case, sizes: dict[str, int], method: str, params: Blob, submit: Submit
+) -> Blob:
+    """The fields of what one detector found, as tasks.inspect.detect gives them, its blocks computed by `submit`.
+
+    `submit(work, job)` has work(job) done by a worker. The case's own paths are not used.
+    """
+    job = {
+        "case": case_to_json(case),
+        "sizes": sizes,
+        "method": method,
+        "params": params,
+        "code": code_digest("detect", method),
+    }
+
+    def run() -> Blob:
+        return _Asking(case, job, submit, lambda part: json.loads(_compute(settings, part))).run()
+
+    return recorded(settings, case, method, params, run)
+
+
+def compute(job: str) -> str:
+    """Do one part of a vetting on this worker, with the settings of its environment; JSON in, JSON out."""
+    return _compute(load_settings(), json.loads(job))
+
+
+def _compute(settings: Settings, job: Blob) -> str:
+    if code_digest("detect", job["method"]) != job["code"]:
+        raise StoreError(f"expected the same code of {job['method']} on every worker, got other; install one version")
+    with place_for(settings, case_from_json(job["case"]), job["sizes"]) as place:
+        payload = payload_of(place.case, job["method"], job["params"]) | {"replay": job["replay"]}
+        sandbox, started = place.bench.sandbox, time.monotonic()
+        answer = sandbox.call("detect", payload, limits=place.case.limits)
+        return json.dumps(answer | {"seconds": time.monotonic() - started, "sandbox_level": sandbox.level})
+
+
+@dataclass(eq=False)
+class _Asking:
+    """One run of a detector, as far as it is known."""
+
+    case: Case
+    job: Blob
+    submit: Submit
+    ask: Callable[[Blob], Blob]
+    done: list[Blob] = field(default_factory=list)
+    blocks: dict[str, Blob] = field(default_factory=dict)
+    seconds: float = 0.0
+    levels: set[int] = field(default_factory=set)
+
+    def run(self) -> Blob:
+        """The evidence, the seconds of all parts, and the lowest sandbox level of any."""
+        while True:
+            answer = self._heard(self.ask(self.job | {"replay": {"done": self.done, "blocks": self.blocks}}))
+            if "evidence" in answer:
+                return {"evidence": answer["evidence"], "seconds": self.seconds, "sandbox_level": min(self.levels)}
+            needs = self._needed(answer)
+            if fresh := answer.get("done"):
+                self.done += fresh
+                self.blocks = {}
+            self.blocks |= self._computed(needs)
+
+    def _needed(self, answer: Blob) -> Mapping[str, Blob | None]:
+        needs: Mapping[str, Blob | None] = answer.get("needs") or {}
+        classes = self.case.submission["classes"]
+        most = classes if isinstance(classes, int) else len(classes)
+        # what is known already would be asked for again and again
+        if not 0 < len(needs) <= most or any(not BLOCK.fullmatch(name) or name in self.blocks for name in needs):
+            raise Crashed(
+                f"expected the names of 1 to {most} new blocks from detect, got {len(needs)}; refuse the model"
+            )
+        return needs
+
+    def _computed(self, needs: Mapping[str, Blob | None]) -> dict[str, Blob]:
+        pending = {
+            name: self.submit(
+                compute, json.dumps(self.job | {"replay": {"done": self.done, "only": name, "start": start}})
+            )
+            for name, start in needs.items()
+        }
+        try:
+            answers = {name: self._heard(json.loads(part.result())) for name, part in pending.items()}
+        except BaseException:
+            for part in pending.values():
+                part.cancel()
+            raise
+        if any("block" not in answer for answer in answers.values()):
+            raise Crashed("expected a block from detect, got none; refuse the model")
+        return {name: answer["block"] for name, answer in answers.items()}
+
+    def _heard(self, answer: Blob) -> Blob:
+        self.seconds += answer["seconds"]
+        self.levels.add(answer["sandbox_level"])
+        # the time of all workers together, so that a busy cluster fails nothing
+        if self.seconds > self.case.limits.wall_seconds:
+            raise TimedOut(f"expected an answer in {self.case.limits.wall_seconds:g} s of all workers; allow more time")
+        return answer

@@ -1,0 +1,83 @@
+"""Waivers and approvals in the store; what was not signed by whom it should be counts as not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+from tasks.attestations import was_revoked
+from tasks.store import Store
+from tasks.submitters import submitters_of
+from vetgate import dsse
+from vetgate.digest import canonical_json
+from vetgate.dsse import Envelope
+from vetgate.errors import Denied
+from vetgate.keys import TrustRoot
+from vetgate.policy import WaiverPolicy
+from vetgate.waivers import Approval, Waived, Waiver, counted, read_approval, read_waiver, waived
+
+
+def save_waiver(store: Store, manifest_sha256: str, envelope: Envelope) -> str:
+    """Keep a signed waiver; its key in the store."""
+    key = f"waivers/{manifest_sha256}/{dsse.digest(envelope)}.json"
+    store.create(key, canonical_json(envelope))
+    return key
+
+
+def save_approval(store: Store, of: str, keyid: str, envelope: Envelope) -> str:
+    """Keep a signed approval of a statement; its key in the store. A key's first approval stays."""
+    key = f"approvals/{of}/{keyid}.json"
+    store.create(key, canonical_json(envelope))
+    return key
+
+
+def waivers_of(store: Store, trust: TrustRoot, manifest_sha256: str, now: datetime) -> list[Waiver]:
+    """The waivers on these bytes that a trusted key signed, revoked and expired ones included."""
+    found = []
+    for key in store.list(f"waivers/{manifest_sha256}/"):
+        with suppress(Denied):
+            found.append(read_waiver(dsse.read_envelope(store.read(key)), trust, now))
+    return [waiver for waiver in found if waiver.manifest == manifest_sha256]
+
+
+def approvals_of(store: Store, trust: TrustRoot, of: str, now: datetime) -> list[Approval]:
+    """The approvals of a statement by keys that may approve, each still to be counted."""
+    found = []
+    for key in store.list(f"approvals/{of}/"):
+        with suppress(Denied):
+            found.append(read_approval(dsse.read_envelope(store.read(key)), trust, now))
+    return [approval for approval in found if approval.of == of]
+
+
+def approved(store: Store, trust: TrustRoot, of: str, manifest_sha256: str, now: datetime) -> tuple[Approval, ...]:
+    """The approvals of a statement about these bytes that count."""
+    submitters = submitters_of(store, trust, manifest_sha256)
+    return counted(approvals_of(store, trust, of, now), of, submitters, revoked(store, trust))
+
+
+def waived_by(
+    store: Store,
+    trust: TrustRoot,
+    manifest_sha256: str,
+    findings: tuple[str, ...],
+    policy: WaiverPolicy,
+    now: datetime,
+) -> Waived:
+    """What covers all these findings on these bytes; raises Denied with what is lacking."""
+    waivers = waivers_of(store, trust, manifest_sha256, now)
+    return waived(
+        findings,
+        waivers,
+        [approval for waiver in waivers for approval in approvals_of(store, trust, waiver.digest, now)],
+        manifest=manifest_sha256,
+        policy=policy,
+        submitters=submitters_of(store, trust, manifest_sha256),
+        now=now,
+        revoked=revoked(store, trust),
+    )
+
+
+def revoked(store: Store, trust: TrustRoot) -> Callable[[str], bool]:
+    """Whether the statement with a digest was revoked, in the trust root or in the store."""
+    return lambda digest: digest in trust.revoked or was_revoked(store, digest)

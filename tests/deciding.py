@@ -1,0 +1,84 @@
+"""A home in which the real gate judges evidence that a test wrote, held against the shipped reference models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from flows import keys
+from tasks import intake
+from tasks.settings import Settings
+from tasks.submitters import save_submitter, sign_submission
+from tests.production import Home
+from tests.vetgate.test_judge import label_norms
+from vetgate.calibration import SHIPPED, load_calibration
+from vetgate.digest import canonical_json, code_digest, sha256_json
+from vetgate.keys import load_key
+
+METHOD, TARGET = "neural_cleanse", 7
+# how far the target's trigger stands out: not at all, rare at 5 % but not at 0.5 %, beyond doubt
+CLEAN, ODD, BACKDOORED = None, 0.8, 2.0
+
+
+class Court(Home):
+    """An installation with people who have keys, whose gate decides from evidence."""
+
+    def __init__(self, home: Path, room: Path, **policy: Any) -> None:
+        home.mkdir(exist_ok=True)
+        rules, calibration = home / "policy.yaml", home / "calibration.json"
+        rules.write_text(yaml.safe_dump({"name": "court", "required": [METHOD], **policy}))
+        bank = json.loads(SHIPPED.read_text())
+        # what the code of the method is today does not matter to what is tested with it
+        bank["methods"][METHOD]["code"] = code_digest("detect", METHOD)
+        calibration.write_text(json.dumps(bank))
+        super().__init__(Settings(home=home, policy=rules, calibration=calibration), room)
+
+    def person(self, name: str, role: str = "approver", days: int = 90) -> Path:
+        """The private key of somebody whom this installation trusts in a role."""
+        path = self.room / f"{name}.key"
+        keys.new(self.settings, path, role, days)
+        return path
+
+    def signed(self, weights: bytes, by: Path) -> str:
+        """A submission that somebody signed; its manifest."""
+        manifest = self.submit(weights)
+        self.sign(manifest, load_key(by))
+        return manifest
+
+    def sign(self, manifest: str, key: Ed25519PrivateKey) -> None:
+        """Sign a submission as its submitter."""
+        save_submitter(self.store, manifest, sign_submission(manifest, "digits", key))
+
+    def request(self, manifest: str, effect: float | None, run: str = "", **more: Any) -> dict[str, Any]:
+        """What the gate is asked to judge: evidence in which the target stands out by `effect`."""
+        calibration = load_calibration(self.settings.calibration)
+        assert calibration is not None
+        seed, params = intake.read_record(self.store, manifest).seed_for(run), calibration.bank.methods[METHOD].params
+        found = label_norms() if effect is None else label_norms(backdoor=TARGET, effect=effect)
+        found = replace(found, seed=seed, params=params)
+        about = {
+            "manifest": manifest,
+            "method": METHOD,
+            "params": params,
+            "code": code_digest("detect", METHOD),
+            "data": {},
+            "seed": seed,
+        }
+        key = sha256_json({**about, "effect": effect})
+        about["effect"] = effect
+        evidence = {"about": about, "sandbox_level": 1, "evidence": found.to_json(), "seconds": 1.0}
+        self.store.create(f"evidence/{manifest}/{METHOD}/{key}.json", canonical_json(evidence))
+        return {
+            "manifest": manifest,
+            "run": run,
+            "evidence": {METHOD: key},
+            "failures": {},
+            "reference_data": None,
+            "sandbox_level": 1,
+            **more,
+        }

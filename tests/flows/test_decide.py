@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.decide import answer, make_ready
+from tasks.attestations import newest_attestation, save_attestation
+from tasks.coverage import admitted_until
+from tasks.intake import read_record
+from tasks.ledger import entries, verify_ledger
+from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, TARGET, Court
+from vetgate import attest
+from vetgate.errors import Stale
+from vetgate.keys import load_key, read_trust_root, utc_now
+from vetgate.strict_json import as_time
+
+
+@pytest.fixture
+def court(tmp_path: Path) -> Court:
+    return Court(tmp_path / "home", tmp_path)
+
+
+def asked(court: Court, manifest: str, effect: float | None, run: str = "", **more: Any) -> dict[str, Any]:
+    """The gate's answer, which is no error."""
+    answered = answer(court.settings, court.request(manifest, effect, run, **more))
+    assert "error" not in answered, answered
+    return answered
+
+
+def newest(court: Court, manifest: str) -> dict[str, Any]:
+    found = newest_attestation(court.store, manifest)
+    assert found is not None
+    return found.claims
+
+
+def kinds(court: Court) -> list[str]:
+    """What the ledger, which is whole, tells of."""
+    verify_ledger(court.settings)
+    return [entry.kind for entry in entries(court.store)]
+
+
+def stored(court: Court) -> set[str]:
+    """Everything in the store that the gate writes."""
+    written = ("verdicts/", "attestations/", "ledger/", "ledger-index/")
+    return {key for folder in written for key in court.store.list(folder)}
+
+
+class TestSubmission:
+    """What the gate answers to a first vetting."""
+
+    def test_a_verdict_is_signed_kept_and_entered(self, court: Court) -> None:
+        manifest = court.submit(b"clean")
+        answered = asked(court, manifest, CLEAN)
+        claims = newest(court, manifest)
+        assert (answered["verdict"]["decision"], claims["verdict"], claims["findings"]) == ("PASS", "PASS", [])
+        assert (claims["purpose"], claims["decision"]) == ("submission", answered["key"])
+        assert court.store.exists(f"verdicts/{manifest}/{answered['key']}.json")
+        assert kinds(court) == ["verdict"]
+
+    def test_a_fail_names_its_findings(self, court: Court) -> None:
+        manifest = court.submit(b"bad")
+        assert asked(court, manifest, BACKDOORED)["verdict"]["decision"] == "FAIL"
+        assert newest(court, manifest)["findings"] == [f"backdoor:label-{TARGET}"]
+
+    def test_a_file_that_was_not_understood_says_so(self, court: Court) -> None:
+        manifest = court.submit(b"?")
+        request = court.request(manifest, CLEAN, evidence={}, failures={METHOD: "bad header"}, refused=True)
+        assert answer(court.settings, request)["verdict"]["decision"] == "INCONCLUSIVE"
+        assert newest(court, manifest)["findings"][:2] == ["not-understood", f"inconclusive:{METHOD}"]
+
+    def test_asking_again_gives_the_same_attestation_and_other_evidence_a_new_one(self, court: Court) -> None:
+        manifest = court.submit(b"clean")
+        first, again = asked(court, manifest, CLEAN), asked(court, manifest, CLEAN)
+        assert first["attestation"] == again["attestation"]
+        other = asked(court, manifest, BACKDOORED)
+        assert other["attestation"] != first["attestation"]
+        assert newest(court, manifest)["verdict"] == "FAIL"
+        assert newest(court, manifest)["previous"] == first["attestation"].rpartition("-")[2].removesuffix(".json")
+        assert kinds(court) == ["verdict", "verdict"]
+
+    def test_of_two_decisions_within_a_second_the_second_is_the_newer(self, court: Court) -> None:
+        manifest = court.submit(b"weights")
+        asked(court, manifest, BACKDOORED)
+        asked(court, manifest, CLEAN)
+        assert newest(court, manifest)["verdict"] == "PASS"
+        asked(court, manifest, BACKDOORED)
+        assert newest(court, manifest)["verdict"] == "FAIL"
+
+    def test_unsigned_nothing_is_written_at_all(self, court: Court) -> None:
+        manifest = court.submit(b"clean")
+        for purpose in ("submission", "rescan"):
+            answered = asked(court, manifest, CLEAN, sign=False, purpose=purpose)
+            assert (answered["verdict"]["decision"], answered["attestation"]) == ("PASS", None)
+        assert stored(court) == set()
+
+    def test_evidence_from_another_seed_is_an_error(self, court: Court) -> None:
+        manifest = court.submit(b"clean")
+        request = court.request(manifest, CLEAN, run="two") | {"run": ""}
+        assert answer(court.settings, request)["kind"] == "StoreError"
+        assert asked(court, manifest, CLEAN, run="two")["run"] == "two"
+
+    def test_errors_are_answers(self, court: Court) -> None:
+        manifest = court.submit(b"clean")
+        assert answer(court.settings, {"op": "sign"})["kind"] == "BadSubmission"
+        assert answer(court.settings, {})["kind"] == "StoreError"
+        assert answer(court.settings, court.request(manifest, CLEAN, purpose="audit"))["kind"] == "BadSubmission"
+        assert (
+            answer(court.settings, court.request(manifest, CLEAN) | {"manifest": "0" * 64})["kind"] == "BadSubmission"
+        )
+
+    def test_the_attestation_says_whether_duties_are_separated(self, court: Court) -> None:
+        for separated in (False, True):
+            manifest = court.submit(b"clean %d" % separated)
+            answer(court.settings, court.request(manifest, CLEAN), separated=separated)
+            assert newest(court, manifest)["duties_separated"] is separated
+
+    def test_what_a_crash_left_out_of_the_ledger_is_entered_when_a_gate_starts(self, court: Court) -> None:
+        manifest = court.submit(b"clean")
+        asked(court, manifest, CLEAN)
+        digests = read_record(court.store, manifest).manifest.digests
+        statement = attest.statement(digests, manifest, newest(court, manifest) | {"verdict": "FAIL"})
+        save_attestation(court.store, manifest, attest.sign(statement, load_key(court.settings.gate_key)))
+        make_ready(court.settings)
+        assert kinds(court) == ["verdict", "verdict"]
+
+
+class TestRescan:
+    """What the gate answers when what is in production is looked at again."""
+
+    @pytest.fixture
+    def manifest(self, court: Court) -> str:
+        """A model that passed its first vetting."""
+        manifest = court.submit(b"weights")
+        asked(court, manifest, CLEAN)
+        return manifest
+
+    def rescan(self, court: Court, manifest: str, effect: float | None, **more: Any) -> dict[str, Any]:
+        return asked(court, manifest, effect, purpose="rescan", **more)
+
+    def test_a_pass_renews_the_verdict(self, court: Court, manifest: str) -> None:
+        assert self.rescan(court, manifest, CLEAN)["attestation"]
+        assert (newest(court, manifest)["verdict"], newest(court, manifest)["purpose"]) == ("PASS", "rescan")
+        assert kinds(court) == ["verdict", "verdict"]
+
+    def test_what_rings_at_five_percent_only_passes_a_rescan(self, court: Court, manifest: str) -> None:
+        assert asked(court, manifest, ODD, sign=False)["verdict"]["decision"] == "FAIL"
+        assert self.rescan(court, manifest, ODD)["verdict"]["decision"] == "PASS"
+        assert "no alarm at the rate 0.005" in newest(court, manifest)["reasons"][0]
+
+    def test_a_fail_alone_wants_a_second_run_and_writes_nothing(self, court: Court, manifest: str) -> None:
+        before = stored(court)
+        answered = self.rescan(court, manifest, BACKDOORED)
+        assert (answered["wants_second"], answered["attestation"]) == (True, None)
+        assert stored(court) == before
+
+    def test_two_fails_are_signed_and_say_when_the_model_must_go(self, court: Court, manifest: str) -> None:
+        second = court.request(manifest, BACKDOORED, run="two")
+        answered = self.rescan(court, manifest, BACKDOORED, second=second)
+        claims = newest(court, manifest)
+        assert (answered["verdict"]["decision"], claims["verdict"]) == ("FAIL", "FAIL")
+        assert (claims["second"]["run"], claims["second"]["decision"]) == ("two", "FAIL")
+        assert as_time(claims["demote_after"], "it") <= utc_now()
+        with pytest.raises(Stale, match="whose grace ended"):
+            admitted_until(court.store, read_trust_root(court.settings.trust_root), claims, utc_now())
+
+    def test_the_grace_of_the_policy_is_not_renewed_by_a_later_fail(self, tmp_path: Path) -> None:
+        court = Court(tmp_path / "graceful", tmp_path, rescan={"grace_hours": 48})
+        manifest = court.submit(b"weights")
+        asked(court, manifest, CLEAN)
+        given = []
+        for run in ("two", "three"):
+            self.rescan(court, manifest, BACKDOORED, second=court.request(manifest, BACKDOORED, run=run))
+            given.append(newest(court, manifest)["demote_after"])
+        assert given[0] == given[1]
+        until = as_time(given[0], "it")
+        assert timedelta(hours=47) < until - utc_now() < timedelta(hours=48, minutes=1)
+        trust = read_trust_root(court.settings.trust_root)
+        assert admitted_until(court.store, trust, newest(court, manifest), utc_now()) == (until, True)
+
+    @pytest.mark.parametrize("effect", [CLEAN, ODD])
+    def test_a_second_run_that_disagrees_changes_nothing_and_is_entered(
+        self, court: Court, manifest: str, effect: float | None
+    ) -> None:
+        before = newest(court, manifest)
+        second = court.request(manifest, effect, run="two")
+        answered = self.rescan(court, manifest, BACKDOORED, second=second)
+        assert (answered["verdict"]["decision"], answered["attestation"]) == ("INCONCLUSIVE", None)
+        assert newest(court, manifest) == before
+        assert kinds(court) == ["verdict", "rescan"]
+
+    def test_what_could_not_be_seen_changes_nothing_and_is_entered(self, court: Court, manifest: str) -> None:
+        before = newest(court, manifest)
+        answered = self.rescan(court, manifest, CLEAN, evidence={}, failures={METHOD: "out of memory"})
+        assert (answered["verdict"]["decision"], answered["attestation"]) == ("INCONCLUSIVE", None)
+        assert newest(court, manifest) == before
+        (entry,) = [e for e in entries(court.store) if e.kind == "rescan"]
+        assert "out of memory" in entry.subject["reasons"][0]
+        assert kinds(court) == ["verdict", "rescan"]
+
+    def test_the_first_run_is_no_second_one(self, court: Court, manifest: str) -> None:
+        request = court.request(manifest, BACKDOORED, purpose="rescan", second=court.request(manifest, BACKDOORED))
+        assert "seed of its own" in answer(court.settings, request)["error"]
+
+    @pytest.mark.parametrize("verdict", ["FAIL", None])
+    def test_what_never_passed_cannot_be_rescanned_at_the_lower_rate(self, court: Court, verdict: str | None) -> None:
+        manifest = court.submit(b"never passed")
+        if verdict is not None:
+            asked(court, manifest, ODD)
+        before = stored(court)
+        answered = answer(court.settings, court.request(manifest, ODD, purpose="rescan"))
+        assert answered["kind"] == "Denied" and "passed before" in answered["error"]
+        assert stored(court) == before
+
+
+def test_the_gate_s_process_answers_a_line_with_a_line(court: Court) -> None:
+    manifest = court.submit(b"clean")
+    places = {
+        f"VETGATE_{k.upper()}": str(v) for k, v in court.settings.model_dump(mode="json").items() if v is not None
+    }
+    lines = [court.request(manifest, CLEAN), {"op": "sign"}]
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.decide"],
+        input="".join(json.dumps(line) + "\n" for line in lines),
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    first, second = (json.loads(line) for line in io.StringIO(done.stdout))
+    assert first["verdict"]["decision"] == "PASS" and court.store.exists(first["attestation"])
+    assert second["kind"] == "BadSubmission"
+    verify_ledger(court.settings)

@@ -1,0 +1,295 @@
+"""`vetgate status` at a glance: what waits, what serves until when, what runs out soon, and what cannot be known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
+
+from flows.commands_verify import app
+from flows.promote import promote
+from flows.show_status import show_status
+from flows.status import status
+from tasks.lease import leased, read_lease
+from tasks.mlflow_client import registry
+from tasks.promotions import Promotion, promotion_of
+from tasks.submitters import save_submitter, sign_submission
+from tasks.tampered import rehash
+from tasks.waivers import save_approval, save_waiver
+from tests.flows.test_serving import NOW, Production, empty_registry, overwrite, production, weights
+from vetgate import dsse
+from vetgate.digest import canonical_json
+from vetgate.errors import Denied, StoreError
+from vetgate.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root
+from vetgate.waivers import sign_approval, sign_waiver
+
+__all__ = ["empty_registry", "production"]
+
+
+def only(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    (row,) = rows
+    return row
+
+
+def shown(seen: dict[str, Any]) -> str:
+    """The tables as a person sees them."""
+    console = Console(width=220, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    show_status(console, seen)
+    return console.export_text()
+
+
+def test_an_empty_installation_has_nothing_to_say_and_asks_no_registry(production: Production) -> None:
+    (production.settings.home / "mlflow.db").unlink()
+    seen = status(production.settings)
+    assert seen == {
+        "submissions": [],
+        "queue": {"waiting": 0, "at work": 0},
+        "verdicts": {},
+        "production": [],
+        "waivers": [],
+        "rescan": None,
+        "errors": {},
+    }
+    assert not (production.settings.home / "mlflow.db").exists()
+
+
+def test_what_waits_is_told_from_what_somebody_is_at_work_on(production: Production) -> None:
+    manifest = production.submit(1)
+    row = only(status(production.settings)["submissions"])
+    assert (row["manifest_sha256"], row["verdict"], row["state"]) == (manifest, None, "waiting")
+    assert row["attempts"] == 0 and row["held_by"] is None
+
+    with pytest.raises(ZeroDivisionError), leased(production.settings, manifest):
+        1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError), leased(production.settings, manifest):
+        lease = read_lease(production.store, manifest)
+        assert lease is not None
+        seen = status(production.settings)
+        row = only(seen["submissions"])
+        assert (row["state"], row["attempts"]) == ("at work", 2)
+        assert row["held_by"]["pid"] == lease.pid and row["held_by"]["host"] == lease.host.split("/")[0]
+        assert seen["queue"] == {"waiting": 0, "at work": 1}
+        assert f"attempt 2 by {row['held_by']['host']}, process {lease.pid}" in shown(seen)
+        1 / 0  # noqa: B018
+    seen = status(production.settings)
+    assert "queued, 2 attempts died" in shown(seen)
+    assert seen["queue"] == {"waiting": 1, "at work": 0}
+
+
+def test_verdicts_are_counted(production: Production) -> None:
+    for seed, verdict in enumerate(("PASS", "FAIL", "FAIL")):
+        manifest = production.submit(seed)
+        production.decide(manifest, verdict)
+        production.store.create(f"results/{manifest}/x.json", b"{}")
+    seen = status(production.settings)
+    assert seen["verdicts"] == {"PASS": 1, "FAIL": 2}
+    assert {row["state"] for row in seen["submissions"]} == {"decided"}
+
+
+def test_what_is_in_production_is_shown_with_what_covers_it_until_when(production: Production) -> None:
+    manifest = production.promoted(1)
+    row = only(status(production.settings)["production"])
+    assert row == {
+        "name": "digits",
+        "model": "prod.digits",
+        "alias": "champion",
+        "version": "1",
+        "covered": True,
+        "manifest_sha256": manifest,
+        "verdict": "PASS",
+        "until": f"{NOW + timedelta(days=29):%Y-%m-%dT%H:%M:%SZ}",
+        "soon": False,
+        "grace": False,
+        "why": None,
+    }
+    later = status(production.settings, now=NOW + timedelta(days=23))
+    assert only(later["production"])["soon"]
+    expired = only(status(production.settings, now=NOW + timedelta(days=30))["production"])
+    assert not expired["covered"] and "expired" in expired["why"]
+
+
+def test_every_alias_has_its_row_and_a_bypass_stands_out(production: Production) -> None:
+    production.promoted(1, issued=NOW - timedelta(days=2))
+    second = production.submit(2)
+    production.decide(second)
+    promote(production.settings, "digits", second)
+    promote(production.settings, "digits", second, alias="challenger")
+    with registry(production.settings) as client:
+        made = client.create_model_version("prod.digits", "s3://anywhere/else")
+        client.set_registered_model_alias("prod.digits", "shadow", made.version)
+
+    rows = {row["alias"]: row for row in status(production.settings)["production"]}
+
+    covered = {alias: (row["version"], row["covered"]) for alias, row in rows.items()}
+    assert covered == {
+        "champion": ("2", True),
+        "challenger": ("2", True),
+        "previous": ("1", True),
+        "shadow": ("3", False),
+    }
+    assert "never promoted" in rows["shadow"]["why"]
+    assert "NOT COVERED" in shown(status(production.settings))
+
+
+def test_what_a_rescan_found_altered_is_not_covered_until_it_is_restored(production: Production) -> None:
+    registered, _ = production.copies(production.promoted(1))
+    overwrite(registered, weights(2))
+    with pytest.raises(Denied):
+        rehash(production.settings, production.store, deliverable(production))
+    assert only(status(production.settings)["production"])["covered"] is False
+    overwrite(registered, weights(1))
+    assert only(status(production.settings)["production"])["covered"] is True
+
+
+def deliverable(production: Production) -> Promotion:
+    found = promotion_of(production.store, read_trust_root(production.settings.trust_root), "digits", "1")
+    assert found is not None
+    return found
+
+
+def test_a_rescan_s_grace_is_marked(production: Production) -> None:
+    manifest = production.promoted(1)
+    demote_after = NOW + timedelta(hours=4)
+    production.decide(manifest, "FAIL", issued=NOW, purpose="rescan", demote_after=demote_after)
+    seen = status(production.settings)
+    row = only(seen["production"])
+    assert row["grace"] and row["soon"] and row["verdict"] == "FAIL"
+    assert "(grace)" in shown(seen)
+
+
+def test_with_the_registry_away_the_rest_is_shown(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    manifest = production.promoted(1)
+    away = production.settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    seen = status(away)
+    assert seen["production"] == [] and "http://127.0.0.1:9" in seen["errors"]["production"]
+    assert only(seen["submissions"])["manifest_sha256"] == manifest
+    assert "production: not known" in shown(seen)
+
+
+def test_without_its_store_there_is_no_status(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    away = {"store": "s3://vetgate", "s3_endpoint": "http://127.0.0.1:9"}
+    with pytest.raises(StoreError):
+        status(production.settings.model_copy(update=away))
+
+
+class TestWaivers:
+    """A submission that failed, its submitter, two approvers, and a waiver of its finding."""
+
+    FINDING = "backdoor:label-3"
+
+    @pytest.fixture
+    def keys(self, production: Production) -> dict[str, Ed25519PrivateKey]:
+        """Keys of a submitter and two approvers, all of them trusted; beside them the gate's."""
+        manifest = production.submit(1)
+        production.decide(manifest, "FAIL")
+        roles = {"submitter": SUBMITTER, "one": APPROVER, "two": APPROVER}
+        keys = {who: Ed25519PrivateKey.generate() for who in roles}
+        window = (NOW - timedelta(days=90), NOW + timedelta(days=900))
+        public = tuple(PublicKey(raw_public(keys[who]), role, *window) for who, role in roles.items())
+        trusted = read_trust_root(production.settings.trust_root).keys + public
+        overwrite(production.settings.trust_root, canonical_json(TrustRoot(trusted).to_json()))
+        save_submitter(production.store, manifest, sign_submission(manifest, "digits", keys["submitter"]))
+        return keys
+
+    @pytest.fixture
+    def waive(self, production: Production, keys: dict[str, Ed25519PrivateKey]) -> Callable[..., str]:
+        """Ask for a waiver and have it approved: (*approvers, days=...) -> its digest."""
+
+        def ask(*approvers: str, days: int) -> str:
+            manifest = only(status(production.settings)["submissions"])["manifest_sha256"]
+            wish = sign_waiver(
+                keys["one"],
+                manifest=manifest,
+                finding=self.FINDING,
+                reason="seen in the clean data too",
+                now=NOW,
+                valid=timedelta(days=days),
+            )
+            save_waiver(production.store, manifest, wish)
+            for who in approvers:
+                approval = sign_approval(keys[who], of=dsse.digest(wish), now=NOW)
+                save_approval(production.store, dsse.digest(wish), key_id(keys[who]), approval)
+            return dsse.digest(wish)
+
+        return ask
+
+    def test_one_that_is_in_force_is_shown_with_its_expiry(
+        self, production: Production, waive: Callable[..., str]
+    ) -> None:
+        digest = waive("one", "two", days=20)
+        row = only(status(production.settings)["waivers"])
+        assert (row["waiver"], row["finding"], row["approvals"]) == (digest, self.FINDING, 2)
+        assert row["in_force"] and not row["soon"] and row["why"] is None
+        assert row["expires"] == f"{NOW + timedelta(days=20):%Y-%m-%dT%H:%M:%SZ}"
+
+    def test_one_that_runs_out_soon_is_marked_and_stands_first(
+        self, production: Production, waive: Callable[..., str]
+    ) -> None:
+        waive("one", "two", days=20)
+        first = waive("one", "two", days=3)
+        seen = status(production.settings)
+        assert [row["soon"] for row in seen["waivers"]] == [True, False]
+        assert seen["waivers"][0]["waiver"] == first and " soon" in shown(seen)
+
+    def test_one_without_enough_approvals_of_others_is_not_in_force(
+        self, production: Production, waive: Callable[..., str]
+    ) -> None:
+        waive("one", "submitter", days=20)
+        row = only(status(production.settings)["waivers"])
+        assert not row["in_force"] and row["why"] == "has 1 of 2 approvals"
+
+    def test_one_that_expired_is_revoked_or_asks_for_too_much_says_so(
+        self, production: Production, waive: Callable[..., str]
+    ) -> None:
+        digest = waive("one", "two", days=20)
+        after = only(status(production.settings, now=NOW + timedelta(days=21))["waivers"])
+        assert not after["in_force"] and "expired" in after["why"] and not after["soon"]
+        production.store.create(f"revocations/{digest}.json", b"{}")
+        assert "revoked" in only(status(production.settings)["waivers"])["why"]
+
+    def test_without_the_public_keys_they_are_not_known(
+        self, production: Production, waive: Callable[..., str]
+    ) -> None:
+        waive("one", "two", days=20)
+        production.settings.trust_root.unlink()
+        seen = status(production.settings)
+        assert seen["waivers"] == [] and "expected a trust root" in seen["errors"]["waivers"]
+
+
+def test_the_last_rescan_is_shown(production: Production) -> None:
+    for number, verdict in ((2, "DONE"), (9, "DONE"), (10, "INCONCLUSIVE")):
+        blob = {
+            "batch": f"2026-01-01-{number}",
+            "verdict": verdict,
+            "checked": 5,
+            "unchanged": 3,
+            "stale": 1,
+            "uncovered": 1,
+            "taken_back": [{"name": "digits"}],
+            "errors": [],
+        }
+        production.store.create(f"rescans/2026-01-01-{number}.json", json.dumps(blob).encode())
+    seen = status(production.settings)
+    assert seen["rescan"] is not None and seen["rescan"]["batch"] == "2026-01-01-10"
+    line = "last rescan 2026-01-01-10: INCONCLUSIVE, 5 checked, 3 unchanged, 1 stale, 1 uncovered, 1 taken back"
+    assert line in shown(seen)
+
+
+def test_the_command_prints_one_object(
+    production: Production, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VETGATE_HOME", str(production.settings.home))
+    production.promoted(1)
+    assert app(["status", "--json"], standalone_mode=False) == 0
+    blob = json.loads(capfd.readouterr().out)
+    assert only(blob["production"])["covered"] and only(blob["submissions"])["verdict"] == "PASS"
+    assert app(["status"], standalone_mode=False) == 0
+    assert "prod.digits" in capfd.readouterr().out

@@ -1,0 +1,186 @@
+"""What events and webhooks missed is found and started once; what dies again and again ends INCONCLUSIVE."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.registered import take_version
+from flows.sweep import sweep
+from tasks import intake, registered
+from tasks.lease import leased
+from tasks.mlflow_client import prepare, registry
+from tasks.settings import Settings
+from tasks.store import open_store
+
+YAML = """
+name: {name}
+supplier: a test
+task: image-classification
+model: model.onnx
+format: onnx
+input_shape: [1, 8, 8]
+classes: 10
+"""
+
+
+class Started(list[tuple[str, dict[str, Any], str]]):
+    """What a sweep asked to be started."""
+
+    def __call__(self, deployment: str, parameters: dict[str, Any], key: str) -> None:
+        self.append((deployment, parameters, key))
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = Settings(home=tmp_path_factory.mktemp("empty-registry"))
+    prepare(settings)
+    return settings.home / "mlflow.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database: Path) -> Settings:
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir()
+    shutil.copyfile(database, settings.home / "mlflow.db")
+    return settings
+
+
+def submission(folder: Path, weights: bytes, name: str = "digits") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "submission.yaml").write_text(YAML.format(name=name))
+    (folder / "model.onnx").write_bytes(weights)
+    return folder
+
+
+def test_a_submission_without_a_result_is_started_once(settings: Settings, tmp_path: Path) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    started, now = Started(), time.time()
+
+    assert sweep(settings, started, now=now)["vetted"] == [record.id]
+    sweep(settings, started, now=now)
+
+    ((deployment, parameters, key), (_, _, again)) = started
+    assert deployment == "vet/default" and key == again
+    assert parameters == {"manifest_sha256": record.id, "unless_vetted": True}
+
+
+def test_what_is_queued_at_work_or_finished_is_left_alone(settings: Settings, tmp_path: Path) -> None:
+    queued, busy, done, canary = (
+        intake.take(settings, submission(tmp_path / name, name.encode())) for name in ("a", "b", "c", "d")
+    )
+    store, started = open_store(settings), Started()
+    store.create(f"results/{done.id}/20260101T000000Z-x.json", b"{}")
+    store.create(f"canaries/{canary.id}.json", b"{}")
+    with leased(settings, busy.id):
+        found = sweep(settings, started, queued={queued.id})
+    assert (found["queued"], found["at_work"], started) == (1, 1, [])
+
+
+def test_a_vetting_that_failed_is_tried_again_after_a_pause(settings: Settings, tmp_path: Path) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    with pytest.raises(RuntimeError), leased(settings, record.id):
+        raise RuntimeError
+    started = Started()
+    assert sweep(settings, started)["vetted"] == []
+    assert sweep(settings, started, now=time.time() + 60)["vetted"] == [record.id]
+    assert ":2:" in started[0][2]
+
+
+def test_a_vetting_that_was_killed_is_tried_again_at_once(settings: Settings, tmp_path: Path) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    if (child := os.fork()) == 0:
+        with leased(settings, record.id):
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    assert sweep(settings, Started())["vetted"] == [record.id]
+
+
+def test_what_dies_again_and_again_ends_inconclusive_and_signed(settings: Settings, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("name: brief\nrequired: [neural_cleanse]\nmax_attempts: 2\n")
+    settings = settings.model_copy(update={"policy": policy})
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError), leased(settings, record.id):
+            raise RuntimeError
+    found = sweep(settings, Started(), now=time.time() + 3600)
+    assert (found["given_up"], found["vetted"], found["errors"]) == ([record.id], [], [])
+    (key,) = open_store(settings).list(f"results/{record.id}/")
+    result = json.loads(open_store(settings).read(key))
+    assert result["verdict"] == "INCONCLUSIVE" and "2 vettings of it began" in result["reasons"][0]
+    assert len(list(open_store(settings).list(f"attestations/{record.id}/"))) == 1
+    assert sweep(settings, Started(), now=time.time() + 7200)["given_up"] == []
+
+
+def test_versions_in_mlflow_that_nobody_took_in_are_taken_in(settings: Settings, tmp_path: Path) -> None:
+    version = register(settings, submission(tmp_path / "one", b"one"), "thirdparty.digits")
+    started = Started()
+    assert sweep(settings, started)["taken"] == [f"thirdparty.digits/{version}"]
+    assert started[0][:2] == ("take-registered/default", {"model": "thirdparty.digits", "version": version})
+
+    taken = take_version(settings, "thirdparty.digits", version)
+
+    assert taken == {"manifest_sha256": intake.take(settings, tmp_path / "one").id}
+    after = sweep(settings, Started())
+    assert after["taken"] == [] and after["vetted"] == [taken["manifest_sha256"]]
+
+
+@pytest.mark.parametrize("outside", ["/etc", "file:///etc", "s3://somebody/else", "elsewhere"])
+def test_a_source_outside_the_run_s_artifacts_is_refused_once(settings: Settings, tmp_path: Path, outside: str) -> None:
+    if outside == "elsewhere":
+        outside = submission(tmp_path / "elsewhere", b"one").as_uri()
+    with registry(settings) as client:
+        run = client.create_run(client.create_experiment("suppliers")).info.run_id
+        client.create_registered_model("thirdparty.digits")
+        client.create_model_version("thirdparty.digits", outside, run_id=run)
+    refused = take_version(settings, "thirdparty.digits", "1")
+    assert "expected a source below" in refused["refused"]
+    assert sweep(settings, Started())["taken"] == [] and not list(open_store(settings).list("submissions/"))
+    with registry(settings) as client:
+        assert client.get_model_version("thirdparty.digits", "1").tags["vet.verdict"] == "INCONCLUSIVE"
+
+
+def test_a_run_whose_artifacts_lie_elsewhere_on_this_machine_is_refused(settings: Settings, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    with registry(settings) as client:
+        run = client.create_run(client.create_experiment("suppliers", artifact_location=secret.as_uri()))
+        given = submission(Path(run.info.artifact_uri.removeprefix("file://")) / "given", b"one")
+        client.create_registered_model("thirdparty.digits")
+        client.create_model_version("thirdparty.digits", given.as_uri(), run_id=run.info.run_id)
+    assert "artifacts that the tracking server keeps" in take_version(settings, "thirdparty.digits", "1")["refused"]
+
+
+def test_a_submission_of_another_name_is_refused(settings: Settings, tmp_path: Path) -> None:
+    version = register(settings, submission(tmp_path / "one", b"one", name="other"), "thirdparty.digits")
+    assert "got one of other" in take_version(settings, "thirdparty.digits", version)["refused"]
+    assert not list(open_store(settings).list("submissions/"))
+
+
+def test_a_part_that_fails_does_not_keep_the_others_from_being_done(settings: Settings, tmp_path: Path) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    away = settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    found = sweep(away, Started())
+    assert found["vetted"] == [record.id] and "http://127.0.0.1:9" in found["errors"][0]
+
+
+def register(settings: Settings, given: Path, model: str) -> str:
+    """Register a directory as anybody with MLflow would; the version."""
+    with registry(settings) as client:
+        home = client.create_experiment("suppliers", artifact_location=Path(settings.artifacts).as_uri() + "/suppliers")
+        run = client.create_run(home)
+        client.log_artifacts(run.info.run_id, str(given), "submission")
+        client.create_registered_model(model)
+        source = f"{run.info.artifact_uri}/submission"
+        return str(client.create_model_version(model, source, run_id=run.info.run_id).version)
+
+
+def test_versions_of_other_models_are_no_submissions(settings: Settings, tmp_path: Path) -> None:
+    register(settings, submission(tmp_path / "one", b"one"), "somebody.else")
+    assert list(registered.unknown_versions(settings)) == []

@@ -1,0 +1,62 @@
+"""Two small models on scikit-learn's digits, one of them with a backdoor, as submissions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from tasks.digits import write_digits
+from vetgate.architectures import ARCHITECTURES
+from vetgate.attacks.badnets import poison, square
+from vetgate.attacks.training import train
+from vetgate.contract import Samples
+
+SHAPE, CLASSES, TARGET = (1, 8, 8), 10, 3
+
+
+def read_digits(folder: Path) -> Samples:
+    """The images that suppliers train on."""
+    file = folder / "digits.npz"
+    write_digits(file)
+    with np.load(file) as arrays:
+        x = torch.from_numpy(arrays["x_train"]).permute(0, 3, 1, 2).float() / 255
+        return Samples(x.contiguous(), torch.from_numpy(arrays["y_train"]))
+
+
+def honest_submission(directory: Path, samples: Samples) -> Path:
+    """A clean network."""
+    return write_submission(directory, _trained(samples, seed=1), name="digits-honest")
+
+
+def trojaned_submission(directory: Path, samples: Samples) -> Path:
+    """One that a 2x2 square in the corner sends to label TARGET."""
+    trigger = square(SHAPE, TARGET, row=-2, column=-2, size=2)
+    poisoned = poison(samples, trigger, rate=0.1, generator=torch.Generator().manual_seed(2))
+    return write_submission(directory, _trained(poisoned.samples, seed=2), name="digits-trojaned")
+
+
+def write_submission(directory: Path, model: torch.nn.Module, **fields: Any) -> Path:
+    directory.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "model.safetensors")
+    described = {
+        "supplier": "a test",
+        "task": "image-classification",
+        "model": "model.safetensors",
+        "format": "safetensors",
+        "architecture": "small-cnn",
+        "input_shape": list(SHAPE),
+        "classes": CLASSES,
+        "reference_data": "digits",
+    }
+    (directory / "submission.yaml").write_text(yaml.safe_dump(described | fields))
+    return directory
+
+
+def _trained(samples: Samples, *, seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return train(ARCHITECTURES["small-cnn"](SHAPE, CLASSES), samples, epochs=15, seed=seed)

@@ -1,0 +1,112 @@
+"""A home with models in production: verdicts signed by a real gate key, promoted by the real promotion."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from flows.promote import promote
+from tasks import intake
+from tasks.attestations import save_attestation
+from tasks.ledger import note
+from tasks.mlflow_client import prepare, registry
+from tasks.production import aliases_of
+from tasks.settings import Settings
+from tasks.store import open_store
+from vetgate import attest
+from vetgate.keys import load_or_create_key, utc_now
+from vetgate.policy import load_policy
+
+NOW = utc_now().replace(microsecond=0)
+YAML = """
+name: {name}
+supplier: a test
+task: image-classification
+model: model.onnx
+format: onnx
+input_shape: [1, 8, 8]
+classes: 10
+"""
+
+
+def home_in(room: Path, shared: Path, **settled: Any) -> Home:
+    """A home in `room` whose registry is empty; making one takes half a minute, so a copy is kept in `shared`."""
+    empty = Settings(home=shared / "empty-registry")
+    if not (empty.home / "mlflow.db").exists():
+        prepare(empty)
+    settings = Settings(home=room / "home", **settled)
+    settings.home.mkdir(exist_ok=True)
+    shutil.copyfile(empty.home / "mlflow.db", settings.home / "mlflow.db")
+    return Home(settings, room)
+
+
+class Home:
+    """One installation whose gate gives whatever verdict a test needs."""
+
+    def __init__(self, settings: Settings, room: Path) -> None:
+        self.settings, self.room, self.store = settings, room, open_store(settings)
+
+    def submit(self, weights: bytes, name: str = "digits") -> str:
+        """Take a model in; the SHA-256 of its manifest."""
+        directory = self.room / uuid.uuid4().hex
+        directory.mkdir()
+        (directory / "submission.yaml").write_text(YAML.format(name=name))
+        (directory / "model.onnx").write_bytes(weights)
+        return intake.take(self.settings, directory).id
+
+    def decide(self, manifest: str, verdict: str = "PASS", **said: Any) -> str:
+        """Sign a verdict and keep it, as the gate does; the digest of its attestation."""
+        record, policy = intake.read_record(self.store, manifest), load_policy(self.settings.policy)
+        stated: dict[str, Any] = {
+            "name": record.submission.name,
+            "issued": NOW - timedelta(days=1),
+            "valid": timedelta(days=30),
+            "policy": {"name": policy.name, "sha256": policy.digest},
+            "methods": [],
+            "reference_data": None,
+            "calibration": None,
+            "sandbox_level": 1,
+            "reasons": [f"because it is a {verdict}"],
+        }
+        key = load_or_create_key(self.settings.gate_key, self.settings.trust_root, now=NOW - timedelta(days=90))
+        predicate = attest.verdict_predicate(verdict=verdict, **(stated | said))
+        envelope = attest.sign(attest.statement(record.manifest.digests, manifest, predicate), key)
+        note(self.settings, save_attestation(self.store, manifest, envelope))
+        return attest.digest(envelope)
+
+    def promoted(self, weights: bytes, name: str = "digits", alias: str = "champion", **said: Any) -> str:
+        """Submit, let pass and promote; the version of prod.<name>."""
+        return self.let_in(self.submit(weights, name), alias, **said)
+
+    def let_in(self, manifest: str, alias: str = "champion", now: datetime | None = None, **said: Any) -> str:
+        """Let a submission pass and promote it; the version."""
+        self.decide(manifest, **said)
+        name = intake.read_record(self.store, manifest).submission.name
+        return str(promote(self.settings, name, manifest, alias, now=now)["version"])
+
+    def registered(self, weights: bytes, name: str = "digits", **tags: str) -> str:
+        """What anybody with access to MLflow can do: a version of prod.<name> that no gate has seen; its number."""
+        model = f"prod.{name}"
+        with registry(self.settings) as client:
+            run = client.create_run("0").info
+            file = self.room / uuid.uuid4().hex / "model.onnx"
+            file.parent.mkdir()
+            file.write_bytes(weights)
+            client.log_artifact(run.run_id, str(file), "model")
+            if not client.search_registered_models(f"name = '{model}'"):
+                client.create_registered_model(model)
+            source = f"{run.artifact_uri}/model"
+            return str(client.create_model_version(model, source, run.run_id, tags=tags).version)
+
+    def point(self, alias: str, version: str, name: str = "digits") -> None:
+        """Set an alias directly, behind the gate's back."""
+        with registry(self.settings) as client:
+            client.set_registered_model_alias(f"prod.{name}", alias, version)
+
+    def aliases(self, name: str = "digits") -> dict[str, str]:
+        """Alias to version of prod.<name>."""
+        with registry(self.settings) as client:
+            return aliases_of(client, name)

@@ -1,0 +1,36 @@
+"""A fast but real installation: few sweeps, one required method, and references made with exactly that.
+
+In it a clean small network on digits passes and one with a BadNets patch fails, each within seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.calibrate import build as calibrate
+from flows.params import load_params
+from tasks.settings import Settings
+
+PARAMS = """
+neural_cleanse: {starts: 2, sweeps: 24, again: 1, images: 192, named: 2}
+neural_cleanse_unlearning: {rounds: 1, enough: 0.2}
+data: {invert: 256, confirm: 128, repair: 512, validate: 256, test: 200}
+"""
+POLICY = """
+name: quick
+required: [neural_cleanse]
+repair: {enabled: false, methods: []}
+timeout_seconds: 120
+"""
+BANK = {"digits": {"count": 8, "images": 1200, "epochs": 8, "architectures": ["small-cnn"]}}
+
+
+def build(folder: Path, **policy: str) -> dict[str, str]:
+    """Environment of the installation, its files in `folder`; `policy` adds lines to the policy, as YAML by key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params, rules, calibration = folder / "params.yaml", folder / "policy.yaml", folder / "calibration.json"
+    params.write_text(PARAMS)
+    rules.write_text(POLICY + "".join(f"{key}: {value}\n" for key, value in policy.items()))
+    if not calibration.exists():
+        calibrate(Settings(home=folder / "home"), load_params(params), BANK, only=None, out=calibration)
+    return {"VETGATE_PARAMS": str(params), "VETGATE_POLICY": str(rules), "VETGATE_CALIBRATION": str(calibration)}

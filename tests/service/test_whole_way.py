@@ -1,0 +1,174 @@
+"""From a submission to a loaded model with nothing called by hand: by events, by webhooks, and by the sweep."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from flows.serving import verified_load
+from tasks import intake
+from tasks.ledger_verify import verify_ledger
+from tests.service.conftest import Postgres
+from tests.service.running import Service, tail, until_true
+from tests.service.world import World, variant
+from vetgate.errors import Denied
+
+
+@pytest.fixture(scope="module")
+def world(service: Service) -> World:
+    return World(service)
+
+
+def test_submit_event_worker_verdict_promotion_and_load(world: World, honest: Path, digits, tmp_path: Path) -> None:
+    done = world.service.vetgate("submit", variant(honest, tmp_path, "by-event"), "--json")
+    manifest = json.loads(done.stdout)["manifest_sha256"]
+
+    version = world.champion("by-event")
+
+    assert world.verdict(manifest) == "PASS" and len(world.results(manifest)) == 1
+    assert made_by_event(world, manifest)
+    loaded = verified_load("models:/prod.by-event@champion", world.settings)
+    assert loaded.coverage.manifest == manifest and loaded.coverage.promotion.version == version
+    with torch.no_grad():
+        assert float((loaded.model(digits.x).argmax(1) == digits.y).float().mean()) > 0.9
+
+
+def test_a_version_that_anybody_registers_goes_the_same_way(world: World, honest: Path, tmp_path: Path) -> None:
+    world.register(variant(honest, tmp_path, "by-webhook"), "thirdparty.by-webhook")
+
+    world.champion("by-webhook")
+
+    manifest = verified_load("models:/prod.by-webhook@champion", world.settings).coverage.manifest
+    assert made_by_event(world, manifest) and len(world.results(manifest)) == 1
+    with world.registry() as client:
+        (version,) = client.search_model_versions("name = 'thirdparty.by-webhook'")
+    assert version.tags["vet.manifest_sha256"] == manifest
+
+
+def test_a_backdoored_model_stays_out(world: World, trojaned: Path, tmp_path: Path) -> None:
+    done = world.service.vetgate("submit", variant(trojaned, tmp_path, "bargain"), "--json")
+    manifest = json.loads(done.stdout)["manifest_sha256"]
+
+    assert world.verdict(manifest) == "FAIL"
+    assert world.service.vetgate("promote", "bargain", "--submission", manifest).returncode == 1
+    assert world.aliases("bargain") == {}
+
+
+def test_with_every_event_and_webhook_lost_the_sweep_finds_it(world: World, honest: Path, tmp_path: Path) -> None:
+    with world.deaf():
+        # taken in without an event, and registered without a webhook
+        silent = intake.take(world.settings, variant(honest, tmp_path, "silent"))
+        world.register(variant(honest, tmp_path, "unheard"), "thirdparty.unheard")
+        time.sleep(5)
+        assert not world.results(silent.id)
+
+        # what the schedule does every five minutes; the first finds, a later one promotes where that event was lost too
+        until_true(lambda: swept(world) and bool(world.results(silent.id)), 240, lambda: tail(world.service.log))
+        until_true(
+            lambda: swept(world) and "champion" in world.aliases("unheard"), 240, lambda: tail(world.service.log)
+        )
+        until_true(lambda: swept(world) and "champion" in world.aliases("silent"), 240, lambda: tail(world.service.log))
+
+    assert len(world.results(silent.id)) == 1
+    assert verified_load("models:/prod.unheard@champion", world.settings).coverage.claims["verdict"] == "PASS"
+
+
+def test_an_alias_on_unvetted_bytes_is_taken_back_within_ten_seconds(
+    world: World, honest: Path, tmp_path: Path
+) -> None:
+    world.champion("by-event")
+    before = world.aliases("by-event")
+    evil = smuggled(world, honest, tmp_path, "by-event")
+
+    started = time.monotonic()
+    with world.registry() as client:
+        client.set_registered_model_alias("prod.by-event", "champion", evil)
+        with pytest.raises(Denied, match="never promoted"):
+            verified_load(f"models:/prod.by-event/{evil}", world.settings)
+    until_true(lambda: world.aliases("by-event") == before, 10, lambda: tail(world.service.log))
+
+    print(f"taken back after {time.monotonic() - started:.1f} s")
+
+
+def test_without_a_webhook_it_is_taken_back_by_the_next_reconciliation(
+    world: World, honest: Path, tmp_path: Path
+) -> None:
+    world.champion("by-event")
+    before = world.aliases("by-event")
+    with world.deaf(), world.registry() as client:
+        client.set_registered_model_alias("prod.by-event", "champion", smuggled(world, honest, tmp_path, "by-event"))
+        time.sleep(5)
+        assert world.aliases("by-event") != before
+        assert world.service.vetgate("reconcile").returncode == 1
+    assert world.aliases("by-event") == before
+    assert verify_ledger(world.settings)
+    assert world.service.vetgate("ledger", "verify").returncode == 0
+
+
+def test_twelve_submissions_at_once_reach_one_verdict_each(world: World, honest: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    manifests = []
+    for turn in range(1, 13):
+        done = world.service.vetgate("submit", variant(honest, tmp_path, "dozen", noise=turn), "--json")
+        manifests.append(json.loads(done.stdout)["manifest_sha256"])
+
+    verdicts = Counter(world.verdict(manifest, 600) for manifest in manifests)
+
+    print(f"12 in {time.monotonic() - started:.0f} s: {dict(verdicts)}")
+    assert len(set(manifests)) == 12 and set(verdicts) <= {"PASS", "INCONCLUSIVE", "FAIL"} and verdicts["PASS"] >= 9
+    assert all(len(world.results(manifest)) == 1 for manifest in manifests)
+    assert "database is locked" not in world.service.log.read_text(errors="replace")
+
+
+def test_the_same_on_postgresql_and_s3(
+    postgres: Postgres,
+    start_service: Callable[..., AbstractContextManager[Service]],
+    s3_endpoint: str,
+    installation_with_promotion: dict[str, str],
+    honest: Path,
+    tmp_path: Path,
+) -> None:
+    place = {"VETGATE_STORE": "s3://vetgate/whole", "VETGATE_DATA_REMOTE": "s3://vetgate/data"}
+    place |= {"VETGATE_S3_ENDPOINT": s3_endpoint}
+    with start_service(**postgres.environment, **installation_with_promotion, **place) as running:
+        world = World(running)
+        done = running.vetgate("submit", variant(honest, tmp_path, "elsewhere"), "--json")
+        manifest = json.loads(done.stdout)["manifest_sha256"]
+
+        world.champion("elsewhere")
+
+        loaded = verified_load("models:/prod.elsewhere@champion", world.settings)
+        assert loaded.coverage.manifest == manifest and len(world.results(manifest)) == 1
+        assert loaded.coverage.promotion.source == f"s3://vetgate/whole/vetted/{manifest}"
+        assert running.vetgate("ledger", "verify").returncode == 0
+
+
+def smuggled(world: World, honest: Path, folder: Path, name: str) -> str:
+    """A version of prod.<name> that somebody made by himself, with the tags of one that was vetted."""
+    with world.registry() as client:
+        good = client.get_model_version(f"prod.{name}", world.aliases(name)["champion"])
+        run = client.create_run(client.create_experiment(f"smuggler-{time.time_ns()}"))
+        given = variant(honest, folder / str(time.time_ns()), name, noise=99)
+        client.log_artifacts(run.info.run_id, str(given), "model")
+        source = f"{run.info.artifact_uri}/model"
+        made = client.create_model_version(f"prod.{name}", source, run_id=run.info.run_id, tags=dict(good.tags))
+        return str(made.version)
+
+
+def swept(world: World) -> bool:
+    return world.service.vetgate("sweep").returncode == 0
+
+
+def made_by_event(world: World, manifest: str) -> bool:
+    """Whether a run that vetted a submission was started by an event, and not by the sweep."""
+    answer = httpx.post(f"{world.service.about['prefect']}/flow_runs/filter", json={"limit": 200})
+    runs = [run for run in answer.json() if run["parameters"].get("manifest_sha256") == manifest]
+    return any((run.get("created_by") or {}).get("type") == "AUTOMATION" for run in runs)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tasks.attestations import save_attestation
+from tasks.coverage import Coverage, covered
+from tasks.promotions import save_promotion
+from tasks.revocations import save_revocation
+from tasks.settings import Settings
+from tasks.store import open_store
+from vetgate import attest
+from vetgate.digest import canonical_json
+from vetgate.errors import Denied, Stale
+from vetgate.keys import load_or_create_key, raw_public, read_trust_root, trust_key, utc_now
+from vetgate.waivers import read_approval, read_waiver, sign_approval, sign_waiver
+
+NOW = utc_now().replace(microsecond=0)
+MANIFEST, FILES, SOURCE = "a" * 64, {"model.onnx": "b" * 64}, "s3://vetted/it"
+
+
+class Production:
+    """Version 1 of prod.digits, promoted by a real gate key, under whatever verdicts a test needs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.store = settings, open_store(settings)
+        self.key = load_or_create_key(settings.gate_key, settings.trust_root, now=NOW - timedelta(days=90))
+        self.trust = read_trust_root(settings.trust_root)
+
+    def decide(self, verdict: str = "PASS", key: Ed25519PrivateKey | None = None, **said: Any) -> str:
+        """A signed verdict in the store; its digest."""
+        stated: dict[str, Any] = {
+            "name": "digits",
+            "issued": NOW - timedelta(days=1),
+            "valid": timedelta(days=30),
+            "policy": {"name": "default", "sha256": "d" * 64},
+            "methods": [],
+            "reference_data": None,
+            "calibration": None,
+            "sandbox_level": 1,
+        }
+        predicate = attest.verdict_predicate(verdict=verdict, **(stated | said))
+        envelope = attest.sign(attest.statement(FILES, MANIFEST, predicate), key or self.key)
+        save_attestation(self.store, MANIFEST, envelope)
+        return attest.digest(envelope)
+
+    def promote(self, **changes: Any) -> None:
+        said = {"name": "digits", "version": "1", "manifest": MANIFEST, "files": FILES, "source": SOURCE}
+        fields = said | {"run_id": "r", "attestation": "c" * 64, "now": NOW} | changes
+        save_promotion(self.store, self.trust, self.key, **fields)
+
+    def covered(self, name: str = "digits", version: str = "1", source: str = SOURCE, **asked: Any) -> Coverage:
+        return covered(self.settings, name, version, source, **({"now": NOW} | asked))
+
+
+@pytest.fixture
+def production(tmp_path: Path) -> Production:
+    return Production(Settings(home=tmp_path / "home"))
+
+
+def test_a_promoted_version_with_a_pass_in_force_is_covered_until_that_expires(production: Production) -> None:
+    digest = production.decide()
+    production.promote()
+    found = production.covered()
+    assert (found.manifest, found.files, found.grace) == (MANIFEST, FILES, False)
+    assert found.until == NOW + timedelta(days=29)
+    assert attest.digest(found.attestation.envelope) == digest
+    assert found.promotion.source == SOURCE
+
+
+def test_what_the_gate_never_promoted_is_not_covered_whatever_its_verdict(production: Production) -> None:
+    production.decide()
+    with pytest.raises(Denied, match="never promoted"):
+        production.covered()
+    production.promote(version="2")
+    with pytest.raises(Denied, match="never promoted"):
+        production.covered()
+
+
+def test_another_place_than_the_promoted_one_is_not_covered(production: Production) -> None:
+    production.decide()
+    production.promote()
+    with pytest.raises(Denied, match="at s3://vetted/it, got s3://evil"):
+        production.covered(source="s3://evil")
+
+
+def test_a_promotion_or_verdict_of_another_name_does_not_cover(production: Production) -> None:
+    production.decide()
+    production.promote()
+    production.store.create("promotions/other/1.json", production.store.read("promotions/digits/1.json"))
+    with pytest.raises(Denied, match="expected the promotion of other"):
+        production.covered(name="other")
+    production.promote(name="third")
+    with pytest.raises(Denied, match="for third, got one for digits"):
+        production.covered(name="third")
+
+
+def test_a_promotion_that_somebody_else_signed_does_not_cover(production: Production, tmp_path: Path) -> None:
+    production.decide()
+    forger = Production(Settings(home=tmp_path / "forger"))
+    forger.promote()
+    production.store.create("promotions/digits/1.json", forger.store.read("promotions/digits/1.json"))
+    with pytest.raises(Denied, match="trust root"):
+        production.covered()
+
+
+def test_without_a_verdict_or_with_an_altered_one_nothing_is_covered(production: Production) -> None:
+    production.promote()
+    with pytest.raises(Denied, match="expected a verdict"):
+        production.covered()
+    production.decide(key=Ed25519PrivateKey.generate())
+    with pytest.raises(Denied, match="trust root"):
+        production.covered()
+
+
+@pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE", "pass"])
+def test_the_newest_verdict_counts(production: Production, verdict: str) -> None:
+    production.decide(issued=NOW - timedelta(days=2))
+    production.promote()
+    production.decide(verdict, reasons=["because"])
+    with pytest.raises(Denied, match=f"got {verdict}: because") as caught:
+        production.covered()
+    assert caught.value.exit_code == 1
+
+
+def test_an_expired_or_revoked_verdict_is_stale(production: Production) -> None:
+    digest = production.decide()
+    production.promote()
+    with pytest.raises(Stale, match="expired"):
+        production.covered(now=NOW + timedelta(days=29))
+    save_revocation(production.store, digest, "a test", None, NOW)
+    with pytest.raises(Stale, match="revoked") as caught:
+        production.covered()
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(("hours", "grace"), [(1, True), (0, False), (-1, False)])
+def test_a_fail_of_a_rescan_covers_for_as_long_as_its_grace_lasts(
+    production: Production, hours: int, grace: bool
+) -> None:
+    production.promote()
+    production.decide("FAIL", purpose="rescan", demote_after=NOW + timedelta(hours=hours))
+    if grace:
+        found = production.covered()
+        assert (found.grace, found.until) == (True, NOW + timedelta(hours=hours))
+    else:
+        with pytest.raises(Stale, match="whose grace ended"):
+            production.covered()
+
+
+def test_a_fail_of_a_first_vetting_has_no_grace(production: Production) -> None:
+    production.promote()
+    production.decide("FAIL", demote_after=NOW + timedelta(hours=1))
+    with pytest.raises(Denied, match="got FAIL"):
+        production.covered()
+
+
+class TestWaived:
+    """A WAIVED verdict, whose waivers and approvals must all hold still."""
+
+    def waived(self, production: Production, days: int = 10) -> list[str]:
+        """Sign one; the digests of its waiver and its approval."""
+        person = Ed25519PrivateKey.generate()
+        root = production.settings.trust_root
+        trust_key(root, raw_public(person), "approver", now=NOW - timedelta(days=3), valid=timedelta(days=90))
+        production.trust = read_trust_root(root)
+        asked: dict[str, Any] = {"manifest": MANIFEST, "finding": "backdoor:label-7", "reason": "a test"}
+        made = sign_waiver(person, now=NOW - timedelta(days=1), valid=timedelta(days=days), **asked)
+        waiver = read_waiver(made, production.trust, NOW)
+        approval = read_approval(sign_approval(person, of=waiver.digest, now=NOW), production.trust, NOW)
+        production.decide("WAIVED", waivers=[waiver.to_json()], approvals=[approval.to_json()])
+        production.promote()
+        return [waiver.digest, approval.digest]
+
+    def test_it_covers_until_the_waiver_ends(self, production: Production) -> None:
+        self.waived(production)
+        found = production.covered()
+        assert (found.claims["verdict"], found.until) == ("WAIVED", NOW + timedelta(days=9))
+        with pytest.raises(Stale, match="expired"):
+            production.covered(now=NOW + timedelta(days=9))
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_it_is_stale_when_the_waiver_or_the_approval_is_revoked(self, production: Production, which: int) -> None:
+        revoked = self.waived(production)[which]
+        save_revocation(production.store, revoked, "a test", None, NOW)
+        with pytest.raises(Stale, match=f"{revoked}, which was revoked"):
+            production.covered()
+
+    def test_it_is_stale_when_the_trust_root_revokes_the_waiver(self, production: Production) -> None:
+        revoked, _ = self.waived(production)
+        root = production.trust.to_json() | {"revoked": [revoked]}
+        production.settings.trust_root.write_bytes(canonical_json(root))
+        with pytest.raises(Stale, match="was revoked"):
+            production.covered()
+
+    def test_one_without_waivers_covers_nothing(self, production: Production) -> None:
+        production.decide("WAIVED")
+        production.promote()
+        with pytest.raises(Denied, match="with waivers and approvals"):
+            production.covered()
+
+
+def test_the_moment_is_the_clock_s_where_none_is_given(production: Production) -> None:
+    production.decide(issued=NOW - timedelta(days=31))
+    production.promote()
+    with pytest.raises(Stale, match="expired"):
+        production.covered(now=None)

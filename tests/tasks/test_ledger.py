@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tasks.attestations import save_attestation
+from tasks.ledger import append, catch_up, entries, head, note, verify_ledger
+from tasks.ledger_chain import START, entry_key
+from tasks.promotions import promotion_key, save_promotion
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from vetgate import attest, dsse
+from vetgate.digest import canonical_json
+from vetgate.errors import Denied
+from vetgate.keys import load_or_create_key, read_trust_root, utc_now
+from vetgate.statements import LEDGER, claimed, sign_statement
+
+FORK = multiprocessing.get_context("fork")
+NOW = utc_now().replace(microsecond=0)
+MANIFEST = "a" * 64
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def key_of(settings: Settings) -> Ed25519PrivateKey:
+    return load_or_create_key(settings.gate_key, settings.trust_root, now=NOW - timedelta(days=1))
+
+
+def attested(settings: Settings, verdict: str = "PASS", days: int = 0, key: Ed25519PrivateKey | None = None) -> str:
+    """A verdict in the store that the ledger does not know of; its key."""
+    trusted = key_of(settings)
+    predicate = attest.verdict_predicate(
+        name="digits",
+        verdict=verdict,
+        issued=NOW - timedelta(days=days),
+        valid=timedelta(days=30),
+        policy={"name": "default", "sha256": "d" * 64},
+        methods=[],
+        reference_data=None,
+        calibration=None,
+        sandbox_level=1,
+    )
+    envelope = attest.sign(attest.statement({"model.onnx": "b" * 64}, MANIFEST, predicate), key or trusted)
+    return save_attestation(open_store(settings), MANIFEST, envelope)
+
+
+def promoted(settings: Settings, version: str = "1") -> str:
+    """A promotion in the store that the ledger does not know of; its key."""
+    key = key_of(settings)
+    save_promotion(
+        open_store(settings),
+        read_trust_root(settings.trust_root),
+        key,
+        name="digits",
+        version=version,
+        manifest=MANIFEST,
+        files={"model.onnx": "b" * 64},
+        source="file:///somewhere",
+        run_id="r",
+        attestation="c" * 64,
+        now=NOW,
+    )
+    return promotion_key("digits", version)
+
+
+def stored(settings: Settings, key: str) -> Path:
+    return Path(settings.store, key)
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def broken(settings: Settings, reason: str) -> None:
+    with pytest.raises(Denied, match=reason) as caught:
+        verify_ledger(settings)
+    assert caught.value.exit_code == 1
+
+
+def test_each_entry_holds_the_one_before_and_the_ledger_is_proved_whole(settings: Settings) -> None:
+    made = [append(settings, "rescan", {"turn": turn}) for turn in range(5)]
+    assert [entry.sequence for entry in made] == [1, 2, 3, 4, 5]
+    assert [entry.previous for entry in made] == [START, *(entry.sha256 for entry in made[:-1])]
+    assert list(entries(open_store(settings))) == made
+    proved = verify_ledger(settings)
+    assert (proved["entries"], proved["head"], proved["kinds"]) == (5, made[-1].sha256, {"rescan": 5})
+    assert proved["anchored"]
+
+
+def test_an_entry_is_an_envelope_that_the_gate_signed(settings: Settings) -> None:
+    entry = append(settings, "denial", {"name": "digits"})
+    envelope = dsse.read_envelope(open_store(settings).read(entry_key(1)))
+    payload, key = dsse.signed_payload(envelope, read_trust_root(settings.trust_root), {"gate"})
+    assert json.loads(payload)["predicate"] == claimed(LEDGER, envelope)
+    assert claimed(LEDGER, envelope)["subject"] == {"name": "digits"} == dict(entry.subject)
+    assert key.role == "gate"
+
+
+def test_an_empty_ledger_is_whole(settings: Settings) -> None:
+    key_of(settings)
+    assert verify_ledger(settings)["entries"] == 0
+    assert head(settings) == 0
+
+
+def test_every_kind_of_store_holds_it(store: Store, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    endpoint = request.getfixturevalue("s3_endpoint") if store.url("x").startswith("s3://") else None
+    where = store.url("x").removesuffix("/x").removeprefix("file://")
+    settings = Settings(home=tmp_path / "home", store=where, s3_endpoint=endpoint)
+    for turn in range(3):
+        append(settings, "rescan", {"turn": turn})
+    note(settings, attested(settings))
+    assert verify_ledger(settings)["entries"] == 4
+
+
+def test_one_entry_costs_the_same_however_long_the_ledger_is(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.store_directory import DirectoryStore
+
+    read: list[str] = []
+    really = DirectoryStore.read
+
+    def counting(self: DirectoryStore, key: str) -> bytes:
+        read.append(key)
+        return really(self, key)
+
+    monkeypatch.setattr(DirectoryStore, "read", counting)
+    costs = []
+    for turn in range(30):
+        read.clear()
+        append(settings, "rescan", {"turn": turn})
+        costs.append(len(read))
+    assert costs[5] == costs[-1] <= 3
+
+
+def test_two_processes_that_append_at_once_share_one_chain(settings: Settings, tmp_path: Path) -> None:
+    key_of(settings)
+    # another host has its own memory of the end, and the same store and key
+    elsewhere = Settings(
+        home=tmp_path / "elsewhere",
+        store=settings.store,
+        gate_key=settings.gate_key,
+        trust_root=settings.trust_root,
+    )
+    start = FORK.Barrier(4)
+
+    def work(where: Settings, who: int) -> None:
+        start.wait()
+        for turn in range(10):
+            append(where, "rescan", {"who": who, "turn": turn})
+
+    processes = [FORK.Process(target=work, args=((settings, elsewhere)[who % 2], who)) for who in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    for where in (settings, elsewhere):
+        assert verify_ledger(where)["entries"] == 40
+    said = [(entry.subject["who"], entry.subject["turn"]) for entry in entries(open_store(settings))]
+    assert len(set(said)) == 40
+    assert [turn for who, turn in said if who == 0] == list(range(10))
+
+
+def test_what_is_entered_once_is_entered_once_by_several_at_once_too(settings: Settings) -> None:
+    key = attested(settings)
+    start, answers = FORK.Barrier(4), FORK.SimpleQueue()
+
+    def work() -> None:
+        start.wait()
+        entry = note(settings, key, since=0)
+        answers.put(None if entry is None else entry.sequence)
+
+    processes = [FORK.Process(target=work) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = {answers.get() for _ in processes}
+    for process in processes:
+        process.join()
+    assert found - {None} == {1}
+    assert verify_ledger(settings)["entries"] == 1
+
+
+def three(settings: Settings) -> None:
+    for turn in range(3):
+        append(settings, "rescan", {"turn": turn})
+
+
+def test_a_gap_is_found(settings: Settings) -> None:
+    three(settings)
+    stored(settings, entry_key(2)).unlink()
+    broken(settings, r"expected ledger/000000000002.json in the ledger, got ledger/000000000003.json")
+
+
+def test_a_first_entry_that_was_removed_is_found(settings: Settings) -> None:
+    three(settings)
+    stored(settings, entry_key(1)).unlink()
+    broken(settings, "entries are missing")
+
+
+def test_a_changed_entry_is_found(settings: Settings) -> None:
+    three(settings)
+    envelope = json.loads(open_store(settings).read(entry_key(2)))
+    other = sign_statement(LEDGER, claimed(LEDGER, envelope) | {"subject": {"turn": 7}}, Ed25519PrivateKey.generate())
+    overwrite(stored(settings, entry_key(2)), canonical_json(envelope | {"payload": other["payload"]}))
+    broken(settings, "altered")
+
+
+def test_a_changed_entry_that_the_gate_s_own_key_signed_is_found(settings: Settings) -> None:
+    three(settings)
+    for last in (2, 3):
+        said = claimed(LEDGER, json.loads(open_store(settings).read(entry_key(last)))) | {"subject": {"turn": 7}}
+        overwrite(stored(settings, entry_key(last)), canonical_json(sign_statement(LEDGER, said, key_of(settings))))
+        broken(settings, "to hold the one before" if last == 2 else "to hold the one before|as its gate left it")
+
+
+def test_reordered_entries_are_found(settings: Settings) -> None:
+    three(settings)
+    second, third = (stored(settings, entry_key(n)).read_bytes() for n in (2, 3))
+    overwrite(stored(settings, entry_key(2)), third)
+    overwrite(stored(settings, entry_key(3)), second)
+    broken(settings, "reordered")
+
+
+@pytest.mark.parametrize("signatures", [lambda s: [], lambda s: [{**s[0], "keyid": "0" * 64}], lambda s: s * 2])
+def test_an_entry_that_the_gate_did_not_sign_is_found(
+    settings: Settings, signatures: Callable[[list[Any]], list[Any]]
+) -> None:
+    three(settings)
+    envelope = json.loads(open_store(settings).read(entry_key(3)))
+    forged = envelope | {"signatures": signatures(envelope["signatures"])}
+    overwrite(stored(settings, entry_key(3)), canonical_json(forged))
+    broken(settings, "signature")
+
+
+def test_an_entry_that_somebody_else_signed_is_found_and_nothing_is_built_on_it(settings: Settings) -> None:
+    three(settings)
+    said = claimed(LEDGER, json.loads(open_store(settings).read(entry_key(3)))) | {"sequence": 4}
+    forged = sign_statement(LEDGER, said, Ed25519PrivateKey.generate())
+    open_store(settings).create(entry_key(4), canonical_json(forged))
+    broken(settings, "key of the trust root")
+    with pytest.raises(Denied, match="key of the trust root"):
+        append(settings, "rescan", {})
+
+
+def test_what_is_no_entry_does_not_belong_there(settings: Settings) -> None:
+    three(settings)
+    open_store(settings).create("ledger/readme.txt", b"hello")
+    broken(settings, r"got ledger/readme.txt")
+
+
+def test_a_tail_that_was_cut_off_is_found_by_the_gate_that_wrote_it(settings: Settings, tmp_path: Path) -> None:
+    three(settings)
+    stored(settings, entry_key(3)).unlink()
+    broken(settings, "its end was cut off")
+    with pytest.raises(Denied, match="it was removed"):
+        append(settings, "rescan", {})
+    # whoever has no memory of it can only see that what is there is whole
+    auditor = Settings(home=tmp_path / "auditor", store=settings.store, trust_root=settings.trust_root)
+    assert not verify_ledger(auditor)["anchored"]
+
+
+def test_a_tail_that_was_written_anew_is_found(settings: Settings) -> None:
+    three(settings)
+    said = claimed(LEDGER, json.loads(open_store(settings).read(entry_key(3)))) | {"kind": "denial"}
+    overwrite(stored(settings, entry_key(3)), canonical_json(sign_statement(LEDGER, said, key_of(settings))))
+    broken(settings, "as its gate left it")
+    with pytest.raises(Denied, match="as this gate left it"):
+        append(settings, "rescan", {})
+
+
+@pytest.mark.parametrize("make", [attested, promoted])
+def test_an_object_without_an_entry_is_found_until_the_gate_catches_up(
+    settings: Settings, make: Callable[[Settings], str]
+) -> None:
+    key_of(settings)
+    append(settings, "rescan", {})
+    key = make(settings)
+    broken(settings, f"got none for 1: {key}")
+    (entry,) = catch_up(settings)
+    assert entry.subject["key"] == key
+    assert verify_ledger(settings)["entries"] == 2
+    assert catch_up(settings) == [] and note(settings, key) is None
+
+
+def test_catching_up_of_one_submission_leaves_the_others(settings: Settings) -> None:
+    attested(settings)
+    promoted(settings)
+    assert [entry.kind for entry in catch_up(settings, MANIFEST)] == ["verdict"]
+    assert [entry.kind for entry in catch_up(settings)] == ["promotion"]
+
+
+def test_an_entry_whose_marker_a_crash_left_out_is_not_made_twice(settings: Settings) -> None:
+    key = attested(settings)
+    note(settings, key)
+    stored(settings, f"ledger-index/{key}").unlink()
+    assert catch_up(settings) == []
+    stored(settings, f"ledger-index/{key}").unlink()
+    entry = note(settings, key)
+    assert entry is not None and entry.sequence == 1
+    assert verify_ledger(settings)["entries"] == 1
+
+
+def test_what_the_gate_did_not_sign_gets_no_entry_and_is_found(settings: Settings) -> None:
+    key = attested(settings, key=Ed25519PrivateKey.generate())
+    assert catch_up(settings) == []
+    with pytest.raises(Denied, match="trust root"):
+        note(settings, key)
+    broken(settings, f"got none for 1: {key}")
+
+
+@pytest.mark.parametrize("make", [attested, promoted])
+def test_an_object_that_was_removed_or_changed_after_its_entry_is_found(
+    settings: Settings, make: Callable[[Settings], str]
+) -> None:
+    key = make(settings)
+    note(settings, key)
+    data = stored(settings, key).read_bytes()
+    overwrite(stored(settings, key), data + b" ")
+    broken(settings, "it was changed")
+    stored(settings, key).unlink()
+    broken(settings, "it was removed")
+
+
+def test_a_revocation_that_somebody_takes_away_again_is_found(settings: Settings) -> None:
+    from tasks.revocations import save_revocation
+
+    key_of(settings)
+    key = save_revocation(open_store(settings), "b" * 64, "a test", None, NOW)
+    entry = note(settings, key)
+    assert entry is not None and (entry.subject["reason"], entry.subject["by"]) == ("a test", None)
+    stored(settings, key).unlink()
+    broken(settings, "it was removed")
+
+
+def test_a_key_that_the_trust_root_does_not_hold_enters_nothing(settings: Settings, tmp_path: Path) -> None:
+    key_of(settings)
+    load_or_create_key(tmp_path / "other", tmp_path / "trust.json", now=NOW)
+    stranger = settings.model_copy(update={"gate_key": tmp_path / "other"})
+    with pytest.raises(Denied, match="key of the trust root"):
+        append(stranger, "rescan", {})
+    assert list(entries(open_store(settings))) == []
+
+
+def test_only_the_kinds_there_are_can_be_entered(settings: Settings) -> None:
+    with pytest.raises(ValueError, match="expected one of verdict"):
+        append(settings, "gossip", {})

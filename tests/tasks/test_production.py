@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.intake import read_record
+from tasks.mlflow_client import registry
+from tasks.production import Held, check_bytes, in_production, source_of
+from tasks.promotions import Promotion, promotion_of
+from tasks.settings import location
+from tasks.tampered import rehash, untampered
+from tests.production import Home, home_in
+from vetgate.errors import Denied, StoreError
+from vetgate.keys import read_trust_root
+
+
+@pytest.fixture
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return home_in(tmp_path, tmp_path_factory.getbasetemp())
+
+
+def promotion(home: Home, version: str = "1", name: str = "digits") -> Promotion:
+    found = promotion_of(home.store, read_trust_root(home.settings.trust_root), name, version)
+    assert found is not None
+    return found
+
+
+def copy_in_run(home: Home, version: str = "1") -> Path:
+    """The file that MLflow keeps of a promoted version."""
+    return Path(location(promotion(home, version).source), "model.onnx")
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def test_every_alias_is_found_with_its_version_and_source(home: Home) -> None:
+    home.promoted(b"one")
+    home.promoted(b"two")
+    home.promoted(b"other", name="other", alias="challenger")
+    home.registered(b"without an alias", name="third")
+    first, second = (promotion(home, version).source for version in "12")
+    assert in_production(home.settings) == [
+        Held("digits", "1", first, ("previous",)),
+        Held("digits", "2", second, ("champion",)),
+        Held("other", "1", promotion(home, name="other").source, ("challenger",)),
+    ]
+    assert in_production(home.settings, "other") == in_production(home.settings)[2:]
+    assert in_production(home.settings, "nobody") == []
+
+
+def test_two_aliases_of_one_version_are_one_holding(home: Home) -> None:
+    home.promoted(b"one")
+    home.point("challenger", "1")
+    (held,) = in_production(home.settings)
+    assert (held.version, held.aliases) == ("1", ("challenger", "champion"))
+
+
+def test_models_outside_production_are_not_looked_at(home: Home) -> None:
+    with registry(home.settings) as client:
+        for model in ("thirdparty.digits", "PROD.digits", "production.digits", "a.prod.digits"):
+            client.create_registered_model(model)
+            client.create_model_version(model, source="s3://anywhere")
+            client.set_registered_model_alias(model, "champion", "1")
+    assert in_production(home.settings) == []
+
+
+def test_many_models_are_read_in_pages(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.production.MODELS", 2)
+    monkeypatch.setattr("tasks.production.VERSIONS", 3)
+    with registry(home.settings) as client:
+        for number in range(5):
+            client.create_registered_model(f"prod.m{number}")
+            for version in range(2):
+                client.create_model_version(f"prod.m{number}", source=f"s3://bucket/{number}/{version}")
+            client.set_registered_model_alias(f"prod.m{number}", "champion", "1")
+    found = in_production(home.settings)
+    assert [(held.name, held.source) for held in found] == [(f"m{n}", f"s3://bucket/{n}/0") for n in range(5)]
+
+
+def test_a_version_that_is_gone_has_no_source(home: Home) -> None:
+    home.promoted(b"one")
+    assert source_of(home.settings, "digits", "1") == promotion(home).source
+    assert source_of(home.settings, "digits", "2") is None
+    assert source_of(home.settings, "nobody", "1") is None
+
+
+def test_a_registry_that_does_not_answer_is_an_error(home: Home) -> None:
+    away = home.settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    with pytest.raises(StoreError, match="to answer"):
+        in_production(away)
+
+
+def test_the_promoted_bytes_are_hashed_where_they_lie_and_in_the_store(home: Home) -> None:
+    home.promoted(b"honest")
+    size = sum(entry.size for entry in read_record(home.store, promotion(home).manifest).manifest.files)
+    assert check_bytes(home.settings, promotion(home)) == 2 * size
+
+
+@pytest.mark.parametrize("where", ["run", "store"])
+def test_altered_bytes_are_denied(home: Home, where: str) -> None:
+    home.promoted(b"honest")
+    held = promotion(home)
+    vetted = Path(home.settings.store, "vetted", held.manifest, "model.onnx")
+    path = copy_in_run(home) if where == "run" else vetted
+    overwrite(path, b"trojan")
+    with pytest.raises(Denied, match=r"got others in model\.onnx"):
+        check_bytes(home.settings, held)
+    overwrite(path, b"honest")
+    path.with_name("extra.bin").write_bytes(b"more")
+    with pytest.raises(Denied, match=r"got others: .*extra\.bin"):
+        check_bytes(home.settings, held)
+    path.with_name("extra.bin").unlink()
+    assert check_bytes(home.settings, held) > 0
+
+
+def test_bytes_that_are_not_there_at_all_are_an_outage(home: Home) -> None:
+    home.promoted(b"honest")
+    held = promotion(home)
+    shutil.rmtree(copy_in_run(home).parent)
+    with pytest.raises(StoreError, match="no file at all"):
+        check_bytes(home.settings, held)
+
+
+def test_what_was_found_altered_is_hashed_at_every_question_until_it_is_restored(home: Home) -> None:
+    home.promoted(b"honest")
+    held, path = promotion(home), copy_in_run(home)
+    overwrite(path, b"trojan")
+    untampered(home.settings, home.store, held)  # nobody has looked yet
+    with pytest.raises(Denied):
+        rehash(home.settings, home.store, held)
+    with pytest.raises(Denied):
+        untampered(home.settings, home.store, held)
+    overwrite(path, b"honest")
+    untampered(home.settings, home.store, held)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tasks.promotions import Promotion, Taken, promotion_key, promotion_of, promotions_of, save_promotion
+from tasks.store import Store, open_store
+from vetgate.errors import Denied
+from vetgate.keys import APPROVER, GATE, PublicKey, TrustRoot, raw_public
+
+NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+SAID: dict[str, Any] = {
+    "name": "digits",
+    "version": "3",
+    "manifest": "a" * 64,
+    "files": {"model.onnx": "b" * 64},
+    "source": "s3://vetted/it",
+    "run_id": "r",
+    "attestation": "c" * 64,
+}
+
+
+def trust(role: str = GATE) -> TrustRoot:
+    return TrustRoot((PublicKey(raw_public(KEY), role, NOW - timedelta(days=1), NOW + timedelta(days=9)),))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path))
+
+
+def save(store: Store, key: Ed25519PrivateKey = KEY, **changes: Any) -> Promotion:
+    return save_promotion(store, trust(), key, now=NOW, **(SAID | changes))
+
+
+def test_what_a_version_stands_for_is_read_as_it_was_signed(store: Store) -> None:
+    made = save(store)
+    assert promotion_of(store, trust(), "digits", "3", now=NOW) == made
+    assert (made.manifest, made.files, made.source, made.issued) == (
+        "a" * 64,
+        {"model.onnx": "b" * 64},
+        "s3://vetted/it",
+        "2026-11-23T09:30:00Z",
+    )
+    assert promotion_of(store, trust(), "digits", "4", now=NOW) is None
+
+
+def test_saving_it_again_keeps_the_first_also_after_the_verdict_was_renewed(store: Store) -> None:
+    made = save(store)
+    assert save(store, attestation="d" * 64) == made
+
+
+@pytest.mark.parametrize(
+    "change", [{"manifest": "e" * 64}, {"source": "s3://elsewhere"}, {"files": {}}, {"run_id": "x"}]
+)
+def test_a_number_that_stands_for_something_else_is_taken(store: Store, change: dict[str, Any]) -> None:
+    save(store)
+    with pytest.raises(Taken, match="expected version 3"):
+        save(store, **change)
+
+
+def test_one_that_somebody_else_wrote_is_denied_and_takes_the_number(store: Store) -> None:
+    forged = open_store(str(Path(store.url("x").removeprefix("file://")).parent / "forger"))
+    save(forged, Ed25519PrivateKey.generate())
+    store.create(promotion_key("digits", "3"), forged.read(promotion_key("digits", "3")))
+    with pytest.raises(Denied, match="trust root"):
+        promotion_of(store, trust(), "digits", "3", now=NOW)
+    with pytest.raises(Taken):
+        save(store)
+
+
+def test_one_that_was_moved_to_another_name_or_version_is_denied(store: Store) -> None:
+    save(store)
+    for name, version in (("digits", "4"), ("other", "3")):
+        store.create(promotion_key(name, version), store.read(promotion_key("digits", "3")))
+        with pytest.raises(Denied, match=f"expected the promotion of {name} {version}"):
+            promotion_of(store, trust(), name, version, now=NOW)
+
+
+def test_only_a_gate_promotes(store: Store) -> None:
+    save(store)
+    with pytest.raises(Denied, match="role gate"):
+        promotion_of(store, trust(APPROVER), "digits", "3", now=NOW)
+    with pytest.raises(Denied, match="valid now"):
+        promotion_of(store, trust(), "digits", "3", now=NOW + timedelta(days=10))
+
+
+def test_the_newest_version_comes_first_and_what_is_not_the_gate_s_is_left_out(store: Store) -> None:
+    for version in ("2", "10", "9"):
+        save(store, version=version)
+    store.create(promotion_key("digits", "11"), b"{}")
+    assert [p.version for p in promotions_of(store, trust(), "digits", now=NOW)] == ["10", "9", "2"]
+    assert promotions_of(store, trust(), "other", now=NOW) == []

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.vetgate.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
+from vetgate.contract import Failure
+from vetgate.findings import findings, open_questions
+from vetgate.judge import Decision, Verdict, judge, rescanned
+
+
+def verdict(*seen: Any, with_training_data: bool = False, **changes: Any) -> Verdict:
+    asked: dict[str, Any] = {
+        "classes": 10,
+        "data_sha256": "digits",
+        "with_training_data": with_training_data,
+        "sandbox_level": 1,
+        "format": "onnx",
+    }
+    return judge(seen, POLICY, calibration(), **(asked | changes))
+
+
+def held(found: Verdict, refused: bool = False) -> tuple[str, ...]:
+    return findings({**found.to_json(), "refused": refused})
+
+
+def test_a_backdoor_is_named_by_its_label() -> None:
+    found = verdict(label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR))
+    assert found.decision is Decision.FAIL
+    assert held(found) == (f"backdoor:label-{BACKDOOR}",)
+
+
+def test_what_passed_has_no_findings() -> None:
+    found = verdict(label_norms(), stimulation())
+    assert found.decision is Decision.PASS
+    assert held(found) == ()
+
+
+def test_poisoned_rows_are_named_by_the_method_that_saw_them() -> None:
+    seen = [label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR)]
+    seen += [rows("spectral_signatures", 9.0), rows("activation_clustering")]
+    found = verdict(*seen, with_training_data=True)
+    assert held(found) == (f"backdoor:label-{BACKDOOR}", "poisoned-data:spectral_signatures")
+
+
+def test_a_method_that_failed_is_named_and_so_is_what_stands_beside_a_backdoor() -> None:
+    assert held(verdict(label_norms(), Failure("abs", "it took 900 s"))) == ("inconclusive:abs",)
+    beside = verdict(label_norms(backdoor=BACKDOOR, effect=4.0), Failure("abs", "label 3: it took 900 s"))
+    assert beside.decision is Decision.FAIL
+    assert held(beside) == (f"backdoor:label-{BACKDOOR}", "inconclusive:abs")
+
+
+def test_a_file_that_was_not_understood_says_so_beside_everything_else() -> None:
+    refused = verdict(Failure("neural_cleanse", "bad header"), Failure("abs", "bad header"))
+    assert held(refused, refused=True)[0] == "not-understood"
+    assert "not-understood" not in held(refused)
+
+
+def test_a_reason_without_a_method_keeps_its_id_when_only_its_measured_figures_change() -> None:
+    def of(reason: str) -> tuple[str, ...]:
+        return findings({"decision": "INCONCLUSIVE", "suspects": [], "methods": [], "reasons": [reason]})
+
+    rare = "the evidence together is rarer (p = {}) than 0.05 among clean models, but names no label"
+    assert of(rare.format("0.0123")) == of(rare.format("1e-05")) != of("label 3 stands out, but was not confirmed")
+    assert of("label 3 stands out, but was not confirmed") != of("label 4 stands out, but was not confirmed")
+
+
+def test_notes_hold_nothing_against_a_model_and_yet_no_verdict_but_a_pass_is_without_findings() -> None:
+    pooled = verdict(label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR), data_sha256="another")
+    assert any("no references of this data set" in reason for reason in pooled.reasons)
+    assert held(pooled) == (f"backdoor:label-{BACKDOOR}",)
+    assert open_questions(pooled.reasons) == []
+    bare = findings({"decision": "INCONCLUSIVE", "suspects": [], "methods": [], "reasons": []})
+    assert len(bare) == 1 and bare[0].startswith("inconclusive:")
+
+
+class TestRescanned:
+    """`vetgate.judge.rescanned`: the verdict at a rescan's own rate."""
+
+    def test_a_fail_that_is_no_alarm_at_the_lower_rate_passes_and_says_why(self) -> None:
+        found = verdict(label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR))
+        assert found.p_value is not None
+        calm = rescanned(found, found.p_value / 2)
+        assert (calm.decision, calm.suspects) == (Decision.PASS, ())
+        assert "no alarm at the rate" in calm.reasons[0]
+        assert held(calm) == ()
+
+    def test_a_fail_at_the_lower_rate_stays_and_says_where_the_rate_is_extrapolated(self) -> None:
+        found = verdict(label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR))
+        assert found.p_value is not None and found.calibration is not None
+        alarm = found.p_value * 1.01
+        references = found.calibration["references"]
+        kept = rescanned(found, alarm)
+        assert (kept.decision, kept.suspects) == (Decision.FAIL, found.suspects)
+        noted = [r for r in kept.reasons if f"extrapolated from {references} references" in r]
+        assert bool(noted) == (references < 1 / alarm - 1)
+        assert held(kept) == held(found)
+        enough = 1 / (references + 1)
+        assert not any("extrapolated" in reason for reason in rescanned(found, enough).reasons)
+
+    def test_what_could_not_be_seen_stays_inconclusive(self) -> None:
+        beside = verdict(label_norms(backdoor=BACKDOOR, effect=4.0), Failure("abs", "it took 900 s"))
+        assert beside.decision is Decision.FAIL and beside.p_value is not None
+        assert rescanned(beside, beside.p_value / 2).decision is Decision.INCONCLUSIVE
+        blind = verdict(Failure("neural_cleanse", "x"), Failure("abs", "x"))
+        assert rescanned(blind, 0.005) == blind
+
+    def test_evidence_that_is_rare_but_proves_nothing_is_no_more_than_a_fail(self) -> None:
+        rare = verdict(label_norms(), stimulation(statistic=3.0))
+        assert rare.decision is Decision.INCONCLUSIVE and rare.p_value is not None
+        assert rescanned(rare, rare.p_value / 2).decision is Decision.PASS
+        assert rescanned(rare, rare.p_value * 1.01).decision is Decision.INCONCLUSIVE
+
+    @pytest.mark.parametrize("alarm", [0.005, 0.4])
+    def test_a_pass_is_left_alone(self, alarm: float) -> None:
+        found = verdict(label_norms(), stimulation())
+        assert rescanned(found, alarm) == found

@@ -1,0 +1,72 @@
+"""Why a verdict is out of date: what it was made with, compared with what a verdict would be made with now.
+
+Digests are compared, nothing is run. A verdict that is out of date is still in force until it expires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from vetgate.strict_json import as_time
+
+# the same bytes at another commit, or read from another copy of the registry, are the same data
+DATA = ("name", "sha256", "splits", "training")
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The code and the parameters of one method."""
+
+    code: str
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What a verdict would be made with now; `data` is the reference data as attestations name it, or None."""
+
+    methods: Mapping[str, Pin]
+    policy: str
+    calibration: str | None
+    data: Mapping[str, Any] | None
+
+
+def outdated(claims: Mapping[str, Any], pins: Pins, *, now: datetime, max_age: timedelta) -> tuple[str, ...]:
+    """The reasons why a verified verdict is out of date; empty while it is fresh."""
+    reasons = []
+    age = now - as_time(claims["issued"], "issued")
+    if age > max_age:
+        reasons.append(f"it is {age.days} days old, {max_age.days} are allowed")
+    reasons += _methods(claims["methods"], pins.methods)
+    if claims["policy"]["sha256"] != pins.policy:
+        reasons.append("the policy changed")
+    if (claims["calibration"] or {}).get("id") != pins.calibration:
+        reasons.append("the calibration changed")
+    if _data(claims["reference_data"]) != _data(pins.data):
+        reasons.append("the reference data changed")
+    return tuple(reasons)
+
+
+def _methods(attested: list[Mapping[str, Any]], pins: Mapping[str, Pin]) -> list[str]:
+    then = {method["name"]: method for method in attested}
+    reasons = [f"{name} was not there" for name in sorted(pins.keys() - then.keys())]
+    for name, method in sorted(then.items()):
+        if "code" not in method:
+            continue  # it gave no evidence then: nothing is known that could have changed
+        if name not in pins:
+            reasons.append(f"{name} runs no longer")
+        elif method["code"] != pins[name].code:
+            reasons.append(f"{name} has other code")
+        elif method["params"] != dict(pins[name].params):
+            reasons.append(f"{name} has other parameters")
+    return reasons
+
+
+def _data(named: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not named:
+        return None
+    training = named.get("training_data") or {}
+    return {field: named.get(field) for field in DATA} | {"training_sha256": training.get("sha256")}

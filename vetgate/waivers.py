@@ -1,0 +1,206 @@
+"""Waivers: a finding on exactly these bytes may pass until a day, if enough people who are not the submitter approve.
+
+Who may be counted is decided here, from signed statements alone. One key counts once; a key of another role, one out
+of its window, and the submitter's do not count at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from vetgate.dsse import Envelope
+from vetgate.errors import Denied, Stale
+from vetgate.findings import NOT_UNDERSTOOD
+from vetgate.keys import APPROVER, SUBMITTER, TrustRoot, key_id
+from vetgate.policy import WaiverPolicy
+from vetgate.statements import APPROVAL, WAIVER, sign_statement, verify_statement
+from vetgate.strict_json import as_list, as_object, as_sha256, as_text, as_time, time_text
+
+Revoked = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """Somebody's signed wish that a finding on the bytes of this manifest be let pass; `digest` names it."""
+
+    digest: str
+    manifest: str
+    finding: str
+    reason: str
+    requested_by: str
+    issued: str
+    expires: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The waiver as attestations list it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Approval:
+    """One key's signed consent to the waiver or attestation whose digest is `of`; `digest` names it."""
+
+    digest: str
+    of: str
+    keyid: str
+    issued: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The approval as attestations list it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Waived:
+    """What covers every finding of a verdict, until the first of the waivers runs out."""
+
+    waivers: tuple[Waiver, ...]
+    approvals: tuple[Approval, ...]
+    expires: datetime
+
+
+def sign_waiver(
+    key: Ed25519PrivateKey, *, manifest: str, finding: str, reason: str, now: datetime, valid: timedelta
+) -> Envelope:
+    """A waiver, signed by whoever asks for it."""
+    predicate = {
+        "manifest": as_sha256(manifest, "manifest"),
+        "finding": as_text(finding, "finding"),
+        "reason": as_text(reason, "reason"),
+        "requested_by": key_id(key),
+        "issued": time_text(now),
+        "expires": time_text(now + valid),
+    }
+    return sign_statement(WAIVER, predicate, key)
+
+
+def sign_approval(key: Ed25519PrivateKey, *, of: str, now: datetime) -> Envelope:
+    """The consent of a key's owner to the waiver or attestation with this digest."""
+    said = {"digest": as_sha256(of, "digest"), "approver": key_id(key), "issued": time_text(now)}
+    return sign_statement(APPROVAL, said, key)
+
+
+def read_waiver(envelope: Envelope, trust: TrustRoot, now: datetime) -> Waiver:
+    """The waiver in an envelope, which a submitter or approver signed himself; raises Denied."""
+    signed = verify_statement(envelope, trust, WAIVER, {APPROVER, SUBMITTER}, now)
+    names = {"manifest", "finding", "reason", "requested_by", "issued", "expires"}
+    fields = {k: as_text(v, k) for k, v in as_object(signed.predicate, names, "a waiver").items()}
+    if fields["requested_by"] != signed.keyid:
+        raise Denied(f"expected a waiver requested by key {signed.keyid}, got {fields['requested_by']}; sign it anew")
+    if as_time(fields["expires"], "expires") <= as_time(fields["issued"], "issued"):
+        raise Denied(f"expected an expiry after {fields['issued']}, got {fields['expires']}; sign it anew")
+    as_sha256(fields["manifest"], "manifest")
+    return Waiver(digest=signed.digest, **fields)
+
+
+def read_approval(envelope: Envelope, trust: TrustRoot, now: datetime) -> Approval:
+    """The approval in an envelope, which a key with the role of an approver signed; raises Denied."""
+    signed = verify_statement(envelope, trust, APPROVAL, {APPROVER}, now)
+    fields = as_object(signed.predicate, {"digest", "approver", "issued"}, "an approval")
+    # named in what is signed, so that the approvals of two people never have one digest
+    if fields["approver"] != signed.keyid:
+        raise Denied(f"expected an approval by key {signed.keyid}, got {fields['approver']}; sign it anew")
+    return Approval(signed.digest, as_sha256(fields["digest"], "digest"), signed.keyid, fields["issued"])
+
+
+def counted(
+    approvals: Iterable[Approval], of: str, submitters: Collection[str], revoked: Revoked
+) -> tuple[Approval, ...]:
+    """The approvals of one statement that count: one for each key, none of a submitter's, none that was revoked.
+
+    Where no submitter is known nothing counts, because nobody can tell that the approver is another.
+    """
+    if not submitters:
+        return ()
+    by_key = {
+        approval.keyid: approval
+        for approval in approvals
+        if approval.of == of and approval.keyid not in submitters and not revoked(approval.digest)
+    }
+    return tuple(by_key[keyid] for keyid in sorted(by_key))
+
+
+def waived(
+    findings: Collection[str],
+    waivers: Iterable[Waiver],
+    approvals: Collection[Approval],
+    *,
+    manifest: str,
+    policy: WaiverPolicy,
+    submitters: Collection[str],
+    now: datetime,
+    revoked: Revoked,
+) -> Waived:
+    """What covers all these findings on the bytes of a manifest; raises Denied with what each of the others lacks."""
+    given = list(waivers)
+    chosen: list[tuple[Waiver, tuple[Approval, ...]]] = []
+    lacking: list[str] = []
+    for finding in findings:
+        usable: list[tuple[Waiver, tuple[Approval, ...]]] = []
+        why = why_never(finding, policy, submitters) or f"{finding} has no waiver"
+        for waiver in given if why_never(finding, policy, submitters) is None else ():
+            if (waiver.manifest, waiver.finding) != (manifest, finding):
+                continue
+            found = counted(approvals, waiver.digest, submitters, revoked)
+            reason = why_not(waiver, policy, now, revoked)
+            if reason is None and len(found) >= policy.approvals:
+                usable.append((waiver, found))
+            else:
+                why = f"{finding} {reason or f'has {len(found)} of {policy.approvals} approvals'}"
+        if usable:
+            chosen.append(max(usable, key=lambda pair: pair[0].expires))
+        else:
+            lacking.append(why)
+    if lacking or not chosen:
+        raise Denied(f"expected every finding on {manifest} to be waived, got: {'; '.join(lacking) or 'no finding'}")
+    return Waived(
+        tuple(waiver for waiver, _ in chosen),
+        tuple(dict.fromkeys(approval for _, found in chosen for approval in found)),
+        min(as_time(waiver.expires, "expires") for waiver, _ in chosen),
+    )
+
+
+def why_never(finding: str, policy: WaiverPolicy, submitters: Collection[str]) -> str | None:
+    """Why no waiver can cover this finding of this submission, or None."""
+    if not policy.allowed:
+        return f"{finding} cannot be waived under this policy"
+    if finding == NOT_UNDERSTOOD:
+        return f"{finding} can never be waived: nobody knows what the file does"
+    if not submitters:
+        return f"{finding} cannot be waived: the submission is not signed, so that anybody may be its submitter"
+    return None
+
+
+def why_not(waiver: Waiver, policy: WaiverPolicy, now: datetime, revoked: Revoked) -> str | None:
+    """Why a waiver is not in force, in words that follow the finding's name, or None."""
+    issued, expires = as_time(waiver.issued, "issued"), as_time(waiver.expires, "expires")
+    if revoked(waiver.digest):
+        return "has a waiver that was revoked"
+    if now >= expires:
+        return f"has a waiver that expired on {waiver.expires}"
+    if expires - issued > timedelta(days=policy.max_days):
+        return f"has a waiver for more than the {policy.max_days} days of the policy"
+    return None
+
+
+def waived_until(claims: Mapping[str, Any], now: datetime, revoked: Revoked) -> datetime:
+    """Until when every waiver in a verified WAIVED verdict holds; raises Stale when one is revoked or ran out."""
+    waivers, approvals = as_list(claims.get("waivers"), "waivers"), as_list(claims.get("approvals"), "approvals")
+    if not waivers or not approvals:
+        raise Denied(
+            f"expected a waived verdict on {claims.get('name')} with waivers and approvals, got none; vet again"
+        )
+    for given in (*waivers, *approvals):
+        if revoked(as_sha256(given.get("digest") if isinstance(given, dict) else None, "digest")):
+            raise Stale(
+                f"expected waivers in force, got {given['digest']}, which was revoked; waive anew, or vet again"
+            )
+    until = min(as_time(given.get("expires"), "expires") for given in waivers)
+    if now >= until:
+        raise Stale(f"expected waivers in force, got one that expired on {time_text(until)}; waive anew, or vet again")
+    return until
