@@ -23,10 +23,10 @@ def database(settings: Settings) -> str:
 
 
 def source_pattern(settings: Settings) -> str:
-    """What the source of every model version must match: it lies below our artifacts or in our quarantine."""
+    """What the source of every model version must match: below our artifacts, in our quarantine or its vetted copy."""
     artifacts = settings.artifacts
     roots = {artifacts if "://" in artifacts else Path(artifacts).as_uri(), artifacts}
-    roots.add(open_store(settings).url("quarantine"))
+    roots |= {open_store(settings).url(part) for part in ("quarantine", "vetted")}
     below = "|".join(re.escape(root.rstrip("/")) for root in sorted(roots))
     return rf"^(?:{below})/(?!(?:.*/)?\.\.(?:/|$))"
 

@@ -59,14 +59,15 @@ def test_a_copy_of_the_code_has_the_same_digest(package):
 def test_a_reworded_comment_or_docstring_voids_nothing(package):
     before = code_digest("detect", "neural_cleanse")
     rewrite(package / "detect" / "neural_cleanse.py", '"""Neural Cleanse:', '"""Reworded:')
-    rewrite(package / "inversion.py", "# keeps tanh invertible", "# reworded")
-    rewrite(package / "inversion.py", '"""The best trigger found for each label."""', '"""Other words."""')
+    rewrite(package / "search.py", "# keeps tanh invertible", "# reworded")
+    old = "down after as many bad ones."
+    rewrite(package / "search.py", old, "and down again.")
     assert code_digest("detect", "neural_cleanse") == before
 
 
 def test_a_changed_number_voids_the_method_that_imports_it_and_no_other(package):
     before = {name: code_digest("detect", name) for name in ("neural_cleanse", "spectral_signatures")}
-    rewrite(package / "inversion.py", "patience: int = 3", "patience: int = 4")
+    rewrite(package / "search.py", "patience: int = 3", "patience: int = 4")
     assert code_digest("detect", "neural_cleanse") != before["neural_cleanse"]
     assert code_digest("detect", "spectral_signatures") == before["spectral_signatures"]
 
