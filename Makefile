@@ -21,7 +21,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not service"
 
-# the whole service on this machine, killed and restarted; some ten minutes on two quiet cores
+# the whole service on this machine, killed and restarted: takes long
 test-service: install
 	$(BIN)/python -m pytest -m service
 
