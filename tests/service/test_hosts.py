@@ -95,7 +95,7 @@ def test_the_second_host_vets_with_the_workers_of_both_and_finds_the_same(
         (entry,) = store.list(f"evidence/{manifest}/neural_cleanse/")
         spread = json.loads(store.read(entry))["evidence"]
         record = intake.read_record(store, manifest)
-        stream = dask.get_task_stream(start="1 hour ago")
+        stream = dask.get_task_stream(start="1h")
         workers = {worker["name"] for worker in httpx.post(f"{service.about['prefect']}/{POOL}", json={}).json()}
 
     assert result["verdict"] == "FAIL" and result["suspects"] == [TARGET]
