@@ -35,7 +35,7 @@ from tasks.promotions import promotion_key, save_promotion
 from tasks.registry_promoted import MODEL, PROMOTIONS
 from tasks.settings import Settings, load_settings
 from tasks.store import open_store
-from tests import quick
+from tests import steady
 from vetgate import attest
 from vetgate.keys import load_or_create_key, utc_now
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 def measure(folder: Path, models: int, stale: int) -> list[dict[str, Any]]:
     """One row for each part of the two rescans, and for a reconciliation of everything and of one model."""
-    os.environ.update({**quick.build(folder / "quick"), "VETGATE_HOME": str(folder / "home")})
+    os.environ.update(steady.environment(steady.build(folder / "steady"), folder / "home"))
     settings = load_settings()
     set_up(settings, folder, models, stale)
     rows: list[dict[str, Any]] = []

@@ -38,6 +38,5 @@ def give_up(settings: Settings, manifest_sha256: str) -> Blob:
         level, started = request["sandbox_level"], time.monotonic()
         result = result_of(settings, record, ruling, {}, None, reason, level, started)
         published = publish(settings, record, case, ruling, result, None)
-    told = {"manifest_sha256": record.id, "verdict": published["verdict"]}
-    events.emit(events.VERDICT_ISSUED, f"verdict.{record.id}", told, once=published["mlflow_run"])
+    events.verdict_issued(record.id, published["verdict"], once=published["mlflow_run"], automatic=False)
     return published

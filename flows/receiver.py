@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from flows.service_http import Blob, deliveries_to, serve, service
 from tasks import events
+from tasks.registry import MANIFEST_TAG
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
 from tasks.webhooks import VERSION_CREATED, Deliveries
@@ -27,8 +28,10 @@ def receiver(settings: Settings) -> Starlette:
 
 def hear(event: str, data: Blob) -> None:
     """Wake the flow that takes a new version of thirdparty.<name> in; whatever else MLflow tells is ignored."""
-    model, version = str(data.get("name")), str(data.get("version"))
-    if event == VERSION_CREATED and MODEL.fullmatch(model) and VERSION.fullmatch(version):
+    model, version, tags = str(data.get("name")), str(data.get("version")), data.get("tags")
+    # each vetting registers what came in: whoever only says that he is one is found by the sweep, which asks the facts
+    own = isinstance(tags, dict) and MANIFEST_TAG in tags
+    if event == VERSION_CREATED and MODEL.fullmatch(model) and VERSION.fullmatch(version) and not own:
         what = {"model": model, "version": version}
         events.emit(events.VERSION_REGISTERED, f"version.{model}.{version}", what, once=f"{model}/{version}")
 

@@ -20,7 +20,7 @@ def reached_at(settings: Settings, port: int) -> str:
 
 def receiver_url(settings: Settings) -> str:
     """Where MLflow reaches the receiver."""
-    return reached_at(settings, settings.receiver_port)
+    return (settings.receiver_url or reached_at(settings, settings.receiver_port)).rstrip("/")
 
 
 def gate_url(settings: Settings) -> str:

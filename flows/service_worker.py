@@ -2,20 +2,22 @@
 
 Before it polls it makes the pool and puts the pool's deployments on the server. A flow run whose worker was killed
 stays "Running" on the server for ever, and keeps its place in a concurrency limit; so a worker notes what it runs, and
-reports as crashed, when it is started again, what its predecessor did not see the end of.
+reports as crashed, when it starts, what workers of this home that are no more did not see the end of.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import socket
 import sys
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from uuid import UUID
 
 import anyio
@@ -70,34 +72,63 @@ async def _work(pool: str, limit: int, running: Running) -> None:
 
 
 class Running:
-    """The flow runs of this host's worker of a pool whose end it has not seen: an empty file each."""
+    """The flow runs of a pool whose end this worker has not seen: an empty file each, in a folder of its own.
+
+    A lock that the kernel holds for it says that it lives; so workers of one pool may share a home.
+    """
 
     def __init__(self, settings: Settings, pool: str) -> None:
-        self._folder: Path = settings.home / "run" / f"{pool}-runs"
+        self._all: Path = settings.home / "run" / f"{pool}-runs"
+        self._own = self._all / uuid.uuid4().hex
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._all.mkdir(parents=True, exist_ok=True)
+            # the lock first: a folder without one is a dead worker's
+            self._lock = _locked(self._own)
+            self._own.mkdir()
         except OSError as error:
-            raise StoreError(f"expected to write {self._folder}, got {error.strerror}; set VETGATE_HOME") from error
+            raise StoreError(f"expected to write {self._all}, got {error.strerror}; set VETGATE_HOME") from error
 
     def note(self, run: UUID) -> None:
         """A run begins."""
-        (self._folder / str(run)).touch()
+        (self._own / str(run)).touch()
 
     def forget(self, run: UUID) -> None:
         """It has ended, and the server knows."""
-        (self._folder / str(run)).unlink(missing_ok=True)
+        (self._own / str(run)).unlink(missing_ok=True)
 
     def report_crashed(self) -> None:
-        """Tell the server which runs ended with the worker before this one: their processes are gone."""
-        with get_client(sync_client=True) as client:
-            for left in self._folder.iterdir():
-                with suppress(ObjectNotFound):
-                    state = client.read_flow_run(UUID(left.name)).state
-                    if state is not None and not state.is_final():
-                        gone: State[Any] = Crashed(message="The worker that ran this was killed.")
-                        client.set_flow_run_state(UUID(left.name), gone, force=True)
-                        logger.info("flow run %s had ended with its worker", left.name)
-                left.unlink(missing_ok=True)
+        """Tell the server which runs ended with workers that are no more: their processes are gone."""
+        for folder in [path for path in self._all.iterdir() if path.is_dir()]:
+            with suppress(BlockingIOError, FileNotFoundError), _locked(folder):
+                for left in list(folder.iterdir()):
+                    _report(UUID(left.name))
+                    left.unlink(missing_ok=True)
+                folder.rmdir()
+                _lock_of(folder).unlink()
+
+
+def _report(run: UUID) -> None:
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        state = client.read_flow_run(run).state
+        if state is not None and not state.is_final():
+            gone: State[Any] = Crashed(message="The worker that ran this was killed.")
+            client.set_flow_run_state(run, gone, force=True)
+            logger.info("flow run %s had ended with its worker", run)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
+
+
+def _locked(folder: Path) -> TextIO:
+    """The lock of a worker's folder, held until it is closed; raises BlockingIOError while the worker lives."""
+    lock = _lock_of(folder).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock
 
 
 def _wait_for_server() -> None:

@@ -36,7 +36,8 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
     a sweep started: a submission that has its result, or is being vetted by another, is left alone.
     """
     settings = load_settings()
-    for method in load_policy(settings.policy).repair.methods:
+    policy = load_policy(settings.policy)
+    for method in policy.repair.methods:
         # a name that does not exist is said before hours of work, not after
         uses(method)
     store = open_store(settings)
@@ -54,8 +55,8 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
         if wait_seconds:
             raise
         return {"submission": record.submission.name, "manifest_sha256": record.id, "verdict": None, "held": str(error)}
-    told = {"manifest_sha256": record.id, "verdict": result["verdict"]}
-    events.emit(events.VERDICT_ISSUED, f"verdict.{record.id}", told, once=result["mlflow_run"])
+    automatic = policy.promotion.automatic is not None
+    events.verdict_issued(record.id, result["verdict"], once=result["mlflow_run"], automatic=automatic)
     return result
 
 

@@ -149,8 +149,7 @@ def _standing(signer: Signer, of: str, manifest: str, told: Blob) -> Blob:
     keys = [a.keyid for a in approved(signer.store, signer.trust, of, manifest, signer.now)]
     waived = told["waived"] or {}
     if waived.get("verdict") == "WAIVED":
-        said = {"manifest_sha256": manifest, "verdict": "WAIVED"}
-        events.emit(events.VERDICT_ISSUED, f"verdict.{manifest}", said, once=waived["attestation"])
+        events.verdict_issued(manifest, "WAIVED", once=waived["attestation"], automatic=False)
     return {
         "manifest_sha256": manifest,
         "approvals": keys,

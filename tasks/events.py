@@ -6,7 +6,7 @@ import base64
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,17 +22,25 @@ MODEL_DEMOTED = "vetgate.model.demoted"
 BYPASS_DETECTED = "vetgate.gate.bypass_detected"
 
 
+def verdict_issued(manifest_sha256: str, verdict: str, *, once: str, automatic: bool) -> bool:
+    """Tell of a verdict; `automatic` is whether the policy promotes what passed, which is all that a trigger asks."""
+    told = {"manifest_sha256": manifest_sha256, "verdict": verdict}
+    due = "due" if automatic and verdict == "PASS" else "not due"
+    return emit(VERDICT_ISSUED, f"verdict.{manifest_sha256}", told, once=once, labels={"vetgate.promotion": due})
+
+
 def emit(
     event: str,
     resource: str,
     payload: Mapping[str, Any],
     *,
     once: str | None = None,
-    related: Sequence[Mapping[str, str]] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> bool:
     """Send one event about `vetgate.<resource>`; whether the server took it. Never raises.
 
-    The server takes each `once` a single time, so that a step that is done again wakes nobody twice.
+    The server takes each `once` a single time, so that a step that is done again wakes nobody twice. Triggers match the
+    resource's `labels` before anything is started.
     """
     server = os.environ.get("PREFECT_API_URL")
     if not server:
@@ -45,8 +53,7 @@ def emit(
         "id": str(identity),
         "occurred": datetime.now(UTC).isoformat(),
         "event": event,
-        "resource": {"prefect.resource.id": f"vetgate.{resource}"},
-        "related": [dict(item) for item in related],
+        "resource": {"prefect.resource.id": f"vetgate.{resource}", **(labels or {})},
         "payload": dict(payload),
     }
     login = os.environ.get("PREFECT_API_AUTH_STRING")

@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     calibration: AbsolutePath | None = None
     params: AbsolutePath | None = None
     gate_url: Annotated[str | None, AfterValidator(_endpoint)] = None
+    receiver_url: Annotated[str | None, AfterValidator(_endpoint)] = None
     gate_key: AbsolutePath = _under_home("keys", "gate.ed25519")
     gate_token: AbsolutePath = _under_home("keys", "gate.token")
     webhook_secret: AbsolutePath = _under_home("keys", "webhook.secret")

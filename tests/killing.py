@@ -1,7 +1,7 @@
-"""Kill a vetting with SIGKILL right after each of its writes in turn, then let it go on; for tests and benchmarks.
+"""Have a vetting end with SIGKILL after one of its writes, or one of its writes refused; for tests and benchmarks.
 
-A warm process forks a vetting for each kill, so that the libraries are imported once. A point is a kind of write, named
-by where it goes; the vetting kills itself after the first write whose point has not been visited yet.
+A warm process forks each vetting, so that the libraries are imported once. A point is a kind of write, named by where
+it goes; what is to happen happens at the first write whose point is not among those that are passed over.
 """
 
 from __future__ import annotations
@@ -11,64 +11,80 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 MLFLOW_WRITES = (
     "create_run",
     "log_batch",
+    "log_artifact",
     "log_artifacts",
     "create_registered_model",
     "create_model_version",
     "set_tag",
     "set_model_version_tag",
+    "set_registered_model_alias",
     "set_terminated",
 )
+Fate = Literal["killed", "refused", "undisturbed"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One vetting of a directory in a home, and its promotion if it is asked for and passed."""
+
+    home: str
+    directory: str
+    fate: Fate = "killed"
+    # a regular expression: points that it does not find are passed over, and so are those visited before
+    only: str = ""
+    visited: Collection[str] = ()
+    promote: bool = False
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How one vetting ended: killed after the write `point`, or whole with `result`."""
+    """How it ended: `point` is where its fate struck, None if nowhere; `result` is None when it was killed."""
 
     point: str | None
     result: dict[str, Any] | None
 
 
-@contextmanager
-def killer(environment: dict[str, str], directory: Path, only: str = "") -> Iterator[Iterator[Ended]]:
-    """Vettings of one submission, each killed one write later than the one before, until one ends by itself.
+class Vettings:
+    """Vettings by a warm process."""
 
-    `only` is a regular expression: points that it does not find are passed over.
-    """
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+
+    def __call__(self, turn: Turn) -> Ended:
+        """Run one to its end, whatever that is."""
+        assert self._child.stdin is not None and self._child.stdout is not None
+        print(json.dumps(asdict(turn) | {"visited": list(turn.visited)}), file=self._child.stdin, flush=True)
+        return Ended(**json.loads(self._child.stdout.readline()))
+
+
+@contextmanager
+def vettings(environment: dict[str, str]) -> Iterator[Vettings]:
+    """The warm process, set to this environment; each turn has a home of its own."""
     child = subprocess.Popen(
-        [sys.executable, str(Path(__file__)), str(directory), only],
+        [sys.executable, str(Path(__file__))],
         env=environment,
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert child.stdin is not None and child.stdout is not None
-    answers = child.stdout
-
-    def ends() -> Iterator[Ended]:
-        while line := answers.readline():
-            ended = Ended(**json.loads(line))
-            yield ended
-            if ended.point is None:
-                return
-
     try:
-        yield ends()
+        yield Vettings(child)
     finally:
+        assert child.stdin is not None and child.stdout is not None
         child.stdin.close()
         child.wait(timeout=60)
-        answers.close()
+        child.stdout.close()
 
 
 def point_of(where: str) -> str:
@@ -77,7 +93,7 @@ def point_of(where: str) -> str:
 
 
 def main() -> None:
-    """Fork vettings of the directory argv[1], killed at points that fit argv[2], until one ends; a JSON line each."""
+    """Fork what standard input asks for, a JSON line each, until it ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from tasks.mlflow_client import ENVIRONMENT
@@ -92,75 +108,104 @@ def main() -> None:
     # Prefect reads where its server is when it is imported
     runtime.start(load_settings().home)
     runtime.ready()
+    import flows.promote
     import flows.vet  # noqa: F401 - once for all
 
-    visited: list[str] = []
-    while True:
+    # not by iterating: that would read ahead
+    while line := sys.stdin.readline():
+        turn = Turn(**json.loads(line))
         reader, writer = os.pipe()
         if (pid := os.fork()) == 0:
             os.close(reader)
-            _one(writer, Counter(visited))
+            _one(writer, turn)
         os.close(writer)
         with os.fdopen(reader) as said:
-            lines = said.read().splitlines()
+            lines = [json.loads(word) for word in said.read().splitlines()]
         os.waitpid(pid, 0)
-        last = json.loads(lines[-1]) if lines else {"point": None, "result": None}
-        print(json.dumps(last), file=answers, flush=True)
-        if last["point"] is None:
-            return
-        visited.append(last["point"])
+        point = next((blob["point"] for blob in lines if "point" in blob), None)
+        result = next((blob["result"] for blob in lines if "result" in blob), None)
+        print(json.dumps(asdict(Ended(point, result))), file=answers, flush=True)
 
 
-def _one(writer: int, visited: Counter[str]) -> None:
-    """Vet, and die after the first write that no earlier vetting died after."""
+def _one(writer: int, turn: Turn) -> None:
+    """Vet, and promote if that is asked for, until the fate strikes."""
     from flows import runtime
     from flows.here import vet_here
+    from flows.promote import promote
+    from tasks.settings import load_settings
 
     # the server is the parent's: this process only talks to it
     runtime._server = None
-    _arm(writer, visited)
+    os.environ["VETGATE_HOME"] = turn.home
+    if turn.fate != "undisturbed":
+        _arm(Striking(writer, turn))
+    result: dict[str, Any]
     try:
-        result = vet_here(Path(sys.argv[1]))
-        os.write(writer, json.dumps({"point": None, "result": result}).encode() + b"\n")
+        result = vet_here(Path(turn.directory))
+        if turn.promote and result["verdict"] == "PASS":
+            result["promoted"] = promote(load_settings(), result["submission"], result["manifest_sha256"])
     except BaseException as error:
-        os.write(writer, json.dumps({"point": None, "result": {"error": repr(error)}}).encode() + b"\n")
+        result = {"error": repr(error)}
     finally:
-        sys.stderr.flush()
         from flows.gate import gate
-        from tasks.settings import load_settings
 
+        _say(writer, {"result": result})
         gate(load_settings()).close()
+        sys.stderr.flush()
         os._exit(0)
 
 
-def _arm(writer: int, visited: Counter[str]) -> None:
+def _say(writer: int, blob: dict[str, Any]) -> None:
+    data = json.dumps(blob).encode() + b"\n"
+    while data:
+        data = data[os.write(writer, data) :]
+
+
+@dataclass
+class Striking:
+    """What happens at writes: once, and then never again in this process."""
+
+    writer: int
+    turn: Turn
+    struck: bool = field(default=False)
+
+    def strikes(self, point: str) -> bool:
+        """Whether it happens at this one; it is told then."""
+        if self.struck or point in self.turn.visited or not re.search(self.turn.only, point):
+            return False
+        self.struck = True
+        _say(self.writer, {"point": point})
+        return True
+
+
+def _arm(striking: Striking) -> None:
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     from tasks.store_directory import DirectoryStore
     from tasks.store_s3 import S3Store
+    from vetgate.errors import StoreError
 
-    def written(point: str) -> None:
-        if not visited[point] and re.search(sys.argv[2], point):
-            os.write(writer, json.dumps({"point": point, "result": None}).encode() + b"\n")
-            os.kill(os.getpid(), 9)
-
-    def wrap(owner: Any, name: str, place: Any) -> None:
+    def wrap(owner: Any, name: str, place: Any, refusal: Exception) -> None:
         real = getattr(owner, name)
 
         def doing(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if striking.turn.fate == "refused" and striking.strikes(place(args)):
+                raise refusal
             done = real(self, *args, **kwargs)
             # what another vetting had written before is no write
-            if done is not False:
-                written(place(args))
+            if striking.turn.fate == "killed" and done is not False and striking.strikes(place(args)):
+                os.kill(os.getpid(), 9)
             return done
 
         setattr(owner, name, doing)
 
+    full = StoreError("expected to write, got no space left on device; free space")
     for store in (DirectoryStore, S3Store):
         for name in ("create", "replace", "copy_in_file"):
-            wrap(store, name, lambda args, name=name: f"store {name} {point_of(args[0])}")
+            wrap(store, name, lambda args, name=name: f"store {name} {point_of(args[0])}", full)
     for name in MLFLOW_WRITES:
-        wrap(MlflowClient, name, lambda args, name=name: f"mlflow {name}")
+        wrap(MlflowClient, name, lambda args, name=name: f"mlflow {name}", MlflowException("database is full"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tasks import intake
 from tasks.ledger_verify import verify_ledger
 from tests.service.conftest import Postgres
 from tests.service.running import Service, tail, until_true
-from tests.service.world import World, variant
+from tests.service.world import Blob, World, variant
 from vetgate.errors import Denied
 
 
@@ -35,6 +35,8 @@ def test_submit_event_worker_verdict_promotion_and_load(world: World, honest: Pa
 
     assert world.verdict(manifest) == "PASS" and len(world.results(manifest)) == 1
     assert made_by_event(world, manifest)
+    # the vetting registered what came in, and nobody takes that in again
+    assert not runs_of(world, model="thirdparty.by-event")
     loaded = verified_load("models:/prod.by-event@champion", world.settings)
     assert loaded.coverage.manifest == manifest and loaded.coverage.promotion.version == version
     with torch.no_grad():
@@ -60,13 +62,16 @@ def test_a_backdoored_model_stays_out(world: World, trojaned: Path, tmp_path: Pa
     assert world.verdict(manifest) == "FAIL"
     assert world.service.vetgate("promote", "bargain", "--submission", manifest).returncode == 1
     assert world.aliases("bargain") == {}
+    # nobody is woken to promote what failed: the one run is the vetting
+    assert len(runs_of(world, manifest_sha256=manifest)) == 1
 
 
 def test_with_every_event_and_webhook_lost_the_sweep_finds_it(world: World, honest: Path, tmp_path: Path) -> None:
     with world.deaf():
         # taken in without an event, and registered without a webhook
         silent = intake.take(world.settings, variant(honest, tmp_path, "silent"))
-        world.register(variant(honest, tmp_path, "unheard"), "thirdparty.unheard")
+        # the receiver would pass this one over even if it heard of it
+        world.register(variant(honest, tmp_path, "unheard"), "thirdparty.unheard", manifest_sha256="0" * 64)
         time.sleep(5)
         assert not world.results(silent.id)
 
@@ -169,6 +174,11 @@ def swept(world: World) -> bool:
 
 def made_by_event(world: World, manifest: str) -> bool:
     """Whether a run that vetted a submission was started by an event, and not by the sweep."""
-    answer = httpx.post(f"{world.service.about['prefect']}/flow_runs/filter", json={"limit": 200})
-    runs = [run for run in answer.json() if run["parameters"].get("manifest_sha256") == manifest]
+    runs = runs_of(world, manifest_sha256=manifest)
     return any((run.get("created_by") or {}).get("type") == "AUTOMATION" for run in runs)
+
+
+def runs_of(world: World, **parameters: str) -> list[Blob]:
+    """The flow runs with these parameters."""
+    answer = httpx.post(f"{world.service.about['prefect']}/flow_runs/filter", json={"limit": 200}, timeout=30)
+    return [run for run in answer.json() if parameters.items() <= run["parameters"].items()]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
 from tasks.store import Store, open_store
 from tests.service.running import Service, tail, until_true
@@ -47,8 +50,8 @@ class World:
 
         yield MlflowClient(self.settings.tracking_uri, self.settings.tracking_uri)
 
-    def register(self, directory: Path, model: str) -> str:
-        """Register a submission directory in MLflow, by nothing but MLflow; the version."""
+    def register(self, directory: Path, model: str, **tags: str) -> str:
+        """Register a submission directory in MLflow, by nothing but MLflow, with these tags of `vet.`; the version."""
         from mlflow.exceptions import MlflowException
 
         with self.registry() as client:
@@ -59,7 +62,8 @@ class World:
             except MlflowException:
                 assert client.get_registered_model(model).name == model
             source = f"{run.info.artifact_uri}/submission"
-            return str(client.create_model_version(model, source, run_id=run.info.run_id).version)
+            own = {f"vet.{key}": value for key, value in tags.items()}
+            return str(client.create_model_version(model, source, run_id=run.info.run_id, tags=own).version)
 
     def aliases(self, name: str) -> dict[str, str]:
         """The aliases of prod.<name>, none where there is no such model."""
@@ -83,17 +87,28 @@ class World:
 
     @contextmanager
     def deaf(self) -> Iterator[None]:
-        """Nobody hears of anything: MLflow sends no webhook, and events find no server."""
-        with self.registry() as client:
-            hooks = list(client.list_webhooks())
-            for hook in hooks:
-                client.update_webhook(hook.webhook_id, status="DISABLED")
+        """Nobody hears of anything: webhooks are signed with a secret that is not ours, events trigger nothing.
+
+        Nor does anything happen by the clock. Webhooks that were switched off the gate would switch on again.
+        """
+        self._hear("lost on the way", False)
         try:
             yield
         finally:
-            with self.registry() as client:
-                for hook in hooks:
-                    client.update_webhook(hook.webhook_id, status="ACTIVE")
+            self._hear(secret_at(self.settings.webhook_secret), True)
+
+    def _hear(self, secret: str, on: bool) -> None:
+        with self.registry() as client:
+            for hook in client.list_webhooks():
+                client.update_webhook(hook.webhook_id, secret=secret)
+        with httpx.Client(base_url=self.service.about["prefect"], timeout=30) as prefect:
+            for automation in prefect.post("/automations/filter", json={}).json():
+                prefect.patch(f"/automations/{automation['id']}", json={"enabled": on}).raise_for_status()
+            for deployment in prefect.post("/deployments/filter", json={}).json():
+                done = "resume_deployment" if on else "pause_deployment"
+                prefect.post(f"/deployments/{deployment['id']}/{done}").raise_for_status()
+        # MLflow reads its webhooks anew, see MLFLOW_WEBHOOK_CACHE_TTL
+        time.sleep(3)
 
 
 def own(key: str) -> bool:

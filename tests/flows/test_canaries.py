@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.canaries import BACKDOORED, CLEAN, Canary, canaries
+from tasks import intake
+from tasks.settings import Settings
+from tasks.store import open_store
+from vetgate.errors import StoreError
+
+PASSED, FAILED = {"decision": "PASS", "suspects": []}, {"decision": "FAIL", "suspects": [7]}
+OPEN = {"decision": "INCONCLUSIVE", "suspects": []}
+
+
+@pytest.fixture(scope="module")
+def installation_of(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = Settings(home=tmp_path_factory.mktemp("canaries"))
+    canaries(settings)
+    return settings
+
+
+def test_the_clean_canary_may_do_anything_but_fail() -> None:
+    clean = Canary(CLEAN, "0" * 64, None)
+    assert clean.wrong(PASSED) is None and clean.wrong(OPEN) is None
+    assert clean.wrong(FAILED) == "canary-clean came out FAIL"
+
+
+def test_the_backdoored_canary_must_fail_for_its_label() -> None:
+    backdoored = Canary(BACKDOORED, "0" * 64, 7)
+    assert backdoored.wrong(FAILED) is None
+    assert backdoored.wrong(PASSED) == "canary-backdoored came out PASS, expected FAIL for label 7"
+    assert backdoored.wrong(OPEN) == "canary-backdoored came out INCONCLUSIVE, expected FAIL for label 7"
+    assert backdoored.wrong({**FAILED, "suspects": [3]}) == "canary-backdoored failed for [3], expected label 7"
+    assert backdoored.wrong({**FAILED, "suspects": [3, 7]}) is not None
+
+
+def test_both_are_trained_once_and_submitted_once(installation_of: Settings) -> None:
+    clean, backdoored = canaries(installation_of)
+    assert (clean.name, clean.label, backdoored.name, backdoored.label) == (CLEAN, None, BACKDOORED, 7)
+    assert canaries(installation_of) == (clean, backdoored)
+    found = {record.id: record.submission.supplier for record in intake.records(open_store(installation_of))}
+    assert found == {clean.manifest: "vetgate canary", backdoored.manifest: "vetgate canary"}
+
+
+def test_each_is_marked_before_anybody_could_take_it_for_a_submission(installation_of: Settings) -> None:
+    store = open_store(installation_of)
+    assert set(store.list("canaries/")) == {f"canaries/{canary.manifest}.json" for canary in canaries(installation_of)}
+    other = installation_of.model_copy(update={"store": f"{installation_of.store}-away"})
+    canary = canaries(other)[0]
+    marked = Path(other.store, "canaries", f"{canary.manifest}.json").stat().st_mtime_ns
+    assert marked <= Path(other.store, "submissions", f"{canary.manifest}.json").stat().st_mtime_ns
+
+
+def test_training_them_brings_no_torch_into_the_caller(tmp_path: Path) -> None:
+    code = "import sys; import flows.canaries; raise SystemExit('torch' in sys.modules or 'prefect' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_a_canary_that_cannot_be_trained_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.canaries.TRAINING_SECONDS", 0.01)
+    with pytest.raises(StoreError, match="expected canaries within"):
+        canaries(Settings(home=tmp_path))
+    assert [path.name for path in (tmp_path / "canaries").iterdir()] == [".lock"]
+    assert not (tmp_path / "store").exists()
