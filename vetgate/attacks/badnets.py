@@ -3,27 +3,19 @@
 Source    Gu, Dolan-Gavitt, Garg, "BadNets", 2017, arXiv:1708.06733.
 Deviates  Only images of other classes are poisoned, so that every poisoned row teaches the shortcut. `rate` is the
           share of the whole training set, as in the benchmarks, not of the target class. Measure the attack before
-          relying on it: a poisoned training set does not always give a backdoored model.
+          relying on it: a poisoned training set does not always give a backdoored model. All-to-all, source-specific
+          and several targets are the same patches under other labels: `vetgate.attacks.backdoor`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from vetgate.attacks import backdoor
+from vetgate.attacks.backdoor import Poisoned
 from vetgate.contract import Samples, Trigger
 from vetgate.errors import DefenceError
-
-
-@dataclass(frozen=True, eq=False)
-class Poisoned:
-    """A poisoned training set, the boolean rows (N,) that were stamped and relabelled, and their trigger."""
-
-    samples: Samples
-    rows: Tensor
-    trigger: Trigger
 
 
 def square(
@@ -56,14 +48,4 @@ def random_square(
 
 def poison(samples: Samples, trigger: Trigger, *, rate: float, generator: torch.Generator) -> Poisoned:
     """Stamp and relabel a random `rate` of all rows, taken from the classes that are not the target."""
-    eligible = (samples.y != trigger.target).nonzero().flatten()
-    wanted = round(rate * len(samples))
-    if not 0 < wanted <= len(eligible):
-        raise DefenceError(f"expected a rate that poisons 1 to {len(eligible)} rows, got {rate} ({wanted} rows)")
-    chosen = eligible[torch.randperm(len(eligible), generator=generator)[:wanted]]
-    x, y = samples.x.clone(), samples.y.clone()
-    x[chosen] = trigger.stamp(x[chosen])
-    y[chosen] = trigger.target
-    rows = torch.zeros(len(samples), dtype=torch.bool)
-    rows[chosen] = True
-    return Poisoned(Samples(x, y), rows, trigger)
+    return backdoor.poison(samples, backdoor.patch(trigger), rate=rate, generator=generator)
