@@ -18,10 +18,12 @@ $(INSTALLED): constraints.txt pyproject.toml
 demo: install
 	$(BIN)/vetgate demo
 
+# the service has the machine for itself: it is two servers, two workers and what they run
 test: install
-	$(BIN)/python -m pytest -m "not service"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not service"
+	$(BIN)/python -m pytest -m "service and not long"
 
-# the whole service on this machine, killed and restarted: takes long
+# all tests of the whole service: also killed at many steps, on PostgreSQL and S3, on two hosts, at night
 test-service: install
 	$(BIN)/python -m pytest -m service
 

@@ -1,7 +1,8 @@
 """Many submissions at once: all reach one verdict each, no database lock, memory stable.
 
-`python -m benchmarks.load --count 200 [--json FILE]` starts the whole service in a temporary home, hands in
-`count` small networks at once, and watches until each has its result. One row a fifth of the way.
+`python -m benchmarks.load --count 200 --workers 2 [--json FILE]` starts the whole service in a temporary home, hands in
+`count` small networks at once, and watches until each has its result. One row a fifth of the way. Every worker of the
+pool takes as many runs at once as there are cores.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.service import running_service
+from flows.service_parts import parts
 from flows.submit import submit
 from tasks.digits import write_digits
 from tasks.ledger_verify import verify_ledger
-from tasks.settings import load_settings
+from tasks.settings import Settings, load_settings
 from tasks.store import Store, open_store
 from tests import quick
+from tests.service.running import running_service
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.training import train
 from vetgate.contract import Samples
@@ -39,32 +43,34 @@ def main() -> None:
     """Run it, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), given.count)
+        rows = measure(Path(folder), given.count, given.workers)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measure(folder: Path, count: int) -> list[dict[str, Any]]:
+def measure(folder: Path, count: int, workers: int) -> list[dict[str, Any]]:
     """One row for each fifth of the submissions: how many have a result, after how long, and the memory then."""
-    environment = {**os.environ, **quick.build(folder / "quick"), "VETGATE_HOME": str(folder / "home")}
-    with running_service(environment, folder / "service.log") as service:
+    with running_service(folder / "home", **quick.build(folder / "quick")) as service, ExitStack() as stack:
         os.environ.update(service.environment)
         settings = load_settings()
+        for _ in range(1, workers):
+            stack.enter_context(_another_worker(settings, service.log))
         store = open_store(settings)
         started = time.monotonic()
         manifests = [submit(settings, directory).id for directory in _submissions(folder / "given", count)]
         rows = []
         print(f"{count} submitted in {time.monotonic() - started:.1f} s", flush=True)
         for done in range(count // 5, count + 1, max(count // 5, 1)):
-            _until(store, done, service.pid)
+            _until(store, done, service.process.pid)
             row = {
                 "results": done,
                 "seconds": round(time.monotonic() - started, 1),
-                "servers_mib": round(_servers(service.pid) / 2**20),
-                "locked": len(LOCKED.findall((folder / "service.log").read_text(errors="replace"))),
+                "servers_mib": round(_servers(service.process.pid) / 2**20),
+                "locked": len(LOCKED.findall(service.log.read_text(errors="replace"))),
             }
             rows.append(row)
             print(row, flush=True)
@@ -75,6 +81,19 @@ def measure(folder: Path, count: int) -> list[dict[str, Any]]:
         rows[-1] |= {"verdicts": dict(verdicts), "attestations": sum(each.values()), "ledger": str(ledger)}
         print(rows[-1], flush=True)
     return rows
+
+
+@contextmanager
+def _another_worker(settings: Settings, log: Path) -> Iterator[None]:
+    """One more worker of the pool `vet`, as `vetgate up` starts the first."""
+    part = next(part for part in parts(settings) if part.name == "vet-worker")
+    with log.open("ab") as out:
+        process = subprocess.Popen(part.command, env=dict(part.environment), stdout=out, stderr=out)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
 
 
 def _submissions(folder: Path, count: int) -> Iterator[Path]:

@@ -93,20 +93,30 @@ def _version_of_what_came_in(
     registered_model(client, model)
     store = open_store(settings)
     source = store.url(f"quarantine/{manifest_sha256}")
-    inside = not source.startswith("s3://")
-    if inside:
+    if not source.startswith("s3://"):
         source = f"{client.get_run(run_id).info.artifact_uri}/submission"
+    made = None
     for version in versions(client, model, manifest_sha256):
         # anybody can tag a version; what was taken in from it is noted in the store
-        if version.source == source or _noted(store, version) == manifest_sha256:
+        if _noted(store, version) == manifest_sha256:
             return version
-    if inside:
+        if version.source == source:
+            made = made or version
+    # one that was made just before a crash has no note yet
+    made = made or _made(client, store, model, source, manifest_sha256, run_id)
+    note(store, model, str(made.version), {"manifest_sha256": manifest_sha256})
+    return made
+
+
+def _made(
+    client: MlflowClient, store: Store, model: str, source: str, manifest_sha256: str, run_id: str
+) -> ModelVersion:
+    """A version whose bytes lie in the store's quarantine, or in the run where a server refuses such a source."""
+    if not source.startswith("s3://"):
         with tempfile.TemporaryDirectory() as room:
             submitted = fetch_all(store, f"quarantine/{manifest_sha256}", Path(room, "submission"))
             client.log_artifacts(run_id, str(submitted), "submission")
-    made = client.create_model_version(model, source=source, run_id=run_id, tags={MANIFEST_TAG: manifest_sha256})
-    note(store, model, str(made.version), {"manifest_sha256": manifest_sha256})
-    return made
+    return client.create_model_version(model, source=source, run_id=run_id, tags={MANIFEST_TAG: manifest_sha256})
 
 
 def _noted(store: Store, version: ModelVersion) -> str | None:

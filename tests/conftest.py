@@ -24,15 +24,18 @@ server.serve_forever()
 """
 
 
-# these start whole services or kill vettings many times over: minutes each, `make test-service`
-WHOLE = ("tests/service/", "tests/flows/test_killed.py", "tests/flows/test_rescan.py")
+SERVICE = "tests/service/"
+# more of it than a change should wait for: `make test-service`
+LONG = tuple(f"{SERVICE}test_{name}.py" for name in ("hosts", "killed_service", "nightly", "postgres"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes minutes."""
+    """Mark what starts the whole service."""
     for item in items:
-        if item.nodeid.startswith(WHOLE):
+        if item.nodeid.startswith(SERVICE):
             item.add_marker(pytest.mark.service)
+        if item.nodeid.startswith(LONG):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
@@ -16,7 +14,6 @@ import torch
 from flows.serving import verified_load
 from tasks import intake
 from tasks.ledger_verify import verify_ledger
-from tests.service.conftest import Postgres
 from tests.service.running import Service, tail, until_true
 from tests.service.world import Blob, World, variant
 from vetgate.errors import Denied
@@ -131,29 +128,6 @@ def test_twelve_submissions_at_once_reach_one_verdict_each(world: World, honest:
     assert len(set(manifests)) == 12 and set(verdicts) <= {"PASS", "INCONCLUSIVE", "FAIL"} and verdicts["PASS"] >= 9
     assert all(len(world.results(manifest)) == 1 for manifest in manifests)
     assert "database is locked" not in world.service.log.read_text(errors="replace")
-
-
-def test_the_same_on_postgresql_and_s3(
-    postgres: Postgres,
-    start_service: Callable[..., AbstractContextManager[Service]],
-    s3_endpoint: str,
-    installation_with_promotion: dict[str, str],
-    honest: Path,
-    tmp_path: Path,
-) -> None:
-    place = {"VETGATE_STORE": "s3://vetgate/whole", "VETGATE_DATA_REMOTE": "s3://vetgate/data"}
-    place |= {"VETGATE_S3_ENDPOINT": s3_endpoint}
-    with start_service(**postgres.environment, **installation_with_promotion, **place) as running:
-        world = World(running)
-        done = running.vetgate("submit", variant(honest, tmp_path, "elsewhere"), "--json")
-        manifest = json.loads(done.stdout)["manifest_sha256"]
-
-        world.champion("elsewhere")
-
-        loaded = verified_load("models:/prod.elsewhere@champion", world.settings)
-        assert loaded.coverage.manifest == manifest and len(world.results(manifest)) == 1
-        assert loaded.coverage.promotion.source == f"s3://vetgate/whole/vetted/{manifest}"
-        assert running.vetgate("ledger", "verify").returncode == 0
 
 
 def smuggled(world: World, honest: Path, folder: Path, name: str) -> str:

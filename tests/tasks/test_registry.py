@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.mlflow_client import prepare, registry
+from tasks.registered_notes import noted
 from tasks.registry import record_vetting
 from tasks.registry_promoted import Promoted, register_promoted
 from tasks.settings import Settings
@@ -133,6 +134,15 @@ def test_a_vetting_whose_recording_was_killed_is_taken_up_again(settings: Settin
         experiment = client.get_experiment_by_name("vetgate")
         (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+
+
+def test_a_version_that_was_made_just_before_a_crash_is_noted_by_the_next_try(
+    settings: Settings, files: dict[str, Path]
+) -> None:
+    first = record_vetting(settings, SUBMISSION, MANIFEST, result(), files)
+    Path(settings.store, "registered", "thirdparty.digits-cnn", "1.json").unlink()
+    assert record_vetting(settings, SUBMISSION, MANIFEST, result(), files) == first
+    assert noted(open_store(settings), "thirdparty.digits-cnn", "1") == {"manifest_sha256": MANIFEST}
 
 
 def test_with_an_s3_store_the_version_points_at_the_quarantine(
