@@ -1,9 +1,9 @@
 """Kill a vetting and its promotion after every write there is, and refuse every write once: does it end the same?
 
-`python -m benchmarks.kills [--json FILE]`. For each write of an undisturbed run, in a new home each: the process is
-killed with SIGKILL right after it, or the write fails as on a full disk; then the same command is given once more. What
-is there in the end is held against the undisturbed home: objects in the store by kind, entries of the ledger, runs,
-versions and aliases in MLflow, and the lease. A method that had finished must not have begun again.
+`python -m benchmarks.kills [--only REGEX] [--json FILE]`. For each write of an undisturbed run, in a new home each: the
+process is killed with SIGKILL right after it, or the write fails as on a full disk; then the same command is given once
+more. What is there in the end is held against the undisturbed home: objects in the store by kind, entries of the
+ledger, runs, versions and aliases in MLflow, and the lease. A method that had finished must not have begun again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ MOST_TRIES = 3
 def main() -> None:
     """Run it, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="a regular expression for the writes to try")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder))
+        rows = measure(Path(folder), given.only)
     table = Table("fate", "after, or at", "tries", "methods begun", "same end", "seconds")
     for row in rows:
         table.add_row(row["fate"], row["point"], str(row["tries"]), str(row["begun"]), row["same"], f"{row['seconds']}")
@@ -49,8 +50,8 @@ def main() -> None:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measure(folder: Path) -> list[Blob]:
-    """One row for each write and each fate."""
+def measure(folder: Path, only: str) -> list[Blob]:
+    """One row for each write whose name `only` finds, and each fate."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
     installation = quick.build(folder / "quick")
     places = {k.removeprefix("VETGATE_").lower(): v for k, v in installation.items()}
@@ -74,7 +75,7 @@ def measure(folder: Path) -> list[Blob]:
             visited: list[str] = []
             while True:
                 settings = home(f"{fate}-{len(visited)}")
-                struck = replace(turn, home=str(settings.home), fate=fate, visited=visited)
+                struck = replace(turn, home=str(settings.home), fate=fate, only=only, visited=visited)
                 row = _row(vet, struck, settings, wanted)
                 shutil.rmtree(settings.home)
                 if row is None:

@@ -85,10 +85,13 @@ def measure(folder: Path, count: int, workers: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def _another_worker(settings: Settings, log: Path) -> Iterator[None]:
-    """One more worker of the pool `vet`, as `vetgate up` starts the first."""
+    """One more worker of the pool `vet`, kept running and ended as `vetgate up` does with the first."""
     part = next(part for part in parts(settings) if part.name == "vet-worker")
+    folder = settings.home / "run" / "another"
+    folder.mkdir(parents=True, exist_ok=True)
+    line = ["/bin/sh", "-c", part.kept(os.getpid(), folder)]
     with log.open("ab") as out:
-        process = subprocess.Popen(part.command, env=dict(part.environment), stdout=out, stderr=out)
+        process = subprocess.Popen(line, env=dict(part.environment), stdout=out, stderr=out)
     try:
         yield
     finally:

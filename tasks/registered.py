@@ -40,11 +40,12 @@ class Registered:
 
 def unknown_versions(settings: Settings) -> Iterator[Registered]:
     """Every version of a thirdparty model that nothing is noted of."""
-    noted = set(open_store(settings).list("registered/"))
     with registry(settings) as client:
         token = None
         while True:
             found = client.search_model_versions(f"name LIKE '{PREFIX}%'", max_results=PAGE, page_token=token)
+            # notes come after versions: read before them, they would lack those of whatever was registered meanwhile
+            noted = set(open_store(settings).list("registered/"))
             for version in found:
                 if note_key(version.name, str(version.version)) not in noted and MODEL.fullmatch(version.name):
                     yield _registered(version)

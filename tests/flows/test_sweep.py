@@ -13,7 +13,7 @@ import pytest
 
 from flows.registered import take_version
 from flows.sweep import sweep
-from tasks import intake, registered
+from tasks import intake, registered, registered_notes
 from tasks.lease import leased
 from tasks.mlflow_client import prepare, registry
 from tasks.settings import Settings
@@ -130,6 +130,23 @@ def test_versions_in_mlflow_that_nobody_took_in_are_taken_in(settings: Settings,
     assert taken == {"manifest_sha256": intake.take(settings, tmp_path / "one").id}
     after = sweep(settings, Started())
     assert after["taken"] == [] and after["vetted"] == [taken["manifest_sha256"]]
+
+
+def test_what_is_noted_while_the_registry_answers_is_not_unknown(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    version = register(settings, submission(tmp_path / "one", b"one"), "thirdparty.digits")
+    search = MlflowClient.search_model_versions
+
+    def search_slowly(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = search(self, *args, **kwargs)
+        registered_notes.note(open_store(settings), "thirdparty.digits", version, {"manifest_sha256": "0" * 64})
+        return found
+
+    monkeypatch.setattr(MlflowClient, "search_model_versions", search_slowly)
+    assert list(registered.unknown_versions(settings)) == []
 
 
 @pytest.mark.parametrize("outside", ["/etc", "file:///etc", "s3://somebody/else", "elsewhere"])
