@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-service check docs clean
+.PHONY: install demo test test-long check docs clean
 
 install: $(INSTALLED)
 
@@ -18,14 +18,12 @@ $(INSTALLED): constraints.txt pyproject.toml
 demo: install
 	$(BIN)/vetgate demo
 
-# the service has the machine for itself: it is two servers, two workers and what they run
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not service"
-	$(BIN)/python -m pytest -m "service and not long"
+	$(BIN)/python -m pytest -m "not long"
 
-# all tests of the whole service: also killed at many steps, on PostgreSQL and S3, on two hosts, at night
-test-service: install
-	$(BIN)/python -m pytest -m service
+# what a change need not wait for: killed at many steps, on PostgreSQL and S3, on two hosts, at night
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 check: install
 	$(BIN)/ruff check

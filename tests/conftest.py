@@ -24,18 +24,20 @@ server.serve_forever()
 """
 
 
-SERVICE = "tests/service/"
-# more of it than a change should wait for: `make test-service`
-LONG = tuple(f"{SERVICE}test_{name}.py" for name in ("hosts", "killed_service", "nightly", "postgres"))
+# minutes that a change need not wait for: `make test-long`
+LONG = (
+    "tests/flows/test_killed.py",
+    "tests/flows/test_rescan.py",
+    *(f"tests/service/test_{name}.py" for name in ("hosts", "killed_service", "nightly", "postgres")),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts the whole service."""
+    """Mark what takes long; the whole service comes last, because it takes the machine for itself."""
     for item in items:
-        if item.nodeid.startswith(SERVICE):
-            item.add_marker(pytest.mark.service)
         if item.nodeid.startswith(LONG):
             item.add_marker(pytest.mark.long)
+    items.sort(key=lambda item: item.nodeid.startswith("tests/service/"))
 
 
 @pytest.fixture(scope="session")

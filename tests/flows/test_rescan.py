@@ -145,7 +145,7 @@ def verdict(home: Home, manifest: str) -> dict[str, Any]:
 
 def test_a_verdict_that_is_up_to_date_costs_a_comparison(home: Home, base: Base) -> None:
     home.let_in(base.honest, **pinned(home, base.honest, NOW - timedelta(days=1)))
-    blob = rescan(home.settings, nobody, now=NOW)
+    blob = rescan(home.settings, nobody, now=utc_now())
     assert (blob["checked"], blob["unchanged"], blob["stale"], blob["canaries"]) == (1, 1, 0, [])
     assert (blob["verdict"], exit_code(blob), told(home, "rescan")) == ("DONE", 0, [])
     assert json.loads(home.store.read(f"rescans/{BATCH}.json")) == blob
@@ -153,7 +153,7 @@ def test_a_verdict_that_is_up_to_date_costs_a_comparison(home: Home, base: Base)
 
 def test_an_old_verdict_is_renewed_from_the_recorded_seed(home: Home, base: Base) -> None:
     home.let_in(base.honest, **pinned(home, base.honest, NOW - timedelta(days=21)))
-    blob = rescan(home.settings, base.examine, now=NOW)
+    blob = rescan(home.settings, base.examine, now=utc_now())
     (renewed,) = blob["vetted"]
     assert (renewed["decision"], renewed["second"], exit_code(blob)) == ("PASS", False, 0)
     assert [(canary["canary"], canary["decision"]) for canary in blob["canaries"]] == [
@@ -166,7 +166,7 @@ def test_an_old_verdict_is_renewed_from_the_recorded_seed(home: Home, base: Base
     assert {method["seed"] for method in said["methods"]} == {seed}
     (entry,) = told(home, "rescan")
     assert entry.subject["vetted"]["PASS"] == [base.honest]
-    assert rescan(home.settings, nobody, now=NOW)["stale"] == 0
+    assert rescan(home.settings, nobody, now=utc_now())["stale"] == 0
     assert home.aliases() == {"champion": "1"}
 
 
@@ -178,14 +178,14 @@ def bad_champion(home: Home, base: Base) -> None:
 
 def test_a_fail_that_a_second_run_confirms_goes_back_to_the_version_before(home: Home, base: Base) -> None:
     bad_champion(home, base)
-    blob = rescan(home.settings, base.examine, now=NOW)
+    blob = rescan(home.settings, base.examine, now=utc_now())
     (failed,) = blob["vetted"]
     assert (failed["decision"], failed["second"], exit_code(blob)) == ("FAIL", True, 1)
     assert [(d["kind"], d["version"], d["to"]) for d in blob["taken_back"]] == [("demotion", "2", "1")]
     assert home.aliases() == {"champion": "1", "previous": "1"}
     assert verdict(home, base.trojaned)["second"]["decision"] == "FAIL"
     assert len(told(home, "demotion")) == 1
-    assert rescan(home.settings, nobody, now=NOW)["taken_back"] == []
+    assert rescan(home.settings, nobody, now=utc_now())["taken_back"] == []
 
 
 def test_a_fail_that_the_second_run_does_not_confirm_changes_nothing(home: Home, base: Base) -> None:
@@ -195,7 +195,7 @@ def test_a_fail_that_the_second_run_does_not_confirm_changes_nothing(home: Home,
         found = base.examine(settings, manifest, run)
         return found | {"evidence": {}, "failures": {"neural_cleanse": "timed out"}} if run == SECOND else found
 
-    blob = rescan(home.settings, interrupted, now=NOW)
+    blob = rescan(home.settings, interrupted, now=utc_now())
     assert [(item["decision"], item["attestation"]) for item in blob["vetted"]] == [("INCONCLUSIVE", None)]
     assert (home.aliases()["champion"], verdict(home, base.trojaned)["verdict"]) == ("2", "PASS")
     assert (blob["taken_back"], exit_code(blob)) == ([], 0)
@@ -206,10 +206,10 @@ def test_a_fail_stays_for_the_grace_of_the_policy_and_goes_when_it_is_over(home:
     policy.write_text(steady.POLICY.replace(steady.RATE, f"{steady.RATE}, grace_hours: 2"))
     patient = Home(home.settings.model_copy(update={"policy": policy}), home.room)
     bad_champion(patient, base)
-    blob = rescan(patient.settings, base.examine, now=NOW)
+    blob = rescan(patient.settings, base.examine, now=utc_now())
     assert (blob["vetted"][-1]["decision"], blob["taken_back"], exit_code(blob)) == ("FAIL", [], 0)
     assert patient.aliases()["champion"] == "2"
-    assert rescan(patient.settings, nobody, now=NOW)["stale"] == 0
+    assert rescan(patient.settings, nobody, now=utc_now())["stale"] == 0
     assert reconcile(patient.settings)["grace"][0]["version"] == "2"
     (done,) = reconcile(patient.settings, now=NOW + timedelta(hours=3))["taken_back"]
     assert (done["kind"], done["to"]) == ("demotion", "1")
@@ -238,7 +238,7 @@ def test_a_canary_that_comes_out_wrong_decides_nothing(
     home.let_in(base.honest, issued=NOW - timedelta(days=1))
     home.let_in(base.trojaned, issued=NOW - timedelta(days=1))
     spoil(home.settings.home / "canaries" / "trained")
-    blob = rescan(home.settings, base.examine, now=NOW)
+    blob = rescan(home.settings, base.examine, now=utc_now())
     assert (blob["verdict"], exit_code(blob)) == ("INCONCLUSIVE", 3)
     assert [canary["wrong"] for canary in blob["canaries"]] == wrong
     assert (blob["vetted"], blob["taken_back"]) == ([], [])
@@ -254,7 +254,7 @@ def test_a_canary_that_cannot_be_examined_is_wrong(home: Home, base: Base) -> No
     def broken(settings: Settings, manifest: str, run: str) -> dict[str, Any]:
         raise StoreError("no worker")
 
-    assert exit_code(rescan(home.settings, broken, now=NOW)) == 3
+    assert exit_code(rescan(home.settings, broken, now=utc_now())) == 3
 
 
 def test_what_cannot_be_examined_is_an_error_and_stays(home: Home, base: Base) -> None:
@@ -265,7 +265,7 @@ def test_what_cannot_be_examined_is_an_error_and_stays(home: Home, base: Base) -
             raise StoreError("the worker died")
         return base.examine(settings, manifest, run)
 
-    blob = rescan(home.settings, away, now=NOW)
+    blob = rescan(home.settings, away, now=utc_now())
     assert (exit_code(blob), len(blob["errors"]), home.aliases()["champion"]) == (2, 1, "2")
     assert verdict(home, base.trojaned)["purpose"] == "submission"
 
@@ -277,7 +277,8 @@ def test_every_manifest_has_one_night_in_thirty() -> None:
 
 
 def test_altered_bytes_are_taken_back_on_the_night_they_are_hashed(home: Home, base: Base) -> None:
-    (night,) = (NOW + timedelta(days=day) for day in range(NIGHTS) if due_tonight(base.honest, NOW + timedelta(day)))
+    today = utc_now()
+    (night,) = (today + timedelta(day) for day in range(NIGHTS) if due_tonight(base.honest, today + timedelta(day)))
     home.let_in(base.honest, now=night, **pinned(home, base.honest, night - timedelta(days=1)))
     assert rescan(home.settings, nobody, now=night)["hashed"] == 1
     with_bytes = home.aliases()
@@ -325,10 +326,10 @@ def test_two_batches_at_once_are_one(home: Home, base: Base) -> None:
 
     def meanwhile(settings: Settings, manifest: str, run: str) -> dict[str, Any]:
         with pytest.raises(StoreError, match="at work"):
-            rescan(settings, nobody, now=NOW)
+            rescan(settings, nobody, now=utc_now())
         return base.examine(settings, manifest, run)
 
-    assert len(rescan(home.settings, meanwhile, now=NOW)["vetted"]) == 1
+    assert len(rescan(home.settings, meanwhile, now=utc_now())["vetted"]) == 1
 
 
 @pytest.mark.slow
