@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,7 +167,7 @@ class Striking:
 
     writer: int
     turn: Turn
-    struck: bool = field(default=False)
+    struck: bool = False
 
     def strikes(self, point: str) -> bool:
         """Whether it happens at this one; it is told then."""
