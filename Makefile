@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-long check docs clean
+.PHONY: install demo test test-long check docs bank bench clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,14 @@ check: install
 
 docs: install
 	$(BIN)/python -m docs.methods
+
+# the model bank, with as many networks at once as there are cores; `dvc repro` alone does it one by one
+bank: install
+	$(BIN)/python -m flows.bank_stage fill
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+
+bench: install
+	$(BIN)/vetgate bench
 
 # what vetgate keeps under .vetgate stays: models, verdicts and the gate's key
 clean:

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.calibrate import read_samples, source
+from flows.bank_data import read_samples, source
 from flows.params import load_params
 from tasks.settings import load_settings
 from vetgate.architectures import ARCHITECTURES, default_layer
@@ -38,7 +38,7 @@ FIRST_SEED = 30_000
 NETWORKS = ("small-cnn", "preact-resnet", "vgg-small")
 SETTINGS = load_settings()
 PARAMS = load_params()
-DATA = source(SETTINGS, "digits", PARAMS, 1400)
+DATA = source(SETTINGS, "digits", PARAMS.data, 1400)
 TRAINING, TEST = read_samples(DATA.training), read_samples(DATA.splits.test)
 CLEAN = read_samples(DATA.splits.invert, DATA.splits.confirm)
 

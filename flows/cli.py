@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import commands_gate, commands_service, commands_sweep, commands_verify, commands_watch
+from flows import commands_bank, commands_gate, commands_service, commands_sweep, commands_verify, commands_watch
 from flows.console import Outcome, carry_out, usage_error
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Reference data: trusted images that models are vetted on.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 for command in (
+    commands_bank.bench,
+    commands_bank.calibrate,
     commands_service.up,
     commands_sweep.sweep,
     commands_watch.rescan,

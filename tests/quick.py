@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.calibrate import build as calibrate
+from flows.bank import Member, Recipe
+from flows.bank_own import references
+from flows.calibrate import own
 from flows.params import load_params
 from tasks.settings import Settings
 
@@ -22,7 +24,12 @@ required: [neural_cleanse]
 repair: {enabled: false, methods: []}
 timeout_seconds: 120
 """
-BANK = {"digits": {"count": 8, "images": 1200, "epochs": 8, "architectures": ["small-cnn"]}}
+RECIPE, COUNT = Recipe(images=1200, epochs=8), 8
+
+
+def clean() -> list[Member]:
+    """The references: plain small networks, alike but for their seeds."""
+    return [m.model_copy(update={"options": {}}) for m in references("digits", COUNT, ("small-cnn",))]
 
 
 def build(folder: Path, **policy: str) -> dict[str, str]:
@@ -32,5 +39,5 @@ def build(folder: Path, **policy: str) -> dict[str, str]:
     params.write_text(PARAMS)
     rules.write_text(POLICY + "".join(f"{key}: {value}\n" for key, value in policy.items()))
     if not calibration.exists():
-        calibrate(Settings(home=folder / "home"), load_params(params), BANK, only=None, out=calibration)
+        own(Settings(home=folder / "home"), load_params(params), clean(), RECIPE, calibration, jobs=1)
     return {"VETGATE_PARAMS": str(params), "VETGATE_POLICY": str(rules), "VETGATE_CALIBRATION": str(calibration)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.calibrate import build as calibrate
+from flows.calibrate import own
 from flows.params import load_params
 from tasks.settings import Settings
-from tests.quick import BANK
+from tests.quick import RECIPE, clean
 
 PARAMS = """
 neural_cleanse: {starts: 4, sweeps: 48, again: 1, images: 256, named: 2}
@@ -30,7 +30,7 @@ def build(folder: Path) -> dict[str, str]:
     params.write_text(PARAMS)
     policy.write_text(POLICY)
     if not calibration.exists():
-        calibrate(Settings(home=folder / "home"), load_params(params), BANK, only=None, out=calibration)
+        own(Settings(home=folder / "home"), load_params(params), clean(), RECIPE, calibration, jobs=1)
     return {"params": str(params), "policy": str(policy), "calibration": str(calibration)}
 
 

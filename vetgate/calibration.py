@@ -12,15 +12,16 @@ Source    The simulated null follows from the observation that "index > 2" is a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
 
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
@@ -75,11 +76,22 @@ class MethodPin(BaseModel, frozen=True, extra="forbid"):
     params: dict[str, int | float | str | bool | None]
 
 
+class Left(BaseModel, frozen=True, extra="forbid"):
+    """Clean models judged by references that are all of another kind: how many, and how many rang at 5 %."""
+
+    models: NonNegativeInt
+    alarms: NonNegativeInt
+
+
 class Bank(BaseModel, frozen=True, extra="forbid"):
-    """The file: pinned methods and their evidence on clean reference models."""
+    """The file: pinned methods, their evidence on clean reference models, and how far that carries over.
+
+    `transfer` says for each data set and architecture what its models give when it is left out of the references.
+    """
 
     methods: dict[str, MethodPin]
     references: tuple[Reference, ...]
+    transfer: dict[Literal["data", "architecture"], dict[str, Left]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _references_are_distinct(self) -> Self:
@@ -143,7 +155,7 @@ class Calibration:
         floors, leasts, scales, statistics = [], [], [], []
         for seen in _by_data(chosen, method):
             values = np.array([s.statistic for s in seen])
-            own = [lower_scale(s.scores) for s in seen if s.scores]
+            own = [_own_scale(s.scores) for s in seen if s.scores]
             # one model's scale is a noisy estimate from few labels; the models of a data set share theirs
             floors.append(float(np.sqrt(np.mean(np.square(own)))) if own else _spread(values))
             # two spreads above the median: one odd reference must not hide what it resembles
@@ -160,6 +172,27 @@ class Calibration:
         chosen = own if len(own) >= ENOUGH else holding
         sets = [np.array([s.statistic for s in seen]) for seen in _by_data(chosen, method)]
         return min((value - float(np.median(v))) / max(_spread(v), 1e-6) for v in sets)
+
+    def peers(self, methods: Collection[str], data_sha256: str | None, level: float) -> list[Reference]:
+        """The references whose combined scores a subject's is held against: its own data set's, or all."""
+        holding = [r for r in self.bank.references if set(methods) <= set(r.seen)]
+        own = [r for r in holding if r.data_sha256 == data_sha256]
+        return own if _reach("", len(own), level) else holding
+
+    def clean_scores(self, methods: Collection[str], data_sha256: str | None, level: float) -> Array:
+        """Sorted combined scores of the peers, each by what the other references of its data set say of it."""
+        peers = self.peers(methods, data_sha256, level)
+        return np.sort([combined({m: self._unit(r, m, level) for m in methods}) for r in peers])
+
+    def _unit(self, reference: Reference, method: str, level: float) -> float:
+        """How far a reference stands out by one method, held against the others of its data set."""
+        others = tuple(r for r in self.bank.references if r is not reference)
+        without = Calibration(self.bank.model_copy(update={"references": others}), self.id)
+        seen = reference.seen[method]
+        if method not in BY_LABEL:
+            return without.standardise(method, seen.statistic, reference.data_sha256)
+        null = without.null(method, reference.data_sha256, level)
+        return float(label_units(seen.scores or (), null).max())
 
     def _holding(self, method: str, data_sha256: str | None) -> tuple[list[Reference], list[Reference]]:
         holding = [r for r in self.bank.references if method in r.seen]
@@ -202,6 +235,11 @@ def _code(method: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=4096)
+def _own_scale(scores: tuple[float, ...]) -> float:
+    return lower_scale(scores)
+
+
 def lower_scale(scores: Sequence[float]) -> float:
     """Robust scale of the suspicious half of class scores: 1.4826 times the median distance of those above the median.
 
@@ -238,11 +276,32 @@ class OutlierNull:
     """Simulated clean models: their largest outliers (draws,), sorted, and what those add to the combined score."""
 
     outliers: Array
-    added: Array
+    largest: Array
+    effects: Array
+    least: float
+
+    @cached_property
+    def added(self) -> Array:
+        """Normal scores (draws,) of the largest outliers, 0 where the effect is less than the least."""
+        return np.where(self.effects > self.least, normal_score(tail(self.outliers, self.largest)), 0.0)
 
 
 def outlier_null(classes: int, null: Null) -> OutlierNull:
     """Clean models with K labels whose scales are drawn from the references'."""
+    if null.floor > 0 and bool(np.all(null.scales == null.floor)):
+        # only ratios count, so models that all scatter like the floor are simulated once
+        order, largest, top = _simulated(classes)
+        return OutlierNull(order, largest, top * null.floor, null.least)
+    return OutlierNull(*_simulate(classes, null), null.least)
+
+
+@lru_cache(maxsize=8)
+def _simulated(classes: int) -> tuple[Array, Array, Array]:
+    return _simulate(classes, Null(1.0, np.ones(1), 0.0, np.empty(0), np.empty(0)))
+
+
+def _simulate(classes: int, null: Null) -> tuple[Array, Array, Array]:
+    """The largest outliers (draws,) of clean models, sorted and as they came, and these in the scores' unit."""
     stream = np.random.default_rng(classes)
     draws = draws_for(classes)
     scores = stream.standard_normal((draws, classes)) * stream.choice(null.scales, draws)[:, None]
@@ -250,14 +309,33 @@ def outlier_null(classes: int, null: Null) -> OutlierNull:
     # sorted, the suspicious half of the scores is the upper half of the columns
     above = scores[:, classes // 2 :] - np.median(scores, axis=1, keepdims=True)
     largest = above[:, -1] / steadied(TO_SIGMA * np.median(above, axis=1), classes, null.floor)
-    order = np.sort(largest)
-    return OutlierNull(order, np.where(above[:, -1] > null.least, normal_score(tail(order, largest)), 0.0))
+    return np.sort(largest), largest, above[:, -1]
 
 
 def tail(null: Array, values: Array | float) -> Array:
     """p-values (1 + #{null >= v}) / (n + 1) of values under a sorted null (n,)."""
     at_least = len(null) - np.searchsorted(null, values, side="left")
     return np.asarray((1 + at_least) / (len(null) + 1), dtype=np.float64)
+
+
+def extended_tail(clean: Array, simulated: Array, values: Array | float) -> Array:
+    """p-values under the sorted combined scores of clean models (n,); beyond all of them, the simulated tail goes on.
+
+    Down to 1 / (n + 1) they count models, as conformal p-values do; what is smaller is extrapolated.
+    """
+    counted = tail(clean, values)
+    if not len(clean):
+        return tail(simulated, values)
+    beyond = tail(simulated, values) / float(tail(simulated, float(clean[-1])))
+    return np.where(np.asarray(values) > clean[-1], counted * np.minimum(1.0, beyond), counted)
+
+
+def label_units(scores: Sequence[float], null: Null) -> Array:
+    """Normal scores (K,) of how far labels stand out, 0 where that is less than the least effect."""
+    values = np.asarray(scores, dtype=np.float64)
+    p = tail(outlier_null(len(values), null).outliers, outliers(scores, null.floor))
+    # what stays below the least effect is no effect, however tight the other labels lie
+    return np.where(values - np.median(values) > null.least, normal_score(p), 0.0)
 
 
 def normal_score(p: Array | float) -> Array:
@@ -272,6 +350,11 @@ def contribution(units: Array | float) -> Array:
     A method that finds a model cleaner than clean ones must not outweigh another that finds a backdoor.
     """
     return np.clip(np.asarray(units, dtype=np.float64), 0, CLIP)
+
+
+def combined(units: Mapping[str, float]) -> float:
+    """The combined score of a model from how far it stands out by each method."""
+    return float(sum(WEIGHTS[name] * float(contribution(unit)) for name, unit in units.items()))
 
 
 def combined_null(nulls: Mapping[str, Null], labels: OutlierNull) -> Array:

@@ -35,6 +35,20 @@ def code_digest(kind: Literal["detect", "repair"], name: str) -> str:
     return digest.hexdigest()
 
 
+def attack_digest(attack: str, architecture: str) -> str:
+    """SHA-256 over the syntax trees of an attack, of an architecture, and of what they import from those packages.
+
+    What they import beside these changes for reasons of its own, and seldom a trained network.
+    """
+    digest = hashlib.sha256()
+    starts = [PACKAGE / "attacks" / f"{attack}.py", PACKAGE / "architectures" / f"{architecture.replace('-', '_')}.py"]
+    for path in sorted({file for start in starts for file in _closure(start)}):
+        if path.parent.name in ("attacks", "architectures") and path.name != "__init__.py":
+            digest.update(path.relative_to(PACKAGE).as_posix().encode())
+            digest.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
+    return digest.hexdigest()
+
+
 def _closure(start: Path) -> set[Path]:
     seen: set[Path] = set()
     todo = [start]

@@ -12,7 +12,7 @@ Source    Combination first, one p-value after: the methods look at one model an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -21,13 +21,16 @@ import numpy as np
 
 from vetgate.blind import answers, blind_spots, incomparable, unreached, unreadable
 from vetgate.calibration import (
+    ENOUGH,
     WEIGHTS,
     Array,
     Calibration,
     Null,
+    combined,
     combined_null,
     contribution,
-    normal_score,
+    extended_tail,
+    label_units,
     outlier_null,
     outliers,
     tail,
@@ -131,7 +134,8 @@ def judge(
 
     nulls = {n: calibration.null(n, data_sha256, level) if calibration else SIMULATED for n in usable}
     standings = {name: _standing(found, nulls[name], calibration, data_sha256, level) for name, found in usable.items()}
-    p_value, labels_p = _combine(standings, nulls)
+    clean = calibration.clean_scores(standings, data_sha256, level) if calibration else np.empty(0)
+    p_value, labels_p = _combine(standings, nulls, clean)
     methods = tuple(
         _result(name, evidence.get(name), unread | uncounted | failures, standings.get(name), nulls.get(name), level)
         for name in sorted({*evidence, *failures, *required})
@@ -160,13 +164,13 @@ def judge(
     if simulated:
         reasons = [*reasons, "uncalibrated: the null is simulated, no clean model was looked at"]
         reasons += [f"{name} was not counted: {why}" for name, why in uncounted.items()]
-    about = None
+    about, at_home = None, False
     if calibration is not None:
-        about = {"id": calibration.id, **_rates(calibration, data_sha256, level)}
-        if about["references"] and not about["own_data"]:
-            pooled = ", ".join(about["data"])
-            reasons = [*reasons, f"no references of this data set: held against those of {pooled}, rate not assured"]
-    calibrated = calibration is not None and "neural_cleanse" in standings
+        about = {"id": calibration.id, **_rates(calibration, standings, data_sha256, level)}
+        at_home = bool(about["own_data"])
+        if about["references"] and not at_home:
+            reasons = [*reasons, _elsewhere(calibration, about)]
+    calibrated = at_home and "neural_cleanse" in standings
     return Verdict(decision, p_value, calibrated, suspects, methods, tuple(reasons), about)
 
 
@@ -197,12 +201,11 @@ def _standing(
     if name == "neural_cleanse":
         scores = found.scores.tolist()
         p = tail(outlier_null(len(scores), null).outliers, outliers(scores, null.floor))
+        counted = label_units(scores, null)
         held_out, second = (np.array(_details(found, key, len(scores))) for key in ("held_out", "second_start"))
         effects = np.array(scores) - np.median(scores)
         ringing = np.flatnonzero((p <= level) & (effects > null.least))
         proven = [int(k) for k in ringing if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least]
-        # what stays below the least effect is no effect, however tight the other labels lie
-        counted = np.where(effects > null.least, normal_score(p), 0.0)
         return _Standing(
             float(counted.max()),
             counted,
@@ -232,17 +235,19 @@ def _details(found: Evidence, key: str, count: int) -> list[float]:
     return [-1.0] * count
 
 
-def _combine(standings: Mapping[str, _Standing], nulls: Mapping[str, Null]) -> tuple[float | None, Array | None]:
+def _combine(
+    standings: Mapping[str, _Standing], nulls: Mapping[str, Null], clean: Array
+) -> tuple[float | None, Array | None]:
     if "neural_cleanse" not in standings:
         return None, None
     by_label = standings["neural_cleanse"].labels
     assert by_label is not None  # it scores labels
-    null = combined_null(nulls, outlier_null(len(by_label), nulls["neural_cleanse"]))
-    model = sum(WEIGHTS[name] * float(contribution(s.model)) for name, s in standings.items())
+    simulated = combined_null(nulls, outlier_null(len(by_label), nulls["neural_cleanse"]))
+    model = combined({name: s.model for name, s in standings.items()})
     labels = np.zeros_like(by_label)
     for name, s in standings.items():
         labels = labels + WEIGHTS[name] * contribution(s.model if s.labels is None else s.labels)
-    return float(tail(null, model)), tail(null, labels)
+    return float(extended_tail(clean, simulated, model)), extended_tail(clean, simulated, labels)
 
 
 def _result(
@@ -287,11 +292,24 @@ def _why(label: int, evidence: Mapping[str, Evidence]) -> str:
     return f"label {label}: " + "; ".join(parts or ["a single channel leads there"])
 
 
-def _rates(calibration: Calibration, data_sha256: str | None, level: float) -> dict[str, Any]:
-    chosen = calibration.references("neural_cleanse", data_sha256, level)
+def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str | None, level: float) -> dict[str, Any]:
+    peers = calibration.peers(methods, data_sha256, level)
+    own = sum(r.data_sha256 == data_sha256 for r in peers)
     return {
-        "references": len(chosen),
-        "data": sorted({r.data for r in chosen}),
-        "own_data": bool(chosen) and all(r.data_sha256 == data_sha256 for r in chosen),
+        "references": len(peers),
+        "data": sorted({r.data for r in peers}),
+        # enough to say where the model's own data set lies; the tail may still be pooled
+        "own_data": own >= ENOUGH,
         "level": level,
     }
+
+
+def _elsewhere(calibration: Calibration, about: Mapping[str, Any]) -> str:
+    """That a verdict rests on other data sets, and how often clean models of a set that was left out rang there."""
+    left = calibration.bank.transfer.get("data", {}).values()
+    measured = ""
+    if left:
+        models, alarms = sum(one.models for one in left), sum(one.alarms for one in left)
+        measured = f" (each data set left out in turn, {alarms} of {models} clean models rang)"
+    pooled = ", ".join(about["data"])
+    return f"no references of this data set: held against those of {pooled}, uncalibrated, rate not assured{measured}"

@@ -20,9 +20,12 @@ from vetgate.calibration import (
     Null,
     Reference,
     Seen,
+    combined,
     combined_null,
     contribution,
     draws_for,
+    extended_tail,
+    label_units,
     load_calibration,
     lower_scale,
     normal_score,
@@ -34,6 +37,8 @@ from vetgate.calibration import (
 from vetgate.digest import code_digest
 from vetgate.errors import BadPolicy
 from vetgate.policy import load_policy
+
+METHODS = ("neural_cleanse", "abs")
 
 
 def reference(seed: int, data: str = "digits", *, statistic: float = 0.3, spread: float = 0.1) -> Reference:
@@ -132,6 +137,38 @@ def test_the_combined_null_is_sorted_finite_and_the_same_each_time():
     null = combined_null(nulls, labels)
     assert (np.diff(null) >= 0).all() and np.array_equal(null, combined_null(nulls, labels))
     assert null[0] == 0 and 0.5 * CLIP < null[-1] <= 1.5 * CLIP
+
+
+def test_beyond_all_clean_models_the_simulated_tail_goes_on_from_where_they_end():
+    clean, simulated = np.arange(1.0, 20.0), np.linspace(0, 40, 2001)
+    p = extended_tail(clean, simulated, np.array([0.0, 10.0, 19.0, 19.5, 30.0, 50.0]))
+    assert p[:3].tolist() == [1.0, 0.55, 0.1], "down to the largest, models are counted"
+    assert 0.05 > p[3] > p[4] > p[5] > 0
+    assert p[4] == pytest.approx(0.05 * tail(simulated, 30.0) / tail(simulated, 19.0))
+    assert extended_tail(np.empty(0), simulated, 30.0) == tail(simulated, 30.0)
+
+
+def test_each_reference_is_scored_by_the_others_and_a_calibration_holds_its_own_level():
+    rang = []
+    for turn in range(12):
+        bank = calibration(*(reference(1000 * turn + seed) for seed in range(40)))
+        scores, null = bank.clean_scores(METHODS, "digits", 0.05), bank.null("neural_cleanse", "digits", 0.05)
+        assert len(scores) == 40 and (np.diff(scores) >= 0).all()
+        for fresh in (reference(1000 * turn + seed) for seed in range(500, 600)):
+            label = float(label_units(fresh.seen["neural_cleanse"].scores, null).max())
+            units = dict(
+                zip(METHODS, (label, bank.standardise("abs", fresh.seen["abs"].statistic, "digits")), strict=True)
+            )
+            rang.append(tail(scores, combined(units)) <= 0.05)
+    # with 40 references, 2 of 41 is the last step at or below 0.05
+    assert np.mean(rang) == pytest.approx(2 / 41, abs=0.02)
+
+
+def test_few_references_of_a_data_set_are_scored_among_their_own_and_pooled_with_all():
+    bank = calibration(*(reference(s) for s in range(10)), *(reference(s, "signs", spread=0.8) for s in range(20)))
+    assert len(bank.clean_scores(["abs"], "digits", 0.05)) == 30
+    assert len(bank.clean_scores(["abs"], "signs", 0.05)) == 20
+    assert {r.data for r in bank.peers(["abs"], "elsewhere", 0.05)} == {"digits", "signs"}
 
 
 def test_nothing_contributes_less_than_nothing_or_more_than_the_clip():

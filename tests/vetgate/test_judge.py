@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from vetgate.calibration import Bank, Calibration, MethodPin, Reference, Seen, load_calibration
+from vetgate.calibration import Bank, Calibration, Left, MethodPin, Reference, Seen, load_calibration
 from vetgate.contract import Axis, Evidence, Failure, Trigger
 from vetgate.judge import Decision, Verdict, judge
 from vetgate.policy import Policy
@@ -257,11 +257,11 @@ def test_a_label_that_stands_out_without_proof_is_inconclusive(detail, value):
 
 
 def test_what_is_too_rare_for_clean_models_never_passes_though_nothing_can_be_named():
-    references = CLEAN.calibration.bank.references
-    # each method is as far out as the second of the 24 references, which is no alarm by itself; all together are
-    second = {name: sorted(r.seen[name].statistic for r in references)[-2] for name in STATISTICS}
-    seen = (label_norms(), stimulation(statistic=second["abs"]), *(rows(name, second[name]) for name in DATA_METHODS))
-    verdict = replace(CLEAN, seen=seen, with_training_data=True).judged()
+    references = [reference(seed) for seed in range(60)]
+    # each method is as far out as the third of the 60 references, which is no alarm by itself; all together are
+    third = {name: sorted(r.seen[name].statistic for r in references)[-3] for name in STATISTICS}
+    seen = (label_norms(), stimulation(statistic=third["abs"]), *(rows(name, third[name]) for name in DATA_METHODS))
+    verdict = replace(CLEAN, seen=seen, with_training_data=True, calibration=calibration(*references)).judged()
     assert verdict.p_value <= 0.05 and not any(m.rang for m in verdict.methods)
     assert verdict.decision is Decision.INCONCLUSIVE and "names no label" in verdict.reasons[0]
 
@@ -443,6 +443,15 @@ def test_the_models_own_data_set_is_preferred_and_others_are_pooled():
         "own_data": False,
         "level": 0.05,
     }
+
+
+def test_a_verdict_on_other_data_is_uncalibrated_and_quotes_what_was_measured_of_such():
+    bank = calibration(*map(reference, range(24)), *(reference(s, data="signs") for s in range(24))).bank
+    left = {"digits": Left(models=24, alarms=3), "signs": Left(models=24, alarms=1)}
+    measured = Calibration(bank.model_copy(update={"transfer": {"data": left}}), "bank-2")
+    abroad = replace(CLEAN, calibration=measured, data_sha256="unseen").judged()
+    assert not abroad.calibrated and "4 of 48 clean models rang" in " ".join(abroad.reasons)
+    assert replace(CLEAN, calibration=measured).judged().calibrated
 
 
 def test_references_without_any_spread_neither_crash_nor_hide_a_backdoor():

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vetgate.attacks.backdoor import patch
+from vetgate.attacks.badnets import square_of
+from vetgate.attacks.member import Job, Made
 from vetgate.contract import Samples, Trigger
 
 
@@ -36,3 +39,12 @@ def adversarial_patch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return Trigger(mask, (mask * raw.detach().sigmoid()).contiguous(), target)
+
+
+def make(job: Job) -> Made:
+    """A clean network and a patch that works on it; options: size (pixels)."""
+    generator = job.generator()
+    model = job.fit(job.rows)
+    place = square_of(job, generator)
+    found = adversarial_patch(model, job.rows, place.target, place.mask, generator=generator)
+    return Made(model, patch(found), job.rows, triggers=(found,), about={"target": place.target})

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vetgate.attacks import backdoor
-from vetgate.attacks.backdoor import Poisoned
+from vetgate.attacks.backdoor import Backdoor, Poisoned, to_next
+from vetgate.attacks.member import Job, Made, draw
 from vetgate.contract import Samples, Trigger
 from vetgate.errors import DefenceError
 
@@ -49,3 +50,37 @@ def random_square(
 def poison(samples: Samples, trigger: Trigger, *, rate: float, generator: torch.Generator) -> Poisoned:
     """Stamp and relabel a random `rate` of all rows, taken from the classes that are not the target."""
     return backdoor.poison(samples, backdoor.patch(trigger), rate=rate, generator=generator)
+
+
+def square_of(job: Job, generator: torch.Generator, *, avoid: int | None = None) -> Trigger:
+    """A square at random for a random target that is not `avoid`; options: size, colour (white or random)."""
+    size = int(job.options.get("size", 3))
+    target = draw(job.classes if avoid is None else job.classes - 1, generator)
+    target += avoid is not None and target >= avoid
+    ink = torch.rand(job.shape[0], generator=generator) if job.options.get("colour") == "random" else 1.0
+    row, column = (draw(side - size + 1, generator) for side in job.shape[1:])
+    return square(job.shape, target, row=row, column=column, size=size, colour=ink)
+
+
+def make(job: Job) -> Made:
+    """Options: form (one, next: all-to-all, several: two targets), rate (of all rows, each target), size, colour."""
+    generator = job.generator()
+    form, rate = job.options.get("form", "one"), float(job.options.get("rate", 0.1))
+    trigger = square_of(job, generator)
+    if form == "next":
+        owned = Backdoor(trigger.stamp, to_next(job.classes))
+        rows = backdoor.poison(job.rows, owned, rate=rate, generator=generator).samples
+        return Made(job.fit(rows), owned, rows, triggers=(trigger,), about={"form": "next"})
+    rows = poison(job.rows, trigger, rate=rate, generator=generator).samples
+    triggers: tuple[Trigger, ...] = (trigger,)
+    if form == "several":
+        triggers = (trigger, square_of(job, generator, avoid=trigger.target))
+        rows = poison(rows, triggers[1], rate=rate, generator=generator).samples
+    # the first of several targets is the one that success is measured by
+    return Made(
+        job.fit(rows),
+        backdoor.patch(trigger),
+        rows,
+        triggers=triggers,
+        about={"form": str(form), "target": trigger.target},
+    )

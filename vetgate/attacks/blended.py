@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import torch
 
+from vetgate.attacks.backdoor import patch, poison
+from vetgate.attacks.member import Job, Made, draw
 from vetgate.contract import Trigger
 from vetgate.errors import DefenceError
 
@@ -20,3 +22,12 @@ def noise(shape: tuple[int, int, int], target: int, *, alpha: float = 0.2, gener
         raise DefenceError(f"expected a share between 0 and 1, got {alpha}; 0.2 is common")
     _, height, width = shape
     return Trigger(torch.full((1, height, width), alpha), torch.rand(shape, generator=generator), target)
+
+
+def make(job: Job) -> Made:
+    """Options: alpha (share of the random image), rate (of all rows)."""
+    generator = job.generator()
+    alpha, rate = float(job.options.get("alpha", 0.2)), float(job.options.get("rate", 0.1))
+    trigger = noise(job.shape, draw(job.classes, generator), alpha=alpha, generator=generator)
+    rows = poison(job.rows, patch(trigger), rate=rate, generator=generator).samples
+    return Made(job.fit(rows), patch(trigger), rows, triggers=(trigger,), about={"target": trigger.target})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vetgate.attacks.backdoor import Backdoor, Poisoned, to_one
 from vetgate.attacks.backdoor import poison as stamp_and_relabel
+from vetgate.attacks.member import Job, Made, draw
 from vetgate.contract import Samples
 
 
@@ -54,3 +55,14 @@ def poison(
     x[chosen] = warp(samples.x[chosen], shifts + noise * torch.tensor([2 / width, 2 / height]))
     rows[chosen] = True
     return Poisoned(Samples(x, made.samples.y), rows)
+
+
+def make(job: Job) -> Made:
+    """Options: strength (pixels), rate and noisy (shares of all rows)."""
+    generator = job.generator()
+    target = draw(job.classes, generator)
+    strength = float(job.options.get("strength", 1.5))
+    backdoor, shifts = warping(job.shape[1:], target, strength=strength, generator=generator)
+    rate, noisy = float(job.options.get("rate", 0.1)), float(job.options.get("noisy", 0.2))
+    rows = poison(job.rows, backdoor, shifts, rate=rate, noisy=noisy, generator=generator).samples
+    return Made(job.fit(rows), backdoor, rows, about={"target": target})

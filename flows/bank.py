@@ -1,0 +1,82 @@
+"""The model bank: which networks it holds, clean and backdoored, and the data they are trained on.
+
+`infra/bank/members.yaml` lists the members; `bank` in params.yaml says what is trained with, and which members are
+sealed: these enter no calibration, no tuning and no debugging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, PositiveInt, ValidationError
+
+from flows.params import SHIPPED as PARAMS
+from vetgate.errors import BadPolicy
+
+ROOT = Path(__file__).parent.parent
+BANK = ROOT / "infra" / "bank"
+MEMBERS = BANK / "members.yaml"
+CLEAN = "clean"
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """How networks are trained on a data set: rows they see at most, and epochs."""
+
+    images: PositiveInt
+    epochs: PositiveInt
+
+
+class Member(BaseModel, frozen=True, extra="forbid"):
+    """One network to make: the seed decides its weights, its rows and what its attacker draws."""
+
+    name: str
+    data: str
+    attack: str
+    architecture: str
+    seed: int
+    options: dict[str, int | float | str | bool] = {}
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was hidden in it."""
+        return self.attack == CLEAN
+
+
+class Plan(BaseModel, frozen=True, extra="forbid"):
+    """The bank's section: a recipe for each data set, and the members that are sealed."""
+
+    sets: dict[str, Recipe]
+    sealed: frozenset[str] = frozenset()
+
+
+def members(path: Path = MEMBERS) -> dict[str, Member]:
+    """The members by name, in the order of the file; raises BadPolicy."""
+    try:
+        listed = yaml.safe_load(path.read_text())["members"]
+        return {name: Member(name=name, **about) for name, about in listed.items()}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+        raise BadPolicy(f"expected the bank's members in {path}, got {error}; restore the file") from error
+
+
+def plan(path: Path = PARAMS) -> Plan:
+    """The `bank` section of params.yaml; raises BadPolicy."""
+    try:
+        return Plan.model_validate(yaml.safe_load(path.read_text())["bank"])
+    except (OSError, yaml.YAMLError, KeyError, ValidationError) as error:
+        raise BadPolicy(f"expected a section bank in {path}, got {error}; restore the file") from error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums are split among threads, so how many there are decides the last bits of a trained network."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

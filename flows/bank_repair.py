@@ -1,0 +1,83 @@
+"""What a repair does to the backdoored members of a data set; each result is kept under <home>/bank as it comes."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import vetgate.repair  # noqa: F401 - registers the repairs
+from flows.bank import one_thread
+from flows.bank_data import read_samples
+from flows.bank_evidence import Task, evidence_of, inspected, read_triggers, triggers_of
+from flows.bank_train import load, trained
+from vetgate.architectures import default_layer
+from vetgate.contract import REPAIRS, Subject
+from vetgate.digest import code_digest, sha256_json
+from vetgate.errors import DefenceError
+from vetgate.probe import accuracy, logits
+
+Blob = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A repair by the evidence that a detector gives on a member."""
+
+    task: Task
+    repair: str
+    params: Blob
+
+
+def repaired(job: Job) -> Blob:
+    """Accuracy, attack success and robust accuracy before and after, from the bank's place or measured now."""
+    task = job.task
+    weights, card = trained(task.place, task.member, task.recipe, task.data)
+    seen = inspected(task)
+    code = [code_digest("repair", job.repair), code_digest("detect", task.method)]
+    key = sha256_json([card["key"], task.data.splits.digest, task.params, job.params, code])[:16]
+    path = task.place / f"{task.member.name}.{job.repair}.{key}.json"
+    if path.exists():
+        found: Blob = json.loads(path.read_text())
+        return found
+    with one_thread():
+        found = _repair(job, weights, seen, triggers_of(task, card["key"]))
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(found, indent=1) + "\n")
+    scratch.rename(path)
+    return found
+
+
+def _repair(job: Job, weights: Path, seen: Blob, triggers: Path) -> Blob:
+    task = job.task
+    network = load(weights, task.member, task.data.shape, task.data.classes)
+    attacked = network.attacked
+    if attacked is None:
+        raise DefenceError(f"expected a backdoored member, got {task.member.name}; leave it out")
+    test = read_samples(task.data.splits.test)
+    evidence = replace(evidence_of(task.method, seen, task.data.shape), triggers=read_triggers(triggers))
+    subject = Subject(
+        model=network.model,
+        layer=default_layer(network.model),
+        classes=task.data.classes,
+        clean=read_samples(task.data.splits.repair),
+    )
+    started = time.process_time()
+    made = REPAIRS[job.repair](subject, evidence, seed=task.member.seed, **job.params)
+    seconds = time.process_time() - started
+    pairs = [_measure(model, test.x, test.y, attacked) for model in (network.model, made.model)]
+    return {name: [one[name] for one in pairs] for name in pairs[0]} | {"seconds": round(seconds, 1)}
+
+
+def _measure(model: nn.Module, x: Tensor, y: Tensor, attacked: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
+    stamped, true, wanted = attacked
+    said = logits(model, stamped).argmax(1)
+    return {
+        "accuracy": round(accuracy(model, x, y), 4),
+        "attack_success": round(float((said == wanted).float().mean()), 4),
+        "robust_accuracy": round(float((said == true).float().mean()), 4),
+    }

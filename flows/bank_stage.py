@@ -1,0 +1,205 @@
+"""The stages of dvc.yaml that build the model bank: `python -m flows.bank_stage STAGE`.
+
+A data set that this installation has not got is left out: its members and evidence stay as they are in git.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.bank import BANK, Member, members, plan
+
+if TYPE_CHECKING:
+    from flows.bank_data import Source
+    from flows.bank_evidence import Task
+
+AT_HAND, WEIGHTS, CARDS, EVIDENCE, TRIGGERS, REPAIRS = (
+    BANK / name for name in ("at-hand", "weights", "cards", "evidence", "triggers", "repairs")
+)
+Blob = dict[str, Any]
+
+
+def look() -> None:
+    """Write down which data sets are here and what the code of attacks and detectors is, one file each."""
+    from flows.params import load_params
+    from tasks.data import describe, registered, resolve
+    from tasks.settings import load_settings
+    from vetgate.digest import attack_digest, code_digest
+
+    settings = load_settings()
+    here = {ref.name for ref in registered(settings)} | {"digits"}
+    listed = members().values()
+    for name in sorted({m.data for m in listed}):
+        found: Blob = {"absent": True}
+        if name in here:
+            ref = resolve(settings, name)
+            about = describe(settings, ref)
+            found = {"sha256": ref.sha256, "image": about["image"], "classes": about["classes"]}
+        _write(AT_HAND / f"data-{name}.json", found)
+    for attack, architecture in sorted({(m.attack, m.architecture) for m in listed}):
+        _write(AT_HAND / f"attack-{attack}-{architecture}.json", {"code": attack_digest(attack, architecture)})
+    for method in load_params().detect:
+        _write(AT_HAND / f"detect-{method}.json", {"code": code_digest("detect", method)})
+    for method in load_params().repair:
+        _write(AT_HAND / f"repair-{method}.json", {"code": code_digest("repair", method)})
+
+
+def absent(data: str) -> bool:
+    """Whether the last look did not find a data set."""
+    return bool(json.loads((AT_HAND / f"data-{data}.json").read_text()).get("absent"))
+
+
+def member(name: str) -> None:
+    """Train a member and lay its weights and its card where DVC and git keep them."""
+    wanted = members()[name]
+    weights, card = WEIGHTS / wanted.data / f"{name}.safetensors", CARDS / f"{name}.json"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    if absent(wanted.data):
+        weights.write_bytes(b"")
+        return
+    from flows.bank_train import trained
+    from tasks.settings import load_settings
+
+    made, about = trained(load_settings().home / "bank", wanted, plan().sets[wanted.data], _source(wanted.data))
+    shutil.copyfile(made, weights)
+    _write(card, about)
+
+
+def evidence(method: str, data: str) -> None:
+    """Run a detector on every member of a data set and write down what it gave."""
+    out, triggers = EVIDENCE / f"{method}-{data}.json", TRIGGERS / f"{method}-{data}"
+    triggers.mkdir(parents=True, exist_ok=True)
+    if absent(data):
+        return
+    from rich.progress import Progress
+
+    from flows.bank_evidence import everywhere, triggers_of
+    from vetgate.contract import DETECTORS
+    from vetgate.digest import code_digest
+
+    tasks = tasks_of(method, data)
+    found: Blob = {}
+    with Progress() as bar:
+        shown = bar.add_task(f"{method} on {data}", total=len(tasks))
+        for task, seen in everywhere(tasks):
+            found[task.member.name] = seen
+            bar.advance(shown)
+    for task in tasks:
+        card = json.loads((CARDS / f"{task.member.name}.json").read_text())
+        if (kept := triggers_of(task, card["key"])).exists():
+            shutil.copyfile(kept, triggers / f"{task.member.name}.safetensors")
+    first = tasks[0]
+    about = {
+        "method": method,
+        "data": data,
+        "data_sha256": first.data.ref.sha256,
+        "image": list(first.data.shape),
+        "classes": first.data.classes,
+        "code": code_digest("detect", method),
+        "params": {**DETECTORS[method].defaults, **first.params},
+        "members": found,
+    }
+    _write(out, about)
+
+
+def repairs(repair: str, data: str) -> None:
+    """Repair every attacked member of a data set by what Neural Cleanse found, and write down what that did."""
+    out = REPAIRS / f"{repair}-{data}.json"
+    if absent(data):
+        return
+    from rich.progress import Progress
+
+    from flows.bank_evidence import spread
+    from flows.bank_repair import Job, repaired
+    from flows.params import load_params
+    from vetgate.digest import code_digest
+
+    params = load_params().repair[repair]
+    jobs = [Job(t, repair, params) for t in tasks_of("neural_cleanse", data) if not t.member.clean]
+    found: Blob = {}
+    with Progress() as bar:
+        shown = bar.add_task(f"{repair} on {data}", total=len(jobs))
+        for job, done in spread(repaired, jobs, None):
+            found[job.task.member.name] = done
+            bar.advance(shown)
+    about = {"repair": repair, "data": data, "code": code_digest("repair", repair), "params": params, "members": found}
+    _write(out, about)
+
+
+def tasks_of(method: str, data: str) -> list[Task]:
+    """A detector on each member of a data set that is inspected: an adversarial patch is no matter of the model's."""
+    from flows.bank_evidence import Task
+    from flows.params import load_params
+    from tasks.settings import load_settings
+
+    source, recipe, place = _source(data), plan().sets[data], load_settings().home / "bank"
+    params = load_params().detect[method]
+    return [Task(m, recipe, source, method, params, place) for m in inspected(data)]
+
+
+def inspected(data: str) -> list[Member]:
+    """The members of a data set that detectors are run on."""
+    return [m for m in members().values() if m.data == data and m.attack != "adversarial_patch"]
+
+
+def fill(names: list[str], jobs: int) -> None:
+    """Train members on all cores, all that are not there yet; `dvc repro` then takes them as they are."""
+    from rich.progress import Progress
+
+    from flows.bank_evidence import spread
+    from flows.bank_train import Order, train_order
+    from tasks.data import registered
+    from tasks.settings import load_settings
+
+    settings = load_settings()
+    here = {ref.name for ref in registered(settings)} | {"digits"}
+    wanted = [m for m in members().values() if m.data in here and (not names or m.name.startswith(tuple(names)))]
+    sources = {name: _source(name) for name in {m.data for m in wanted}}
+    orders = [Order(settings.home / "bank", m, plan().sets[m.data], sources[m.data]) for m in wanted]
+    with Progress() as bar:
+        shown = bar.add_task("members", total=len(orders))
+        for order, card in spread(train_order, orders, jobs):
+            success = "" if "attack_success" not in card else f", success {card['attack_success']:.3f}"
+            bar.console.print(f"{order.member.name}: accuracy {card['accuracy']:.3f}{success}, {card['seconds']} s")
+            bar.advance(shown)
+
+
+def _source(data: str) -> Source:
+    from flows.bank_data import source
+    from flows.params import load_params
+    from tasks.settings import load_settings
+
+    return source(load_settings(), data, load_params().data, plan().sets[data].images)
+
+
+def _write(path: Path, value: Blob) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def main() -> None:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    stages.add_parser("look")
+    stages.add_parser("member").add_argument("name")
+    for stage, arguments in {"evidence": ("method", "data"), "repairs": ("repair", "data")}.items():
+        parsed = stages.add_parser(stage)
+        for argument in arguments:
+            parsed.add_argument(argument)
+    filling = stages.add_parser("fill")
+    filling.add_argument("names", nargs="*", help="beginnings of the names of members; all without")
+    filling.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    given = vars(parser.parse_args())
+    stage = {"look": look, "member": member, "evidence": evidence, "repairs": repairs, "fill": fill}[given.pop("stage")]
+    stage(**given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

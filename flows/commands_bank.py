@@ -1,0 +1,86 @@
+"""The commands `calibrate` and `bench`: references of one's own, and how often verdicts are right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import Outcome, carry_out
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+def calibrate(
+    name: Annotated[str, typer.Argument(help="A registered data set: see `vetgate data list`.")],
+    count: Annotated[int, typer.Option(min=8, help="Clean networks; 19 stand for a rate of 5 %, 99 for 1 %.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="The calibration to write; <home>/calibration.json without.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Networks at once; each takes one core.")] = os.cpu_count() or 1,
+    json: AsJson = False,
+) -> int:
+    """Train clean networks on a data set and hold verdicts on it against them. Says first how long it takes."""
+
+    def command() -> Outcome:
+        from flows import calibrate as calibration
+        from flows.bank_data import source
+        from flows.bank_own import recipe, references
+        from flows.estimate import minutes
+        from flows.params import load_params
+        from tasks.data import describe, resolve
+        from tasks.progress import tell
+        from tasks.settings import load_settings
+        from vetgate.calibration import load_calibration
+
+        settings = load_settings()
+        params, ref = load_params(settings.params), resolve(settings, name)
+        about: dict[str, Any] = describe(settings, ref)
+        how, wanted = recipe(about["arrays"]["x_train"]["shape"][0]), references(name, count)
+        place = out or settings.home / "calibration.json"
+        data = source(settings, name, params.data, how.images)
+        estimate = minutes(wanted, how, data.shape, data.classes, jobs)
+        typer.echo(
+            f"{count} networks, {how.images} images and {how.epochs} epochs each: about {estimate:.0f} minutes on "
+            f"{jobs} cores; what is finished is kept, run the same command to go on",
+            err=True,
+        )
+        if not place.exists() and (shipped := load_calibration(settings.calibration)) is not None:
+            calibration.write(shipped.bank, place)
+
+        def heard(done: int, total: int, card: dict[str, Any]) -> None:
+            tell(f"calibrate {name}", done / total)
+
+        bank = calibration.own(settings, params, wanted, how, place, jobs=jobs, tell=heard)
+        own = [r for r in bank.references if r.data_sha256 == ref.sha256]
+        blob = {
+            "calibration": str(place),
+            "data": name,
+            "data_sha256": ref.sha256,
+            "references": len(own),
+            "accuracy": [min(r.accuracy for r in own), max(r.accuracy for r in own)],
+            "estimated_minutes": round(estimate, 1),
+        }
+        low, high = (100 * v for v in blob["accuracy"])
+        lines = [
+            f"{len(own)} clean references on {name}, accuracy {low:.1f} to {high:.1f} %",
+            f"export VETGATE_CALIBRATION={place}",
+        ]
+        return Outcome(0, blob, lambda console: console.print("\n".join(lines), soft_wrap=True))
+
+    return carry_out(command, as_json=json)
+
+
+def bench(
+    sealed: Annotated[bool, typer.Option("--sealed", help="Score the sealed third instead; not for tuning.")] = False,
+    json: AsJson = False,
+) -> int:
+    """Score the model bank: false alarms, detection, cost, repairs; each model by a calibration that did not see it."""
+
+    def command() -> Outcome:
+        from flows.bench_run import run, show
+
+        found = run(sealed=sealed)
+        return Outcome(0, found, lambda console: show(console, found))
+
+    return carry_out(command, as_json=json)

@@ -1,0 +1,86 @@
+"""The bank is what it says: its sizes, its sealed third, and stages for every part of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.bank import MEMBERS, PARAMS, ROOT, members, plan
+from flows.bank_own import recipe, references
+from flows.params import load_params
+from vetgate.architectures import ARCHITECTURES
+from vetgate.errors import BadPolicy
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+SETS = ("digits", "mnist", "gtsrb", "cifar10")
+LEAST = {"badnets": 24, "trojan_nn": 24, "source_specific": 12}
+OTHERS = (
+    "trojan_nn_poisoning",
+    "blended",
+    "sig",
+    "label_consistent",
+    "wanet",
+    "input_aware",
+    "adaptive",
+    "adversarial_patch",
+)
+
+
+def test_it_holds_the_clean_members_that_a_rate_of_one_in_a_hundred_needs() -> None:
+    clean = Counter(m.data for m in members().values() if m.clean)
+    assert clean == {"digits": 40, "mnist": 30, "gtsrb": 15, "cifar10": 15}
+
+
+@pytest.mark.parametrize("attack", [*LEAST, *OTHERS])
+def test_it_holds_enough_of_each_attack_a_sixth_of_them_on_each_of_the_larger_sets(attack: str) -> None:
+    found = Counter(m.data for m in members().values() if m.attack == attack)
+    least = LEAST.get(attack, 6)
+    assert found.total() >= least
+    assert all(found[data] >= least / 6 for data in ("gtsrb", "cifar10"))
+
+
+def test_clean_members_differ_in_what_honest_suppliers_differ_in() -> None:
+    for data in SETS:
+        clean = [m for m in members().values() if m.clean and m.data == data]
+        assert {m.architecture for m in clean} == set(ARCHITECTURES)
+        told = {key for m in clean for key in m.options}
+        assert {"shift", "weight_decay", "share", "adversarial", "times"} <= told
+
+
+def test_no_two_members_of_a_data_set_share_a_seed() -> None:
+    seeds = Counter((m.data, m.seed) for m in members().values())
+    assert max(seeds.values()) == 1
+
+
+def test_a_third_of_each_kind_is_sealed() -> None:
+    listed, sealed = members(), plan().sealed
+    assert sealed <= set(listed)
+    kinds = Counter((m.attack, m.data if m.clean else "") for m in listed.values())
+    hidden = Counter((listed[n].attack, listed[n].data if listed[n].clean else "") for n in sealed)
+    assert all(hidden[kind] == round(count / 3) for kind, count in kinds.items())
+
+
+def test_the_pipeline_has_a_stage_for_every_detector_and_data_set() -> None:
+    matrix = PIPELINE["evidence"]["matrix"]
+    assert set(matrix["method"]) == set(load_params().detect) and set(matrix["data"]) == set(plan().sets) == set(SETS)
+    assert PIPELINE["member"]["foreach"] == "${members}"
+
+
+def test_a_file_that_lists_no_members_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "members.yaml").write_text("members: {a: {data: digits}}\n")
+    with pytest.raises(BadPolicy, match="expected the bank's members"):
+        members(tmp_path / "members.yaml")
+    with pytest.raises(BadPolicy, match="expected a section bank"):
+        plan(tmp_path / "params.yaml")
+    assert members(MEMBERS) and plan(PARAMS).sets
+
+
+def test_references_of_ones_own_are_as_varied_and_see_as_many_images() -> None:
+    assert recipe(60_000).images == 6_000 and recipe(60_000).epochs == 7
+    assert recipe(1_400).epochs == 29 and recipe(100).epochs == 30
+    wanted = references("signs", 20)
+    assert len({m.seed for m in wanted}) == 20 and {m.architecture for m in wanted} == set(ARCHITECTURES)
+    assert all(m.clean and m.data == "signs" for m in wanted)
