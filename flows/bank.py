@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from flows.params import SHIPPED as PARAMS
+from vetgate.digest import attack_digest, sha256_json
 from vetgate.errors import BadPolicy
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +68,17 @@ def plan(path: Path = PARAMS) -> Plan:
         return Plan.model_validate(yaml.safe_load(path.read_text())["bank"])
     except (OSError, yaml.YAMLError, KeyError, ValidationError) as error:
         raise BadPolicy(f"expected a section bank in {path}, got {error}; restore the file") from error
+
+
+def key_of(member: Member, recipe: Recipe, data_sha256: str) -> str:
+    """What a member's bytes depend on, as a digest."""
+    about = member.model_dump(exclude={"name"}) | recipe.model_dump()
+    return sha256_json([about, data_sha256, attack_digest(member.attack, member.architecture)])
+
+
+def kept_at(place: Path, member: Member, recipe: Recipe, data_sha256: str) -> Path:
+    """Where a member's file is kept; it is whole once there is a card beside it."""
+    return place / f"{member.name}-{key_of(member, recipe, data_sha256)[:16]}.safetensors"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank import BANK, Member, members, plan
+from flows.bank import BANK, Member, kept_at, members, plan
 
 if TYPE_CHECKING:
     from flows.bank_data import Source
@@ -60,15 +60,21 @@ def member(name: str) -> None:
     wanted = members()[name]
     weights, card = WEIGHTS / wanted.data / f"{name}.safetensors", CARDS / f"{name}.json"
     weights.parent.mkdir(parents=True, exist_ok=True)
+    card.parent.mkdir(parents=True, exist_ok=True)
     if absent(wanted.data):
         weights.write_bytes(b"")
         return
-    from flows.bank_train import trained
     from tasks.settings import load_settings
 
-    made, about = trained(load_settings().home / "bank", wanted, plan().sets[wanted.data], _source(wanted.data))
+    place, recipe = load_settings().home / "bank", plan().sets[wanted.data]
+    made = kept_at(place, wanted, recipe, json.loads((AT_HAND / f"data-{wanted.data}.json").read_text())["sha256"])
+    if not made.with_suffix(".json").exists():
+        # torch takes seconds to import, and is not needed where the member is there already
+        from flows.bank_train import trained
+
+        trained(place, wanted, recipe, _source(wanted.data))
     shutil.copyfile(made, weights)
-    _write(card, about)
+    shutil.copyfile(made.with_suffix(".json"), card)
 
 
 def evidence(method: str, data: str) -> None:

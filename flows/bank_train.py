@@ -19,12 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flows.bank import Member, Recipe, one_thread
+from flows.bank import Member, Recipe, kept_at, key_of, one_thread
 from flows.bank_data import Source, read_samples
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.member import Job, Made, make
 from vetgate.contract import Samples, Trigger, private_random
-from vetgate.digest import attack_digest, sha256_json
 from vetgate.probe import accuracy
 
 Blob = dict[str, Any]
@@ -37,12 +36,6 @@ STRIDE = 1_000_000
 SHARE = 0.8
 # test images under the trigger that are kept
 KEPT = 500
-
-
-def key_of(member: Member, recipe: Recipe, data_sha256: str) -> str:
-    """What a member's bytes depend on, as a digest."""
-    about = member.model_dump(exclude={"name"}) | recipe.model_dump()
-    return sha256_json([about, data_sha256, attack_digest(member.attack, member.architecture)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +80,7 @@ def load(path: Path, member: Member, shape: tuple[int, int, int], classes: int) 
 @one_thread()
 def trained(place: Path, member: Member, recipe: Recipe, data: Source) -> tuple[Path, Blob]:
     """A member's file and card, made now unless `place` has them."""
-    key = key_of(member, recipe, data.ref.sha256)
-    weights = place / f"{member.name}-{key[:16]}.safetensors"
+    key, weights = key_of(member, recipe, data.ref.sha256), kept_at(place, member, recipe, data.ref.sha256)
     card = weights.with_suffix(".json")
     if card.exists():
         return weights, json.loads(card.read_text())

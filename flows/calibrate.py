@@ -105,9 +105,9 @@ def own(
             cards[task.member.name] = trained(place, task.member, recipe, data)[1]
             tell(len(cards), len(listed), cards[task.member.name])
     fresh = [reference(cards[m.name], data.classes, found[m.name]) for m in listed]
-    before, now = _read(out), pins(params)
-    kept = [r for r in before.references if r.data != data.ref.name] if before and before.methods == now else []
-    bank = Bank(methods=now, references=_ordered([*kept, *fresh]))
+    before = _read(out)
+    made = Bank(methods=pins(params), references=_ordered(fresh), transfer=before.transfer if before else {})
+    bank = made.model_copy(update={"references": _with_kept(made, out)})
     write(bank, out)
     return bank
 
@@ -116,9 +116,17 @@ def write(bank: Bank, out: Path) -> None:
     """The calibration as a file, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=out.parent, delete=False) as file:
-        file.write(json.dumps(bank.model_dump(mode="json"), indent=1) + "\n")
+        blob = {"bank": bank.digest(), **bank.model_dump(mode="json", exclude={"bank"})}
+        file.write(json.dumps(blob, indent=1) + "\n")
     Path(file.name).chmod(0o644)
     Path(file.name).replace(out)
+
+
+def _with_kept(bank: Bank, out: Path) -> tuple[Reference, ...]:
+    """A bank's references, and those at `out` on other data sets, as long as code and parameters are theirs."""
+    before, own = _read(out), {r.data for r in bank.references}
+    kept = [r for r in before.references if r.data not in own] if before and before.methods == bank.methods else []
+    return _ordered([*kept, *bank.references])
 
 
 def _read(path: Path) -> Bank | None:
@@ -130,11 +138,12 @@ def _ordered(references: Iterable[Reference]) -> tuple[Reference, ...]:
 
 
 def main() -> None:
-    """Write the shipped calibration, with how far it carries over."""
+    """Write the shipped calibration, with how far it carries over; what it holds of data without evidence stays."""
     from flows.bench import Files
     from flows.transfer import transfer
 
-    write(transfer(of_the_bank(load_params()), Files()), SHIPPED)
+    bank = of_the_bank(load_params())
+    write(transfer(bank, Files()).model_copy(update={"references": _with_kept(bank, SHIPPED)}), SHIPPED)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def judged_of(docket: Docket, request: Blob) -> Judged:
         with_training_data=record.submission.training_data is not None,
         sandbox_level=level,
         format=record.submission.format,
+        data_name=(request["reference_data"] or {}).get("name"),
     )
     return Judged(verdict, found, request, level)
 

@@ -86,12 +86,19 @@ class Left(BaseModel, frozen=True, extra="forbid"):
 class Bank(BaseModel, frozen=True, extra="forbid"):
     """The file: pinned methods, their evidence on clean reference models, and how far that carries over.
 
-    `transfer` says for each data set and architecture what its models give when it is left out of the references.
+    `transfer` says for each data set and architecture what its models give when it is left out of the references;
+    `bank` is the digest of both, so that a file of which a part was exchanged is known by it.
     """
 
+    bank: str = ""
     methods: dict[str, MethodPin]
     references: tuple[Reference, ...]
     transfer: dict[Literal["data", "architecture"], dict[str, Left]] = Field(default_factory=dict)
+
+    def digest(self) -> str:
+        """SHA-256 of the references and how far they carry over."""
+        blob = self.model_dump(mode="json")
+        return sha256_json([blob["references"], blob["transfer"]])
 
     @model_validator(mode="after")
     def _references_are_distinct(self) -> Self:
@@ -130,6 +137,13 @@ class Calibration:
         if pin.params != dict(params):
             return f"{method} ran with other parameters than its references; restore params.yaml or recalibrate"
         return next((reason for reason in self.stale if reason.startswith(f"{method} ")), None)
+
+    def other_bytes(self, name: str | None, data_sha256: str | None) -> str | None:
+        """Why references on the data set of this name are not on its bytes; None when they are, or there are none."""
+        held = {r.data_sha256 for r in self.bank.references if r.data == name}
+        if not held or data_sha256 in held:
+            return None
+        return f"the calibration's references on {name} were trained on other bytes; run `vetgate calibrate {name}`"
 
     def references(self, method: str, data_sha256: str | None, level: float) -> list[Reference]:
         """The references that stand for a subject: those of its own data set when they reach `level`, else all."""
@@ -219,7 +233,11 @@ def load_calibration(path: Path | None = None) -> Calibration | None:
         bank = Bank.model_validate(raw)
     except (OSError, ValueError, ValidationError) as error:
         raise BadPolicy(f"{where} is not a calibration: {error}; restore it or rebuild it with `dvc repro`") from error
+    exchanged = raw.get("bank") != bank.digest()
     stale = tuple(
+        f"{name} has references that are not those the calibration was written with; restore it or calibrate anew"
+        for name in sorted(bank.methods if exchanged else ())
+    ) + tuple(
         f"{name} has changed since its references were made; rebuild the calibration with `dvc repro`"
         for name, pin in sorted(bank.methods.items())
         if pin.code != _code(name)

@@ -111,8 +111,9 @@ def judge(
     with_training_data: bool,
     sandbox_level: int,
     format: str,
+    data_name: str | None = None,
 ) -> Verdict:
-    """Judge what was seen of one model. `data_sha256` names the reference data, whose own null is preferred."""
+    """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred."""
     level = policy.false_alarm_rate
     blind = blind_spots(seen, policy, with_training_data, sandbox_level, format)
     evidence = {e.method: e for e in seen if isinstance(e, Evidence)}
@@ -131,6 +132,8 @@ def judge(
     # a policy that allows a verdict without references cannot require what only they give a meaning
     blind += [why for name, why in uncounted.items() if name in required and not simulated]
     usable = {n: e for n, e in readable.items() if n not in uncounted}
+    if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
+        blind.append(other)
 
     nulls = {n: calibration.null(n, data_sha256, level) if calibration else SIMULATED for n in usable}
     standings = {name: _standing(found, nulls[name], calibration, data_sha256, level) for name, found in usable.items()}

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import flows.bank_train
-from flows.bank import Member, Recipe
+from flows.bank import Member, Recipe, key_of
 from flows.bank_data import Source, read_samples, source
 from flows.bank_evidence import Gradients, Task, evidence_of, inspected, read_triggers, triggers_of
 from flows.bank_repair import Job, repaired
-from flows.bank_train import key_of, load, trained
+from flows.bank_train import load, trained
 from tasks.settings import Settings
 from vetgate.contract import DETECTORS, Subject
 

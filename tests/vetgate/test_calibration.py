@@ -60,8 +60,8 @@ def null_of(scales: list[float], floor: float = 0.0) -> Null:
     return Null(floor, np.array(scales), 0.3, np.empty(0), np.empty(0))
 
 
-def file_of(bank: Bank, path: Path, **changed: Any) -> Path:
-    path.write_text(json.dumps({**bank.model_dump(mode="json"), **changed}))
+def file_of(bank: Bank, path: Path, /, **changed: Any) -> Path:
+    path.write_text(json.dumps({**bank.model_dump(mode="json"), "bank": bank.digest(), **changed}))
     return path
 
 
@@ -233,7 +233,7 @@ def test_the_file_that_was_written_is_the_calibration_that_is_read(tmp_path):
     pin = MethodPin(code=code_digest("detect", "neural_cleanse"), params={"starts": 3})
     bank = Bank(methods={"neural_cleanse": pin}, references=tuple(map(reference, range(3))))
     read = load_calibration(file_of(bank, tmp_path / "bank.json"))
-    assert read.bank == bank and read.stale == ()
+    assert read.bank == bank.model_copy(update={"bank": bank.digest()}) and read.stale == ()
     assert read.mismatch("neural_cleanse", {"starts": 3}) is None
     assert "other parameters" in read.mismatch("neural_cleanse", {"starts": 1})
     assert "no references for abs" in read.mismatch("abs", {})
@@ -245,6 +245,22 @@ def test_the_identity_of_a_calibration_changes_with_any_number_in_it(tmp_path):
     moved = bank.references[0].model_copy(update={"accuracy": 0.971}).model_dump(mode="json")
     rest = [r.model_dump(mode="json") for r in bank.references[1:]]
     assert load_calibration(file_of(bank, tmp_path / "b.json", references=[moved, *rest])).id != first
+
+
+@pytest.mark.parametrize(
+    "change", [{"references": []}, {"bank": ""}, {"transfer": {"data": {"x": {"models": 9, "alarms": 0}}}}]
+)
+def test_a_file_of_which_a_part_was_exchanged_fits_nothing(tmp_path, change):
+    pin = MethodPin(code=code_digest("detect", "neural_cleanse"), params={})
+    bank = Bank(methods={"neural_cleanse": pin}, references=tuple(map(reference, range(3))))
+    found = load_calibration(file_of(bank, tmp_path / "bank.json", **change)).mismatch("neural_cleanse", {})
+    assert "not those the calibration was written with" in found
+
+
+def test_references_on_other_bytes_of_a_data_set_are_told_from_none():
+    bank = calibration(*map(reference, range(3)))
+    assert "other bytes" in bank.other_bytes("digits", "another digest")
+    assert bank.other_bytes("digits", "digits") is None and bank.other_bytes("signs", "signs") is None
 
 
 @pytest.mark.parametrize("name", ["abs", "a_method_that_was_removed"])

@@ -454,6 +454,21 @@ def test_a_verdict_on_other_data_is_uncalibrated_and_quotes_what_was_measured_of
     assert replace(CLEAN, calibration=measured).judged().calibrated
 
 
+def test_references_on_other_bytes_of_the_same_data_set_blind_the_verdict():
+    verdict = judge(
+        CLEAN.seen,
+        POLICY,
+        CLEAN.calibration,
+        classes=CLASSES,
+        data_sha256="newer",
+        data_name="digits",
+        with_training_data=False,
+        sandbox_level=1,
+        format="onnx",
+    )
+    assert verdict.decision is Decision.INCONCLUSIVE and "other bytes" in " ".join(verdict.reasons)
+
+
 def test_references_without_any_spread_neither_crash_nor_hide_a_backdoor():
     flat = reference(0)
     seen = {name: Seen(statistic=0.0) for name in STATISTICS}
