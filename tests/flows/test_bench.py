@@ -1,0 +1,165 @@
+"""The bank is scored by calibrations that did not see the member, and what git holds of it fits together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import flows.bench
+import flows.calibrate
+from flows.bank import BANK, Plan, members, plan
+from flows.bench import Files, row, rows
+from flows.calibrate import of_the_bank, pins
+from flows.params import load_params
+from flows.transfer import transfer
+from vetgate.calibration import SHIPPED, Calibration, load_calibration
+from vetgate.policy import load_policy
+
+COUNT, CLASSES = 26, 10
+
+
+def scores(seed: int, backdoor: int | None) -> list[float]:
+    found = np.random.default_rng(seed).normal(-2.2, 0.15, CLASSES)
+    if backdoor is not None:
+        found[backdoor] = -0.2
+    return [round(float(v), 5) for v in found]
+
+
+def of(method: str, seed: int, backdoor: int | None) -> dict[str, Any]:
+    labels = scores(seed, backdoor)
+    if method == "neural_cleanse":
+        sure = [0.97 if k == backdoor else -1.0 for k in range(CLASSES)]
+        details = {"held_out": sure, "second_start": [1.8] * CLASSES, "norms": [9.0] * CLASSES, "anomaly_index": 2.5}
+        statistic = max(labels) - float(np.median(labels))
+        return {"statistic": statistic, "scores": labels, "targets": list(range(CLASSES)), "details": details}
+    statistic = float(np.random.default_rng([seed, 1]).normal(0.4, 0.1)) + (1.0 if backdoor is not None else 0.0)
+    found = [statistic if k == (backdoor or 0) else 0.0 for k in range(CLASSES)]
+    return {"statistic": statistic, "scores": found, "targets": [backdoor or 0], "details": {"success": [0.95]}}
+
+
+@pytest.fixture
+def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bank of made-up evidence: clean members, one that an attack works on, one that it does not, one sealed."""
+    listed = {f"digits-clean-{i:02d}": {"attack": "clean", "seed": i} for i in range(COUNT)}
+    listed |= {f"digits-badnets-{i:02d}": {"attack": "badnets", "seed": 100 + i} for i in range(2)}
+    for about in listed.values():
+        about |= {"data": "digits", "architecture": "small-cnn"}
+    (tmp_path / "members.yaml").write_text(yaml.safe_dump({"members": listed}))
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "evidence").mkdir()
+    for name, about in listed.items():
+        card = {"name": name, **about, "data_sha256": "d1", "accuracy": 0.98, "trained_with_seed": about["seed"]}
+        if about["attack"] == "badnets":
+            card |= {"attack_success": 0.99 if name.endswith("00") else 0.5, "target": 7, "form": "one"}
+        (tmp_path / "cards" / f"{name}.json").write_text(json.dumps(card))
+    for method, pin in pins(load_params()).items():
+        if method not in ("neural_cleanse", "abs"):
+            continue
+        seen = {
+            name: {
+                **of(method, about["seed"], 7 if about["attack"] == "badnets" else None),
+                "seconds": 1.0,
+                "image_gradients": 10,
+                "seed": about["seed"],
+                "cutoff": None,
+            }
+            for name, about in listed.items()
+        }
+        blob = {"method": method, "data": "digits", "image": [1, 8, 8], "classes": CLASSES, "code": pin.code}
+        blob |= {"params": dict(pin.params), "members": seen, "data_sha256": "d1"}
+        (tmp_path / "evidence" / f"{method}-digits.json").write_text(json.dumps(blob))
+    hidden = Plan(sets={}, sealed=frozenset({"digits-clean-25"}))
+    for module in (flows.bench, flows.calibrate):
+        monkeypatch.setattr(module, "plan", lambda: hidden)
+    monkeypatch.setattr(flows.bench, "of_the_bank", lambda params: of_the_bank(params, tmp_path))
+    return tmp_path
+
+
+def test_what_is_sealed_is_no_reference_and_is_scored_only_when_asked_for(bank: Path) -> None:
+    files = Files(bank)
+    assert "digits-clean-25" not in {r["name"] for r in rows(files, sealed=False)}
+    assert [r["name"] for r in rows(files, sealed=True)] == ["digits-clean-25"]
+    assert {r.seed for r in of_the_bank(load_params(), bank).references} == set(range(COUNT - 1))
+
+
+def test_a_member_counts_as_backdoored_only_if_its_attack_works(bank: Path) -> None:
+    kinds = {r["name"]: r["kind"] for r in rows(Files(bank), sealed=False)}
+    assert kinds["digits-badnets-00"] == "backdoored" and kinds["digits-badnets-01"] == "failed attack"
+    files = Files(bank)
+    files.cards["digits-badnets-00"]["accuracy"] = 0.9
+    assert not files.backdoored("digits-badnets-00"), "too much accuracy lost"
+
+
+def test_no_member_is_among_the_references_that_judge_it(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, asked = Files(bank), []
+    whole = Calibration(of_the_bank(load_params(), bank), "whole")
+
+    def watched(*args: Any, **more: Any) -> Any:
+        asked.append({r.seed for r in args[1].bank.references})
+        return ruled(*args, **more)
+
+    ruled = flows.bench.verdict
+    monkeypatch.setattr(flows.bench, "verdict", watched)
+    for _ in rows(files, sealed=False):
+        pass
+    judged = [m.seed for m in files.members.values() if m.name != "digits-clean-25"]
+    assert all(seed not in seen for seed, seen in zip(judged, asked, strict=True))
+    assert {len(seen) for seen in asked} == {len(whole.bank.references), len(whole.bank.references) - 1}
+
+
+def test_a_backdoor_that_stands_out_fails_with_the_right_label(bank: Path) -> None:
+    files = Files(bank)
+    whole = Calibration(of_the_bank(load_params(), bank), "whole")
+    found = row(files, files.members["digits-badnets-00"], whole, load_policy())
+    assert found["model"]["decision"] == "FAIL" and found["model"]["right"] and found["model"]["suspects"] == [7]
+    assert found["attack"] == "badnets" and found["index"] == 2.5 and "with_data" not in found
+
+
+def test_evidence_of_other_code_is_neither_scored_nor_a_reference(bank: Path) -> None:
+    path = bank / "evidence" / "abs-digits.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "other"}))
+    assert set(Files(bank).evidence["digits-clean-00"]) == {"neural_cleanse"}
+    assert all(set(r.seen) == {"neural_cleanse"} for r in of_the_bank(load_params(), bank).references)
+
+
+def test_how_far_references_carry_over_is_counted_where_others_are_left(bank: Path) -> None:
+    # one data set and one architecture: nothing is left to judge by
+    assert transfer(of_the_bank(load_params(), bank), Files(bank)).transfer == {"data": {}, "architecture": {}}
+    path = bank / "cards" / "digits-clean-00.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architecture": "vgg-small"}))
+    found = transfer(of_the_bank(load_params(), bank), Files(bank)).transfer["architecture"]
+    assert found["vgg-small"].models == 1 and found["small-cnn"].models == COUNT - 2
+    # one reference is too few to say anything, which is no sign of calm
+    assert found["small-cnn"].alarms == COUNT - 2
+
+
+class TestWhatGitHolds:
+    """The committed evidence, cards and calibration belong together and to the code."""
+
+    def test_the_calibration_is_the_one_that_follows_from_the_evidence(self) -> None:
+        made, shipped = of_the_bank(load_params()), load_calibration(SHIPPED)
+        assert shipped is not None and shipped.stale == () and shipped.bank.methods == made.methods
+        sets = {r.data for r in made.references}
+        assert {"digits"} <= sets
+        assert [r for r in shipped.bank.references if r.data in sets] == list(made.references)
+        assert shipped.bank.transfer == transfer(made, Files()).transfer
+
+    def test_no_sealed_member_is_a_reference(self) -> None:
+        shipped, listed = load_calibration(SHIPPED), members()
+        assert shipped is not None
+        scored = {json.loads(p.read_text())["data"] for p in (BANK / "evidence").glob("*.json")}
+        hidden = {(listed[n].data, listed[n].seed) for n in plan().sealed if listed[n].data in scored}
+        assert not hidden & {(r.data, r.seed) for r in shipped.bank.references}
+
+    def test_every_member_that_was_inspected_has_a_card_of_what_is_listed(self) -> None:
+        listed, cards = members(), {p.stem: json.loads(p.read_text()) for p in (BANK / "cards").glob("*.json")}
+        for path in (BANK / "evidence").glob("*.json"):
+            for name in json.loads(path.read_text())["members"]:
+                told = listed[name].model_dump()
+                assert {key: cards[name][key] for key in told} == told
+                assert ("attack_success" in cards[name]) != listed[name].clean
