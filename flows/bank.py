@@ -6,9 +6,11 @@ sealed: these enter no calibration, no tuning and no debugging.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, PositiveInt, ValidationError
@@ -79,6 +81,12 @@ def key_of(member: Member, recipe: Recipe, data_sha256: str) -> str:
 def kept_at(place: Path, member: Member, recipe: Recipe, data_sha256: str) -> Path:
     """Where a member's file is kept; it is whole once there is a card beside it."""
     return place / f"{member.name}-{key_of(member, recipe, data_sha256)[:16]}.safetensors"
+
+
+def read_all(folder: Path) -> dict[str, dict[str, Any]]:
+    """The JSON objects in a folder by file name, without those of data sets that were not there."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: blob for name, blob in found.items() if "absent" not in blob}
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def member(name: str) -> None:
     card.parent.mkdir(parents=True, exist_ok=True)
     if absent(wanted.data):
         weights.write_bytes(b"")
+        _leave(card, wanted.data)
         return
     from tasks.settings import load_settings
 
@@ -82,6 +83,7 @@ def evidence(method: str, data: str) -> None:
     out, triggers = EVIDENCE / f"{method}-{data}.json", TRIGGERS / f"{method}-{data}"
     triggers.mkdir(parents=True, exist_ok=True)
     if absent(data):
+        _leave(out, data)
         return
     from rich.progress import Progress
 
@@ -118,6 +120,7 @@ def repairs(repair: str, data: str) -> None:
     """Repair every attacked member of a data set by what Neural Cleanse found, and write down what that did."""
     out = REPAIRS / f"{repair}-{data}.json"
     if absent(data):
+        _leave(out, data)
         return
     from rich.progress import Progress
 
@@ -182,6 +185,12 @@ def _source(data: str) -> Source:
     from tasks.settings import load_settings
 
     return source(load_settings(), data, load_params().data, plan().sets[data].images)
+
+
+def _leave(path: Path, data: str) -> None:
+    """What git holds stays; where it holds nothing, say so, since a stage must leave a file."""
+    if not path.exists():
+        _write(path, {"absent": data})
 
 
 def _write(path: Path, value: Blob) -> None:

@@ -6,7 +6,6 @@ sealed members are in none. Rows are made from what git holds, so that this need
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from statistics import median
 from typing import Any
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.bank import BANK, Member, members, plan
+from flows.bank import BANK, Member, members, plan, read_all
 from flows.bank_evidence import evidence_of
 from flows.calibrate import of_the_bank, pins
 from flows.params import load_params
@@ -35,13 +34,12 @@ class Files:
 
     def __init__(self, place: Path = BANK) -> None:
         self.members = members(place / "members.yaml")
-        self.cards: dict[str, Blob] = {p.stem: json.loads(p.read_text()) for p in (place / "cards").glob("*.json")}
+        self.cards = read_all(place / "cards")
         self.evidence: dict[str, dict[str, Blob]] = {}
         self.images: dict[str, tuple[list[int], int]] = {}
         self.params: dict[str, Blob] = {}
         wanted = pins(load_params())
-        for path in sorted((place / "evidence").glob("*.json")):
-            found = json.loads(path.read_text())
+        for found in read_all(place / "evidence").values():
             pin = wanted.get(found["method"])
             if pin is None or (found["code"], found["params"]) != (pin.code, dict(pin.params)):
                 continue

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank import BANK, ROOT
+from flows.bank import BANK, ROOT, read_all
 from flows.bench import LEAST_SUCCESS, MOST_LOST, Files, rows
 from flows.bench_page import page
 from flows.bench_pictures import draw
@@ -65,8 +65,7 @@ def _flat(row: Blob) -> Blob:
 
 def _repairs() -> Blob:
     found: Blob = {}
-    for path in sorted((BANK / "repairs").glob("*.json")):
-        done = json.loads(path.read_text())
+    for done in read_all(BANK / "repairs").values():
         found.setdefault(done["repair"], {}).update(done["members"])
     return found
 

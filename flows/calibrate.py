@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.bank import BANK, Member, Recipe, members, plan
+from flows.bank import BANK, Member, Recipe, members, plan, read_all
 from flows.bank_evidence import Task, everywhere
 from flows.bank_train import trained
 from flows.params import Params, load_params
@@ -60,17 +60,17 @@ def of_the_bank(params: Params, bank: Path = BANK) -> Bank:
     wanted, listed, sealed = pins(params), members(bank / "members.yaml"), plan().sealed
     evidence: dict[str, dict[str, Blob]] = {}
     classes: dict[str, int] = {}
-    for path in sorted((bank / "evidence").glob("*.json")):
-        found = json.loads(path.read_text())
+    for file, found in read_all(bank / "evidence").items():
         pin = wanted.get(found["method"])
         if pin is None or (found["code"], found["params"]) != (pin.code, dict(pin.params)):
-            print(f"{path.name} was made with other code or parameters and is left out", file=sys.stderr)
+            print(f"{file} was made with other code or parameters and is left out", file=sys.stderr)
             continue
         for name, seen in found["members"].items():
             evidence.setdefault(name, {})[found["method"]] = seen
             classes[name] = found["classes"]
+    cards = read_all(bank / "cards")
     references = [
-        reference(json.loads((bank / "cards" / f"{name}.json").read_text()), classes[name], seen)
+        reference(cards[name], classes[name], seen)
         for name, seen in evidence.items()
         if name in listed and listed[name].clean and name not in sealed
     ]

@@ -12,7 +12,7 @@ import yaml
 
 import flows.bench
 import flows.calibrate
-from flows.bank import BANK, Plan, members, plan
+from flows.bank import BANK, Plan, members, plan, read_all
 from flows.bench import Files, row, rows
 from flows.calibrate import of_the_bank, pins
 from flows.params import load_params
@@ -152,14 +152,14 @@ class TestWhatGitHolds:
     def test_no_sealed_member_is_a_reference(self) -> None:
         shipped, listed = load_calibration(SHIPPED), members()
         assert shipped is not None
-        scored = {json.loads(p.read_text())["data"] for p in (BANK / "evidence").glob("*.json")}
+        scored = {found["data"] for found in read_all(BANK / "evidence").values()}
         hidden = {(listed[n].data, listed[n].seed) for n in plan().sealed if listed[n].data in scored}
         assert not hidden & {(r.data, r.seed) for r in shipped.bank.references}
 
     def test_every_member_that_was_inspected_has_a_card_of_what_is_listed(self) -> None:
-        listed, cards = members(), {p.stem: json.loads(p.read_text()) for p in (BANK / "cards").glob("*.json")}
-        for path in (BANK / "evidence").glob("*.json"):
-            for name in json.loads(path.read_text())["members"]:
+        listed, cards = members(), read_all(BANK / "cards")
+        for found in read_all(BANK / "evidence").values():
+            for name in found["members"]:
                 told = listed[name].model_dump()
                 assert {key: cards[name][key] for key in told} == told
                 assert ("attack_success" in cards[name]) != listed[name].clean
