@@ -13,7 +13,7 @@ from vetgate.architectures import ARCHITECTURES
 
 BATCH = 128
 # images with a gradient that inspecting one network takes, counted on the bank: by the number of its classes, and apart
-EACH_CLASS, APART = 8_500, 30_000
+EACH_CLASS, APART = 6_000, 130_000
 
 
 @one_thread()

@@ -1,0 +1,81 @@
+"""`vetgate calibrate`: references of one's own, kept as they come, in a calibration that verdicts are held against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from flows import calibrate
+from flows.bank import Recipe
+from flows.cli import main
+from flows.estimate import minutes
+from tests.quick import PARAMS, clean
+from vetgate.calibration import Bank, Reference, load_calibration
+
+RECIPE = Recipe(images=1200, epochs=8)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrate")
+    (folder / "params.yaml").write_text(PARAMS)
+    return folder
+
+
+@pytest.fixture
+def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VETGATE_HOME", str(home / "home"))
+    monkeypatch.setenv("VETGATE_PARAMS", str(home / "params.yaml"))
+    return home
+
+
+def test_the_command_makes_references_on_a_data_set_and_says_where_they_are(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.bank_own.recipe", lambda rows: RECIPE)
+    out = environment / "own.json"
+    assert main(["calibrate", "digits", "--count", "8", "--jobs", "1", "--out", str(out), "--json"]) == 0
+    printed = capfd.readouterr()
+    told = json.loads(printed.out)
+    assert "about" in printed.err and "minutes" in printed.err
+    assert told["references"] == 8 and told["calibration"] == str(out) and told["accuracy"][0] > 0.5
+    made = load_calibration(out)
+    assert made is not None and made.stale == ()
+    assert {r.data_sha256 for r in made.bank.references} == {told["data_sha256"]}
+
+
+def test_what_is_finished_is_not_made_again(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.bank_own.recipe", lambda rows: RECIPE)
+    monkeypatch.setattr("flows.bank_train.make", None)
+    monkeypatch.setattr("flows.bank_evidence._inspect", None)
+    out, again = environment / "own.json", environment / "again.json"
+    assert main(["calibrate", "digits", "--count", "8", "--jobs", "1", "--out", str(again), "--json"]) == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["no-such-set"], 2), (["digits", "--count", "3"], 4)])
+def test_what_cannot_be_calibrated_is_refused(environment: Path, arguments: list[str], code: int) -> None:
+    assert main(["calibrate", *arguments, "--json"]) == code
+
+
+def test_references_on_other_data_stay_as_long_as_code_and_parameters_are_theirs(tmp_path: Path) -> None:
+    def on(data: str, seed: int) -> Reference:
+        return Reference(data=data, data_sha256=data, architecture="x", classes=10, seed=seed, accuracy=1.0, seen={})
+
+    before = Bank(methods={}, references=(on("signs", 1), on("digits", 1)))
+    calibrate.write(before, tmp_path / "c.json")
+    fresh = Bank(methods={}, references=(on("digits", 2),))
+    kept = calibrate._with_kept(fresh, tmp_path / "c.json")
+    assert [(r.data, r.seed) for r in kept] == [("digits", 2), ("signs", 1)]
+
+
+def test_an_estimate_grows_with_networks_images_and_classes_and_shrinks_with_cores() -> None:
+    torch.set_num_threads(1)
+    wanted, recipe = clean(), Recipe(images=1000, epochs=10)
+    one = minutes(wanted, recipe, (1, 8, 8), 10, 1)
+    assert 0 < minutes(wanted[:4], recipe, (1, 8, 8), 10, 1) < one
+    assert minutes(wanted, recipe, (1, 8, 8), 10, 4) < one
+    assert minutes(wanted, Recipe(images=1000, epochs=100), (1, 8, 8), 10, 1) > one
