@@ -33,6 +33,7 @@ class Files:
     """What git holds of the bank: cards, and evidence by member and detector, of this code and these parameters."""
 
     def __init__(self, place: Path = BANK) -> None:
+        self.hidden = plan().sealed
         self.members = members(place / "members.yaml")
         self.cards = read_all(place / "cards")
         self.evidence: dict[str, dict[str, Blob]] = {}
@@ -55,12 +56,13 @@ class Files:
         return [evidence_of(m, given[m], shape, self.params[m]) for m in methods if "statistic" in given.get(m, {})]
 
     def lost(self, name: str) -> float:
-        """Accuracy that a member is below the median clean one of its data set and architecture; NaN without any."""
+        """Accuracy that a member is below the median open clean one of its data and architecture; NaN without any."""
         card = self.cards[name]
         honest = [
             c["accuracy"]
             for c in self.cards.values()
-            if (c["attack"], c["data"], c["architecture"]) == ("clean", card["data"], card["architecture"])
+            if c["name"] not in self.hidden
+            and (c["attack"], c["data"], c["architecture"]) == ("clean", card["data"], card["architecture"])
         ]
         return median(honest) - float(card["accuracy"]) if honest else math.nan
 
@@ -72,7 +74,7 @@ class Files:
 
 def rows(files: Files, *, sealed: bool) -> Iterator[Blob]:
     """A row for each member that is (not) sealed and was inspected."""
-    bank, policy, hidden = of_the_bank(load_params()), load_policy(), plan().sealed
+    bank, policy, hidden = of_the_bank(load_params()), load_policy(), files.hidden
     whole = Calibration(bank, "bank")
     for name, member in files.members.items():
         if name in files.evidence and (name in hidden) == sealed:

@@ -79,10 +79,23 @@ def _certainty(result: Blob, calibration: Blob | None) -> list[str]:
     words = (
         f"The p-value is {p:.3g}: of clean models, about {100 * p:.3g} in 100 look at least as suspicious as this one."
     )
+    about = calibration or {}
+    count = about.get("references")
     if result.get("calibrated"):
-        named = (calibration or {}).get("id") or (calibration or {}).get("name")
-        return [words + " It was measured on clean reference models" + (f" ({named})." if named else ".")]
+        named = about.get("id") or about.get("name")
+        return [
+            words + " It was measured on clean reference models" + (f" ({named})." if named else ".") + _far(p, count)
+        ]
+    if about.get("data"):
+        others = ", ".join(about["data"])
+        return [words + f" It was measured on other data ({others}): nobody measured how often it is wrong on this."]
     return [words + " It comes from a simulation, not from reference models: nobody measured how often it is wrong."]
+
+
+def _far(p: float, references: int | None) -> str:
+    if not references or p * (references + 1) >= 1:
+        return ""
+    return f" Smaller than one in {references + 1}, which is what {references} of them can tell, it is extrapolated."
 
 
 def _repaired(result: Blob) -> list[str]:

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from tasks.report import Clean, render
 from tasks.report_figures import bars, histogram, strip
+from tasks.report_words import meaning
 from tasks.trigger_images import trigger_pngs, triggers_of
 from vetgate.contract import Axis, Evidence, Trigger
 
@@ -279,3 +280,18 @@ def test_the_host_needs_no_torch_and_no_dvc_for_data_and_reports() -> None:
     code = "import sys, tasks.data, tasks.report; print({'torch', 'dvc', 'sklearn', 'mlflow'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "about", "words"),
+    [
+        (True, {"id": "c1", "references": 27, "data": ["digits"]}, "extrapolated"),
+        (False, {"id": "c1", "references": 27, "data": ["digits"]}, "on other data (digits)"),
+        (False, None, "a simulation"),
+    ],
+)
+def test_how_sure_the_p_value_is_is_said(calibrated: bool, about: dict[str, Any] | None, words: str) -> None:
+    said = " ".join(meaning(result(p_value=0.001, calibrated=calibrated), about))
+    assert words in said
+    assert ("extrapolated" in said) == calibrated
+    assert "extrapolated" not in " ".join(meaning(result(p_value=0.3), {"id": "c1", "references": 27}))
