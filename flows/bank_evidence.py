@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -187,8 +189,18 @@ def spread(function: Callable[[Given], Blob], tasks: list[Given], jobs: int | No
     if jobs == 1:
         yield from ((task, function(task)) for task in tasks)
         return
-    pool = ProcessPoolExecutor(
-        jobs or os.cpu_count() or 1, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
-    with pool:
+    with ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=get_context("spawn"), initializer=_begin) as pool:
         yield from zip(tasks, pool.map(function, tasks), strict=True)
+
+
+def _begin() -> None:
+    """One thread for each worker, and an end for it when whoever started it was killed: it would wait for ever."""
+    torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

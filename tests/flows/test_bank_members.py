@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 import flows.bank_train
-from flows.bank import Member, Recipe, key_of
+from flows.bank import ROOT, Member, Recipe, key_of
 from flows.bank_data import Source, read_samples, source
 from flows.bank_evidence import Gradients, Task, evidence_of, inspected, read_triggers, triggers_of
 from flows.bank_repair import Job, repaired
@@ -136,3 +142,37 @@ def test_only_images_with_a_gradient_are_counted() -> None:
     counted.stop()
     model(torch.zeros(6, 2).requires_grad_(True))
     assert counted.images == 4
+
+
+def slow(seconds: float) -> dict[str, int]:
+    time.sleep(seconds)
+    return {"pid": os.getpid()}
+
+
+def test_workers_end_with_whoever_started_them(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    code = (
+        "from pathlib import Path\n"
+        "from flows.bank_evidence import spread\n"
+        "from tests.flows.test_bank_members import slow\n"
+        "if __name__ == '__main__':\n"
+        f"    for _, found in spread(slow, [0.0, 600.0], 2): Path({str(told)!r}).write_text(str(found['pid']))\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment)
+    try:
+        until(told.exists)
+    finally:
+        parent.kill()
+        parent.wait()
+    worker = int(told.read_text())
+    until(lambda: not psutil.pid_exists(worker))
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
