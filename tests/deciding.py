@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -18,11 +19,29 @@ from tests.production import Home
 from tests.vetgate.test_judge import label_norms
 from vetgate.calibration import SHIPPED, load_calibration
 from vetgate.digest import canonical_json, code_digest, sha256_json
+from vetgate.judge import judge
 from vetgate.keys import load_key
+from vetgate.policy import Policy
 
 METHOD, TARGET = "neural_cleanse", 7
+
+
+def _odd() -> float:
+    """How far a trigger stands out that is rare among the shipped references at 5 %, and not at 0.5 %."""
+    shipped = load_calibration()
+    assert shipped is not None
+    pin, policy = shipped.bank.methods[METHOD], Policy(name="court", required=(METHOD,))
+    for effect in np.arange(0.5, 2.0, 0.05).tolist():
+        found = replace(label_norms(backdoor=TARGET, effect=effect), params=dict(pin.params))
+        asked = {"classes": 10, "data_sha256": None, "with_training_data": False, "sandbox_level": 1, "format": "onnx"}
+        ruled = judge([found], policy, replace(shipped, stale=()), **asked)
+        if ruled.p_value is not None and 0.007 < ruled.p_value < 0.045:
+            return float(effect)
+    raise AssertionError("expected an effect between both rates; look at the shipped calibration")
+
+
 # how far the target's trigger stands out: not at all, rare at 5 % but not at 0.5 %, beyond doubt
-CLEAN, ODD, BACKDOORED = None, 0.8, 2.0
+CLEAN, ODD, BACKDOORED = None, _odd(), 2.0
 
 
 class Court(Home):
