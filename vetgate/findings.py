@@ -12,7 +12,7 @@ from typing import Any
 
 NOT_UNDERSTOOD = "not-understood"
 # words of the judge that hold nothing against the model
-NOTE = re.compile(r"no references of this data set: |uncalibrated: |\w+ was not counted: |rescan: ")
+NOTE = re.compile(r"no references of this data set: |uncalibrated: |extrapolated: |\w+ was not counted: |rescan: ")
 NAMED = re.compile(r"label \d+: |\w+ finds poisoned rows ")
 FRACTION = re.compile(r"\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+")
 

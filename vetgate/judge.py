@@ -173,6 +173,9 @@ def judge(
         at_home = bool(about["own_data"])
         if about["references"] and not at_home:
             reasons = [*reasons, _elsewhere(calibration, about)]
+        if 0 < about["references"] < 1 / level - 1:
+            few = f"extrapolated: {about['references']} references are too few to count to a rate of {level:g}"
+            reasons = [*reasons, few]
     calibrated = at_home and "neural_cleanse" in standings
     return Verdict(decision, p_value, calibrated, suspects, methods, tuple(reasons), about)
 

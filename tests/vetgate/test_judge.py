@@ -454,6 +454,15 @@ def test_a_verdict_on_other_data_is_uncalibrated_and_quotes_what_was_measured_of
     assert replace(CLEAN, calibration=measured).judged().calibrated
 
 
+def test_a_rate_that_references_are_too_few_to_count_to_is_called_extrapolated():
+    policy = {"required": ("neural_cleanse",)}
+    few = calibration(*map(reference, range(12)))
+    alone = replace(CLEAN.under(**policy), calibration=few, seen=(label_norms(),)).judged()
+    assert alone.decision is Decision.PASS and "extrapolated: 12 references" in " ".join(alone.reasons)
+    enough = replace(CLEAN.under(**policy), seen=(label_norms(),)).judged()
+    assert "extrapolated" not in " ".join(enough.reasons)
+
+
 def test_references_on_other_bytes_of_the_same_data_set_blind_the_verdict():
     verdict = judge(
         CLEAN.seen,
