@@ -23,6 +23,8 @@ CLASSES, BACKDOOR = 10, 7
 DATA_METHODS = ("spectral_signatures", "activation_clustering")
 # what clean models give: label scores scatter by 0.15 nats, statistics around these by this much
 STATISTICS = {"abs": (0.35, 0.15), "spectral_signatures": (0.8, 0.1), "activation_clustering": (0.8, 0.1)}
+# pixels a side of the data sets that the shipped references are on
+SIDES = {"digits": 8, "mnist": 28, "gtsrb": 32}
 
 
 def reference(seed: int, *, data: str = "digits", classes: int = CLASSES, spread: float = 0.15) -> Reference:
@@ -399,6 +401,10 @@ def test_each_shipped_reference_judged_by_the_others_rings_no_more_often_than_pr
         # the worst case: whatever stands out is confirmed, and both methods name the same label
         found = label_norms(backdoor=top, classes=left_out.classes)
         found = replace(found, scores=torch.tensor(seen["neural_cleanse"].scores), params=pins["neural_cleanse"].params)
+        # a norm beyond 64 pixels is the whole of a digit, and no more than a part of a larger image
+        side = SIDES[left_out.data]
+        whole = tuple(Trigger(torch.zeros(1, side, side), torch.zeros(1, side, side), t.target) for t in found.triggers)
+        found = replace(found, triggers=whole)
         driven = stimulation(backdoor=top, statistic=seen["abs"].statistic, classes=left_out.classes)
         case = replace(
             CLEAN,
@@ -409,7 +415,7 @@ def test_each_shipped_reference_judged_by_the_others_rings_no_more_often_than_pr
         )
         verdict = case.judged()
         alarms += [(left_out.data, left_out.seed, verdict.reasons)] * (verdict.decision is not Decision.PASS)
-    # with 5 % of 30 to be expected, more than 4 come up once in 60
+    # made for 30 references, of which more than 4 ring once in 60 times; with more references it is the stricter
     assert len(shipped.bank.references) >= 20 and len(alarms) <= 4, alarms
 
 
