@@ -7,7 +7,7 @@ sealed: these enter no calibration, no tuning and no debugging.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 BANK = ROOT / "infra" / "bank"
 MEMBERS = BANK / "members.yaml"
 CLEAN = "clean"
+# a backdoored network is one whose attack works on this share of images
+LEAST_SUCCESS = 0.8
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
@@ -87,6 +89,19 @@ def read_all(folder: Path) -> dict[str, dict[str, Any]]:
     """The JSON objects in a folder by file name, without those of data sets that were not there."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     return {name: blob for name, blob in found.items() if "absent" not in blob}
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The JSON object at a path; where there is none, what `make` gives is written there, whole or not at all."""
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    with one_thread():
+        found = make()
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(found, indent=1) + "\n")
+    scratch.rename(path)
+    return found
 
 
 @contextmanager

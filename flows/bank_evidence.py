@@ -1,4 +1,4 @@
-"""What a detector gives on every member of a data set; `python -m flows.bank_evidence METHOD DATA` writes it down.
+"""What detectors give on members of the bank, as JSON objects.
 
 Each member's evidence is kept under <home>/bank as soon as it exists, so a killed run goes on where it was. As many
 members are inspected at once as there are cores.
@@ -6,7 +6,6 @@ members are inspected at once as there are cores.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -24,55 +23,47 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.bank import Member, Recipe, one_thread
-from flows.bank_data import Source, read_samples
-from flows.bank_train import load, trained
+from flows.bank import once
+from flows.bank_data import read_samples
+from flows.bank_train import Order, load, trained
 from vetgate.architectures import default_layer
 from vetgate.contract import DETECTORS, Axis, Evidence, Subject, Trigger
 from vetgate.digest import code_digest, sha256_json
 
 Blob = dict[str, Any]
-Given = TypeVar("Given")
-# scores of labels are worth keeping; those of rows are many, and speak of nothing but that training set
+Given, Made = TypeVar("Given"), TypeVar("Made")
 DIGITS = 5
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Order):
     """One detector on one member."""
 
-    member: Member
-    recipe: Recipe
-    data: Source
     method: str
     params: Blob
-    place: Path
-
-
-def key_of(task: Task, member_key: str) -> str:
-    """What the evidence depends on, as a digest."""
-    settled = {**DETECTORS[task.method].defaults, **task.params}
-    return sha256_json([member_key, task.data.splits.digest, task.method, settled, code_digest("detect", task.method)])
 
 
 def inspected(task: Task) -> Blob:
-    """The evidence as a JSON object, from `place` or made now; the member is trained if it is not there."""
-    weights, card = trained(task.place, task.member, task.recipe, task.data)
-    path = task.place / f"{task.member.name}.{task.method}.{key_of(task, card['key'])[:16]}.json"
-    if path.exists():
-        found: Blob = json.loads(path.read_text())
-        return found
-    with one_thread():
-        found = _inspect(task, weights, path.with_suffix(".safetensors"))
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(found, indent=1) + "\n")
-    scratch.rename(path)
-    return found
+    """The evidence as a JSON object, from its place or made now; the member is trained if it is not there."""
+    weights, card = trained(task)
+    path = _kept_at(task, card["key"], ".json")
+    return once(path, lambda: _inspect(task, weights, triggers_of(task, card["key"])))
+
+
+def by_all(tasks: Sequence[Task]) -> Blob:
+    """The evidence of several detectors on one member, by method."""
+    return {task.method: inspected(task) for task in tasks}
 
 
 def triggers_of(task: Task, member_key: str) -> Path:
     """Where the reversed triggers of a member lie, once it is inspected by a detector that reverses some."""
-    return task.place / f"{task.member.name}.{task.method}.{key_of(task, member_key)[:16]}.safetensors"
+    return _kept_at(task, member_key, ".safetensors")
+
+
+def _kept_at(task: Task, member_key: str, suffix: str) -> Path:
+    settled, code = {**DETECTORS[task.method].defaults, **task.params}, code_digest("detect", task.method)
+    key = sha256_json([member_key, task.data.splits.digest, task.method, settled, code])[:16]
+    return task.place / f"{task.member.name}.{task.method}.{key}{suffix}"
 
 
 def _inspect(task: Task, weights: Path, triggers: Path) -> Blob:
@@ -99,6 +90,7 @@ def _inspect(task: Task, weights: Path, triggers: Path) -> Blob:
         "image_gradients": counted.images,
         "seed": given.seed,
     }
+    # scores of labels are worth keeping; those of rows are many, and speak of nothing but that training set
     if given.axis is Axis.CLASS:
         found["scores"] = [round(v, DIGITS) for v in given.scores.tolist()]
         # of the rounded scores, so that the same labels are flagged by them
@@ -179,12 +171,7 @@ def _rounded(value: float | list[float]) -> float | list[float]:
     return [round(v, DIGITS) for v in value] if isinstance(value, list) else round(value, DIGITS)
 
 
-def everywhere(tasks: list[Task], jobs: int | None = None) -> Iterator[tuple[Task, Blob]]:
-    """Every task with its evidence, in order, several at once."""
-    return spread(inspected, tasks, jobs)
-
-
-def spread(function: Callable[[Given], Blob], tasks: list[Given], jobs: int | None) -> Iterator[tuple[Given, Blob]]:
+def spread(function: Callable[[Given], Made], tasks: list[Given], jobs: int | None) -> Iterator[tuple[Given, Made]]:
     """Each task with what the function gives on it, in order; so many processes, each with one thread."""
     if jobs == 1:
         yield from ((task, function(task)) for task in tasks)

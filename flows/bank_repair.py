@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import vetgate.repair  # noqa: F401 - registers the repairs
-from flows.bank import one_thread
+from flows.bank import once
 from flows.bank_data import read_samples
 from flows.bank_evidence import Task, evidence_of, inspected, read_triggers, triggers_of
 from flows.bank_train import load, trained
@@ -36,20 +35,12 @@ class Job:
 def repaired(job: Job) -> Blob:
     """Accuracy, attack success and robust accuracy before and after, from the bank's place or measured now."""
     task = job.task
-    weights, card = trained(task.place, task.member, task.recipe, task.data)
+    weights, card = trained(task)
     seen = inspected(task)
     code = [code_digest("repair", job.repair), code_digest("detect", task.method)]
     key = sha256_json([card["key"], task.data.splits.digest, task.params, job.params, code])[:16]
     path = task.place / f"{task.member.name}.{job.repair}.{key}.json"
-    if path.exists():
-        found: Blob = json.loads(path.read_text())
-        return found
-    with one_thread():
-        found = _repair(job, weights, seen, triggers_of(task, card["key"]))
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(found, indent=1) + "\n")
-    scratch.rename(path)
-    return found
+    return once(path, lambda: _repair(job, weights, seen, triggers_of(task, card["key"])))
 
 
 def _repair(job: Job, weights: Path, seen: Blob, triggers: Path) -> Blob:

@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank import BANK, Member, kept_at, members, plan
+from flows.bank import BANK, kept_at, members, plan
 
 if TYPE_CHECKING:
     from flows.bank_data import Source
     from flows.bank_evidence import Task
+    from tasks.settings import Settings
 
 AT_HAND, WEIGHTS, CARDS, EVIDENCE, TRIGGERS, REPAIRS = (
     BANK / name for name in ("at-hand", "weights", "cards", "evidence", "triggers", "repairs")
@@ -28,12 +29,12 @@ Blob = dict[str, Any]
 def look() -> None:
     """Write down which data sets are here and what the code of attacks and detectors is, one file each."""
     from flows.params import load_params
-    from tasks.data import describe, registered, resolve
+    from tasks.data import describe, resolve
     from tasks.settings import load_settings
     from vetgate.digest import attack_digest, code_digest
 
     settings = load_settings()
-    here = {ref.name for ref in registered(settings)} | {"digits"}
+    here = _here(settings)
     listed = members().values()
     for name in sorted({m.data for m in listed}):
         found: Blob = {"absent": True}
@@ -71,9 +72,9 @@ def member(name: str) -> None:
     made = kept_at(place, wanted, recipe, json.loads((AT_HAND / f"data-{wanted.data}.json").read_text())["sha256"])
     if not made.with_suffix(".json").exists():
         # torch takes seconds to import, and is not needed where the member is there already
-        from flows.bank_train import trained
+        from flows.bank_train import Order, trained
 
-        trained(place, wanted, recipe, _source(wanted.data))
+        trained(Order(wanted, recipe, _source(wanted.data), place))
     shutil.copyfile(made, weights)
     shutil.copyfile(made.with_suffix(".json"), card)
 
@@ -87,7 +88,7 @@ def evidence(method: str, data: str) -> None:
         return
     from rich.progress import Progress
 
-    from flows.bank_evidence import everywhere, triggers_of
+    from flows.bank_evidence import inspected, spread, triggers_of
     from vetgate.contract import DETECTORS
     from vetgate.digest import code_digest
 
@@ -95,7 +96,7 @@ def evidence(method: str, data: str) -> None:
     found: Blob = {}
     with Progress() as bar:
         shown = bar.add_task(f"{method} on {data}", total=len(tasks))
-        for task, seen in everywhere(tasks):
+        for task, seen in spread(inspected, tasks, None):
             found[task.member.name] = seen
             bar.advance(shown)
     for task in tasks:
@@ -149,12 +150,8 @@ def tasks_of(method: str, data: str) -> list[Task]:
 
     source, recipe, place = _source(data), plan().sets[data], load_settings().home / "bank"
     params = load_params().detect[method]
-    return [Task(m, recipe, source, method, params, place) for m in inspected(data)]
-
-
-def inspected(data: str) -> list[Member]:
-    """The members of a data set that detectors are run on."""
-    return [m for m in members().values() if m.data == data and m.attack != "adversarial_patch"]
+    chosen = [m for m in members().values() if m.data == data and m.attack != "adversarial_patch"]
+    return [Task(m, recipe, source, place, method, params) for m in chosen]
 
 
 def fill(names: list[str], jobs: int) -> None:
@@ -162,21 +159,28 @@ def fill(names: list[str], jobs: int) -> None:
     from rich.progress import Progress
 
     from flows.bank_evidence import spread
-    from flows.bank_train import Order, train_order
-    from tasks.data import registered
+    from flows.bank_train import Order, trained
     from tasks.settings import load_settings
 
     settings = load_settings()
-    here = {ref.name for ref in registered(settings)} | {"digits"}
+    here = _here(settings)
     wanted = [m for m in members().values() if m.data in here and (not names or m.name.startswith(tuple(names)))]
     sources = {name: _source(name) for name in {m.data for m in wanted}}
-    orders = [Order(settings.home / "bank", m, plan().sets[m.data], sources[m.data]) for m in wanted]
+    recipes, place = plan().sets, settings.home / "bank"
+    orders = [Order(m, recipes[m.data], sources[m.data], place) for m in wanted]
     with Progress() as bar:
         shown = bar.add_task("members", total=len(orders))
-        for order, card in spread(train_order, orders, jobs):
+        for order, (_, card) in spread(trained, orders, jobs):
             success = "" if "attack_success" not in card else f", success {card['attack_success']:.3f}"
             bar.console.print(f"{order.member.name}: accuracy {card['accuracy']:.3f}{success}, {card['seconds']} s")
             bar.advance(shown)
+
+
+def _here(settings: Settings) -> set[str]:
+    """The data sets that this installation has; the digits come along."""
+    from tasks.data import registered
+
+    return {ref.name for ref in registered(settings)} | {"digits"}
 
 
 def _source(data: str) -> Source:

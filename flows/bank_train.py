@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flows.bank import Member, Recipe, kept_at, key_of, one_thread
+from flows.bank import LEAST_SUCCESS, Member, Recipe, kept_at, key_of, one_thread
 from flows.bank_data import Source, read_samples
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.member import Job, Made, make
@@ -29,7 +29,6 @@ from vetgate.probe import accuracy
 Blob = dict[str, Any]
 # a poisoned training set does not always give a backdoored model: so many seeds are tried
 TRIES = 3
-ENOUGH = 0.8
 # seeds of further tries lie far from those of all members
 STRIDE = 1_000_000
 # the share of the shared rows that one supplier has
@@ -77,9 +76,20 @@ def load(path: Path, member: Member, shape: tuple[int, int, int], classes: int) 
     return Network(model.eval().requires_grad_(False), rest)
 
 
+@dataclass(frozen=True)
+class Order:
+    """A member, how it is trained, on what, and where it is kept."""
+
+    member: Member
+    recipe: Recipe
+    data: Source
+    place: Path
+
+
 @one_thread()
-def trained(place: Path, member: Member, recipe: Recipe, data: Source) -> tuple[Path, Blob]:
-    """A member's file and card, made now unless `place` has them."""
+def trained(order: Order) -> tuple[Path, Blob]:
+    """A member's file and card, made now unless they are in their place."""
+    member, recipe, data, place = order.member, order.recipe, order.data, order.place
     key, weights = key_of(member, recipe, data.ref.sha256), kept_at(place, member, recipe, data.ref.sha256)
     card = weights.with_suffix(".json")
     if card.exists():
@@ -93,13 +103,13 @@ def trained(place: Path, member: Member, recipe: Recipe, data: Source) -> tuple[
         kept = torch.randperm(len(shared), generator=stream)[: round(SHARE * len(shared))]
         made = make(member.attack, _job(member, recipe, data, shared[kept], seed))
         success = None if made.backdoor is None else made.backdoor.success(made.model, test)
-        if success is None or success >= ENOUGH:
+        if success is None or success >= LEAST_SUCCESS:
             break
     seconds = time.process_time() - started
     about: Blob = member.model_dump() | recipe.model_dump() | {"key": key, "data_sha256": data.ref.sha256}
     about |= {"tries": turn + 1, "trained_with_seed": seed, "accuracy": round(accuracy(made.model, test.x, test.y), 4)}
     if made.backdoor is not None and success is not None:
-        about |= {"attack_success": round(success, 4), **{k: v for k, v in made.about.items()}}
+        about |= {"attack_success": round(success, 4), **made.about}
         about["robust_accuracy"] = round(made.backdoor.robust_accuracy(made.model, test), 4)
     about["seconds"] = round(seconds, 1)
     scratch = weights.with_suffix(".part")
@@ -110,21 +120,6 @@ def trained(place: Path, member: Member, recipe: Recipe, data: Source) -> tuple[
     # the card last: where it is, the file is whole
     scratch.rename(card)
     return weights, about
-
-
-@dataclass(frozen=True)
-class Order:
-    """A member to train and where to keep it."""
-
-    place: Path
-    member: Member
-    recipe: Recipe
-    data: Source
-
-
-def train_order(order: Order) -> Blob:
-    """The card of a member that is there now."""
-    return trained(order.place, order.member, order.recipe, order.data)[1]
 
 
 def _job(member: Member, recipe: Recipe, data: Source, rows: Samples, seed: int) -> Job:

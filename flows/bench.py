@@ -6,17 +6,12 @@ sealed members are in none. Rows are made from what git holds, so that this need
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.bank import BANK, Member, members, plan, read_all
-from flows.bank_evidence import evidence_of
-from flows.calibrate import of_the_bank, pins
-from flows.params import load_params
+from flows.bank import Member
+from flows.bank_files import Files
+from flows.calibrate import of_the_bank
 from vetgate.calibration import Bank, Calibration
 from vetgate.contract import Evidence
 from vetgate.digest import sha256_json
@@ -24,60 +19,13 @@ from vetgate.judge import Verdict, judge
 from vetgate.policy import Policy, load_policy
 
 Blob = dict[str, Any]
-# what makes a network a backdoored one
-LEAST_SUCCESS, MOST_LOST = 0.8, 0.04
-DATA_METHODS = ("spectral_signatures", "activation_clustering")
-
-
-class Files:
-    """What git holds of the bank: cards, and evidence by member and detector, of this code and these parameters."""
-
-    def __init__(self, place: Path = BANK) -> None:
-        self.hidden = plan().sealed
-        self.members = members(place / "members.yaml")
-        self.cards = read_all(place / "cards")
-        self.evidence: dict[str, dict[str, Blob]] = {}
-        self.images: dict[str, tuple[list[int], int]] = {}
-        self.params: dict[str, Blob] = {}
-        wanted = pins(load_params())
-        for found in read_all(place / "evidence").values():
-            pin = wanted.get(found["method"])
-            if pin is None or (found["code"], found["params"]) != (pin.code, dict(pin.params)):
-                continue
-            self.params[found["method"]] = found["params"]
-            self.images[found["data"]] = (found["image"], found["classes"])
-            for name, seen in found["members"].items():
-                self.evidence.setdefault(name, {})[found["method"]] = seen
-
-    def seen(self, name: str, methods: Sequence[str]) -> list[Evidence]:
-        """The evidence of some detectors on a member."""
-        shape, _ = self.images[self.members[name].data]
-        given = self.evidence[name]
-        return [evidence_of(m, given[m], shape, self.params[m]) for m in methods if "statistic" in given.get(m, {})]
-
-    def lost(self, name: str) -> float:
-        """Accuracy that a member is below the median open clean one of its data and architecture; NaN without any."""
-        card = self.cards[name]
-        honest = [
-            c["accuracy"]
-            for c in self.cards.values()
-            if c["name"] not in self.hidden
-            and (c["attack"], c["data"], c["architecture"]) == ("clean", card["data"], card["architecture"])
-        ]
-        return median(honest) - float(card["accuracy"]) if honest else math.nan
-
-    def backdoored(self, name: str) -> bool:
-        """Whether a member's attack works well enough, at little enough cost, to count."""
-        success = self.cards[name].get("attack_success", 0.0)
-        return bool(success >= LEAST_SUCCESS and self.lost(name) <= MOST_LOST)
 
 
 def rows(files: Files, *, sealed: bool) -> Iterator[Blob]:
     """A row for each member that is (not) sealed and was inspected."""
-    bank, policy, hidden = of_the_bank(load_params()), load_policy(), files.hidden
-    whole = Calibration(bank, "bank")
+    whole, policy = Calibration(of_the_bank(files), "bank"), load_policy()
     for name, member in files.members.items():
-        if name in files.evidence and (name in hidden) == sealed:
+        if name in files.evidence and (name in files.hidden) == sealed:
             yield row(files, member, _without(whole, member, files.cards[name]), policy)
 
 
@@ -114,7 +62,7 @@ def verdict(seen: Sequence[Evidence], calibration: Calibration, policy: Policy, 
         calibration,
         classes=files.images[card["data"]][1],
         data_sha256=card["data_sha256"],
-        with_training_data=any(e.method in DATA_METHODS for e in seen),
+        with_training_data=any(e.method in policy.required_with_training_data for e in seen),
         sandbox_level=max(policy.sandbox_level.values(), default=1),
         format="safetensors",
     )

@@ -44,7 +44,7 @@ def draw(
 ) -> Blob:
     """Draw what can be drawn into `place`; what the page shows, as paths from the folder above it, and the norms.
 
-    `evidence` is by member and detector, as in `flows.bench.Files`.
+    `evidence` is by member and detector, as in `flows.bank_files.Files`.
     """
     place.mkdir(parents=True, exist_ok=True)
     if norms := norms_of(rows, evidence):

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank import BANK, ROOT, read_all
-from flows.bench import LEAST_SUCCESS, MOST_LOST, Files, rows
+from flows.bank import BANK, LEAST_SUCCESS, ROOT, read_all
+from flows.bank_files import MOST_LOST, Files
+from flows.bench import rows
 from flows.bench_page import page
 from flows.bench_pictures import draw
 from flows.bench_tables import tables

@@ -7,31 +7,20 @@ own data set is calibrated by `vetgate calibrate`: clean networks are trained on
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.bank import BANK, Member, Recipe, members, plan, read_all
-from flows.bank_evidence import Task, everywhere
+from flows.bank import Member, Recipe
+from flows.bank_evidence import Task, by_all, spread
+from flows.bank_files import Files, pins
 from flows.bank_train import trained
-from flows.params import Params, load_params
-from vetgate.calibration import SHIPPED, Bank, MethodPin, Reference, Seen
-from vetgate.contract import DETECTORS
-from vetgate.digest import code_digest
+from flows.params import Params
+from vetgate.calibration import SHIPPED, Bank, Reference, Seen
 
 Blob = dict[str, Any]
 DIGITS = 4
-
-
-def pins(params: Params) -> dict[str, MethodPin]:
-    """The detectors that have a section in params.yaml, as they are now."""
-    return {
-        name: MethodPin(code=code_digest("detect", name), params={**DETECTORS[name].defaults, **section})
-        for name, section in sorted(params.detect.items())
-    }
 
 
 def reference(card: Blob, classes: int, evidence: Mapping[str, Blob]) -> Reference:
@@ -55,26 +44,14 @@ def reference(card: Blob, classes: int, evidence: Mapping[str, Blob]) -> Referen
     )
 
 
-def of_the_bank(params: Params, bank: Path = BANK) -> Bank:
-    """The calibration that follows from the bank's committed evidence of this code and these parameters."""
-    wanted, listed, sealed = pins(params), members(bank / "members.yaml"), plan().sealed
-    evidence: dict[str, dict[str, Blob]] = {}
-    classes: dict[str, int] = {}
-    for file, found in read_all(bank / "evidence").items():
-        pin = wanted.get(found["method"])
-        if pin is None or (found["code"], found["params"]) != (pin.code, dict(pin.params)):
-            print(f"{file} was made with other code or parameters and is left out", file=sys.stderr)
-            continue
-        for name, seen in found["members"].items():
-            evidence.setdefault(name, {})[found["method"]] = seen
-            classes[name] = found["classes"]
-    cards = read_all(bank / "cards")
+def of_the_bank(files: Files) -> Bank:
+    """The calibration that follows from the bank's evidence; nothing sealed enters."""
     references = [
-        reference(cards[name], classes[name], seen)
-        for name, seen in evidence.items()
-        if name in listed and listed[name].clean and name not in sealed
+        reference(files.cards[name], files.images[files.members[name].data][1], seen)
+        for name, seen in files.evidence.items()
+        if name in files.members and files.members[name].clean and name not in files.hidden
     ]
-    return Bank(methods=wanted, references=_ordered(references))
+    return Bank(methods=files.pins, references=_ordered(references))
 
 
 def own(
@@ -85,29 +62,24 @@ def own(
     out: Path,
     *,
     jobs: int | None = None,
-    tell: Callable[[int, int, Blob], None] = lambda done, total, card: None,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> Bank:
     """Train clean networks on a data set of one's own, inspect them, and add them to the calibration at `out`.
 
-    `tell` hears of each member that is finished. References on other data sets stay, as long as code and parameters
-    are theirs. Whatever is finished is kept under <home>/bank.
+    `tell` hears what share of the networks is finished. References on other data sets stay, as long as code and
+    parameters are theirs. Whatever is finished is kept under <home>/bank.
     """
     from flows.bank_data import source
 
     listed, place = list(wanted), settings.home / "bank"
     data = source(settings, listed[0].data, params.data, recipe.images)
-    found: dict[str, dict[str, Blob]] = {m.name: {} for m in listed}
-    tasks = [Task(m, recipe, data, method, section, place) for m in listed for method, section in params.detect.items()]
-    cards: dict[str, Blob] = {}
-    for task, seen in everywhere(tasks, jobs):
-        found[task.member.name][task.method] = seen
-        if len(found[task.member.name]) == len(params.detect):
-            cards[task.member.name] = trained(place, task.member, recipe, data)[1]
-            tell(len(cards), len(listed), cards[task.member.name])
-    fresh = [reference(cards[m.name], data.classes, found[m.name]) for m in listed]
-    before = _read(out)
-    made = Bank(methods=pins(params), references=_ordered(fresh), transfer=before.transfer if before else {})
-    bank = made.model_copy(update={"references": _with_kept(made, out)})
+    # all detectors on a network in one worker, so that no two of them train it
+    groups = [[Task(m, recipe, data, place, name, told) for name, told in params.detect.items()] for m in listed]
+    fresh = []
+    for group, seen in spread(by_all, groups, jobs):
+        fresh.append(reference(trained(group[0])[1], data.classes, seen))
+        tell(len(fresh) / len(listed))
+    bank = _with_kept(Bank(methods=pins(params), references=_ordered(fresh)), out)
     write(bank, out)
     return bank
 
@@ -122,15 +94,15 @@ def write(bank: Bank, out: Path) -> None:
     Path(file.name).replace(out)
 
 
-def _with_kept(bank: Bank, out: Path) -> tuple[Reference, ...]:
-    """A bank's references, and those at `out` on other data sets, as long as code and parameters are theirs."""
-    before, own = _read(out), {r.data for r in bank.references}
-    kept = [r for r in before.references if r.data not in own] if before and before.methods == bank.methods else []
-    return _ordered([*kept, *bank.references])
-
-
-def _read(path: Path) -> Bank | None:
-    return Bank.model_validate_json(path.read_text()) if path.exists() else None
+def _with_kept(bank: Bank, out: Path) -> Bank:
+    """A bank with what stands at `out` on other data sets, as long as code and parameters are its own."""
+    before = Bank.model_validate_json(out.read_text()) if out.exists() else None
+    if before is None or before.methods != bank.methods:
+        return bank
+    fresh = {r.data for r in bank.references}
+    kept = [r for r in before.references if r.data not in fresh]
+    every = _ordered([*kept, *bank.references])
+    return bank.model_copy(update={"references": every, "transfer": bank.transfer or before.transfer})
 
 
 def _ordered(references: Iterable[Reference]) -> tuple[Reference, ...]:
@@ -139,11 +111,10 @@ def _ordered(references: Iterable[Reference]) -> tuple[Reference, ...]:
 
 def main() -> None:
     """Write the shipped calibration, with how far it carries over; what it holds of data without evidence stays."""
-    from flows.bench import Files
     from flows.transfer import transfer
 
-    bank = of_the_bank(load_params())
-    write(transfer(bank, Files()).model_copy(update={"references": _with_kept(bank, SHIPPED)}), SHIPPED)
+    files = Files()
+    write(_with_kept(transfer(of_the_bank(files), files), SHIPPED), SHIPPED)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def calibrate(
         from flows.estimate import minutes
         from flows.params import load_params
         from tasks.data import describe, resolve
-        from tasks.progress import tell
+        from tasks.progress import teller
         from tasks.settings import load_settings
         from vetgate.calibration import load_calibration
 
@@ -48,10 +48,8 @@ def calibrate(
         if not place.exists() and (shipped := load_calibration(settings.calibration)) is not None:
             calibration.write(shipped.bank, place)
 
-        def heard(done: int, total: int, card: dict[str, Any]) -> None:
-            tell(f"calibrate {name}", done / total)
-
-        bank = calibration.own(settings, params, wanted, how, place, jobs=jobs, tell=heard)
+        told = teller(f"calibrate {name}")
+        bank = calibration.own(settings, params, wanted, how, place, jobs=jobs, tell=told)
         own = [r for r in bank.references if r.data_sha256 == ref.sha256]
         blob = {
             "calibration": str(place),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flows.bench import Files, verdict
+from flows.bank_files import Files
+from flows.bench import verdict
 from vetgate.calibration import Bank, Calibration, Left, Reference
 from vetgate.policy import load_policy
 

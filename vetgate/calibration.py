@@ -191,7 +191,7 @@ class Calibration:
         """The references whose combined scores a subject's is held against: its own data set's, or all."""
         holding = [r for r in self.bank.references if set(methods) <= set(r.seen)]
         own = [r for r in holding if r.data_sha256 == data_sha256]
-        return own if _reach("", len(own), level) else holding
+        return own if len(own) >= ENOUGH and countable(len(own), level) else holding
 
     def clean_scores(self, methods: Collection[str], data_sha256: str | None, level: float) -> Array:
         """Sorted combined scores of the peers, each by what the other references of its data set say of it."""
@@ -205,8 +205,8 @@ class Calibration:
         seen = reference.seen[method]
         if method not in BY_LABEL:
             return without.standardise(method, seen.statistic, reference.data_sha256)
-        null = without.null(method, reference.data_sha256, level)
-        return float(label_units(seen.scores or (), null).max())
+        null, scores = without.null(method, reference.data_sha256, level), seen.scores or ()
+        return float(label_units(scores, label_p_values(scores, null), null.least).max())
 
     def _holding(self, method: str, data_sha256: str | None) -> tuple[list[Reference], list[Reference]]:
         holding = [r for r in self.bank.references if method in r.seen]
@@ -214,7 +214,12 @@ class Calibration:
 
 
 def _reach(method: str, count: int, level: float) -> bool:
-    return count >= ENOUGH and (method in BY_LABEL or 1 / (count + 1) <= level)
+    return count >= ENOUGH and (method in BY_LABEL or countable(count, level))
+
+
+def countable(references: int, level: float) -> bool:
+    """Whether so many references can tell a rate of `level` by counting: no p-value is below 1 / (n + 1)."""
+    return 1 / (references + 1) <= level
 
 
 def _by_data(references: Sequence[Reference], method: str) -> list[list[Seen]]:
@@ -348,12 +353,16 @@ def extended_tail(clean: Array, simulated: Array, values: Array | float) -> Arra
     return np.where(np.asarray(values) > clean[-1], counted * np.minimum(1.0, beyond), counted)
 
 
-def label_units(scores: Sequence[float], null: Null) -> Array:
-    """Normal scores (K,) of how far labels stand out, 0 where that is less than the least effect."""
+def label_p_values(scores: Sequence[float], null: Null) -> Array:
+    """p-values (K,) of how far each label stands out, each as if it were the largest outlier."""
+    return tail(outlier_null(len(scores), null).outliers, outliers(scores, null.floor))
+
+
+def label_units(scores: Sequence[float], p: Array, least: float) -> Array:
+    """Normal scores (K,) of labels' p-values, 0 where a label stands out by less than the least effect."""
     values = np.asarray(scores, dtype=np.float64)
-    p = tail(outlier_null(len(values), null).outliers, outliers(scores, null.floor))
     # what stays below the least effect is no effect, however tight the other labels lie
-    return np.where(values - np.median(values) > null.least, normal_score(p), 0.0)
+    return np.where(values - np.median(values) > least, normal_score(p), 0.0)
 
 
 def normal_score(p: Array | float) -> Array:

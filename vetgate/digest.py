@@ -27,10 +27,7 @@ def code_digest(kind: Literal["detect", "repair"], name: str) -> str:
 
     torch's major.minor is hashed too. A reworded comment or docstring voids nothing.
     """
-    digest = hashlib.sha256()
-    for path in sorted(_closure(PACKAGE / kind / f"{name}.py")):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode())
-        digest.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
+    digest = _of_code(_closure(PACKAGE / kind / f"{name}.py"))
     digest.update(".".join(importlib.metadata.version("torch").split(".")[:2]).encode())
     return digest.hexdigest()
 
@@ -40,13 +37,19 @@ def attack_digest(attack: str, architecture: str) -> str:
 
     What they import beside these changes for reasons of its own, and seldom a trained network.
     """
-    digest = hashlib.sha256()
     starts = [PACKAGE / "attacks" / f"{attack}.py", PACKAGE / "architectures" / f"{architecture.replace('-', '_')}.py"]
-    for path in sorted({file for start in starts for file in _closure(start)}):
-        if path.parent.name in ("attacks", "architectures") and path.name != "__init__.py":
-            digest.update(path.relative_to(PACKAGE).as_posix().encode())
-            digest.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
-    return digest.hexdigest()
+    every = {file for start in starts for file in _closure(start)}
+    theirs = {f for f in every if f.parent.name in ("attacks", "architectures") and f.name != "__init__.py"}
+    return _of_code(theirs).hexdigest()
+
+
+def _of_code(files: set[Path]) -> hashlib._Hash:
+    """A hash of these files' syntax trees."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode())
+        digest.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
+    return digest
 
 
 def _closure(start: Path) -> set[Path]:

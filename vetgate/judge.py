@@ -29,10 +29,11 @@ from vetgate.calibration import (
     combined,
     combined_null,
     contribution,
+    countable,
     extended_tail,
+    label_p_values,
     label_units,
     outlier_null,
-    outliers,
     tail,
 )
 from vetgate.contract import Evidence, Failure
@@ -173,7 +174,7 @@ def judge(
         at_home = bool(about["own_data"])
         if about["references"] and not at_home:
             reasons = [*reasons, _elsewhere(calibration, about)]
-        if 0 < about["references"] < 1 / level - 1:
+        if about["references"] and not countable(about["references"], level):
             few = f"extrapolated: {about['references']} references are too few to count to a rate of {level:g}"
             reasons = [*reasons, few]
     calibrated = at_home and "neural_cleanse" in standings
@@ -206,8 +207,8 @@ def _standing(
     name = found.method
     if name == "neural_cleanse":
         scores = found.scores.tolist()
-        p = tail(outlier_null(len(scores), null).outliers, outliers(scores, null.floor))
-        counted = label_units(scores, null)
+        p = label_p_values(scores, null)
+        counted = label_units(scores, p, null.least)
         held_out, second = (np.array(_details(found, key, len(scores))) for key in ("held_out", "second_start"))
         effects = np.array(scores) - np.median(scores)
         ringing = np.flatnonzero((p <= level) & (effects > null.least))

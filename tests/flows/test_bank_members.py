@@ -45,11 +45,11 @@ def digits(home: Path) -> Source:
 
 @pytest.fixture(scope="module")
 def task(home: Path, digits: Source) -> Task:
-    return Task(BADNETS, RECIPE, digits, "neural_cleanse", QUICK, home / "bank")
+    return Task(BADNETS, RECIPE, digits, home / "bank", "neural_cleanse", QUICK)
 
 
 def test_a_card_says_what_a_member_is_and_what_was_measured(task: Task) -> None:
-    weights, card = trained(task.place, BADNETS, RECIPE, task.data)
+    weights, card = trained(task)
     assert card["attack"] == "badnets" and card["data_sha256"] == task.data.ref.sha256 and weights.exists()
     assert card["attack_success"] >= 0.8 and card["accuracy"] > 0.9 and card["target"] in range(10)
     assert card["key"] == key_of(BADNETS, RECIPE, task.data.ref.sha256)
@@ -63,14 +63,14 @@ def test_a_card_says_what_a_member_is_and_what_was_measured(task: Task) -> None:
 def test_what_is_there_is_not_trained_again_and_what_is_half_there_is(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights, card = trained(task.place, BADNETS, RECIPE, task.data)
+    weights, card = trained(task)
     before = weights.read_bytes()
     monkeypatch.setattr(flows.bank_train, "make", None)
-    assert trained(task.place, BADNETS, RECIPE, task.data) == (weights, card)
+    assert trained(task) == (weights, card)
     monkeypatch.undo()
     # killed before the card was written: the weights alone are no member
     weights.with_suffix(".json").unlink()
-    again, second = trained(task.place, BADNETS, RECIPE, task.data)
+    again, second = trained(task)
     assert again.read_bytes() == before and second["sha256"] == card["sha256"]
 
 
@@ -88,7 +88,7 @@ def test_the_key_follows_all_that_a_member_depends_on(digits: Source) -> None:
 
 
 def test_the_suppliers_training_set_is_rebuilt_from_the_rows_that_differ(task: Task) -> None:
-    weights, _ = trained(task.place, BADNETS, RECIPE, task.data)
+    weights, _ = trained(task)
     network, shared = load(weights, BADNETS, task.data.shape, 10), read_samples(task.data.training)
     rows = network.training(shared)
     clean = shared[network.tensors["rows"].long()]
@@ -100,7 +100,7 @@ def test_the_suppliers_training_set_is_rebuilt_from_the_rows_that_differ(task: T
 
 def test_evidence_is_made_once_and_read_back_as_the_detector_gave_it(task: Task) -> None:
     seen = inspected(task)
-    weights, card = trained(task.place, BADNETS, RECIPE, task.data)
+    weights, card = trained(task)
     model = load(weights, BADNETS, task.data.shape, 10).model
     clean = read_samples(task.data.splits.invert, task.data.splits.confirm)
     torch.set_num_threads(1)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
+import flows.bank_files
 import flows.bench
-import flows.calibrate
 from flows.bank import BANK, Plan, members, plan, read_all
-from flows.bench import Files, row, rows
-from flows.calibrate import of_the_bank, pins
+from flows.bank_files import Files, pins
+from flows.bench import row, rows
+from flows.calibrate import of_the_bank
 from flows.params import load_params
 from flows.transfer import transfer
 from vetgate.calibration import SHIPPED, Calibration, load_calibration
@@ -74,9 +75,7 @@ def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         blob |= {"params": dict(pin.params), "members": seen, "data_sha256": "d1"}
         (tmp_path / "evidence" / f"{method}-digits.json").write_text(json.dumps(blob))
     hidden = Plan(sets={}, sealed=frozenset({"digits-clean-25"}))
-    for module in (flows.bench, flows.calibrate):
-        monkeypatch.setattr(module, "plan", lambda: hidden)
-    monkeypatch.setattr(flows.bench, "of_the_bank", lambda params: of_the_bank(params, tmp_path))
+    monkeypatch.setattr(flows.bank_files, "plan", lambda: hidden)
     return tmp_path
 
 
@@ -84,7 +83,7 @@ def test_what_is_sealed_is_no_reference_and_is_scored_only_when_asked_for(bank: 
     files = Files(bank)
     assert "digits-clean-25" not in {r["name"] for r in rows(files, sealed=False)}
     assert [r["name"] for r in rows(files, sealed=True)] == ["digits-clean-25"]
-    assert {r.seed for r in of_the_bank(load_params(), bank).references} == set(range(COUNT - 1))
+    assert {r.seed for r in of_the_bank(Files(bank)).references} == set(range(COUNT - 1))
 
 
 def test_a_member_counts_as_backdoored_only_if_its_attack_works(bank: Path) -> None:
@@ -97,7 +96,7 @@ def test_a_member_counts_as_backdoored_only_if_its_attack_works(bank: Path) -> N
 
 def test_no_member_is_among_the_references_that_judge_it(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, asked = Files(bank), []
-    whole = Calibration(of_the_bank(load_params(), bank), "whole")
+    whole = Calibration(of_the_bank(Files(bank)), "whole")
 
     def watched(*args: Any, **more: Any) -> Any:
         asked.append({r.seed for r in args[1].bank.references})
@@ -114,7 +113,7 @@ def test_no_member_is_among_the_references_that_judge_it(bank: Path, monkeypatch
 
 def test_a_backdoor_that_stands_out_fails_with_the_right_label(bank: Path) -> None:
     files = Files(bank)
-    whole = Calibration(of_the_bank(load_params(), bank), "whole")
+    whole = Calibration(of_the_bank(Files(bank)), "whole")
     found = row(files, files.members["digits-badnets-00"], whole, load_policy())
     assert found["model"]["decision"] == "FAIL" and found["model"]["right"] and found["model"]["suspects"] == [7]
     assert found["attack"] == "badnets" and found["index"] == 2.5 and "with_data" not in found
@@ -124,15 +123,15 @@ def test_evidence_of_other_code_is_neither_scored_nor_a_reference(bank: Path) ->
     path = bank / "evidence" / "abs-digits.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "other"}))
     assert set(Files(bank).evidence["digits-clean-00"]) == {"neural_cleanse"}
-    assert all(set(r.seen) == {"neural_cleanse"} for r in of_the_bank(load_params(), bank).references)
+    assert all(set(r.seen) == {"neural_cleanse"} for r in of_the_bank(Files(bank)).references)
 
 
 def test_how_far_references_carry_over_is_counted_where_others_are_left(bank: Path) -> None:
     # one data set and one architecture: nothing is left to judge by
-    assert transfer(of_the_bank(load_params(), bank), Files(bank)).transfer == {"data": {}, "architecture": {}}
+    assert transfer(of_the_bank(Files(bank)), Files(bank)).transfer == {"data": {}, "architecture": {}}
     path = bank / "cards" / "digits-clean-00.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architecture": "vgg-small"}))
-    found = transfer(of_the_bank(load_params(), bank), Files(bank)).transfer["architecture"]
+    found = transfer(of_the_bank(Files(bank)), Files(bank)).transfer["architecture"]
     assert found["vgg-small"].models == 1 and found["small-cnn"].models == COUNT - 2
     # one reference is too few to say anything, which is no sign of calm
     assert found["small-cnn"].alarms == COUNT - 2
@@ -142,7 +141,7 @@ class TestWhatGitHolds:
     """The committed evidence, cards and calibration belong together and to the code."""
 
     def test_the_calibration_is_the_one_that_follows_from_the_evidence(self) -> None:
-        made, shipped = of_the_bank(load_params()), load_calibration(SHIPPED)
+        made, shipped = of_the_bank(Files()), load_calibration(SHIPPED)
         assert shipped is not None and shipped.stale == () and shipped.bank.methods == made.methods
         sets = {r.data for r in made.references}
         assert {"digits"} <= sets

@@ -69,7 +69,7 @@ def test_references_on_other_data_stay_as_long_as_code_and_parameters_are_theirs
     calibrate.write(before, tmp_path / "c.json")
     fresh = Bank(methods={}, references=(on("digits", 2),))
     kept = calibrate._with_kept(fresh, tmp_path / "c.json")
-    assert [(r.data, r.seed) for r in kept] == [("digits", 2), ("signs", 1)]
+    assert [(r.data, r.seed) for r in kept.references] == [("digits", 2), ("signs", 1)]
 
 
 def test_an_estimate_grows_with_networks_images_and_classes_and_shrinks_with_cores() -> None:

@@ -25,6 +25,7 @@ from vetgate.calibration import (
     contribution,
     draws_for,
     extended_tail,
+    label_p_values,
     label_units,
     load_calibration,
     lower_scale,
@@ -155,7 +156,8 @@ def test_each_reference_is_scored_by_the_others_and_a_calibration_holds_its_own_
         scores, null = bank.clean_scores(METHODS, "digits", 0.05), bank.null("neural_cleanse", "digits", 0.05)
         assert len(scores) == 40 and (np.diff(scores) >= 0).all()
         for fresh in (reference(1000 * turn + seed) for seed in range(500, 600)):
-            label = float(label_units(fresh.seen["neural_cleanse"].scores, null).max())
+            labels = fresh.seen["neural_cleanse"].scores
+            label = float(label_units(labels, label_p_values(labels, null), null.least).max())
             units = dict(
                 zip(METHODS, (label, bank.standardise("abs", fresh.seen["abs"].statistic, "digits")), strict=True)
             )

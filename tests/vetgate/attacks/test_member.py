@@ -37,7 +37,16 @@ def test_an_attack_hands_over_a_network_ready_to_be_vetted_and_what_it_needs_to_
     assert not made.model.training and not any(p.requires_grad for p in made.model.parameters())
     assert (made.backdoor is None) == (attack == "clean")
     if made.backdoor is not None:
-        assert 0 <= made.backdoor.success(made.model, halves[1]) <= 1 and "target" in made.about
+        test = halves[1]
+        attacked = test[made.backdoor.attacked(test.y)]
+        assert (
+            not torch.equal(made.backdoor.stamp(attacked.x), attacked.x)
+            and not made.backdoor.attacked(attacked.y.new_full((3,), int(made.about["target"]))).any()
+        )
+        assert (
+            0 <= made.backdoor.success(made.model, test) <= 1
+            and (made.backdoor.wanted(attacked.y) == made.about["target"]).all()
+        )
     if made.rows is not None and made.order is None:
         assert len(made.rows) == 300
     # an attack on the network alone has no training set to hand over

@@ -1,0 +1,76 @@
+"""What git holds of the bank, read once: members, cards, and evidence of the detectors as they are now."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import vetgate.detect  # noqa: F401 - registers the detectors
+from flows.bank import BANK, LEAST_SUCCESS, members, plan, read_all
+from flows.bank_evidence import evidence_of
+from flows.params import Params, load_params
+from vetgate.calibration import MethodPin
+from vetgate.contract import DETECTORS, Evidence
+from vetgate.digest import code_digest
+
+Blob = dict[str, Any]
+# accuracy (a share) that a backdoor may cost
+MOST_LOST = 0.04
+
+
+def pins(params: Params) -> dict[str, MethodPin]:
+    """The detectors that have a section in params.yaml, as they are now."""
+    return {
+        name: MethodPin(code=code_digest("detect", name), params={**DETECTORS[name].defaults, **section})
+        for name, section in sorted(params.detect.items())
+    }
+
+
+class Files:
+    """Cards, and evidence by member and detector, of this code and these parameters; `hidden` members are sealed."""
+
+    def __init__(self, place: Path = BANK) -> None:
+        self.hidden = plan().sealed
+        self.members = members(place / "members.yaml")
+        self.cards = read_all(place / "cards")
+        self.pins = pins(load_params())
+        self.evidence: dict[str, dict[str, Blob]] = {}
+        self.images: dict[str, tuple[list[int], int]] = {}
+        for file, found in read_all(place / "evidence").items():
+            pin = self.pins.get(found["method"])
+            if pin is None or (found["code"], found["params"]) != (pin.code, dict(pin.params)):
+                print(f"{file} was made with other code or parameters and is left out", file=sys.stderr)
+                continue
+            self.images[found["data"]] = (found["image"], found["classes"])
+            for name, seen in found["members"].items():
+                self.evidence.setdefault(name, {})[found["method"]] = seen
+
+    def seen(self, name: str, methods: Sequence[str]) -> list[Evidence]:
+        """The evidence of some detectors on a member."""
+        shape, _ = self.images[self.members[name].data]
+        given = self.evidence[name]
+        return [
+            evidence_of(m, given[m], shape, dict(self.pins[m].params))
+            for m in methods
+            if "statistic" in given.get(m, {})
+        ]
+
+    def lost(self, name: str) -> float:
+        """Accuracy that a member is below the median open clean one of its data and architecture; NaN without any."""
+        card = self.cards[name]
+        honest = [
+            c["accuracy"]
+            for c in self.cards.values()
+            if c["name"] not in self.hidden
+            and (c["attack"], c["data"], c["architecture"]) == ("clean", card["data"], card["architecture"])
+        ]
+        return median(honest) - float(card["accuracy"]) if honest else math.nan
+
+    def backdoored(self, name: str) -> bool:
+        """Whether a member's attack works well enough, at little enough cost, to count."""
+        success = self.cards[name].get("attack_success", 0.0)
+        return bool(success >= LEAST_SUCCESS and self.lost(name) <= MOST_LOST)
