@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from flows.bench_cells import NONE, count, estimate, grid, number, percent, share, small
+
 Blob = Mapping[str, Any]
-NONE = "–"
 WORDS = {"model": "the model alone", "with_data": "the model with its training set"}
 
 INTRO = """# Benchmark
@@ -271,45 +272,3 @@ def _picture(words: str, path: str | None) -> Iterator[str]:
 
 def _mark(row: Blob) -> str:
     return "\\*" if row["extrapolated"] else ""
-
-
-def grid(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals."""
-    return NONE if value is None or math.isnan(value) else f"{value:,.{digits}f}"
-
-
-def small(value: float | None) -> str:
-    """A p-value to two significant digits."""
-    return NONE if value is None or math.isnan(value) else f"{value:.2g}"
-
-
-def percent(value: float | None, digits: int = 0) -> str:
-    """A share in per cent."""
-    return NONE if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
-
-
-def count(found: Blob) -> str:
-    """So many of so many, and the share."""
-    return f"{found['count']} of {found['n']} ({percent(found['count'] / found['n'], 1)})" if found["n"] else NONE
-
-
-def estimate(found: Blob | None) -> str:
-    """A value with its interval."""
-    return _between(found, lambda value: number(value, 3))
-
-
-def share(found: Blob | None) -> str:
-    """A share in per cent with its interval."""
-    return _between(found, percent)
-
-
-def _between(found: Blob | None, words: Callable[[float], str]) -> str:
-    if found is None or found["value"] is None or math.isnan(found["value"]):
-        return NONE
-    return f"{words(found['value'])} [{words(found['low'])}, {words(found['high'])}]"

@@ -24,7 +24,7 @@ DATA_METHODS = ("spectral_signatures", "activation_clustering")
 # what clean models give: label scores scatter by 0.15 nats, statistics around these by this much
 STATISTICS = {"abs": (0.35, 0.15), "spectral_signatures": (0.8, 0.1), "activation_clustering": (0.8, 0.1)}
 # pixels a side of the data sets that the shipped references are on
-SIDES = {"digits": 8, "mnist": 28, "gtsrb": 32}
+SIDES = {"digits": 8, "mnist": 28, "gtsrb": 32, "cifar10": 32}
 
 
 def reference(seed: int, *, data: str = "digits", classes: int = CLASSES, spread: float = 0.15) -> Reference:
