@@ -45,7 +45,8 @@ DETECTORS = "AUROC of each detector by itself, by its own p-value:"
 SEALED = """## Sealed members
 
 The same beside the cross-validated numbers above. Cross-entropy is that of a probability fitted on members outside the
-fold, or outside the seal; {blind} says nothing."""
+fold, or outside the seal; {blind} says nothing. For scale: the image rounds of TrojAI, on other and larger networks and
+data, were won at a cross-entropy of 0.30 to 0.32 and an AUROC of 0.89 to 0.92."""
 
 UNSEALED = "The sealed members were not scored."
 
@@ -66,7 +67,9 @@ that get their true label (RA). DER is the defence effectiveness rating: 1 is su
 CLEANSE = """## Neural Cleanse
 
 The published anomaly index and our p-values, from the same inversions, on clean members and on BadNets members with one
-target. "Own p" is that of Neural Cleanse alone, "p" that of the verdict on the model alone."""
+target. "Own p" is that of Neural Cleanse alone, "p" that of the verdict on the model alone. The paper's own table, on
+larger networks: on GTSRB an original of L1 norm 16 and a reversed one of 14.71; an index above 3 for every infected
+model and below 2 for every clean one."""
 
 LIMITS = """## Limits
 

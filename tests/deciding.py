@@ -19,7 +19,7 @@ from tests.production import Home
 from tests.vetgate.test_judge import label_norms
 from vetgate.calibration import SHIPPED, load_calibration
 from vetgate.digest import canonical_json, code_digest, sha256_json
-from vetgate.judge import judge
+from vetgate.judge import Decision, judge
 from vetgate.keys import load_key
 from vetgate.policy import Policy
 
@@ -31,11 +31,11 @@ def _odd() -> float:
     shipped = load_calibration()
     assert shipped is not None
     pin, policy = shipped.bank.methods[METHOD], Policy(name="court", required=(METHOD,))
-    for effect in np.arange(0.5, 2.0, 0.05).tolist():
+    for effect in np.arange(0.5, 2.0, 0.02).tolist():
         found = replace(label_norms(backdoor=TARGET, effect=effect), params=dict(pin.params))
         asked = {"classes": 10, "data_sha256": None, "with_training_data": False, "sandbox_level": 1, "format": "onnx"}
         ruled = judge([found], policy, replace(shipped, stale=()), **asked)
-        if ruled.p_value is not None and 0.007 < ruled.p_value < 0.045:
+        if ruled.decision is Decision.FAIL and (ruled.p_value or 0) > 0.006:
             return float(effect)
     raise AssertionError("expected an effect between both rates; look at the shipped calibration")
 

@@ -51,7 +51,8 @@ def test_an_interrupted_vetting_says_so_and_leaves_no_process(alone, honest, qui
 
     done = alone("vet", honest, "--json", prelude=FATAL.format(saving="", signal="SIGINT"), **own)
 
-    assert done.code == 130 and done.blob["exit_code"] == 130 and "Traceback" not in done.err
+    assert done.code == 130, f"{done.blob}\n{done.err}"
+    assert done.blob["exit_code"] == 130 and "Traceback" not in done.err
     assert_nothing_runs_on(tmp_path)
 
 
