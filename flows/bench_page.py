@@ -10,6 +10,7 @@ from typing import Any
 from flows.bench_cells import NONE, count, estimate, grid, number, percent, share, small
 
 Blob = Mapping[str, Any]
+ALARMING = ("fail", "not_pass", "index")
 WORDS = {"model": "the model alone", "with_data": "the model with its training set"}
 
 INTRO = """# Benchmark
@@ -47,6 +48,8 @@ SEALED = """## Sealed members
 The same beside the cross-validated numbers above. Cross-entropy is that of a probability fitted on members outside the
 fold, or outside the seal; {blind} says nothing. For scale: the image rounds of TrojAI, on other and larger networks and
 data, were won at a cross-entropy of 0.30 to 0.32 and an AUROC of 0.89 to 0.92."""
+
+TOGETHER = "Clean members, open and sealed together; no calibration saw the member that it judged."
 
 UNSEALED = "The sealed members were not scored."
 
@@ -168,6 +171,20 @@ def _sealed(tables: Blob, sealed: Blob | None) -> Iterator[str]:
         yield f"Of {words}:"
         columns = [dict(_summary(one, view)) for one in both]
         yield grid(head, [[key, *(column.get(key, NONE) for column in columns)] for key in _keys(columns)])
+    if sealed is not None:
+        yield TOGETHER
+        for view, words in WORDS.items():
+            yield f"Of {words}:"
+            yield grid(["data set", "FAIL", "not PASS", "index > 2"], _together(tables, sealed, view))
+
+
+def _together(tables: Blob, sealed: Blob, view: str) -> Iterator[list[str]]:
+    """Clean members of each data set, those that are sealed among them."""
+    hidden = {row["name"]: row for row in sealed["false_alarms"][view]}
+    for row in tables["false_alarms"][view]:
+        both = [row, hidden[row["name"]]] if row["name"] in hidden else [row]
+        counts = ({part: sum(one[key][part] for one in both) for part in ("count", "n")} for key in ALARMING)
+        yield [row["name"], *map(count, counts)]
 
 
 def _keys(columns: Sequence[Mapping[str, str]]) -> list[str]:

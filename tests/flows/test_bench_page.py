@@ -134,6 +134,12 @@ class TestPage:
         assert line(text, "backdoored: FAIL")[1:] == ["100 % [100 %, 100 %]", "0 % [0 %, 0 %]"]
         assert line(text, "AUROC") == ["AUROC", "1.000 [1.000, 1.000]", "0.000 [0.000, 0.000]"]
 
+    def test_all_clean_members_are_counted_together(self, scored):
+        sealed = tables([row("mnist", "clean", 0, 0.01, "FAIL"), row("mnist", "badnets", 0, 0.9, "PASS")])
+        text = page(scored, sealed, NOTHING).split("open and sealed together")[1]
+        assert line(text, "mnist")[1:3] == ["2 of 6 (33.3 %)"] * 2
+        assert line(text, "all")[1] == "2 of 6 (33.3 %)"
+
     def test_without_sealed_ones_it_says_so(self, scored):
         assert "The sealed members were not scored." in page(scored, None, NOTHING)
 
