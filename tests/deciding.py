@@ -35,7 +35,7 @@ def _odd() -> float:
         found = replace(label_norms(backdoor=TARGET, effect=effect), params=dict(pin.params))
         asked = {"classes": 10, "data_sha256": None, "with_training_data": False, "sandbox_level": 1, "format": "onnx"}
         ruled = judge([found], policy, replace(shipped, stale=()), **asked)
-        if ruled.decision is Decision.FAIL and (ruled.p_value or 0) > 0.006:
+        if ruled.decision is Decision.FAIL and 0.007 < (ruled.p_value or 0) < 0.045:
             return float(effect)
     raise AssertionError("expected an effect between both rates; look at the shipped calibration")
 
