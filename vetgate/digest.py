@@ -1,4 +1,4 @@
-"""Digests that bind results to what made them: canonical JSON, and the code of a method without its comments."""
+"""Digests that bind results to what made them: canonical JSON, and the code that a method reaches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from vetgate.reach import outline, without_docstrings
+
 PACKAGE = Path(__file__).parent
+# what runs every method: its seed, its copy of the model, what is put back afterwards
+CONTRACT = ("contract", "Method.__call__")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -22,14 +26,16 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def code_digest(kind: Literal["detect", "repair"], name: str) -> str:
-    """SHA-256 over the syntax trees, docstrings left out, of a method's file and every vetgate module it imports.
+def code_digest(kind: Literal["detect", "repair"], name: str, package: Path | None = None) -> str:
+    """SHA-256 over the definitions that a method's numbers can depend on, and over torch's major.minor.
 
-    torch's major.minor is hashed too. A reworded comment or docstring voids nothing.
+    Hashed are the syntax trees of the method, of what runs it, and of every vetgate definition that these reach by
+    name: not where they stand, nor comments, docstrings, annotations, the method's registration or what errors are.
+    `package` is another copy of vetgate. Raises FileNotFoundError for a method that is not there.
     """
-    digest = _of_code(_closure(PACKAGE / kind / f"{name}.py"))
-    digest.update(".".join(importlib.metadata.version("torch").split(".")[:2]).encode())
-    return digest.hexdigest()
+    hashed = outline(package or PACKAGE, [(f"{kind}.{name}", name), CONTRACT])
+    release = importlib.metadata.version("torch").split(".")[:2]
+    return sha256_json([hashed, release])
 
 
 def attack_digest(attack: str, architecture: str) -> str:
@@ -40,16 +46,11 @@ def attack_digest(attack: str, architecture: str) -> str:
     starts = [PACKAGE / "attacks" / f"{attack}.py", PACKAGE / "architectures" / f"{architecture.replace('-', '_')}.py"]
     every = {file for start in starts for file in _closure(start)}
     theirs = {f for f in every if f.parent.name in ("attacks", "architectures") and f.name != "__init__.py"}
-    return _of_code(theirs).hexdigest()
-
-
-def _of_code(files: set[Path]) -> hashlib._Hash:
-    """A hash of these files' syntax trees."""
     digest = hashlib.sha256()
-    for path in sorted(files):
+    for path in sorted(theirs):
         digest.update(path.relative_to(PACKAGE).as_posix().encode())
-        digest.update(ast.dump(_without_docstrings(ast.parse(path.read_text()))).encode())
-    return digest
+        digest.update(ast.dump(without_docstrings(ast.parse(path.read_text()))).encode())
+    return digest.hexdigest()
 
 
 def _closure(start: Path) -> set[Path]:
@@ -74,16 +75,3 @@ def _imports(tree: ast.AST) -> list[Path]:
     inside = [n.split(".")[1:] for n in names if n.split(".")[0] == PACKAGE.name]
     found = [PACKAGE.joinpath(*parts).with_suffix(".py") for parts in inside if parts]
     return [path for path in found if path.is_file()]
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
-    return tree

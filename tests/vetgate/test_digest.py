@@ -12,6 +12,7 @@ import pytest
 
 import vetgate.digest
 from vetgate.digest import canonical_json, code_digest, sha256_json
+from vetgate.reach import outline
 
 PACKAGE = Path(vetgate.digest.__file__).parent
 
@@ -72,10 +73,99 @@ def test_a_changed_number_voids_the_method_that_imports_it_and_no_other(package)
     assert code_digest("detect", "spectral_signatures") == before["spectral_signatures"]
 
 
-def test_what_is_imported_by_what_is_imported_counts_too(package):
+def test_what_is_reached_through_what_is_reached_counts_too(package):
     before = code_digest("detect", "neural_cleanse")
-    rewrite(package / "errors.py", "exit_code: ClassVar[int] = 2", "exit_code: ClassVar[int] = 9")
+    rewrite(package / "probe.py", "MAD_TO_SIGMA = 1.4826", "MAD_TO_SIGMA = 1.5")
     assert code_digest("detect", "neural_cleanse") != before
+
+
+def test_what_runs_every_method_counts_for_every_method(package):
+    before = [code_digest("detect", name) for name in ("neural_cleanse", "spectral_signatures")]
+    rewrite(package / "contract.py", "np.random.seed(derived % 2**32)", "np.random.seed(derived % 2**31)")
+    after = [code_digest("detect", name) for name in ("neural_cleanse", "spectral_signatures")]
+    assert not set(before) & set(after)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("contract.py", "class Failure:", "class Stranger(DefenceError):\n    pass\n\n\nclass Failure:"),
+        ("contract.py", "    paper: str\n", '    paper: str\n    title: str = ""\n'),
+        ("errors.py", "exit_code: ClassVar[int] = 2", "exit_code: ClassVar[int] = 9"),
+        ("probe.py", "def accuracy(", "def unused() -> int:\n    return 1\n\n\ndef accuracy("),
+        ("detect/neural_cleanse.py", 'needs={"clean"}', 'needs={"clean"}, waived={"check": "reason"}'),
+        ("detect/neural_cleanse.py", "labels: list[int], share", "labels: Any, share"),
+    ],
+)
+def test_what_changes_no_number_voids_nothing(package, file, before, after):
+    digest = code_digest("detect", "neural_cleanse")
+    rewrite(package / file, before, after)
+    assert code_digest("detect", "neural_cleanse") == digest
+
+
+def test_where_a_definition_stands_is_of_no_matter(package):
+    before = code_digest("detect", "neural_cleanse")
+    (package / "robust").mkdir()
+    (package / "probe.py").rename(package / "robust" / "estimates.py")
+    for path in package.rglob("*.py"):
+        path.write_text(path.read_text().replace("vetgate.probe", "vetgate.robust.estimates"))
+    assert code_digest("detect", "neural_cleanse") == before
+
+
+def test_two_definitions_that_change_places_are_others(tmp_path):
+    places = {}
+    for name, (first, second) in {"as": ("a", "b"), "exchanged": ("b", "a")}.items():
+        package = tmp_path / name / "vetgate"
+        package.mkdir(parents=True)
+        (package / "a.py").write_text("def f():\n    return 1\n")
+        (package / "b.py").write_text("def f():\n    return 2\n")
+        (package / "m.py").write_text(
+            f"from vetgate.{first} import f as one\nfrom vetgate.{second} import f as two\n\n\n"
+            "def start():\n    return one() - two()\n"
+        )
+        places[name] = outline(package, [("m", "start")])
+    assert places["as"] != places["exchanged"]
+
+
+def test_a_method_of_a_class_counts_when_its_name_is_mentioned(tmp_path):
+    package = tmp_path / "vetgate"
+    package.mkdir()
+    text = "class Box:\n    def used(self):\n        return 1\n\n    def unused(self):\n        return 2\n"
+    (package / "m.py").write_text(text + "\n\ndef start():\n    return Box().used()\n")
+    before = outline(package, [("m", "start")])
+    rewrite(package / "m.py", "return 2", "return 3")
+    assert outline(package, [("m", "start")]) == before
+    rewrite(package / "m.py", "return 1", "return 4")
+    assert outline(package, [("m", "start")]) != before
+
+
+def test_what_a_foreign_base_may_call_counts(tmp_path):
+    package = tmp_path / "vetgate"
+    package.mkdir()
+    text = "from torch import nn\n\n\nclass Net(nn.Module):\n    def forward(self, x):\n        return x\n"
+    (package / "m.py").write_text(text + "\n\ndef start(x):\n    return Net()(x)\n")
+    before = outline(package, [("m", "start")])
+    rewrite(package / "m.py", "        return x\n", "        return -x\n")
+    assert outline(package, [("m", "start")]) != before
+
+
+def test_another_library_under_the_same_name_is_another(tmp_path):
+    found = []
+    for line in ("from numpy import median", "from torch import median"):
+        package = tmp_path / line.split()[1] / "vetgate"
+        package.mkdir(parents=True)
+        (package / "m.py").write_text(f"{line}\n\n\ndef start(x):\n    return median(x)\n")
+        found.append(outline(package, [("m", "start")]))
+    assert found[0] != found[1]
+
+
+def test_an_import_of_a_whole_module_of_ours_is_refused(tmp_path):
+    package = tmp_path / "vetgate"
+    package.mkdir()
+    (package / "a.py").write_text("def f():\n    return 1\n")
+    (package / "m.py").write_text("from vetgate import a\n\n\ndef start():\n    return a.f()\n")
+    with pytest.raises(ValueError, match="import its names"):
+        outline(package, [("m", "start")])
 
 
 def test_a_method_that_is_not_there_has_no_digest():
