@@ -17,7 +17,7 @@ from tasks.store import Store, fetch_all
 from tasks.submitters import submitters_of
 from tasks.waivers import approved
 from vetgate import attest
-from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale
+from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderstood, Stale
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.formats.submission import read_submission
 from vetgate.keys import TrustRoot, read_trust_root
@@ -76,11 +76,11 @@ def newest_admitted(asked: Request) -> str:
         if verdict in attest.ADMITTED:
             return manifest_sha256
     if not found:
-        raise Denied(
+        raise NotPassed(
             f"expected a PASS for {asked.name}, got no verdict; run `vetgate vet` on a submission of that name"
         )
     _, manifest_sha256, verdict = max(found)
-    raise Denied(
+    raise NotPassed(
         f"expected a PASS for {asked.name}, got {verdict} for {manifest_sha256}; repair it, or hand in another"
     )
 
@@ -105,7 +105,7 @@ def admitted_by(asked: Request, manifest_sha256: str, room: Path) -> Admitted:
         raise Denied(f"expected the bytes of {manifest_sha256}, got those of {manifest.sha256}; submit them again")
     if stated["verdict"] not in attest.ADMITTED:
         why = "; ".join(map(str, stated.get("reasons") or ())) or "see its report"
-        raise Denied(f"expected a PASS for {manifest_sha256}, got {stated['verdict']}: {why}")
+        raise NotPassed(f"expected a PASS for {manifest_sha256}, got {stated['verdict']}: {why}")
     admitted_until(asked.store, trust, stated, asked.now)
     policy = _under_policy(asked, stated, room)
     tags = {
@@ -153,4 +153,4 @@ def hashed(directory: Path) -> Manifest:
     try:
         return hash_directory(directory, max_bytes=MAX_BYTES, max_files=MAX_FILES)
     except NotUnderstood as error:
-        raise Denied(f"expected the plain files that were submitted: {error}") from error
+        raise Altered(f"expected the plain files that were submitted: {error}") from error

@@ -52,25 +52,25 @@ def usage_error(message: str, *, as_json: bool) -> int:
     """Say what is wrong with the command line; returns 4."""
     print(f"error: {message}\nsee: vetgate --help", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message, "exit_code": 4}))
+        print(json.dumps({"error": message, "exit_code": 4, "code": "usage"}))
     return 4
 
 
 def _refusal(error: BaseException) -> Outcome:
-    code = error.exit_code if isinstance(error, VetgateError) else 130
+    code, kind = (error.exit_code, error.code) if isinstance(error, VetgateError) else (130, "interrupted")
     message = str(error) or "interrupted; what was finished is kept, run the same command to go on"
-    return _failed(code, message)
+    return _failed(code, message, kind)
 
 
 def _unexpected(error: Exception) -> Outcome:
     where = _save_traceback()
     first = (str(error).splitlines() or [""])[0]
-    return _failed(2, f"unexpected {type(error).__name__}: {first}; the traceback is in {where}")
+    return _failed(2, f"unexpected {type(error).__name__}: {first}; the traceback is in {where}", "unexpected")
 
 
-def _failed(code: int, message: str) -> Outcome:
+def _failed(code: int, message: str, kind: str) -> Outcome:
     print(f"error: {message}", file=sys.stderr)
-    return Outcome(code, {"error": message, "exit_code": code}, lambda console: None)
+    return Outcome(code, {"error": message, "exit_code": code, "code": kind}, lambda console: None)
 
 
 def _save_traceback() -> Path | str:

@@ -24,6 +24,8 @@ from tasks.store import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
 from vetgate.policy import Policy, load_policy
+from vetgate.reasons import Code, Figure, Reason, of_error
+from vetgate.wording import render
 
 Blob = dict[str, Any]
 
@@ -45,7 +47,7 @@ class Seen:
     """What the detectors found, or why nothing could be looked for; `refused` when the files were not understood."""
 
     found: tuple[Found, ...] = ()
-    refusal: str | None = None
+    refusal: Reason | None = None
     refused: bool = False
 
 
@@ -81,18 +83,18 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
 
 def look_over(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
     """The case with its data, and what was seen of it; a submission that is not understood is refused, not an error."""
-    wanted = vetting.policy.sandbox_level.get(vetting.record.submission.format, 1)
-    if bench.sandbox.level < wanted:
-        return vetting, Seen(
-            refusal=f"the policy demands sandbox level {wanted}, this host gives {bench.sandbox.level}"
-        )
+    format = vetting.record.submission.format
+    least = vetting.policy.sandbox_level.get(format, 1)
+    if bench.sandbox.level < least:
+        figures: dict[str, Figure] = {"format": format, "wanted": least, "given": bench.sandbox.level}
+        return vetting, Seen(refusal=Reason(Code.SANDBOX_TOO_WEAK, figures=figures))
     step(_fetch, "take in")(vetting)
     pending = step(prepare, "reference data").submit(vetting.settings, vetting.record.submission, vetting.params.data)
     try:
         step(inspect.look, "inspect and load")(vetting.case)
         data: Data = Data(**pending.result())
     except (NotUnderstood, SandboxError) as error:
-        return vetting, Seen(refusal=str(error), refused=isinstance(error, NotUnderstood))
+        return vetting, Seen(refusal=of_error(error), refused=isinstance(error, NotUnderstood))
     vetting = replace(vetting, case=replace(vetting.case, data=data))
     wanted = {
         method: params
@@ -108,14 +110,14 @@ def _seen(vetting: Vetting, wanted: dict[str, Blob]) -> Seen:
         from flows.spread import detect_all
 
         given, refused = detect_all(vetting.policy, vetting.settings, vetting.case, vetting.params.data, wanted)
-        return Seen(tuple(Found(**f) for f in given), refused and str(refused), refused is not None)
+        return Seen(tuple(Found(**f) for f in given), of_error(refused) if refused else None, refused is not None)
     found = []
     for method, params in wanted.items():
         detect = step(inspect.detect, f"detect {method}")
         try:
             found.append(Found(**detect(vetting.settings, vetting.case, method, params)))
         except NotUnderstood as error:
-            return Seen(tuple(found), str(error), refused=True)
+            return Seen(tuple(found), of_error(error), refused=True)
     return Seen(tuple(found))
 
 
@@ -123,14 +125,17 @@ def request_of(vetting: Vetting, seen: Seen, level: int) -> Blob:
     """What the gate is asked to judge: the keys of the evidence, and what failed."""
     policy, submission = vetting.policy, vetting.record.submission
     failures = {item.method: item.failure for item in seen.found if item.failure is not None}
+    codes = {item.method: item.failure_code for item in seen.found if item.failure_code is not None}
     if seen.refusal is not None:
         required = policy.required + (policy.required_with_training_data if submission.training_data else ())
-        failures = dict.fromkeys(required, seen.refusal) | failures
+        failures = dict.fromkeys(required, render(seen.refusal)) | failures
+        codes = dict.fromkeys(required, str(seen.refusal.figures.get("error", seen.refusal.code))) | codes
     return {
         "manifest": vetting.record.id,
         "run": vetting.run,
         "evidence": {item.method: item.key for item in seen.found if item.key is not None},
         "failures": failures,
+        "failure_codes": codes,
         "reference_data": vetting.case.data.source or None,
         "sandbox_level": level,
         "refused": seen.refused,

@@ -14,6 +14,8 @@ from tasks.sandbox import Limits
 from tasks.settings import Settings
 from tasks.store import open_store
 from vetgate.policy import load_policy
+from vetgate.reasons import Code, Reason
+from vetgate.wording import render
 
 Blob = dict[str, Any]
 
@@ -22,12 +24,13 @@ def give_up(settings: Settings, manifest_sha256: str) -> Blob:
     """The result of a submission that could not be vetted in as many attempts as the policy allows."""
     policy = load_policy(settings.policy)
     record = intake.read_record(open_store(settings), manifest_sha256)
-    reason = f"{policy.max_attempts} vettings of it began and none ended; see the logs of the workers, then vet it"
+    reason = Reason(Code.GIVEN_UP, figures={"attempts": policy.max_attempts})
     with leased(settings, record.id):
         request = {
             "manifest": record.id,
             "evidence": {},
-            "failures": dict.fromkeys(policy.required, reason),
+            "failures": dict.fromkeys(policy.required, render(reason)),
+            "failure_codes": dict.fromkeys(policy.required, reason.code.value),
             "reference_data": None,
             # nothing was opened, so nothing was opened outside a sandbox
             "sandbox_level": max(policy.sandbox_level.values(), default=1),

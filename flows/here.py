@@ -20,6 +20,7 @@ from tasks.progress import tell
 from tasks.settings import Settings, load_settings
 from vetgate.errors import NotUnderstood, VetgateError
 from vetgate.policy import load_policy
+from vetgate.reasons import of_error
 
 
 def vet_here(directory: Path) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def vet_here(directory: Path) -> dict[str, Any]:
         load_params(settings.params)
         record = intake.take(settings, directory)
     except NotUnderstood as error:
-        return refused(directory.resolve().name, str(error), time.monotonic() - started)
+        return refused(directory.resolve().name, of_error(error), time.monotonic() - started)
     return run(settings, record)
 
 

@@ -20,8 +20,10 @@ from vetgate import attest
 from vetgate.errors import Denied, Stale
 from vetgate.keys import TrustRoot, load_or_create_key, read_trust_root, utc_now
 from vetgate.policy import Policy, load_policy
+from vetgate.reasons import Code, Reason, records
 from vetgate.strict_json import as_time, time_text
 from vetgate.waivers import Waived
+from vetgate.wording import rendered
 
 Blob = dict[str, Any]
 # of which an attestation may be ahead of the clock because another was issued in the same second
@@ -101,14 +103,18 @@ def waivers_on(docket: Docket, findings: tuple[str, ...]) -> Waived:
 def waived_predicate(predicate: Blob, waived: Waived) -> Blob:
     """The predicate of a verdict as WAIVED, with the waivers and approvals, expiring with the first of them."""
     expires = min(as_time(predicate["expires"], "expires"), waived.expires)
-    named = [f"waived until {waiver.expires}: {waiver.finding}, {waiver.reason}" for waiver in waived.waivers]
+    named = [
+        Reason(Code.WAIVED_UNTIL, figures={"until": waiver.expires, "finding": waiver.finding, "said": waiver.reason})
+        for waiver in waived.waivers
+    ]
     return {
         **predicate,
         "verdict": "WAIVED",
         "expires": time_text(expires),
         "waivers": [waiver.to_json() for waiver in waived.waivers],
         "approvals": [approval.to_json() for approval in waived.approvals],
-        "reasons": [*predicate["reasons"], *named],
+        "reasons": [*predicate["reasons"], *rendered(named)],
+        "reason_records": [*(predicate.get("reason_records") or ()), *records(named)],
         "demote_after": None,
     }
 

@@ -44,8 +44,11 @@ def judged_of(docket: Docket, request: Blob) -> Judged:
     }
     for method, item in found.items():
         _bound(docket, request, method, item)
+    codes = request.get("failure_codes") or {}
     seen: list[Evidence | Failure] = [Evidence.from_json(item["evidence"]) for item in found.values()]
-    seen += [Failure(method, reason) for method, reason in request["failures"].items()]
+    seen += [
+        Failure(method, reason, str(codes.get(method, "failed"))) for method, reason in request["failures"].items()
+    ]
     level = min([request["sandbox_level"], *(item["sandbox_level"] for item in found.values())])
     verdict = judge(
         seen,
@@ -112,7 +115,10 @@ def _confirmation(second: Judged) -> Blob:
 
 
 def key_of(about: Blob) -> str:
-    return sha256_json({name: value for name, value in about.items() if name != "key"})
+    """The digest of a decision: of what it rests on, not of the words for it."""
+    verdict = {name: value for name, value in about["verdict"].items() if name != "reasons"}
+    verdict["methods"] = [{**method, "failure": method["failure"] is not None} for method in verdict["methods"]]
+    return sha256_json({**{name: value for name, value in about.items() if name != "key"}, "verdict": verdict})
 
 
 def methods_of(judged: Judged, about: Blob) -> list[Blob]:

@@ -15,8 +15,10 @@ from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied
 from vetgate.findings import findings
 from vetgate.keys import utc_now
+from vetgate.reasons import Code, Reason
 from vetgate.strict_json import as_time
 from vetgate.waivers import Waived
+from vetgate.wording import render
 
 Blob = dict[str, Any]
 # a gate that died after it had signed is asked again
@@ -84,7 +86,11 @@ def _rescan(docket: Docket, judged: Judged, signed: bool, separated: bool) -> Bl
         append(
             docket.settings,
             "rescan",
-            {**told, "decision": decision.value, "reasons": list(about["verdict"]["reasons"])},
+            {
+                **told,
+                "decision": decision.value,
+                **{name: list(about["verdict"][name]) for name in ("reasons", "reason_records")},
+            },
         )
         return {**about, "attestation": None}
     return {**about, "attestation": _sign(ruling)}
@@ -92,9 +98,13 @@ def _rescan(docket: Docket, judged: Judged, signed: bool, separated: bool) -> Bl
 
 def _unsettled(about: Blob) -> Blob:
     """The record of a FAIL that an independent run did not confirm."""
-    reason = f"rescan: an independent run came out {about['second']['decision']}, so that nothing follows"
-    verdict = {**about["verdict"], "decision": "INCONCLUSIVE", "reasons": [*about["verdict"]["reasons"], reason]}
-    changed = {**about, "verdict": verdict}
+    reason = Reason(Code.SECOND_RUN_DIFFERS, figures={"decision": about["second"]["decision"]})
+    verdict = about["verdict"]
+    more = {
+        "reasons": [*verdict["reasons"], render(reason)],
+        "reason_records": [*verdict["reason_records"], reason.to_json()],
+    }
+    changed = {**about, "verdict": {**verdict, "decision": "INCONCLUSIVE", **more}}
     return {**changed, "key": key_of(changed)}
 
 
@@ -151,6 +161,7 @@ def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:
         calibration=verdict.get("calibration"),
         sandbox_level=about["sandbox_level"],
         reasons=verdict["reasons"],
+        reason_records=verdict["reason_records"],
         p_value=verdict["p_value"],
         suspects=verdict["suspects"],
         previous=previous,

@@ -25,7 +25,7 @@ from tasks.registry_promoted import Promoted, register_promoted
 from tasks.settings import Settings
 from tasks.store import Store, fetch_all, open_store
 from vetgate.digest import canonical_json
-from vetgate.errors import BadSubmission, Denied, Stale
+from vetgate.errors import Altered, BadSubmission, Denied, Stale
 from vetgate.formats.manifest import Manifest
 from vetgate.keys import utc_now
 
@@ -148,6 +148,8 @@ def _copied(store: Store, manifest: Manifest, room: Path, told: Callable[[str], 
         told(f"copied {entry.path}")
     vetted = fetch_all(store, home, room / "vetted")
     if hashed(vetted) != manifest:
-        raise Denied(f"expected {home} to hold exactly the vetted bytes, got others; somebody wrote there: remove them")
+        raise Altered(
+            f"expected {home} to hold exactly the vetted bytes, got others; somebody wrote there: remove them"
+        )
     told("copy checked")
     return vetted

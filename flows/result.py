@@ -16,6 +16,8 @@ from tasks.settings import Settings
 from tasks.store import open_store
 from tasks.trigger_images import trigger_pngs
 from vetgate.errors import StoreError
+from vetgate.reasons import Code, Reason, records
+from vetgate.wording import rendered
 
 Blob = dict[str, Any]
 
@@ -26,12 +28,14 @@ def result_of(
     ruling: Blob,
     found: dict[str, Found],
     mended: Blob | None,
-    refusal: str | None,
+    refusal: Reason | None,
     level: int,
     started: float,
 ) -> Blob:
     """Design.md's object; what it points to is written by `publish`."""
     verdict = ruling["verdict"]
+    more = [refusal] if refusal is not None else _rejections(mended)
+    told = [verdict[name] if refusal is None else [] for name in ("reasons", "reason_records")]
     return {
         "submission": record.submission.name,
         "manifest_sha256": record.id,
@@ -46,7 +50,8 @@ def result_of(
         "mlflow_run": None,
         "sandbox_level": level,
         "seconds": round(time.monotonic() - started, 3),
-        "reasons": [*verdict["reasons"], *_rejections(mended)] if refusal is None else [refusal],
+        "reasons": [*told[0], *rendered(more)],
+        "reason_records": [*told[1], *records(more)],
     }
 
 
@@ -115,7 +120,7 @@ def _source(case: Case) -> str | None:
     return f"{source['name']} at {source['rev'][:12]}, SHA-256 {source['sha256']}" if "name" in source else None
 
 
-def refused(name: str, reason: str, seconds: float) -> Blob:
+def refused(name: str, reason: Reason, seconds: float) -> Blob:
     """The object for a directory that could not even be taken in; nothing of it is kept."""
     empty: Blob = dict.fromkeys(("manifest_sha256", "p_value", "repair", "report", "attestation", "mlflow_run"))
     return {
@@ -127,7 +132,8 @@ def refused(name: str, reason: str, seconds: float) -> Blob:
         "methods": [],
         "sandbox_level": None,
         "seconds": round(seconds, 3),
-        "reasons": [reason],
+        "reasons": rendered([reason]),
+        "reason_records": records([reason]),
     }
 
 
@@ -153,17 +159,20 @@ def _repair(mended: Blob | None) -> Blob | None:
     }
 
 
-def _rejections(mended: Blob | None) -> list[str]:
+def _rejections(mended: Blob | None) -> list[Reason]:
     """Why each repair that was tried was not good enough."""
-    lines = []
+    reasons = []
     for record in (mended or {}).get("rejected", []):
         if record["failure"] is not None:
-            lines.append(f"repair {record['method']} failed: {record['failure']}")
+            reasons.append(Reason(Code.REPAIR_FAILED, record["method"], figures={"said": record["failure"]}))
         else:
             before, after = record["validate"]["before"], record["validate"]["after"]
-            lines.append(
-                f"repair {record['method']} was not good enough: clean accuracy {before['clean_accuracy']:.3f} to "
-                f"{after['clean_accuracy']:.3f}, attack success {before['attack_success']:.3f} to "
-                f"{after['attack_success']:.3f} (triggers of this size naturally: {record['validate']['natural']:.3f})"
-            )
-    return lines
+            figures = {
+                "accuracy_before": before["clean_accuracy"],
+                "accuracy_after": after["clean_accuracy"],
+                "success_before": before["attack_success"],
+                "success_after": after["attack_success"],
+                "natural": record["validate"]["natural"],
+            }
+            reasons.append(Reason(Code.REPAIR_NOT_GOOD_ENOUGH, record["method"], figures=figures))
+    return reasons

@@ -18,7 +18,7 @@ from typing import Any
 from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.settings import Settings
 from vetgate import attest
-from vetgate.errors import BadSubmission, Denied, NotUnderstood, StoreError, VetgateError
+from vetgate.errors import Altered, BadSubmission, NotPassed, NotUnderstood, StoreError, VetgateError
 from vetgate.formats.manifest import hash_directory
 from vetgate.keys import TrustRoot, read_trust_root, utc_now
 from vetgate.strict_json import time_text
@@ -45,11 +45,11 @@ def verify(
     try:
         manifest = hash_directory(directory, max_bytes=MAX_BYTES, max_files=MAX_FILES)
     except NotUnderstood as error:
-        raise Denied(f"expected exactly the attested files: {error}") from error
+        raise Altered(f"expected exactly the attested files: {error}") from error
     moment = now or utc_now()
     stated = attest.verify(envelope, trust, name=name, files=manifest.digests, manifest=manifest.sha256, now=moment)
     if stated["verdict"] not in attest.ADMITTED:
-        raise Denied(f"expected a PASS for {name}, got a signed {stated['verdict']}; do not use this model")
+        raise NotPassed(f"expected a PASS for {name}, got a signed {stated['verdict']}; do not use this model")
     if stated["verdict"] == "WAIVED":
         waived_until(stated, moment, trust.revoked.__contains__)
     return stated

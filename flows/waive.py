@@ -29,6 +29,8 @@ Blob = dict[str, Any]
 class UnknownFinding(BadSubmission):
     """The verdict has no such finding; `findings` are those that it has."""
 
+    code = "unknown-finding"
+
     def __init__(self, asked: str | None, findings: tuple[str, ...]) -> None:
         self.findings = findings
         got = "none" if asked is None else repr(asked)

@@ -15,7 +15,7 @@ from tasks.promotions import Promotion, promotion_of
 from tasks.settings import Settings
 from tasks.store import Store, open_store
 from vetgate import attest
-from vetgate.errors import Denied, Stale
+from vetgate.errors import Denied, NotPassed, Stale
 from vetgate.keys import TrustRoot, read_trust_root, utc_now
 from vetgate.strict_json import as_time
 from vetgate.waivers import waived_until
@@ -92,4 +92,4 @@ def admitted_until(store: Store, trust: TrustRoot, claims: Mapping[str, Any], no
             raise Stale(f"expected {claims['name']} to pass its rescan, got FAIL, whose grace ended {demote_after}")
         return min(expires, demote_after), True
     why = "; ".join(map(str, claims.get("reasons") or ())) or "see its report"
-    raise Denied(f"expected a PASS for {claims['name']}, got {verdict}: {why}")
+    raise NotPassed(f"expected a PASS for {claims['name']}, got {verdict}: {why}")

@@ -18,7 +18,7 @@ from tasks.mlflow_client import registry
 from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
 from tasks.store import Store, open_store
-from vetgate.errors import Denied, StoreError
+from vetgate.errors import Altered, Denied, StoreError
 from vetgate.formats.manifest import FILE_NAME
 
 OTHER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
@@ -81,7 +81,9 @@ def _from_run(settings: Settings, coverage: Coverage, room: Path) -> Path:
         listed = client.list_artifacts(run_id, MODEL)
         _same_names({item.path.removeprefix(f"{MODEL}/") for item in listed}, coverage)
         if (size := sum(item.file_size or 0 for item in listed)) > MAX_BYTES:
-            raise Denied(f"expected exactly the attested files, got {size} bytes at {source}; restore the vetted bytes")
+            raise Altered(
+                f"expected exactly the attested files, got {size} bytes at {source}; restore the vetted bytes"
+            )
         return Path(client.download_artifacts(run_id, MODEL, str(room)))
 
 
@@ -94,12 +96,12 @@ def _read_once(folder: Path, coverage: Coverage) -> dict[str, bytes]:
         for name, sha256 in sorted(coverage.files.items()):
             data = read_bounded(folder / name, left)
             if hashlib.sha256(data).hexdigest() != sha256:
-                raise Denied(f"expected exactly the attested files, got changed: {name}; restore the vetted bytes")
+                raise Altered(f"expected exactly the attested files, got changed: {name}; restore the vetted bytes")
             members[name] = data
             left -= len(data)
     except OSError as error:
         if error.errno in OTHER:
-            raise Denied(f"expected exactly the attested files, got {error}; restore the vetted bytes") from error
+            raise Altered(f"expected exactly the attested files, got {error}; restore the vetted bytes") from error
         raise StoreError(f"expected to read {folder}, got {error.strerror}; check the disk") from error
     return members
 
@@ -111,7 +113,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
         # the size first: what was put there must not fill the memory
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             got = f"{status.st_size} bytes in {path.name}"
-            raise Denied(f"expected exactly the attested files, got {got}; restore the vetted bytes")
+            raise Altered(f"expected exactly the attested files, got {got}; restore the vetted bytes")
         return file.read(status.st_size)
 
 
@@ -123,6 +125,6 @@ def _without_detour(path: str, flags: int) -> int:
 def _same_names(found: set[str], coverage: Coverage) -> None:
     wrong = sorted(found ^ set(coverage.files)) + [name for name in coverage.files if not FILE_NAME.fullmatch(name)]
     if wrong:
-        raise Denied(
+        raise Altered(
             f"expected exactly the attested files, got others: {', '.join(wrong)[:300]}; restore the vetted bytes"
         )

@@ -57,6 +57,7 @@ class Found:
     key: str | None
     seconds: float | None
     failure: str | None = None
+    failure_code: str | None = None
 
 
 def look(case: Case) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def recorded(
     try:
         answer = run()
     except (SandboxError, DefenceError) as error:
-        return asdict(Found(method, None, None, str(error)))
+        return asdict(Found(method, None, None, str(error), error.code))
     # somebody who vets the same submission now may have been first: what the store holds counts
     store.create(_evidence_path(case.manifest, method, key), canonical_json({"about": about, **answer}))
     return asdict(Found(method, key, answer["seconds"]))

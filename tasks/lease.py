@@ -29,9 +29,13 @@ POLL_SECONDS = 1.0
 class Held(StoreError):
     """Somebody else is at work on it."""
 
+    code = "lease-held"
+
 
 class Lost(StoreError):
     """The lease ran out and another worker took it."""
+
+    code = "lease-lost"
 
 
 @dataclass(frozen=True)

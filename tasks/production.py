@@ -14,7 +14,7 @@ from tasks.promotions import Promotion
 from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
 from tasks.store import Store, fetch_all, open_store
-from vetgate.errors import Denied, NotUnderstood, StoreError
+from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
 from vetgate.formats.manifest import hash_directory
 
 if TYPE_CHECKING:
@@ -154,14 +154,14 @@ def _check_names(found: set[str], where: str, promotion: Promotion) -> None:
         # a disk that is not mounted must not demote what lies on it; whoever loads from there gets nothing anyway
         raise StoreError(f"expected the vetted bytes in {where}, got no file at all; mount the disk or restore them")
     if wrong := sorted(found ^ set(promotion.files)):
-        raise Denied(f"expected exactly the promoted files in {where}, got others: {', '.join(wrong)[:300]}")
+        raise Altered(f"expected exactly the promoted files in {where}, got others: {', '.join(wrong)[:300]}")
 
 
 def _hashed(folder: Path, promotion: Promotion) -> int:
     try:
         manifest = hash_directory(folder, max_bytes=MAX_BYTES, max_files=MAX_FILES)
     except NotUnderstood as error:
-        raise Denied(f"expected the plain files that were promoted: {error}") from error
+        raise Altered(f"expected the plain files that were promoted: {error}") from error
     if manifest.sha256 != promotion.manifest:
         changed = [name for name, sha256 in manifest.digests.items() if promotion.files.get(name) != sha256]
         raise Denied(

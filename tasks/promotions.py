@@ -25,6 +25,8 @@ from vetgate.strict_json import as_object, as_sha256, as_text, time_text
 class Taken(Denied):
     """The number of this version already stands for other bytes, or for another place."""
 
+    code = "taken"
+
 
 @dataclass(frozen=True)
 class Promotion:

@@ -22,6 +22,7 @@ class SandboxError(VetgateError):
     """What was submitted could not be looked at inside the sandbox; `stderr` is the end of what it printed."""
 
     exit_code: ClassVar[int] = 3
+    code = "sandbox"
 
     def __init__(self, message: str, stderr: str = "") -> None:
         super().__init__(message)
@@ -31,17 +32,25 @@ class SandboxError(VetgateError):
 class SandboxUnavailable(SandboxError):
     """This host cannot give the sandbox level that is demanded."""
 
+    code = "sandbox-unavailable"
+
 
 class Crashed(SandboxError):
     """An operation ended without a valid answer."""
+
+    code = "crashed"
 
 
 class TimedOut(SandboxError):
     """An operation ran past its limit of wall-clock or processor time."""
 
+    code = "timed-out"
+
 
 class OutOfMemory(SandboxError):
     """An operation asked for more memory than its limit."""
+
+    code = "out-of-memory"
 
 
 KNOWN: dict[str, type[VetgateError]] = {

@@ -23,9 +23,13 @@ MAX_PART_BYTES = 255
 class BadKey(StoreError):
     """A key that could leave the store, or that not every store can hold."""
 
+    code = "bad-key"
+
 
 class Changed(StoreError):
     """An object was to be replaced, but it is no longer what the writer read."""
+
+    code = "changed"
 
 
 class Store(Protocol):

@@ -37,24 +37,28 @@ ALIAS_CREATED, ALIAS_DELETED = "model_version_alias.created", "model_version_ali
 class Refused(VetgateError):
     """A delivery is not taken; `status` is the HTTP status that says so."""
 
+    code = "webhook-refused"
     status = 400
 
 
 class Forged(Refused):
     """It is not signed with the secret that MLflow was given."""
 
+    code = "webhook-forged"
     status = 401
 
 
 class Replayed(Refused):
     """It was taken before."""
 
+    code = "webhook-replayed"
     status = 409
 
 
 class TooLarge(Refused):
     """Its body is larger than any delivery."""
 
+    code = "webhook-too-large"
     status = 413
 
 

@@ -25,7 +25,7 @@ from vetgate.dsse import (
     signed_payload,
     statement_in,
 )
-from vetgate.errors import Denied, Stale
+from vetgate.errors import Altered, Denied, OtherName, Revoked, Stale
 from vetgate.keys import GATE, TrustRoot
 from vetgate.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
 
@@ -61,6 +61,7 @@ def verdict_predicate(
     calibration: Mapping[str, Any] | None,
     sandbox_level: int,
     reasons: Sequence[str] = (),
+    reason_records: Sequence[Mapping[str, Any]] = (),
     waivers: Sequence[Mapping[str, Any]] = (),
     approvals: Sequence[Mapping[str, Any]] = (),
     p_value: float | None = None,
@@ -79,7 +80,8 @@ def verdict_predicate(
     """What a verdict says, as JSON; `policy` holds name and sha256, `previous` an earlier statement's digest.
 
     `parent` is the manifest of the submission that this one repairs; `duties_separated` says whether the gate ran as
-    another user than what it judged. `findings` are the ids of what speaks against the model. `purpose` is submission
+    another user than what it judged. `findings` are the ids of what speaks against the model;
+    `reason_records` (`Reason.to_json`) is what decides, `reasons` the same in words. `purpose` is submission
     or rescan; `second` is the independent run that confirmed a rescan's FAIL, and `demote_after` how long it may stay.
     `decision` is the key of the kept record of everything that was judged.
     """
@@ -96,6 +98,7 @@ def verdict_predicate(
         "calibration": None if calibration is None else dict(calibration),
         "sandbox_level": sandbox_level,
         "reasons": list(reasons),
+        "reason_records": [dict(record) for record in reason_records],
         "waivers": [dict(waiver) for waiver in waivers],
         "approvals": [dict(approval) for approval in approvals],
         "supplier": supplier,
@@ -149,11 +152,11 @@ def verify(
     subjects, predicate = _predicate(parse(payload, "a statement"))
     _check_subjects(subjects, _subjects(files, manifest))
     if predicate["name"] != name:
-        raise Denied(f"expected an attestation for {name}, got one for {predicate['name']}; vet under this name")
+        raise OtherName(f"expected an attestation for {name}, got one for {predicate['name']}; vet under this name")
     check_issued(as_time(predicate["issued"], "issued"), key, now, max_clock_skew)
     _check_expiry(predicate, now)
     if digest(envelope) in trust.revoked or digest(envelope) in revoked:
-        raise Stale(f"expected an attestation in force, got one for {name} that was revoked; vet again")
+        raise Revoked(f"expected an attestation in force, got one for {name} that was revoked; vet again")
     return predicate
 
 
@@ -192,7 +195,7 @@ def _check_subjects(signed: Mapping[str, str], found: Mapping[str, str]) -> None
     if missing or extra or changed:
         lists = (("missing", missing), ("not attested", extra), ("changed", changed))
         got = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists if names)
-        raise Denied(f"expected exactly the attested files, got {got}; restore the vetted bytes or vet these")
+        raise Altered(f"expected exactly the attested files, got {got}; restore the vetted bytes or vet these")
 
 
 def _check_expiry(predicate: Mapping[str, Any], now: datetime) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from vetgate.calibration import WEIGHTS, Calibration, draws_for
 from vetgate.contract import Axis, Evidence, Failure
 from vetgate.policy import Policy
+from vetgate.reasons import Code, Reason
 
 # labels are compared with each other; among fewer than this, none can stand out
 FEWEST_CLASSES = 4
@@ -18,23 +19,25 @@ BY_CLASS = frozenset({"neural_cleanse", "abs"})
 
 def blind_spots(
     seen: Sequence[Evidence | Failure], policy: Policy, with_training_data: bool, sandbox_level: int, format: str
-) -> list[str]:
+) -> list[Reason]:
     """What the policy demands and was not done, and what contradicts itself."""
     blind = []
     for name in [*policy.required, *(policy.required_with_training_data if with_training_data else ())]:
         of_it = [s for s in seen if s.method == name]
         if not of_it:
-            blind.append(f"{name} is required and did not run")
-        blind += [f"{name} is required and failed: {s.reason}" for s in of_it if isinstance(s, Failure)]
-    blind += [f"{name} answered {n} times, expected once" for name, n in sorted(answers(seen).items()) if n > 1]
+            blind.append(Reason(Code.DID_NOT_RUN, name))
+        blind += [failed(s) for s in of_it if isinstance(s, Failure)]
+    twice = [(name, n) for name, n in sorted(answers(seen).items()) if n > 1]
+    blind += [Reason(Code.ANSWERED_TWICE, name, figures={"answers": n}) for name, n in twice]
     seeds = {s.seed for s in seen if isinstance(s, Evidence)}
     if len(seeds) > 1:
-        blind.append(f"the methods ran with {len(seeds)} different seeds, expected the submission's")
+        blind.append(Reason(Code.SEEDS_DIFFER, figures={"seeds": len(seeds)}))
     wanted = policy.sandbox_level.get(format)
     if wanted is None:
-        blind.append(f"the policy names no sandbox level for {format}, so it does not accept it")
+        blind.append(Reason(Code.FORMAT_NOT_ACCEPTED, figures={"format": format}))
     elif sandbox_level < wanted:
-        blind.append(f"the policy demands sandbox level {wanted} for {format}, this host gave {sandbox_level}")
+        levels = {"wanted": wanted, "given": sandbox_level}
+        blind.append(Reason(Code.SANDBOX_TOO_WEAK, figures={"format": format, **levels}))
     return blind
 
 
@@ -43,32 +46,39 @@ def answers(seen: Sequence[Evidence | Failure]) -> Counter[str]:
     return Counter(s.method for s in seen)
 
 
-def unreadable(found: Evidence, classes: int, level: float) -> str | None:
+def failed(failure: Failure) -> Reason:
+    """That a method failed, with the words of its error."""
+    return Reason(Code.FAILED, failure.method, figures={"said": failure.reason, "error": failure.code})
+
+
+def unreadable(found: Evidence, classes: int, level: float) -> Reason | None:
     """Why evidence on a model with K classes says nothing at this level, whatever it is compared with."""
     name = found.method
     if name not in WEIGHTS:
-        return f"{name} has no weight in the verdict"
+        return Reason(Code.NO_WEIGHT, name)
     if not (math.isfinite(found.statistic) and bool(found.scores.isfinite().all())):
-        return f"{name} gave no finite numbers"
+        return Reason(Code.NOT_FINITE, name)
     if name not in BY_CLASS:
         return None
     if found.axis is not Axis.CLASS or len(found.scores) != classes:
-        return f"{name} gave {len(found.scores)} scores for {classes} classes"
+        return Reason(Code.SCORES_MISFIT, name, figures={"scores": len(found.scores), "classes": classes})
     if not all(0 <= trigger.target < classes for trigger in found.triggers):
-        return f"{name} gave a trigger for a class that is not one of {classes}"
+        return Reason(Code.TRIGGER_MISFIT, name, figures={"classes": classes})
     if name == "neural_cleanse" and (classes < FEWEST_CLASSES or 1 / (draws_for(classes) + 1) > level):
-        return f"{name} cannot tell what happens at a rate of {level:g} among {classes} classes"
+        return Reason(Code.CLASSES_MISFIT, name, figures={"level": level, "classes": classes})
     return None
 
 
-def incomparable(found: Evidence, calibration: Calibration | None, data_sha256: str | None, level: float) -> str | None:
+def incomparable(
+    found: Evidence, calibration: Calibration | None, data_sha256: str | None, level: float
+) -> Reason | None:
     """Why evidence cannot be compared with that of clean models."""
     if calibration is None:
-        return f"there is no calibration for {found.method}; build one with `dvc repro` or set VETGATE_CALIBRATION"
+        return Reason(Code.NO_CALIBRATION, found.method)
     return calibration.mismatch(found.method, found.params) or calibration.short_of(found.method, data_sha256, level)
 
 
-def unreached(found: Evidence) -> str | None:
+def unreached(found: Evidence) -> Reason | None:
     """Why evidence of trigger inversion shows nothing although it ran: most labels were not reached by any mask."""
     whole = [math.log(t.mask.numel()) for t in found.triggers if t.mask.numel()]
     if not whole:
@@ -76,4 +86,4 @@ def unreached(found: Evidence) -> str | None:
     lost = int((found.scores <= 1e-4 - max(whole)).sum())
     if 2 * lost <= len(found.scores):
         return None
-    return f"no trigger was found for {lost} of {len(found.scores)} labels; the model may hide its gradients"
+    return Reason(Code.NO_TRIGGER_FOUND, found.method, figures={"lost": lost, "classes": len(found.scores)})

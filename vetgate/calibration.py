@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationEr
 
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
+from vetgate.reasons import Code, Reason
 
 Array = NDArray[np.float64]
 
@@ -127,35 +128,35 @@ class Calibration:
 
     bank: Bank
     id: str
-    stale: tuple[str, ...] = field(default=())
+    stale: tuple[Reason, ...] = field(default=())
 
-    def mismatch(self, method: str, params: Mapping[str, Any]) -> str | None:
+    def mismatch(self, method: str, params: Mapping[str, Any]) -> Reason | None:
         """Why this calibration says nothing about a method run with these parameters; None when it fits."""
         pin = self.bank.methods.get(method)
         if pin is None:
-            return f"the calibration holds no references for {method}; rebuild it with `dvc repro`"
+            return Reason(Code.NO_REFERENCES, method)
         if pin.params != dict(params):
-            return f"{method} ran with other parameters than its references; restore params.yaml or recalibrate"
-        return next((reason for reason in self.stale if reason.startswith(f"{method} ")), None)
+            return Reason(Code.OTHER_PARAMETERS, method)
+        return next((reason for reason in self.stale if reason.method == method), None)
 
-    def other_bytes(self, name: str | None, data_sha256: str | None) -> str | None:
+    def other_bytes(self, name: str | None, data_sha256: str | None) -> Reason | None:
         """Why references on the data set of this name are not on its bytes; None when they are, or there are none."""
         held = {r.data_sha256 for r in self.bank.references if r.data == name}
         if not held or data_sha256 in held:
             return None
-        return f"the calibration's references on {name} were trained on other bytes; run `vetgate calibrate {name}`"
+        return Reason(Code.OTHER_DATA, figures={"data": name})
 
     def references(self, method: str, data_sha256: str | None, level: float) -> list[Reference]:
         """The references that stand for a subject: those of its own data set when they reach `level`, else all."""
         own, holding = self._holding(method, data_sha256)
         return own if _reach(method, len(own), level) else holding
 
-    def short_of(self, method: str, data_sha256: str | None, level: float) -> str | None:
+    def short_of(self, method: str, data_sha256: str | None, level: float) -> Reason | None:
         """Why the references of a method are too few for a false-alarm rate of `level`; None when they suffice."""
         count = len(self.references(method, data_sha256, level))
         if _reach(method, count, level):
             return None
-        return f"{count} clean references of {method} are too few for a level of {level:g}; add some to `bank`"
+        return Reason(Code.TOO_FEW_REFERENCES, method, figures={"references": count, "level": level})
 
     def null(self, method: str, data_sha256: str | None, level: float) -> Null:
         """The null of a method for subjects on this data set; raises BadPolicy when no reference holds it.
@@ -239,13 +240,8 @@ def load_calibration(path: Path | None = None) -> Calibration | None:
     except (OSError, ValueError, ValidationError) as error:
         raise BadPolicy(f"{where} is not a calibration: {error}; restore it or rebuild it with `dvc repro`") from error
     exchanged = raw.get("bank") != bank.digest()
-    stale = tuple(
-        f"{name} has references that are not those the calibration was written with; restore it or calibrate anew"
-        for name in sorted(bank.methods if exchanged else ())
-    ) + tuple(
-        f"{name} has changed since its references were made; rebuild the calibration with `dvc repro`"
-        for name, pin in sorted(bank.methods.items())
-        if pin.code != _code(name)
+    stale = tuple(Reason(Code.OTHER_REFERENCES, name) for name in sorted(bank.methods if exchanged else ())) + tuple(
+        Reason(Code.OTHER_CODE, name) for name, pin in sorted(bank.methods.items()) if pin.code != _code(name)
     )
     return Calibration(bank, sha256_json(raw), stale)
 

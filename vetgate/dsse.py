@@ -15,7 +15,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.digest import canonical_json
-from vetgate.errors import Denied
+from vetgate.errors import BadSignature, Denied
 from vetgate.keys import PublicKey, TrustRoot, key_id
 from vetgate.strict_json import as_base64, as_list, as_object, as_text, parse, time_text
 
@@ -63,18 +63,31 @@ def signed_payload(envelope: Envelope, trust: TrustRoot, roles: Collection[str])
     fields = as_object(envelope, {"payloadType", "payload", "signatures"}, "an attestation")
     if fields["payloadType"] != PAYLOAD_TYPE:
         raise Denied(f"expected payload type {PAYLOAD_TYPE}, got {fields['payloadType']!r:.80}; it is no attestation")
-    signatures = as_list(fields["signatures"], "signatures")
-    if len(signatures) != 1:
-        raise Denied(f"expected exactly one signature, got {len(signatures)}; fetch the attestation again")
-    signature = as_object(signatures[0], {"keyid", "sig"}, "a signature")
-    key = trust.key(as_text(signature["keyid"], "keyid"))
+    keyid, signature = _signature(fields["signatures"])
+    key = trust.key(keyid)
     payload = as_base64(fields["payload"], "payload")
-    if not key.signed(pre_authentication(PAYLOAD_TYPE, payload), as_base64(signature["sig"], "sig")):
-        raise Denied(f"expected a signature by key {key.id}, got one that does not fit; the attestation was altered")
+    if not key.signed(pre_authentication(PAYLOAD_TYPE, payload), signature):
+        raise BadSignature(
+            f"expected a signature by key {key.id}, got one that does not fit; the attestation was altered"
+        )
     if key.role not in roles:
         wanted = " or ".join(sorted(roles))
-        raise Denied(f"expected a signature by a key with the role {wanted}, got {key.role}; have such a key sign")
+        raise BadSignature(
+            f"expected a signature by a key with the role {wanted}, got {key.role}; have such a key sign"
+        )
     return payload, key
+
+
+def _signature(given: Any) -> tuple[str, bytes]:
+    """The id of a key, and the one signature that it made."""
+    try:
+        signatures = as_list(given, "signatures")
+        if len(signatures) != 1:
+            raise Denied(f"expected exactly one signature, got {len(signatures)}; fetch the attestation again")
+        signature = as_object(signatures[0], {"keyid", "sig"}, "a signature")
+        return as_text(signature["keyid"], "keyid"), as_base64(signature["sig"], "sig")
+    except Denied as error:
+        raise BadSignature(str(error)) from error
 
 
 def check_issued(issued: datetime, key: PublicKey, now: datetime, skew: timedelta = MAX_CLOCK_SKEW) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vetgate.blind import answers, blind_spots, incomparable, unreached, unreadable
+from vetgate.blind import answers, blind_spots, failed, incomparable, unreached, unreadable
 from vetgate.calibration import (
     ENOUGH,
     WEIGHTS,
@@ -37,17 +37,14 @@ from vetgate.calibration import (
     tail,
 )
 from vetgate.contract import Evidence, Failure
-from vetgate.findings import open_questions
 from vetgate.policy import Policy
+from vetgate.reasons import Bearing, Code, Reason, records
+from vetgate.wording import render_failure, rendered
 
 # a confirmed trigger sends this share of unseen images of other classes to its label
 HELD_OUT = 0.8
 # and stands out from a second start by this share of the least effect
 SECOND_START = 0.5
-
-
-# how a reason ends that speaks of evidence which is rare among clean models and yet proves nothing
-UNPROVEN = ("was not confirmed on held-out images and a second start", "names no label")
 
 # without references: labels that scatter alike, and half the median's size as the least effect
 SIMULATED = Null(0.0, np.ones(1), math.log(2), np.empty(0), np.empty(0))
@@ -70,25 +67,34 @@ class MethodResult:
     p_value: float | None = None
     rang: bool = False
     suspects: tuple[int, ...] = ()
-    failure: str | None = None
+    failure: Reason | None = None
     null: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision, its p-value, the labels suspected, every method, and the reasons in words."""
+    """The decision, its p-value, the labels suspected, every method, and the reasons."""
 
     decision: Decision
     p_value: float | None
     calibrated: bool
     suspects: tuple[int, ...]
     methods: tuple[MethodResult, ...]
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     calibration: Mapping[str, Any] | None = field(default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as a JSON object."""
-        return asdict(self)
+        """The verdict as a JSON object: `reason_records` for what decides, `reasons` in words for people."""
+        methods = [
+            {**asdict(method), "failure": None if method.failure is None else render_failure(method.failure)}
+            for method in self.methods
+        ]
+        return {
+            **asdict(self),
+            "methods": methods,
+            "reasons": rendered(self.reasons),
+            "reason_records": records(self.reasons),
+        }
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def judge(
     level = policy.false_alarm_rate
     blind = blind_spots(seen, policy, with_training_data, sandbox_level, format)
     evidence = {e.method: e for e in seen if isinstance(e, Evidence)}
-    failures = {f.method: f.reason for f in seen if isinstance(f, Failure)}
+    failures = {f.method: failed(f) for f in seen if isinstance(f, Failure)}
     required = {*policy.required, *(policy.required_with_training_data if with_training_data else ())}
     simulated = calibration is None and policy.allow_uncalibrated
     unread = {n: why for n, e in evidence.items() if (why := unreadable(e, classes, level)) is not None}
@@ -145,7 +151,7 @@ def judge(
         for name in sorted({*evidence, *failures, *required})
     )
     if p_value is None:
-        blind.append("no detector with a calibrated null could be read; nothing was inspected")
+        blind.append(Reason(Code.NOTHING_INSPECTED))
     elif hidden := unreached(usable["neural_cleanse"]):
         blind.append(hidden)
     low = p_value is not None and p_value <= level
@@ -154,20 +160,19 @@ def judge(
     by_data = [n for n, s in standings.items() if s.labels is None and s.p_value <= level]
     if low and (suspects or by_data):
         decision = Decision.FAIL
-        reasons = [_why(label, evidence) for label in suspects]
-        reasons += [f"{name} finds poisoned rows in the training data" for name in by_data]
+        reasons = [_why(label, evidence, standings) for label in suspects]
+        reasons += [Reason(Code.POISONED_DATA, name) for name in by_data]
         # what could not run cannot make a found backdoor harmless
         reasons += blind
     elif blind:
         decision, reasons = Decision.INCONCLUSIVE, blind
     elif low:
-        decision, reasons = Decision.INCONCLUSIVE, [_unproven(standings, p_value, level)]
+        decision, reasons = Decision.INCONCLUSIVE, _unproven(standings, p_value, level)
     else:
         decision = Decision.PASS
-        reasons = ["no label stands out from the others by more than the labels of clean reference models do"]
+        reasons = [Reason(Code.NOTHING_STANDS_OUT)]
     if simulated:
-        reasons = [*reasons, "uncalibrated: the null is simulated, no clean model was looked at"]
-        reasons += [f"{name} was not counted: {why}" for name, why in uncounted.items()]
+        reasons = [*reasons, Reason(Code.UNCALIBRATED), *(Reason(Code.NOT_COUNTED, name) for name in uncounted)]
     about, at_home = None, False
     if calibration is not None:
         about = {"id": calibration.id, **_rates(calibration, standings, data_sha256, level)}
@@ -175,8 +180,8 @@ def judge(
         if about["references"] and not at_home:
             reasons = [*reasons, _elsewhere(calibration, about)]
         if about["references"] and not countable(about["references"], level):
-            few = f"extrapolated: {about['references']} references are too few to count to a rate of {level:g}"
-            reasons = [*reasons, few]
+            few = {"references": about["references"], "level": level}
+            reasons = [*reasons, Reason(Code.EXTRAPOLATED, figures=few)]
     calibrated = at_home and "neural_cleanse" in standings
     return Verdict(decision, p_value, calibrated, suspects, methods, tuple(reasons), about)
 
@@ -191,13 +196,13 @@ def rescanned(verdict: Verdict, alarm: float) -> Verdict:
     notes = []
     references = int((verdict.calibration or {}).get("references", 0))
     if references + 1 < 1 / alarm:
-        notes.append(f"rescan: the rate {alarm:g} is extrapolated from {references} references")
-    blind = [reason for reason in open_questions(verdict.reasons) if not reason.endswith(UNPROVEN)]
+        notes.append(Reason(Code.RESCAN_EXTRAPOLATED, figures={"alarm": alarm, "references": references}))
+    blind = [reason for reason in verdict.reasons if reason.open and reason.bearing is not Bearing.UNPROVEN]
     if verdict.p_value <= alarm:
         return replace(verdict, reasons=(*verdict.reasons, *notes))
     if blind:
         return replace(verdict, decision=Decision.INCONCLUSIVE, suspects=(), reasons=(*blind, *notes))
-    quiet = f"rescan: p = {verdict.p_value:.3g} is no alarm at the rate {alarm:g} of a rescan"
+    quiet = Reason(Code.RESCAN_NO_ALARM, figures={"p_value": verdict.p_value, "alarm": alarm})
     return replace(verdict, decision=Decision.PASS, suspects=(), reasons=(quiet, *notes))
 
 
@@ -260,15 +265,15 @@ def _combine(
 def _result(
     name: str,
     found: Evidence | None,
-    unread: Mapping[str, str],
+    unread: Mapping[str, Reason],
     standing: _Standing | None,
     null: Null | None,
     level: float,
 ) -> MethodResult:
     if found is None:
-        return MethodResult(name, failure=unread.get(name, "did not run"))
+        return MethodResult(name, failure=unread.get(name, Reason(Code.DID_NOT_RUN, name)))
     if standing is None or null is None:
-        return MethodResult(name, found.statistic, failure=unread.get(name, "was not read"))
+        return MethodResult(name, found.statistic, failure=unread.get(name, Reason(Code.ANSWERED_TWICE, name)))
     rang = standing.p_value <= level
     shown = {
         "values": [round(float(v), 4) for v in null.raw],
@@ -280,23 +285,20 @@ def _result(
     )
 
 
-def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: float) -> str:
-    named = ", ".join(map(str, sorted({label for s in standings.values() for label in s.ringing})))
+def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: float) -> list[Reason]:
+    named = sorted({label for s in standings.values() for label in s.ringing})
     if named:
-        return f"label {named} stands out, but its trigger {UNPROVEN[0]}"
-    return f"the evidence together is rarer (p = {p_value:.3g}) than {level:g} among clean models, but {UNPROVEN[1]}"
+        return [Reason(Code.TRIGGER_NOT_CONFIRMED, label=label) for label in named]
+    return [Reason(Code.NO_LABEL_NAMED, figures={"p_value": p_value, "level": level})]
 
 
-def _why(label: int, evidence: Mapping[str, Evidence]) -> str:
-    parts = []
+def _why(label: int, evidence: Mapping[str, Evidence], standings: Mapping[str, _Standing]) -> Reason:
     cleanse = evidence.get("neural_cleanse")
-    if cleanse is not None:
-        norms, held_out = (_details(cleanse, key, len(cleanse.scores)) for key in ("norms", "held_out"))
-        parts.append(
-            f"a trigger of {norms[label]:.1f} pixels suffices (median label {float(np.median(norms)):.1f}) and sends "
-            f"{100 * max(0.0, held_out[label]):.0f} % of unseen images there"
-        )
-    return f"label {label}: " + "; ".join(parts or ["a single channel leads there"])
+    if cleanse is None:
+        return Reason(Code.CONFIRMED, next(n for n, s in standings.items() if label in s.confirmed), label)
+    norms, held_out = (_details(cleanse, key, len(cleanse.scores)) for key in ("norms", "held_out"))
+    figures = {"norm": norms[label], "median": float(np.median(norms)), "held_out": held_out[label]}
+    return Reason(Code.TRIGGER, cleanse.method, label, figures)
 
 
 def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str | None, level: float) -> dict[str, Any]:
@@ -311,12 +313,10 @@ def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str 
     }
 
 
-def _elsewhere(calibration: Calibration, about: Mapping[str, Any]) -> str:
+def _elsewhere(calibration: Calibration, about: Mapping[str, Any]) -> Reason:
     """That a verdict rests on other data sets, and how often clean models of a set that was left out rang there."""
-    left = calibration.bank.transfer.get("data", {}).values()
-    measured = ""
-    if left:
-        models, alarms = sum(one.models for one in left), sum(one.alarms for one in left)
-        measured = f" (each data set left out in turn, {alarms} of {models} clean models rang)"
-    pooled = ", ".join(about["data"])
-    return f"no references of this data set: held against those of {pooled}, uncalibrated, rate not assured{measured}"
+    left, pooled = calibration.bank.transfer.get("data", {}).values(), ", ".join(about["data"])
+    if not left:
+        return Reason(Code.ELSEWHERE, figures={"data": pooled})
+    measured = {"models": sum(one.models for one in left), "alarms": sum(one.alarms for one in left)}
+    return Reason(Code.ELSEWHERE_MEASURED, figures={"data": pooled, **measured})

@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vetgate.digest import canonical_json
-from vetgate.errors import BadSubmission, Denied, StoreError
+from vetgate.errors import BadSignature, BadSubmission, Denied, StoreError
 from vetgate.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
 
 GATE, APPROVER, SUBMITTER = ROLES = ("gate", "approver", "submitter")
@@ -71,10 +71,10 @@ class PublicKey:
         raw = as_base64(fields["public_key"], "public_key")
         not_before, not_after = as_time(fields["not_before"], "not_before"), as_time(fields["not_after"], "not_after")
         if len(raw) != 32:
-            raise Denied(f"expected an Ed25519 public key of 32 bytes, got {len(raw)}; correct the trust root")
+            raise BadSignature(f"expected an Ed25519 public key of 32 bytes, got {len(raw)}; correct the trust root")
         key = cls(raw, as_text(fields["role"], "role"), not_before, not_after)
         if fields["keyid"] != key.id:
-            raise Denied(f"expected keyid {key.id}, got {fields['keyid']!r}; correct the trust root")
+            raise BadSignature(f"expected keyid {key.id}, got {fields['keyid']!r}; correct the trust root")
         return key
 
 
@@ -90,7 +90,9 @@ class TrustRoot:
         for key in self.keys:
             if key.id == keyid:
                 return key
-        raise Denied(f"expected a signature by a key of the trust root, got key {keyid!r}; trust it, or vet again")
+        raise BadSignature(
+            f"expected a signature by a key of the trust root, got key {keyid!r}; trust it, or vet again"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The content of a trust root file."""
@@ -102,7 +104,7 @@ class TrustRoot:
         fields = as_object(blob, {"keys", "revoked"}, "a trust root")
         keys = tuple(PublicKey.from_json(key) for key in as_list(fields["keys"], "keys"))
         if len({key.id for key in keys}) != len(keys):
-            raise Denied("expected each key once in the trust root, got one twice; remove it")
+            raise BadSignature("expected each key once in the trust root, got one twice; remove it")
         return cls(keys, frozenset(as_sha256(digest, "revoked") for digest in as_list(fields["revoked"], "revoked")))
 
 
@@ -110,8 +112,10 @@ def read_trust_root(path: Path) -> TrustRoot:
     """The trust root in a file; raises Denied, because without one nothing can be believed."""
     try:
         return TrustRoot.from_json(parse(path.read_bytes(), "trust root"))
+    except Denied as error:
+        raise BadSignature(str(error)) from error
     except OSError as error:
-        raise Denied(f"expected a trust root at {path}, got {error.strerror}; set VETGATE_TRUST_ROOT") from error
+        raise BadSignature(f"expected a trust root at {path}, got {error.strerror}; set VETGATE_TRUST_ROOT") from error
 
 
 def trust_key(path: Path, raw: bytes, role: str, *, now: datetime, valid: timedelta) -> PublicKey:

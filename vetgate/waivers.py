@@ -14,14 +14,14 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.dsse import Envelope
-from vetgate.errors import Denied, Stale
-from vetgate.findings import NOT_UNDERSTOOD
+from vetgate.errors import Denied, Revoked, Stale
+from vetgate.findings import NOT_UNDERSTOOD, UNEXPLAINED
 from vetgate.keys import APPROVER, SUBMITTER, TrustRoot, key_id
 from vetgate.policy import WaiverPolicy
 from vetgate.statements import APPROVAL, WAIVER, sign_statement, verify_statement
 from vetgate.strict_json import as_list, as_object, as_sha256, as_text, as_time, time_text
 
-Revoked = Callable[[str], bool]
+IsRevoked = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_approval(envelope: Envelope, trust: TrustRoot, now: datetime) -> Approv
 
 
 def counted(
-    approvals: Iterable[Approval], of: str, submitters: Collection[str], revoked: Revoked
+    approvals: Iterable[Approval], of: str, submitters: Collection[str], revoked: IsRevoked
 ) -> tuple[Approval, ...]:
     """The approvals of one statement that count: one for each key, none of a submitter's, none that was revoked.
 
@@ -134,7 +134,7 @@ def waived(
     policy: WaiverPolicy,
     submitters: Collection[str],
     now: datetime,
-    revoked: Revoked,
+    revoked: IsRevoked,
 ) -> Waived:
     """What covers all these findings on the bytes of a manifest; raises Denied with what each of the others lacks."""
     given = list(waivers)
@@ -171,12 +171,14 @@ def why_never(finding: str, policy: WaiverPolicy, submitters: Collection[str]) -
         return f"{finding} cannot be waived under this policy"
     if finding == NOT_UNDERSTOOD:
         return f"{finding} can never be waived: nobody knows what the file does"
+    if finding == UNEXPLAINED:
+        return f"{finding} can never be waived: the verdict does not say what it rests on; vet again"
     if not submitters:
         return f"{finding} cannot be waived: the submission is not signed, so that anybody may be its submitter"
     return None
 
 
-def why_not(waiver: Waiver, policy: WaiverPolicy, now: datetime, revoked: Revoked) -> str | None:
+def why_not(waiver: Waiver, policy: WaiverPolicy, now: datetime, revoked: IsRevoked) -> str | None:
     """Why a waiver is not in force, in words that follow the finding's name, or None."""
     issued, expires = as_time(waiver.issued, "issued"), as_time(waiver.expires, "expires")
     if revoked(waiver.digest):
@@ -188,7 +190,7 @@ def why_not(waiver: Waiver, policy: WaiverPolicy, now: datetime, revoked: Revoke
     return None
 
 
-def waived_until(claims: Mapping[str, Any], now: datetime, revoked: Revoked) -> datetime:
+def waived_until(claims: Mapping[str, Any], now: datetime, revoked: IsRevoked) -> datetime:
     """Until when every waiver in a verified WAIVED verdict holds; raises Stale when one is revoked or ran out."""
     waivers, approvals = as_list(claims.get("waivers"), "waivers"), as_list(claims.get("approvals"), "approvals")
     if not waivers or not approvals:
@@ -197,7 +199,7 @@ def waived_until(claims: Mapping[str, Any], now: datetime, revoked: Revoked) -> 
         )
     for given in (*waivers, *approvals):
         if revoked(as_sha256(given.get("digest") if isinstance(given, dict) else None, "digest")):
-            raise Stale(
+            raise Revoked(
                 f"expected waivers in force, got {given['digest']}, which was revoked; waive anew, or vet again"
             )
     until = min(as_time(given.get("expires"), "expires") for given in waivers)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
 
 from tests.vetgate.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
 from vetgate.contract import Failure
-from vetgate.findings import findings, open_questions
+from vetgate.findings import UNEXPLAINED, findings
 from vetgate.judge import Decision, Verdict, judge, rescanned
+from vetgate.reasons import Bearing, Code, Reason
 
 
 def verdict(*seen: Any, with_training_data: bool = False, **changes: Any) -> Verdict:
@@ -57,22 +60,40 @@ def test_a_file_that_was_not_understood_says_so_beside_everything_else() -> None
     assert "not-understood" not in held(refused)
 
 
-def test_a_reason_without_a_method_keeps_its_id_when_only_its_measured_figures_change() -> None:
-    def of(reason: str) -> tuple[str, ...]:
-        return findings({"decision": "INCONCLUSIVE", "suspects": [], "methods": [], "reasons": [reason]})
+def test_a_reason_without_a_method_keeps_its_id_whatever_its_figures() -> None:
+    def of(reason: Reason) -> tuple[str, ...]:
+        record = reason.to_json()
+        return findings({"decision": "INCONCLUSIVE", "suspects": [], "methods": [], "reason_records": [record]})
 
-    rare = "the evidence together is rarer (p = {}) than 0.05 among clean models, but names no label"
-    assert of(rare.format("0.0123")) == of(rare.format("1e-05")) != of("label 3 stands out, but was not confirmed")
-    assert of("label 3 stands out, but was not confirmed") != of("label 4 stands out, but was not confirmed")
+    rare = [Reason(Code.NO_LABEL_NAMED, figures={"p_value": p, "level": 0.05}) for p in (0.0123, 1e-05)]
+    assert of(rare[0]) == of(rare[1]) == ("inconclusive:no-label-named",)
+    alone = [of(Reason(Code.TRIGGER_NOT_CONFIRMED, label=label)) for label in (3, 4)]
+    assert alone == [(f"inconclusive:trigger-not-confirmed:label-{label}",) for label in (3, 4)]
+    assert of(Reason(Code.NO_TRIGGER_FOUND, "x")) == ("inconclusive:no-trigger-found:x",)
 
 
 def test_notes_hold_nothing_against_a_model_and_yet_no_verdict_but_a_pass_is_without_findings() -> None:
     pooled = verdict(label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR), data_sha256="another")
-    assert any("no references of this data set" in reason for reason in pooled.reasons)
+    assert Code.ELSEWHERE in [reason.code for reason in pooled.reasons]
     assert held(pooled) == (f"backdoor:label-{BACKDOOR}",)
-    assert open_questions(pooled.reasons) == []
-    bare = findings({"decision": "INCONCLUSIVE", "suspects": [], "methods": [], "reasons": []})
-    assert len(bare) == 1 and bare[0].startswith("inconclusive:")
+    assert not any(reason.open for reason in pooled.reasons)
+    bare = {"decision": "INCONCLUSIVE", "suspects": [], "methods": []}
+    noted = Reason(Code.EXTRAPOLATED).to_json()
+    assert findings(bare) == findings(bare | {"reason_records": [noted]}) == (UNEXPLAINED,)
+
+
+def test_a_verdict_from_before_there_were_records_is_never_read_by_its_words() -> None:
+    words = ["label 7: a trigger suffices", "abs is required and failed: it took 900 s"]
+    old = {"decision": "FAIL", "suspects": [BACKDOOR], "methods": [{"name": "abs", "rang": True}], "reasons": words}
+    assert findings(old) == (f"backdoor:label-{BACKDOOR}", UNEXPLAINED)
+
+
+def test_every_reason_is_read_back_as_it_was_written() -> None:
+    for code in Code:
+        reason = Reason(code, "abs", 7, {"p_value": 0.1, "said": "x"})
+        assert Reason.from_json(json.loads(json.dumps(reason.to_json()))) == reason
+        assert (reason.finding is None) == (reason.bearing is Bearing.NOTE)
+    assert Reason(Code.TRIGGER, figures={"norm": math.nan}).figures == {"norm": "nan"}
 
 
 class TestRescanned:
@@ -83,7 +104,7 @@ class TestRescanned:
         assert found.p_value is not None
         calm = rescanned(found, found.p_value / 2)
         assert (calm.decision, calm.suspects) == (Decision.PASS, ())
-        assert "no alarm at the rate" in calm.reasons[0]
+        assert calm.reasons[0].code is Code.RESCAN_NO_ALARM
         assert held(calm) == ()
 
     def test_a_fail_at_the_lower_rate_stays_and_says_where_the_rate_is_extrapolated(self) -> None:
@@ -93,11 +114,12 @@ class TestRescanned:
         references = found.calibration["references"]
         kept = rescanned(found, alarm)
         assert (kept.decision, kept.suspects) == (Decision.FAIL, found.suspects)
-        noted = [r for r in kept.reasons if f"extrapolated from {references} references" in r]
+        noted = [r for r in kept.reasons if r.code is Code.RESCAN_EXTRAPOLATED]
+        assert all(r.figures["references"] == references for r in noted)
         assert bool(noted) == (references < 1 / alarm - 1)
         assert held(kept) == held(found)
         enough = 1 / (references + 1)
-        assert not any("extrapolated" in reason for reason in rescanned(found, enough).reasons)
+        assert Code.RESCAN_EXTRAPOLATED not in [reason.code for reason in rescanned(found, enough).reasons]
 
     def test_what_could_not_be_seen_stays_inconclusive(self) -> None:
         beside = verdict(label_norms(backdoor=BACKDOOR, effect=4.0), Failure("abs", "it took 900 s"))

@@ -18,6 +18,8 @@ from vetgate.calibration import Bank, Calibration, Left, MethodPin, Reference, S
 from vetgate.contract import Axis, Evidence, Failure, Trigger
 from vetgate.judge import Decision, Verdict, judge
 from vetgate.policy import Policy
+from vetgate.reasons import Code, Reason
+from vetgate.wording import render, rendered
 
 CLASSES, BACKDOOR = 10, 7
 DATA_METHODS = ("spectral_signatures", "activation_clustering")
@@ -115,6 +117,11 @@ class Case:
         return replace(self, seen=tuple(seen))
 
 
+def words(verdict: Verdict) -> str:
+    """The reasons of a verdict as text."""
+    return " ".join(rendered(verdict.reasons))
+
+
 CLEAN = Case()
 TROJANED = Case(seen=(label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR, statistic=1.5)))
 
@@ -134,7 +141,7 @@ def test_an_unremarkable_model_passes():
 def test_a_confirmed_label_fails_and_is_named():
     verdict = TROJANED.judged()
     assert verdict.decision is Decision.FAIL and verdict.suspects == (BACKDOOR,)
-    assert verdict.p_value <= 0.05 and f"label {BACKDOOR}" in verdict.reasons[0]
+    assert verdict.p_value <= 0.05 and f"label {BACKDOOR}" in render(verdict.reasons[0])
     assert {m.name: m.suspects for m in verdict.methods} == {"abs": (BACKDOOR,), "neural_cleanse": (BACKDOOR,)}
 
 
@@ -171,7 +178,7 @@ GAPS: dict[str, tuple[Callable[[Case], Case], str]] = {
         "0 clean references",
     ),
     "code has changed": (
-        lambda c: replace(c, calibration=replace(c.calibration, stale=("abs has changed; rebuild",))),
+        lambda c: replace(c, calibration=replace(c.calibration, stale=(Reason(Code.OTHER_CODE, "abs"),))),
         "abs has changed",
     ),
     "7 references": (lambda c: replace(c, calibration=calibration(*map(reference, range(7)))), "7 clean references"),
@@ -216,20 +223,20 @@ GAPS: dict[str, tuple[Callable[[Case], Case], str]] = {
 def test_a_gap_makes_a_silent_model_inconclusive(gap):
     change, word = GAPS[gap]
     verdict = change(CLEAN).judged()
-    assert verdict.decision is Decision.INCONCLUSIVE and word in " ".join(verdict.reasons)
+    assert verdict.decision is Decision.INCONCLUSIVE and word in words(verdict)
 
 
 @pytest.mark.parametrize("gap", GAPS)
 def test_no_gap_lets_a_backdoor_pass(gap):
     change, word = GAPS[gap]
     verdict = change(TROJANED).judged()
-    assert verdict.decision is not Decision.PASS and word in " ".join(verdict.reasons)
+    assert verdict.decision is not Decision.PASS and word in words(verdict)
 
 
 def test_a_failed_method_does_not_excuse_a_found_backdoor():
     seen = (label_norms(backdoor=BACKDOOR, effect=3.0), Failure("abs", "timed out"))
     verdict = replace(TROJANED, seen=seen).judged()
-    assert verdict.decision is Decision.FAIL and "timed out" in " ".join(verdict.reasons)
+    assert verdict.decision is Decision.FAIL and "timed out" in words(verdict)
 
 
 def test_every_subset_of_what_was_seen_is_judged_without_a_pass_for_a_backdoor():
@@ -255,7 +262,7 @@ def test_a_label_that_stands_out_without_proof_is_inconclusive(detail, value):
     details = {k: v for k, v in {**found.details, detail: value}.items() if v is not None}
     verdict = replace(CLEAN, seen=(replace(found, details=details), stimulation())).judged()
     assert verdict.decision is Decision.INCONCLUSIVE and verdict.suspects == ()
-    assert f"label {BACKDOOR} stands out" in verdict.reasons[0]
+    assert f"label {BACKDOOR} stands out" in render(verdict.reasons[0])
 
 
 def test_what_is_too_rare_for_clean_models_never_passes_though_nothing_can_be_named():
@@ -265,7 +272,7 @@ def test_what_is_too_rare_for_clean_models_never_passes_though_nothing_can_be_na
     seen = (label_norms(), stimulation(statistic=third["abs"]), *(rows(name, third[name]) for name in DATA_METHODS))
     verdict = replace(CLEAN, seen=seen, with_training_data=True, calibration=calibration(*references)).judged()
     assert verdict.p_value <= 0.05 and not any(m.rang for m in verdict.methods)
-    assert verdict.decision is Decision.INCONCLUSIVE and "names no label" in verdict.reasons[0]
+    assert verdict.decision is Decision.INCONCLUSIVE and "names no label" in render(verdict.reasons[0])
 
 
 def test_one_odd_reference_does_not_hide_what_it_resembles():
@@ -287,7 +294,7 @@ def test_labels_that_are_all_alike_do_not_outweigh_poisoned_training_data():
     seen = (alike, stimulation(statistic=0.0), *(rows(name, 3.0) for name in DATA_METHODS))
     verdict = replace(CLEAN, seen=seen, with_training_data=True).judged()
     assert verdict.decision is Decision.FAIL and verdict.suspects == ()
-    assert "poisoned rows" in verdict.reasons[0]
+    assert "poisoned rows" in render(verdict.reasons[0])
 
 
 def test_clean_training_data_leaves_a_silent_model_a_pass():
@@ -313,9 +320,9 @@ def test_a_model_whose_labels_no_trigger_reaches_is_inconclusive():
     half = torch.where(torch.arange(CLASSES) < 5, lost, hidden.scores)
     for scores in (lost, mostly):
         verdict = replace(CLEAN, seen=(replace(hidden, scores=scores), stimulation())).judged()
-        assert verdict.decision is not Decision.PASS and "no trigger was found" in " ".join(verdict.reasons)
+        assert verdict.decision is not Decision.PASS and "no trigger was found" in words(verdict)
     verdict = replace(CLEAN, seen=(replace(hidden, scores=half), stimulation())).judged()
-    assert "no trigger was found" not in " ".join(verdict.reasons)
+    assert "no trigger was found" not in words(verdict)
 
 
 @pytest.mark.parametrize("classes", [0, 1, 3])
@@ -414,7 +421,7 @@ def test_each_shipped_reference_judged_by_the_others_rings_no_more_often_than_pr
             data_sha256=left_out.data_sha256,
         )
         verdict = case.judged()
-        alarms += [(left_out.data, left_out.seed, verdict.reasons)] * (verdict.decision is not Decision.PASS)
+        alarms += [(left_out.data, left_out.seed, words(verdict))] * (verdict.decision is not Decision.PASS)
     # made for 30 references, of which more than 4 ring once in 60 times; with more references it is the stricter
     assert len(shipped.bank.references) >= 20 and len(alarms) <= 4, alarms
 
@@ -423,12 +430,12 @@ def test_an_uncalibrated_verdict_needs_leave_and_says_so():
     allowed = replace(CLEAN.under(allow_uncalibrated=True), calibration=None)
     verdict = allowed.judged()
     assert verdict.decision is Decision.PASS and not verdict.calibrated and verdict.calibration is None
-    assert "uncalibrated" in " ".join(verdict.reasons) and "abs was not counted" in " ".join(verdict.reasons)
+    assert "uncalibrated" in words(verdict) and "abs was not counted" in words(verdict)
     assert replace(allowed, seen=TROJANED.seen).judged().suspects == (BACKDOOR,)
 
 
 def test_leave_to_go_uncalibrated_does_not_cover_a_calibration_that_does_not_fit():
-    stale = replace(CLEAN.calibration, stale=("neural_cleanse has changed; rebuild",))
+    stale = replace(CLEAN.calibration, stale=(Reason(Code.OTHER_CODE, "neural_cleanse"),))
     verdict = replace(CLEAN.under(allow_uncalibrated=True), calibration=stale).judged()
     assert verdict.decision is Decision.INCONCLUSIVE and not verdict.calibrated
 
@@ -456,7 +463,7 @@ def test_a_verdict_on_other_data_is_uncalibrated_and_quotes_what_was_measured_of
     left = {"digits": Left(models=24, alarms=3), "signs": Left(models=24, alarms=1)}
     measured = Calibration(bank.model_copy(update={"transfer": {"data": left}}), "bank-2")
     abroad = replace(CLEAN, calibration=measured, data_sha256="unseen").judged()
-    assert not abroad.calibrated and "4 of 48 clean models rang" in " ".join(abroad.reasons)
+    assert not abroad.calibrated and "4 of 48 clean models rang" in words(abroad)
     assert replace(CLEAN, calibration=measured).judged().calibrated
 
 
@@ -464,9 +471,9 @@ def test_a_rate_that_references_are_too_few_to_count_to_is_called_extrapolated()
     policy = {"required": ("neural_cleanse",)}
     few = calibration(*map(reference, range(12)))
     alone = replace(CLEAN.under(**policy), calibration=few, seen=(label_norms(),)).judged()
-    assert alone.decision is Decision.PASS and "extrapolated: 12 references" in " ".join(alone.reasons)
+    assert alone.decision is Decision.PASS and "extrapolated: 12 references" in words(alone)
     enough = replace(CLEAN.under(**policy), seen=(label_norms(),)).judged()
-    assert "extrapolated" not in " ".join(enough.reasons)
+    assert "extrapolated" not in words(enough)
 
 
 def test_references_on_other_bytes_of_the_same_data_set_blind_the_verdict():
@@ -481,7 +488,7 @@ def test_references_on_other_bytes_of_the_same_data_set_blind_the_verdict():
         sandbox_level=1,
         format="onnx",
     )
-    assert verdict.decision is Decision.INCONCLUSIVE and "other bytes" in " ".join(verdict.reasons)
+    assert verdict.decision is Decision.INCONCLUSIVE and "other bytes" in words(verdict)
 
 
 def test_references_without_any_spread_neither_crash_nor_hide_a_backdoor():

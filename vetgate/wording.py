@@ -1,0 +1,93 @@
+"""The words for reasons: the one place where text is made of codes and figures. Nothing reads it back."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable
+from typing import Any
+
+from vetgate.reasons import Code, Reason
+
+WORDS: dict[Code, str] = {
+    Code.TRIGGER: "label {label}: a trigger of {norm:.1f} pixels suffices (median label {median:.1f}) and sends "
+    "{held_out:share} of unseen images there",
+    Code.CONFIRMED: "label {label}: what {method} found leads there on images that it was not made on",
+    Code.POISONED_DATA: "{method} finds poisoned rows in the training data",
+    Code.TRIGGER_NOT_CONFIRMED: "label {label} stands out, but its trigger was not confirmed on held-out images and a "
+    "second start",
+    Code.NO_LABEL_NAMED: "the evidence together is rarer (p = {p_value:.3g}) than {level:g} among clean models, but "
+    "names no label",
+    Code.DID_NOT_RUN: "{method} is required and did not run",
+    Code.FAILED: "{method} is required and failed: {said}",
+    Code.ANSWERED_TWICE: "{method} answered {answers} times, expected once",
+    Code.NO_WEIGHT: "{method} has no weight in the verdict",
+    Code.NOT_FINITE: "{method} gave no finite numbers",
+    Code.SCORES_MISFIT: "{method} gave {scores} scores for {classes} classes",
+    Code.TRIGGER_MISFIT: "{method} gave a trigger for a class that is not one of {classes}",
+    Code.CLASSES_MISFIT: "{method} cannot tell what happens at a rate of {level:g} among {classes} classes",
+    Code.NO_CALIBRATION: "there is no calibration for {method}; build one with `dvc repro` or set VETGATE_CALIBRATION",
+    Code.NO_REFERENCES: "the calibration holds no references for {method}; rebuild it with `dvc repro`",
+    Code.OTHER_PARAMETERS: "{method} ran with other parameters than its references; restore params.yaml or recalibrate",
+    Code.OTHER_REFERENCES: "{method} has references that are not those the calibration was written with; restore it or "
+    "calibrate anew",
+    Code.OTHER_CODE: "{method} has changed since its references were made; rebuild the calibration with `dvc repro`",
+    Code.TOO_FEW_REFERENCES: "{references} clean references of {method} are too few for a level of {level:g}; add some "
+    "to `bank`",
+    Code.SEEDS_DIFFER: "the methods ran with {seeds} different seeds, expected the submission's",
+    Code.FORMAT_NOT_ACCEPTED: "the policy names no sandbox level for {format}, so it does not accept it",
+    Code.SANDBOX_TOO_WEAK: "the policy demands sandbox level {wanted} for {format}, this host gave {given}",
+    Code.OTHER_DATA: "the calibration's references on {data} were trained on other bytes; "
+    "run `vetgate calibrate {data}`",
+    Code.NOTHING_INSPECTED: "no detector with a calibrated null could be read; nothing was inspected",
+    Code.NO_TRIGGER_FOUND: "no trigger was found for {lost} of {classes} labels; the model may hide its gradients",
+    Code.SECOND_RUN_DIFFERS: "rescan: an independent run came out {decision}, so that nothing follows",
+    Code.REFUSED: "{said}",
+    Code.GIVEN_UP: "{attempts} vettings of it began and none ended; see the logs of the workers, then vet it",
+    Code.NOTHING_STANDS_OUT: "no label stands out from the others by more than the labels of clean reference models do",
+    Code.UNCALIBRATED: "uncalibrated: the null is simulated, no clean model was looked at",
+    Code.NOT_COUNTED: "{method} was not counted: there is no calibration for it",
+    Code.ELSEWHERE: "no references of this data set: held against those of {data}, uncalibrated, rate not assured",
+    Code.ELSEWHERE_MEASURED: "no references of this data set: held against those of {data}, uncalibrated, rate not "
+    "assured (each data set left out in turn, {alarms} of {models} clean models rang)",
+    Code.EXTRAPOLATED: "extrapolated: {references} references are too few to count to a rate of {level:g}",
+    Code.RESCAN_EXTRAPOLATED: "rescan: the rate {alarm:g} is extrapolated from {references} references",
+    Code.RESCAN_NO_ALARM: "rescan: p = {p_value:.3g} is no alarm at the rate {alarm:g} of a rescan",
+    Code.WAIVED_UNTIL: "waived until {until}: {finding}, {said}",
+    Code.REPAIR_FAILED: "repair {method} failed: {said}",
+    Code.REPAIR_NOT_GOOD_ENOUGH: "repair {method} was not good enough: clean accuracy {accuracy_before:.3f} to "
+    "{accuracy_after:.3f}, attack success {success_before:.3f} to {success_after:.3f} "
+    "(triggers of this size naturally: {natural:.3f})",
+}
+
+
+class _Formatter(string.Formatter):
+    """Formats figures; one that is a word is written as it is, one that is missing is a dash."""
+
+    def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
+        return kwargs.get(key, "–")
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return str(value)
+        if format_spec == "share":
+            return f"{100 * max(0.0, value):.0f} %"
+        return format(value, format_spec)
+
+
+def render(reason: Reason) -> str:
+    """The sentence for a reason."""
+    return _Formatter().vformat(
+        WORDS[reason.code], (), {**reason.figures, "method": reason.method, "label": reason.label}
+    )
+
+
+def rendered(reasons: Iterable[Reason]) -> list[str]:
+    """The sentences for reasons, in their order."""
+    return [render(reason) for reason in reasons]
+
+
+def render_failure(reason: Reason) -> str:
+    """Why one method has no p-value, where its name stands beside: the words of its error, or the sentence."""
+    if reason.code is Code.FAILED:
+        return str(reason.figures.get("said"))
+    return "did not run" if reason.code is Code.DID_NOT_RUN else render(reason)
