@@ -15,12 +15,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, PositiveInt, ValidationError
 
-from flows.params import SHIPPED as PARAMS
+from vetgate import shipped
 from vetgate.digest import attack_digest, sha256_json
 from vetgate.errors import BadPolicy
 
-ROOT = Path(__file__).parent.parent
-BANK = ROOT / "infra" / "bank"
+PARAMS, BANK = shipped.PARAMS, shipped.BANK
 MEMBERS = BANK / "members.yaml"
 CLEAN = "clean"
 # a backdoored network is one whose attack works on this share of images

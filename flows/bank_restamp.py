@@ -16,10 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from flows.bank import BANK, ROOT
-from vetgate.calibration import SHIPPED
 from vetgate.digest import code_digest
 from vetgate.errors import BadPolicy
+from vetgate.shipped import BANK, CALIBRATION, need_checkout
+from vetgate.shipped import PACKAGES as ROOT
 
 LOCK = ROOT / "dvc.lock"
 AT_HAND = "infra/bank/at-hand"
@@ -32,6 +32,7 @@ print(json.dumps([code_digest(*method) for method in json.loads(sys.argv[1])]))
 
 def restamp(commit: str) -> dict[str, str]:
     """Old digests and the new ones that stand in their place; raises BadPolicy when the files cannot be restamped."""
+    need_checkout("restamping the bank")
     stamped = _stamped()
     methods = sorted(set(stamped.values()))
     with tempfile.TemporaryDirectory() as room:
@@ -62,7 +63,7 @@ def _stamped() -> dict[str, tuple[str, str]]:
             blob = json.loads(path.read_text())
             if "absent" not in blob:
                 found[blob["code"]] = (kind, blob[key])
-    for name, pin in json.loads(SHIPPED.read_text())["methods"].items():
+    for name, pin in json.loads(CALIBRATION.read_text())["methods"].items():
         found[pin["code"]] = ("detect", name)
     return found
 
@@ -73,7 +74,7 @@ def _rewrite(renewed: dict[str, str]) -> None:
     folders = {f"infra/bank/{name}": _folder(BANK / name) for name in ("evidence", "repairs")}
     folders[AT_HAND] = _listed(lock)
     sums = {}
-    for path in [*BANK.glob("evidence/*.json"), *BANK.glob("repairs/*.json"), SHIPPED]:
+    for path in [*BANK.glob("evidence/*.json"), *BANK.glob("repairs/*.json"), CALIBRATION]:
         text, before = path.read_text(), _md5(path.read_bytes())
         for old, new in renewed.items():
             text = text.replace(old, new)

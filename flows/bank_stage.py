@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.bank import BANK, kept_at, members, plan
+from vetgate.shipped import need_checkout
 
 if TYPE_CHECKING:
     from flows.bank_data import Source
@@ -216,6 +217,7 @@ def main() -> None:
     filling.add_argument("names", nargs="*", help="beginnings of the names of members; all without")
     filling.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = vars(parser.parse_args())
+    need_checkout("a stage of dvc.yaml")
     stage = {"look": look, "member": member, "evidence": evidence, "repairs": repairs, "fill": fill}[given.pop("stage")]
     stage(**given)
 

@@ -1,62 +1,82 @@
 """Score the bank and write down what came out: tables for `dvc metrics`, rows for `dvc plots`, and docs/benchmark.md.
 
 `python -m flows.bench_run` is the stage of dvc.yaml. The sealed members are scored by `vetgate bench --sealed` alone;
-what that gave last is kept beside the other tables and shown in the page.
+what that gave last is kept beside the other tables and shown in the page. In a checkout all are files that git holds;
+vetgate that came as a wheel writes them under <home>/benchmark.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank import BANK, LEAST_SUCCESS, ROOT, read_all
+from flows.bank import BANK, LEAST_SUCCESS, read_all
 from flows.bank_files import MOST_LOST, Files
 from flows.bench import rows
 from flows.bench_page import page
 from flows.bench_pictures import draw
 from flows.bench_tables import tables
+from tasks.settings import load_settings
+from vetgate import shipped
 from vetgate.calibration import load_calibration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Blob = dict[str, Any]
-TABLES, PAGE, PICTURES = BANK / "tables", ROOT / "docs" / "benchmark.md", ROOT / "docs" / "benchmark"
-SEALED, OPEN, ROWS = TABLES / "sealed.json", TABLES / "benchmark.json", TABLES / "rows.json"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tables and page are written; pictures lie in a folder beside the page."""
+
+    tables: Path
+    page: Path
+
+
+def places() -> Places:
+    """In a checkout, what git holds; else a folder of this installation."""
+    if not shipped.INSTALLED:
+        return Places(BANK / "tables", shipped.ROOT / "docs" / "benchmark.md")
+    folder = load_settings().home.resolve() / "benchmark"
+    return Places(folder / "tables", folder / "benchmark.md")
 
 
 def run(*, sealed: bool) -> Blob:
     """The tables of the members that are sealed, or of the others."""
-    files = Files()
+    files, out = Files(), places()
     scored = list(rows(files, sealed=False))
-    shipped = load_calibration()
+    calibration = load_calibration()
     told: Blob = {
         "repairs": _repairs(),
-        "transfer": shipped.bank.model_dump(mode="json")["transfer"] if shipped else None,
+        "transfer": calibration.bank.model_dump(mode="json")["transfer"] if calibration else None,
         "rule": (LEAST_SUCCESS, MOST_LOST),
     }
     if sealed:
         found = tables(list(rows(files, sealed=True)), fitted_on=scored, **told)
-        _write(SEALED, found)
+        _write(out.tables / "sealed.json", found)
     else:
         found = tables(scored, **told)
-        _write(OPEN, found)
-        _write(ROWS, [_flat(row) for row in scored])
+        _write(out.tables / "benchmark.json", found)
+        _write(out.tables / "rows.json", [_flat(row) for row in scored])
     open_ = found if not sealed else tables(scored, **told)
-    hidden = json.loads(SEALED.read_text()) if SEALED.exists() else None
-    PAGE.write_text(page(open_, hidden, draw(PICTURES, scored, files.evidence)))
+    last = next((p for p in (out.tables / "sealed.json", BANK / "tables" / "sealed.json") if p.exists()), None)
+    hidden = json.loads(last.read_text()) if last else None
+    out.page.write_text(page(open_, hidden, draw(out.page.with_suffix(""), scored, files.evidence)))
     return found
 
 
 def show(console: Console, found: Blob) -> None:
-    """False alarms and detection in a table each; the rest is in docs/benchmark.md."""
+    """False alarms and detection in a table each; the rest is in the page."""
     from rich.markdown import Markdown
 
     from flows.bench_page import summary
 
     console.print(Markdown(summary(found)))
-    console.print("all tables: docs/benchmark.md")
+    where = places().page if shipped.INSTALLED else "docs/benchmark.md"
+    console.print(f"all tables: {where}", soft_wrap=True)
 
 
 def _flat(row: Blob) -> Blob:
@@ -77,4 +97,5 @@ def _write(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
+    shipped.need_checkout("the stage bench of dvc.yaml")
     run(sealed=False)

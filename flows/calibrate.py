@@ -18,6 +18,7 @@ from flows.bank_files import Files, pins
 from flows.bank_train import trained
 from flows.params import Params
 from vetgate.calibration import SHIPPED, Bank, Reference, Seen
+from vetgate.shipped import need_checkout
 
 Blob = dict[str, Any]
 DIGITS = 4
@@ -113,6 +114,7 @@ def main() -> None:
     """Write the shipped calibration, with how far it carries over; what it holds of data without evidence stays."""
     from flows.transfer import transfer
 
+    need_checkout("the stage calibrate of dvc.yaml")
     files = Files()
     write(_with_kept(transfer(of_the_bank(files), files), SHIPPED), SHIPPED)
 

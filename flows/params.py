@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-import vetgate
+from vetgate import shipped
 from vetgate.errors import BadPolicy
 
-SHIPPED = Path(__file__).parent.parent / "params.yaml"
-PACKAGE = Path(vetgate.__file__).parent
+SHIPPED = shipped.PARAMS
+PACKAGE = shipped.PACKAGES / "vetgate"
 OTHERS = ("data", "bank")
 
 

@@ -25,19 +25,19 @@ from pydantic import TypeAdapter
 
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
+from vetgate.shipped import DEPLOYMENTS, PACKAGES
 
 Blob = dict[str, Any]
-ROOT = Path(__file__).resolve().parent.parent
 TRIGGERS: TypeAdapter[list[DeploymentTriggerTypes]] = TypeAdapter(list[DeploymentTriggerTypes])
 logger = logging.getLogger("vetgate.service")
 
 
-def entries(root: Path = ROOT) -> list[Blob]:
+def entries(path: Path = DEPLOYMENTS) -> list[Blob]:
     """The deployments that prefect.yaml lists."""
     try:
-        listed: list[Blob] = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
+        listed: list[Blob] = yaml.safe_load(path.read_text())["deployments"]
     except OSError as error:
-        raise StoreError(f"expected prefect.yaml beside flows/, got {error.strerror}; install from its root") from error
+        raise StoreError(f"expected deployments in {path}, got {error.strerror}; install vetgate again") from error
     return listed
 
 
@@ -51,11 +51,11 @@ def create_pool(name: str) -> None:
             return
 
 
-def deploy(pool: str, root: Path = ROOT) -> list[str]:
+def deploy(pool: str, root: Path = PACKAGES) -> list[str]:
     """Put the pool's deployments on the server; the names of those that were not there as they should be."""
     done = []
     with get_client(sync_client=True) as client:
-        for entry in entries(root):
+        for entry in entries():
             if entry["work_pool"]["name"] != pool:
                 continue
             try:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from tasks.settings import Settings
 from vetgate.errors import StoreError
+from vetgate.shipped import PACKAGES
 
 START_SECONDS = 60
 ANSWER_SECONDS = 15
@@ -54,7 +55,7 @@ def ask(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=PACKAGES,
             env=_environment(scratch),
         )
         try:

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-PACKAGES = Path(__file__).resolve().parent.parent
+from vetgate.shipped import PACKAGES
+
 # -I ignores PYTHON* variables, the user's packages and the working directory
 INTERPRETER = (sys.executable, "-I")
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox_child import main; main(sys.argv[2])"

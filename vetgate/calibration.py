@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
 
+from vetgate import shipped
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
 from vetgate.reasons import Code, Reason
 
 Array = NDArray[np.float64]
 
-SHIPPED = Path(__file__).parent.parent / "infra" / "calibration" / "default.json"
+SHIPPED = shipped.CALIBRATION
 # own references of a data set stand alone from this many on; below, all references are pooled
 ENOUGH = 8
 DRAWS = 20_000

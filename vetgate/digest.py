@@ -49,8 +49,27 @@ def attack_digest(attack: str, architecture: str) -> str:
     digest = hashlib.sha256()
     for path in sorted(theirs):
         digest.update(path.relative_to(PACKAGE).as_posix().encode())
-        digest.update(ast.dump(without_docstrings(ast.parse(path.read_text()))).encode())
+        digest.update(syntax(without_docstrings(ast.parse(path.read_text()))).encode())
     return digest.hexdigest()
+
+
+def syntax(node: object) -> str:
+    """A syntax tree as `ast.dump` of Python 3.11 writes it, whichever Python runs, so that digests agree on all.
+
+    3.12 adds `type_params`, empty where nothing new is used, and 3.13 leaves empty lists out.
+    """
+    if isinstance(node, list):
+        return f"[{', '.join(map(syntax, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    shown = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        # an optional field has None as its class's attribute
+        absent = value is None and getattr(type(node), name, ...) is None
+        if not absent and (name, value) != ("type_params", []):
+            shown.append(f"{name}={syntax(value)}")
+    return f"{type(node).__name__}({', '.join(shown)})"
 
 
 def _closure(start: Path) -> set[Path]:

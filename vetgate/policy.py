@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
+from vetgate import shipped
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
 
 Share = Annotated[float, Field(ge=0, le=1)]
-SHIPPED = Path(__file__).parent.parent / "infra" / "policies" / "default.yaml"
+SHIPPED = shipped.POLICY
 
 
 class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
@@ -85,4 +86,4 @@ def load_policy(path: Path | None = None) -> Policy:
     except OSError as error:
         raise BadPolicy(f"expected a policy file at {where}, got {error.strerror}; set VETGATE_POLICY") from error
     except (ValidationError, yaml.YAMLError) as error:
-        raise BadPolicy(f"{where} is not a valid policy: {error}; see infra/policies/default.yaml") from error
+        raise BadPolicy(f"{where} is not a valid policy: {error}; see {SHIPPED}") from error

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.bank import MEMBERS, PARAMS, ROOT, members, plan
+from flows.bank import MEMBERS, PARAMS, members, plan
 from flows.bank_own import recipe, references
 from flows.params import load_params
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadPolicy
+from vetgate.shipped import ROOT
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SETS = ("digits", "mnist", "gtsrb", "cifar10")

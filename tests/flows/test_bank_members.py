@@ -16,13 +16,14 @@ import pytest
 import torch
 
 import flows.bank_train
-from flows.bank import ROOT, Member, Recipe, key_of
+from flows.bank import Member, Recipe, key_of
 from flows.bank_data import Source, read_samples, source
 from flows.bank_evidence import Gradients, Task, evidence_of, inspected, read_triggers, triggers_of
 from flows.bank_repair import Job, repaired
 from flows.bank_train import load, trained
 from tasks.settings import Settings
 from vetgate.contract import DETECTORS, Subject
+from vetgate.shipped import ROOT
 
 RECIPE = Recipe(images=1200, epochs=8)
 QUICK = {"starts": 2, "sweeps": 24, "again": 1, "images": 192, "named": 2}

@@ -27,7 +27,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     digest.write_text(digest.read_text().replace("[hashed, release]", '[hashed, release, "otherwise"]'))
     monkeypatch.setattr(bank_restamp, "ROOT", tmp_path)
     monkeypatch.setattr(bank_restamp, "BANK", tmp_path / "infra" / "bank")
-    monkeypatch.setattr(bank_restamp, "SHIPPED", tmp_path / "infra" / "calibration" / "default.json")
+    monkeypatch.setattr(bank_restamp, "CALIBRATION", tmp_path / "infra" / "calibration" / "default.json")
     monkeypatch.setattr(bank_restamp, "LOCK", tmp_path / "dvc.lock")
     return tmp_path
 

@@ -11,6 +11,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -190,16 +191,22 @@ def test_an_image_without_a_health_check_is_found():
 
 
 @pytest.mark.parametrize(
-    "path", [".git", ".vetgate", ".venv", "tests", "infra/compose/secrets/gate.ed25519", "infra/compose/.env"]
+    "path",
+    [
+        *(".git", ".vetgate", ".venv", "tests", "infra/compose/secrets/gate.ed25519", "infra/compose/.env"),
+        *("infra/bank/weights", "infra/bank/triggers"),
+    ],
 )
 def test_what_must_not_get_into_an_image_is_left_out(path: str):
     assert ignored(path)
 
 
-def test_what_the_packages_read_beside_them_gets_into_the_image():
-    kept = " ".join(value for stage in stages(FILE.read_text())[1] for value in stage.values("COPY"))
-    for path in ("infra/policies", "infra/calibration", "params.yaml", "prefect.yaml"):
-        assert path in kept and not ignored(path)
+def test_what_the_wheel_is_built_from_gets_into_the_stage_that_builds_it():
+    build = next(stage for stage in stages(FILE.read_text())[1] if stage.name == "build-vetgate")
+    copied = [source for value in build.values("COPY") for source in shlex.split(value)[:-1]]
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for path in ("hatch_build.py", *wheel["packages"], *wheel["hooks"]["custom"]["share"]):
+        assert any(Path(path).is_relative_to(source) for source in copied) and not ignored(path), path
 
 
 class Answers(BaseHTTPRequestHandler):

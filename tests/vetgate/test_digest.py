@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vetgate.digest
-from vetgate.digest import canonical_json, code_digest, sha256_json
+from vetgate.digest import canonical_json, code_digest, sha256_json, syntax
 from vetgate.reach import outline
 
 PACKAGE = Path(vetgate.digest.__file__).parent
@@ -166,6 +167,23 @@ def test_an_import_of_a_whole_module_of_ours_is_refused(tmp_path):
     (package / "m.py").write_text("from vetgate import a\n\n\ndef start():\n    return a.f()\n")
     with pytest.raises(ValueError, match="import its names"):
         outline(package, [("m", "start")])
+
+
+def test_code_is_written_as_python_3_11_writes_it_whichever_python_runs():
+    written = syntax(ast.parse("def f(x, *, y=None): return [x]\nclass C: pass\n"))
+    assert written == (
+        "Module(body=[FunctionDef(name='f', args=arguments(posonlyargs=[], args=[arg(arg='x')], "
+        "kwonlyargs=[arg(arg='y')], kw_defaults=[Constant(value=None)], defaults=[]), "
+        "body=[Return(value=List(elts=[Name(id='x', ctx=Load())], ctx=Load()))], decorator_list=[]), "
+        "ClassDef(name='C', bases=[], keywords=[], body=[Pass()], decorator_list=[])], type_ignores=[])"
+    )
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="later ones write other trees")
+def test_every_module_is_written_as_ast_dump_does():
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert syntax(tree) == ast.dump(tree), path
 
 
 def test_a_method_that_is_not_there_has_no_digest():
