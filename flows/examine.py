@@ -76,7 +76,7 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
             directory=str(bench.given / "submission"),
             submission=record.submission.model_dump(mode="json"),
             seed=record.seed_for(run),
-            limits=Limits(wall_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
+            limits=Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
         )
         yield Vetting(settings, record, policy, params, case, run), bench
 

@@ -36,7 +36,7 @@ def give_up(settings: Settings, manifest_sha256: str) -> Blob:
             "sandbox_level": max(policy.sandbox_level.values(), default=1),
         }
         ruling = gate(settings).decide(request)
-        limits = Limits(wall_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes)
+        limits = Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes)
         case = Case(record.id, "", record.submission.model_dump(mode="json"), record.seed, limits)
         level, started = request["sandbox_level"], time.monotonic()
         result = result_of(settings, record, ruling, {}, None, reason, level, started)

@@ -14,6 +14,9 @@ import threading
 import time
 from pathlib import Path
 
+from tasks.templates import make_from_template
+
+DATABASES = ("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")
 GRACE_SECONDS = 0.5
 
 
@@ -30,9 +33,17 @@ def main() -> None:
             lock = Path(os.environ["PREFECT_HOME"], "startup.lock")
             with lock.open("w") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX)
+                make_database()
                 await super().startup(sockets)
 
     Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error")).run(sockets=[listener])
+
+
+def make_database() -> None:
+    """Make the database of this home from the template, unless it is there, or the environment names another."""
+    path = Path(os.environ["PREFECT_HOME"], "prefect.db")
+    if not path.exists() and not any(name.startswith(DATABASES) for name in os.environ):
+        make_from_template("prefect", path)
 
 
 def _end_with_parent() -> None:

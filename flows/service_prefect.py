@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from prefect.cli import app
 from prefect.server.database.configurations import AioSqliteConfiguration
 
+from flows.server import make_database
 from tasks.settings import load_settings
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -53,6 +54,7 @@ def main() -> None:
     """Serve where the settings say, from the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names."""
     settings = load_settings()
     take_turns()
+    make_database()
     sys.argv = ["prefect", "server", "start", "--host", settings.host, "--port", str(settings.prefect_port)]
     app()
 

@@ -10,15 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from flows.submit import queue
 from flows.watch import coverages, watch
 from tasks.coverage import Coverage
-from tasks.mlflow_client import SQLITE
-from tasks.production import Held, in_production
+from tasks.production import Held
 from tasks.queue import waiting
+from tasks.registry_reader import read_production
 from tasks.settings import Settings
 from tasks.store import Store, open_store
 from tasks.submitters import submitters_of
@@ -78,9 +77,7 @@ def _submissions(settings: Settings, now: datetime) -> list[Blob]:
 
 def _production(settings: Settings, now: datetime) -> list[Blob]:
     """Every alias of every prod.* model: its version, and until when what covers it, or why nothing does."""
-    if settings.tracking_uri.startswith(SQLITE) and not Path(settings.tracking_uri.removeprefix(SQLITE)).exists():
-        return []  # nothing was ever registered; asking MLflow takes seconds
-    held = in_production(settings)
+    held = read_production(settings)
     if not held:
         return []
     answers = coverages(watch(settings, now), held)

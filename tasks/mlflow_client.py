@@ -5,14 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-import tempfile
-import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.settings import Settings
+from tasks.templates import make
 from vetgate.errors import StoreError
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def registry(settings: Settings) -> Iterator[MlflowClient]:
         with (settings.home / "registry.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-                _make_database(Path(uri.removeprefix(SQLITE)))
+                make("mlflow", Path(uri.removeprefix(SQLITE)))
             yield MlflowClient(uri, uri)
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -71,19 +70,3 @@ def experiment(client: MlflowClient, settings: Settings, name: str) -> str:
     server = settings.tracking_uri.startswith(("http://", "https://"))
     where = settings.artifacts if settings.artifacts.startswith("s3://") else Path(settings.artifacts).as_uri()
     return str(client.create_experiment(name, artifact_location=None if server else f"{where}/{name}"))
-
-
-def _make_database(path: Path) -> None:
-    """Give the database its name only when all its migrations are in it: a killed first use leaves none behind."""
-    from mlflow.tracking import MlflowClient
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # some sixty migrations sync the disk after each; in memory they take a third of the time and leave no file behind
-    memory = f"file:{uuid.uuid4().hex}?mode=memory&cache=shared"
-    with closing(sqlite3.connect(memory, uri=True)) as source:
-        MlflowClient(f"{SQLITE}{memory}&uri=true", f"{SQLITE}{memory}&uri=true")
-        with tempfile.TemporaryDirectory(dir=path.parent) as room:
-            draft = Path(room, "mlflow.db")
-            with closing(sqlite3.connect(draft)) as target:
-                source.backup(target)
-            os.link(draft, path)

@@ -43,6 +43,11 @@ def in_production(settings: Settings, name: str | None = None) -> list[Held]:
     with registry(settings) as client:
         aliases = dict(_aliases(client) if name is None else [(f"{PREFIX}{name}", aliases_of(client, name))])
         sources = _sources(client, aliases, "" if name is None else f"{PREFIX}{name}")
+    return held_by(aliases, sources)
+
+
+def held_by(aliases: dict[str, dict[str, str]], sources: dict[tuple[str, str], str]) -> list[Held]:
+    """A version each, in order, from alias to version by model and source by model and version."""
     return [
         Held(model.removeprefix(PREFIX), version, sources.get((model, version), ""), tuple(sorted(names)))
         for model, found in sorted(aliases.items())

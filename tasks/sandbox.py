@@ -80,6 +80,8 @@ class Sandbox:
                 "install bubblewrap (level 2) where it may run, or demand less in the policy"
             )
         self.limits = limits or Limits()
+        # what the last call used
+        self.cpu_seconds = 0.0
         self._scratch, self._ops = scratch.absolute(), ops
         self._read_only = [path.absolute() for path in read_only]
         self._lock = threading.Lock()
@@ -138,13 +140,15 @@ class Sandbox:
                 if not self._ready:
                     self._converse(0, b"", START_SECONDS, None)
                     self._ready = True
-                seconds = settled.wall_seconds + GRACE_SECONDS
+                seconds = settled.wall + GRACE_SECONDS
                 answer, end = self._converse(next(self._requests), body, seconds, on_progress)
             except BaseException:
                 # a call that was broken off would leave its frames to the next one
                 self.close()
                 raise
-        return conclude(op, settled, answer, json.loads(end))
+        ended = json.loads(end)
+        self.cpu_seconds = float(ended["cpu_seconds"])
+        return conclude(op, settled, answer, ended)
 
     def close(self) -> None:
         """Kill everything inside; the sandbox cannot be started again."""

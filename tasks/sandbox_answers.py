@@ -16,6 +16,8 @@ from vetgate import errors
 from vetgate.errors import VetgateError
 
 MESSAGE_CHARACTERS = 2000
+# a host may be so much slower than an idle one before it is taken for one that does nothing
+WALL_FACTOR = 10
 
 
 class SandboxError(VetgateError):
@@ -60,13 +62,14 @@ KNOWN: dict[str, type[VetgateError]] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call may use; processor time is the wall-clock time of every thread if not given.
+    """What one call may use: processor time of all its threads and processes together, so that load fails nothing.
 
-    `memory_bytes` is address space: importing torch alone takes 0.7 GiB of it.
+    Wall-clock time only ends what sleeps: a multiple of the processor time if not given. `memory_bytes` is address
+    space: importing torch alone takes 0.7 GiB of it.
     """
 
-    wall_seconds: float = 900
-    cpu_seconds: int | None = None
+    cpu_seconds: int = 900
+    wall_seconds: float | None = None
     memory_bytes: int = 6 << 30
     file_bytes: int = 1 << 30
     open_files: int = 256
@@ -75,7 +78,12 @@ class Limits:
 
     def to_json(self) -> dict[str, Any]:
         """The limits as plain numbers, every one of them set."""
-        return {**asdict(self), "cpu_seconds": self.cpu_seconds or math.ceil(self.threads * self.wall_seconds)}
+        return {**asdict(self), "wall_seconds": self.wall}
+
+    @property
+    def wall(self) -> float:
+        """The wall-clock seconds after which a call is ended, however little it has worked."""
+        return self.cpu_seconds * WALL_FACTOR if self.wall_seconds is None else self.wall_seconds
 
 
 def conclude(op: str, limits: Limits, answer: bytes, end: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,12 +99,10 @@ def conclude(op: str, limits: Limits, answer: bytes, end: Mapping[str, Any]) -> 
 def _failure(end: Mapping[str, Any], limits: Limits, tail: str) -> tuple[type[SandboxError], str]:
     outcome = end["outcome"]
     if outcome == "wall":
-        return TimedOut, f"none in {limits.wall_seconds:g} s; allow more time or refuse the model"
+        worked = f"{end['cpu_seconds']:.0f} s of processor time"
+        return TimedOut, f"none in {limits.wall:g} s, of which it used {worked}; free this host or refuse the model"
     if outcome == "cpu":
-        return (
-            TimedOut,
-            f"none in {limits.to_json()['cpu_seconds']} s of processor time; allow more or refuse the model",
-        )
+        return TimedOut, f"none in {limits.cpu_seconds} s of processor time; allow more or refuse the model"
     if outcome == "oversized":
         return Crashed, f"one of more than {limits.result_bytes} bytes; refuse the model"
     if outcome == "garbage":

@@ -27,6 +27,9 @@ from tasks.sandbox_frames import FRACTION, HEADER, read_frame, write_frame
 STDERR_BYTES = 8192
 PROGRESS_SECONDS = 0.1
 REQUEST_BYTES = 1 << 30
+# how often all that a fork has started is looked at: the kernel limits each process by itself
+COUNT_SECONDS = 2.0
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main(ops_file: str) -> NoReturn:
@@ -93,7 +96,7 @@ def _serve(ops: Mapping[str, Op], request: int, call: dict[str, Any], requests: 
         os.set_blocking(fd, False)
     fork = Fork(request, pid, answers, errors, replies, result_bytes=call["limits"]["result_bytes"])
     try:
-        outcome = fork.watch(requests, deadline)
+        outcome = fork.watch(requests, deadline, call["limits"]["cpu_seconds"])
     finally:
         end = fork.end()
     with suppress(BlockingIOError):
@@ -128,9 +131,11 @@ class Fork:
     buffer: bytearray = field(default_factory=bytearray)
     tail: bytes = b""
     reported: float = 0.0
+    spent: float = 0.0
 
-    def watch(self, requests: int, deadline: float) -> str | None:
+    def watch(self, requests: int, deadline: float, cpu_seconds: float) -> str | None:
         """Forward what the fork says until it has answered, broken the protocol, ended (None) or run out of time."""
+        counted = time.monotonic()
         pidfd = os.pidfd_open(self.pid)
         poller = select.poll()
         for fd in (self.answers, self.errors, pidfd):
@@ -139,7 +144,12 @@ class Fork:
         poller.register(requests, 0)
         try:
             while (left := deadline - time.monotonic()) > 0:
-                for fd, _ in poller.poll(left * 1000):
+                if time.monotonic() - counted >= COUNT_SECONDS:
+                    counted = time.monotonic()
+                    if (spent := _spent()) >= cpu_seconds:
+                        self.spent = spent
+                        return "cpu"
+                for fd, _ in poller.poll(min(left, COUNT_SECONDS) * 1000):
                     if fd == requests:
                         raise SystemExit
                     if fd == pidfd:
@@ -200,15 +210,31 @@ class Fork:
                     time.sleep(0.001)
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
-        return {"signal": ended_by, "exit": code, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        spent = max(self.spent, usage.ru_utime + usage.ru_stime)
+        return {"signal": ended_by, "exit": code, "cpu_seconds": spent}
 
 
 def _children() -> list[int]:
     """The processes whose parent is this one; none is reaped meanwhile, so no id can change hands."""
-    found = []
+    return [pid for pid, (parent, _) in _processes().items() if parent == os.getpid()]
+
+
+def _spent() -> float:
+    """Processor seconds of a fork and of all it has started, those who left it or have ended included."""
+    all_of = _processes()
+    below, found = {os.getpid()}, 0.0
+    while fresh := {pid for pid, (parent, _) in all_of.items() if parent in below} - below:
+        found += sum(all_of[pid][1] for pid in fresh)
+        below |= fresh
+    return found
+
+
+def _processes() -> dict[int, tuple[int, float]]:
+    """The parent of every process, and the processor seconds of it and of the children that it has waited for."""
+    found = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{entry}/stat", "rb") as stat:
-            # the name in parentheses may hold anything, the parent is the second word after it
-            if int(stat.read().rpartition(b")")[2].split()[1]) == os.getpid():
-                found.append(int(entry))
+            # the name in parentheses may hold anything; the words after it begin with the third of proc(5)
+            words = stat.read().rpartition(b")")[2].split()
+            found[int(entry)] = int(words[1]), sum(map(int, words[11:15])) / TICKS
     return found

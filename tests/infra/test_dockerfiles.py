@@ -27,6 +27,7 @@ from tests.infra.known import ROOT, command_problems, unknown_settings
 FILE = ROOT / "infra" / "docker" / "Dockerfile"
 IMAGES = {"worker", "gate", "receiver", "mlflow", "prefect"}
 PINNED = re.compile(r"[a-z0-9./-]+:(?!latest)[A-Za-z0-9_.-]*\d[A-Za-z0-9_.-]*(@sha256:[0-9a-f]{64})?")
+CODE = {"vetgate", "tasks", "flows"}
 BUILD_TOOLS = {"gcc", "g++", "make", "build-essential", "python3-dev", "cmake", "curl", "wget"}
 
 
@@ -95,6 +96,8 @@ def _pip(run: str) -> Iterator[str]:
     lock = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     for line in re.findall(r"pip install ([^&;]+)", run):
         words = shlex.split(line)
+        if "--no-compile" in words or (f"uv pip install {line}" in run and "--compile-bytecode" not in words):
+            yield f"installs without bytecode: {line.strip()}"
         if "--constraint" not in words and "^torch==" not in line:
             yield f"installs without the lock: {line.strip()}"
         if "--constraint" in words:
@@ -125,6 +128,9 @@ def _image(line: list[Stage]) -> Iterator[str]:
         yield from unknown_settings(re.findall(r"\b(VETGATE_\w+)=", " ".join(stage.values("ENV"))))
         for command in stage.values("CMD"):
             yield from command_problems(json_list(command))
+    copied = [v.split()[-2] for stage in line for v in stage.values("COPY") if "--from=" not in v]
+    compiled = {word for stage in line for run in stage.values("RUN") if "compileall" in run for word in run.split()}
+    yield from (f"compiles {folder} in every process" for folder in copied if folder in CODE - compiled)
     asked = re.findall(r":(\d+)/", checks[-1]) if checks else []
     exposed = [value for stage in line for value in stage.values("EXPOSE")]
     if asked != exposed:
@@ -173,6 +179,12 @@ BREAKS = {
     "setting": ("VETGATE_HOME=", "VETGATE_HOMES=", "no setting is read"),
     "module": ("flows.receiver", "flows.reciever", "no module"),
     "port": ("EXPOSE 8480", "EXPOSE 8481", "exposes"),
+    "uv": (
+        "RUN pip install --constraint constraints.txt mlflow",
+        "RUN uv pip install --constraint constraints.txt mlflow",
+        "without bytecode",
+    ),
+    "no bytecode": ("unchecked-hash vetgate tasks", "unchecked-hash vetgate", "compiles tasks in every process"),
     "copy": ("COPY tasks ./tasks", "COPY tests ./tests", "left out by .dockerignore"),
 }
 
@@ -207,6 +219,11 @@ def test_what_the_wheel_is_built_from_gets_into_the_stage_that_builds_it():
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     for path in ("hatch_build.py", *wheel["packages"], *wheel["hooks"]["custom"]["share"]):
         assert any(Path(path).is_relative_to(source) for source in copied) and not ignored(path), path
+
+
+def test_make_install_compiles_what_uv_installs_as_the_images_do():
+    lines = re.findall(r"uv pip install ([^|\\]+)", (ROOT / "Makefile").read_text())
+    assert lines and all("--compile-bytecode" in shlex.split(line) for line in lines)
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -120,7 +120,7 @@ def alone(home: Path, directory: Path, seed: int, installation: dict[str, str]) 
     try:
         with open_bench(settings, record.id) as bench:
             submission = record.submission.model_dump(mode="json")
-            case = Case(record.id, str(bench.given / "submission"), submission, seed, Limits(wall_seconds=300), data)
+            case = Case(record.id, str(bench.given / "submission"), submission, seed, Limits(cpu_seconds=300), data)
             intake.fetch(store, record, Path(case.directory))
             found = inspect.detect(settings, case, "neural_cleanse", params.detect["neural_cleanse"])
     finally:

@@ -51,6 +51,33 @@ def spin(payload, progress):
         sum(range(10000))
 
 
+def spin_deaf(payload, progress):
+    signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    spin(payload, progress)
+
+
+def spin_in_children(payload, progress):
+    """None of them alone uses up what all may use together."""
+    while True:
+        children = [os.fork() for _ in range(2)]
+        if 0 in children:
+            os.setsid()
+            work({"seconds": 0.4}, progress)
+            os._exit(0)
+        time.sleep(1.0)
+
+
+def work(payload, progress):
+    while time.process_time() < payload["seconds"]:
+        sum(range(10000))
+    return {"spent": time.process_time()}
+
+
+def sleep(payload, progress):
+    time.sleep(payload["seconds"])
+    return {}
+
+
 def write(payload, progress):
     with open(payload["path"], "wb") as file:
         for _ in range(payload["megabytes"]):
@@ -152,6 +179,10 @@ OPS = {
         hog,
         hog_tensors,
         spin,
+        spin_deaf,
+        spin_in_children,
+        work,
+        sleep,
         write,
         connect,
         die,

@@ -21,6 +21,8 @@ import pytest
 
 from flows.serving import deliver
 from tasks import delivery
+from tasks.production import in_production
+from tasks.registry_reader import read_production
 from tasks.settings import Settings
 from tests.flows.test_serving import CHAMPION, Production, empty_registry, weights
 from vetgate.errors import Denied, StoreError
@@ -106,6 +108,7 @@ def test_bytes_that_the_registry_s_server_hands_out_are_delivered_or_refused(tmp
     production.promoted(1)
     delivered = deliver(CHAMPION, settings)
     assert delivered.coverage.promotion.source.startswith("mlflow-artifacts:")
+    assert read_production(settings) == in_production(settings) != []
     assert delivered.members["model.safetensors"] == weights(1)
 
     (file,) = (tmp_path / "artifacts").rglob("model.safetensors")

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tasks import registry_reader
 from tasks.intake import read_record
 from tasks.mlflow_client import registry
 from tasks.production import Held, check_bytes, in_production, source_of
 from tasks.promotions import Promotion, promotion_of
+from tasks.registry_reader import read_production
 from tasks.settings import location
 from tasks.tampered import rehash, untampered
 from tests.production import Home, home_in
@@ -50,6 +52,33 @@ def test_every_alias_is_found_with_its_version_and_source(home: Home) -> None:
     ]
     assert in_production(home.settings, "other") == in_production(home.settings)[2:]
     assert in_production(home.settings, "nobody") == []
+
+
+def test_whoever_only_looks_reads_the_same_without_mlflow(home: Home) -> None:
+    assert read_production(home.settings) == in_production(home.settings) == []
+    for weights in (b"one", b"two", b"three"):
+        home.promoted(weights)
+    home.promoted(b"other", name="other", alias="challenger")
+    home.registered(b"another prefix", name="third")
+    with registry(home.settings) as client:
+        client.create_registered_model("PROD.digits")
+        client.create_model_version("PROD.digits", client.get_model_version("prod.digits", "1").source)
+        client.set_registered_model_alias("PROD.digits", "champion", "1")
+        client.set_registered_model_alias("prod.digits", "gone", "1")
+        client.delete_model_version("prod.digits", "1")
+        client.set_registered_model_alias("prod.other", "its", "1")
+    assert read_production(home.settings) == in_production(home.settings)
+    assert len(in_production(home.settings)) >= 3
+
+
+def test_tables_that_it_does_not_know_are_left_to_mlflow(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.promoted(b"one")
+    held = in_production(home.settings)
+    monkeypatch.setattr(registry_reader, "ALIASES", "SELECT name, alias, version FROM aliases_of_another_version")
+    assert read_production(home.settings) == held
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "a plugin")
+    assert read_production(home.settings) == held
 
 
 def test_two_aliases_of_one_version_are_one_holding(home: Home) -> None:

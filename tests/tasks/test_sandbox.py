@@ -19,7 +19,7 @@ from tasks.sandbox_answers import KNOWN, conclude
 from vetgate.errors import BadSubmission, NotFinite, NotUnderstood, StoreError
 
 ROGUE = Path(__file__).parent / "rogue_ops.py"
-LIMITS = Limits(wall_seconds=20, memory_bytes=3 << 29, file_bytes=4 << 20, result_bytes=1 << 20)
+LIMITS = Limits(cpu_seconds=20, memory_bytes=3 << 29, file_bytes=4 << 20, result_bytes=1 << 20)
 LEVELS = [
     1,
     pytest.param(
@@ -103,16 +103,40 @@ def test_memory_is_limited(sandbox, op):
     assert caught.value.exit_code == 3
 
 
-def test_wall_clock_time_is_limited(sandbox):
+def test_what_sleeps_is_ended_by_the_clock(sandbox):
     started = time.monotonic()
-    with pytest.raises(TimedOut, match=r"none in 0\.5 s"):
-        sandbox.call("spin", {}, limits=Limits(wall_seconds=0.5))
+    with pytest.raises(TimedOut, match=r"none in 0\.5 s, of which it used 0 s of processor time"):
+        sandbox.call("sleep", {"seconds": 60}, limits=Limits(wall_seconds=0.5))
     assert time.monotonic() - started < 5
+    assert Limits(cpu_seconds=7).to_json()["wall_seconds"] == 70
 
 
-def test_processor_time_is_limited(sandbox):
+@pytest.mark.parametrize("op", ["spin", "spin_deaf", "spin_in_children"])
+def test_processor_time_is_limited_that_of_all_its_processes_together(sandbox, op):
     with pytest.raises(TimedOut, match="none in 1 s of processor time"):
-        sandbox.call("spin", {}, limits=Limits(wall_seconds=20, cpu_seconds=1))
+        sandbox.call(op, {}, limits=Limits(wall_seconds=60, cpu_seconds=1))
+
+
+def test_time_that_a_loaded_host_gives_to_others_does_not_count(sandbox):
+    """Not to be scheduled is what load does to a process; stopping it does the same, for as long as the test wants."""
+    sandbox.call("look", {})
+    before = set(descendants())
+    held = []
+
+    def hold() -> None:
+        while not (fork := [p for p in descendants() if p not in before and p.cpu_times().user > 0.1]):
+            time.sleep(0.02)
+        os.kill(fork[0].pid, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(fork[0].pid, signal.SIGCONT)
+        held.append(fork[0].pid)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    started = time.monotonic()
+    assert sandbox.call("work", {"seconds": 1.0}, limits=Limits(cpu_seconds=2))["spent"] >= 1
+    assert time.monotonic() - started > 4 and held
+    assert 1 <= sandbox.cpu_seconds < 2
 
 
 def test_file_size_is_limited_and_reads_as_a_full_disk(sandbox):

@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused(constant, images, tmp_path, change):
 def test_in_the_sandbox_answers_and_errors_are_the_same(constant, images, tmp_path):
     _, paths = images
     (tmp_path / "scratch").mkdir()
-    limits = Limits(wall_seconds=60, memory_bytes=3 << 30)
+    limits = Limits(cpu_seconds=60, memory_bytes=3 << 30)
     # the data lie beside the submission, so their common directory is what may be read
     with Sandbox(read_only=[tmp_path], scratch=tmp_path / "scratch", limits=limits) as sandbox:
         assert sandbox.call("inspect", constant) == {}

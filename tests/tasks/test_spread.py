@@ -33,7 +33,7 @@ SHAPE = (1, 8, 8)
 SIZES = {"invert": 160, "confirm": 96, "repair": 32, "validate": 32, "test": 32}
 # with a label that stands out, so that all of it runs: the race, the later starts, the confirming ones
 PARAMS = {"starts": 2, "sweeps": 16, "again": 1, "images": 160, "worth": 0.1}
-LIMITS = Limits(wall_seconds=600)
+LIMITS = Limits(cpu_seconds=600)
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +179,11 @@ def asking(case: Case, answers: list[dict], *, block: dict) -> _Asking:
     """A run whose sandboxes answer that."""
 
     def submit(work, job):
-        return pool.submit(lambda: json.dumps({"seconds": 1.0, "sandbox_level": 1} | block))
+        return pool.submit(lambda: json.dumps({"seconds": 1.0, "cpu_seconds": 1.0, "sandbox_level": 1} | block))
 
     pool = ThreadPoolExecutor(max_workers=1)
     left = iter(answers)
-    return _Asking(case, {}, submit, lambda job: {"seconds": 1.0, "sandbox_level": 2} | next(left))
+    return _Asking(case, {}, submit, lambda job: {"seconds": 1.0, "cpu_seconds": 1.0, "sandbox_level": 2} | next(left))
 
 
 @pytest.mark.parametrize(
@@ -211,4 +211,4 @@ def test_the_time_of_all_workers_together_is_limited_and_the_lowest_level_counts
     found = asking(case, answers, block={"block": {}}).run()
     assert found == {"evidence": {"statistic": 1}, "seconds": 81.0, "sandbox_level": 1}
     with pytest.raises(TimedOut, match="of all workers"):
-        asking(replace(case, limits=Limits(wall_seconds=80)), answers, block={"block": {}}).run()
+        asking(replace(case, limits=Limits(cpu_seconds=80)), answers, block={"block": {}}).run()
