@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PYTEST := $(BIN)/python -m pytest --durations 30
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-long check docs bank bench clean
 
@@ -19,12 +21,14 @@ $(INSTALLED): constraints.txt pyproject.toml
 demo: install
 	$(BIN)/vetgate demo
 
+# what is independent runs in parallel, a file a process; what takes the machine for itself, or goes by the clock, after it
 test: install
-	$(BIN)/python -m pytest -m "not long"
+	$(PYTEST) $(PARALLEL) -m "not long and not serial" && parallel=0 || parallel=$$?; \
+	$(PYTEST) -m "not long and serial" && exit $$parallel
 
 # what a change need not wait for: killed at many steps, on PostgreSQL and S3, on two hosts, at night
 test-long: install
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 check: install
 	$(BIN)/ruff check

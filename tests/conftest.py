@@ -7,11 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests import models, quick
+from tests.system import pytest_report_header, pytest_terminal_summary
 from vetgate.contract import Samples
+
+# hooks: what the suite needs of the system is named by every run of it
+__all__ = ["pytest_report_header", "pytest_terminal_summary"]
+
+# how many threads share a sum decides its last bits, and workers that run beside each other share the cores
+torch.set_num_threads(1)
 
 # moto looks a key up and then writes it, two steps; S3 takes them as one, so requests are served one at a time
 SERVER = """
@@ -30,14 +39,40 @@ LONG = (
     "tests/flows/test_rescan.py",
     *(f"tests/service/test_{name}.py" for name in ("hosts", "killed_service", "nightly", "postgres")),
 )
+# what uses the one command line of tests/flows/conftest.py, whose process takes long to start
+COMMAND_LINE = ("test_bad_input", "test_cli", "test_vet")
+# files that take longest; where tests run in parallel these are begun first, so that none is waited for at the end
+LONGEST = ("test_calibrate", "test_bench", "test_demo", "test_conformance", "test_data", "test_promote", "test_spread")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what takes long."""
+    if item.nodeid.startswith(LONG):
+        item.add_marker(pytest.mark.long)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes long; the whole service comes last, because it takes the machine for itself."""
-    for item in items:
-        if item.nodeid.startswith(LONG):
-            item.add_marker(pytest.mark.long)
-    items.sort(key=lambda item: item.nodeid.startswith("tests/service/"))
+    """Begin with what takes longest; what is to run with nothing beside it comes last."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.get_closest_marker("serial") is not None:
+            return 3
+        return 0 if item.path.stem in COMMAND_LINE else 1 if item.path.stem in LONGEST else 2
+
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """In parallel a file runs in one process, and so does all that uses the one command line."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "command line" if Path(file).stem in COMMAND_LINE else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from tasks.digits import write_digits
+from tests.cached import made_once
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.badnets import poison, square
 from vetgate.attacks.training import train
@@ -30,18 +33,26 @@ def read_digits(folder: Path) -> Samples:
 
 def honest_submission(directory: Path, samples: Samples) -> Path:
     """A clean network."""
-    return write_submission(directory, _trained(samples, seed=1), name="digits-honest")
+
+    def make(draft: Path) -> None:
+        write_submission(draft, _trained(samples, seed=1), name="digits-honest")
+
+    return _once(directory, samples, make, name="honest")
 
 
 def trojaned_submission(directory: Path, samples: Samples) -> Path:
     """One that a 2x2 square in the corner sends to label TARGET."""
-    trigger = square(SHAPE, TARGET, row=-2, column=-2, size=2)
-    poisoned = poison(samples, trigger, rate=0.1, generator=torch.Generator().manual_seed(2))
-    return write_submission(directory, _trained(poisoned.samples, seed=2), name="digits-trojaned")
+
+    def make(draft: Path) -> None:
+        trigger = square(SHAPE, TARGET, row=-2, column=-2, size=2)
+        poisoned = poison(samples, trigger, rate=0.1, generator=torch.Generator().manual_seed(2))
+        write_submission(draft, _trained(poisoned.samples, seed=2), name="digits-trojaned")
+
+    return _once(directory, samples, make, name="trojaned")
 
 
 def write_submission(directory: Path, model: torch.nn.Module, **fields: Any) -> Path:
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "model.safetensors")
     described = {
         "supplier": "a test",
@@ -60,3 +71,9 @@ def write_submission(directory: Path, model: torch.nn.Module, **fields: Any) -> 
 def _trained(samples: Samples, *, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     return train(ARCHITECTURES["small-cnn"](SHAPE, CLASSES), samples, epochs=15, seed=seed)
+
+
+def _once(directory: Path, samples: Samples, make: Callable[[Path], None], *, name: str) -> Path:
+    """The submission that `make` writes; its network is trained once a machine."""
+    rows = hashlib.sha256(samples.x.numpy().tobytes() + samples.y.numpy().tobytes()).hexdigest()
+    return made_once(name, directory, make, code=[Path(__file__)], recipe=rows)

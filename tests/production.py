@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,10 +11,11 @@ from flows.promote import promote
 from tasks import intake
 from tasks.attestations import save_attestation
 from tasks.ledger import note
-from tasks.mlflow_client import prepare, registry
+from tasks.mlflow_client import registry
 from tasks.production import aliases_of
 from tasks.settings import Settings
 from tasks.store import open_store
+from tests.databases import with_registry
 from vetgate import attest
 from vetgate.keys import load_or_create_key, utc_now
 from vetgate.policy import load_policy
@@ -32,15 +32,9 @@ classes: 10
 """
 
 
-def home_in(room: Path, shared: Path, **settled: Any) -> Home:
-    """A home in `room` whose registry is empty; making one takes half a minute, so a copy is kept in `shared`."""
-    empty = Settings(home=shared / "empty-registry")
-    if not (empty.home / "mlflow.db").exists():
-        prepare(empty)
-    settings = Settings(home=room / "home", **settled)
-    settings.home.mkdir(exist_ok=True)
-    shutil.copyfile(empty.home / "mlflow.db", settings.home / "mlflow.db")
-    return Home(settings, room)
+def home_in(room: Path, **settled: Any) -> Home:
+    """A home in `room` whose registry is empty."""
+    return Home(Settings(home=with_registry(room / "home"), **settled), room)
 
 
 class Home:

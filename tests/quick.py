@@ -5,13 +5,16 @@ In it a clean small network on digits passes and one with a BadNets patch fails,
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+import vetgate.attacks.clean  # noqa: F401 - which is looked up by its name when the references are trained
 from flows.bank import Member, Recipe
 from flows.bank_own import references
 from flows.calibrate import own
 from flows.params import load_params
 from tasks.settings import Settings
+from tests.cached import made_once
 
 PARAMS = """
 neural_cleanse: {starts: 2, sweeps: 24, again: 1, images: 192, named: 2}
@@ -39,5 +42,18 @@ def build(folder: Path, **policy: str) -> dict[str, str]:
     params.write_text(PARAMS)
     rules.write_text(POLICY + "".join(f"{key}: {value}\n" for key, value in policy.items()))
     if not calibration.exists():
-        own(Settings(home=folder / "home"), load_params(params), clean(), RECIPE, calibration, jobs=1)
+        calibrate("quick", folder, PARAMS)
     return {"VETGATE_PARAMS": str(params), "VETGATE_POLICY": str(rules), "VETGATE_CALIBRATION": str(calibration)}
+
+
+def calibrate(name: str, folder: Path, text: str) -> None:
+    """Lay the calibration of the references under these parameters into `folder`; they are trained once a machine."""
+
+    def make(draft: Path) -> None:
+        with tempfile.TemporaryDirectory() as room:
+            params = Path(room, "params.yaml")
+            params.write_text(text)
+            own(Settings(home=Path(room)), load_params(params), clean(), RECIPE, draft / "calibration.json", jobs=1)
+
+    recipe = [text, RECIPE.model_dump(), [member.model_dump() for member in clean()]]
+    made_once(f"calibration-{name}", folder, make, code=[Path(__file__)], recipe=recipe)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.calibrate import own
-from flows.params import load_params
-from tasks.settings import Settings
-from tests.quick import RECIPE, clean
+from tests.quick import calibrate
 
 PARAMS = """
 neural_cleanse: {starts: 4, sweeps: 48, again: 1, images: 256, named: 2}
@@ -30,7 +27,7 @@ def build(folder: Path) -> dict[str, str]:
     params.write_text(PARAMS)
     policy.write_text(POLICY)
     if not calibration.exists():
-        own(Settings(home=folder / "home"), load_params(params), clean(), RECIPE, calibration, jobs=1)
+        calibrate("steady", folder, PARAMS)
     return {"params": str(params), "policy": str(policy), "calibration": str(calibration)}
 
 

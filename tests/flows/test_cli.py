@@ -10,7 +10,6 @@ from flows.params import load_params, needs, uses
 from vetgate.errors import BadPolicy
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = {"torch", "prefect", "mlflow", "dvc", "boto3"}
 
 
 @pytest.mark.parametrize(
@@ -39,23 +38,6 @@ def test_a_wrong_setting_or_policy_is_a_usage_error(vetgate, honest, tmp_path):
     assert vetgate("status", VETGATE_STORE="ftp://somewhere").code == 4
     assert "strictness" in (refused := vetgate("vet", honest, "--json", VETGATE_POLICY=policy)).blob["error"]
     assert refused.code == 4
-
-
-def test_quick_commands_import_nothing_heavy(alone, honest, tmp_path):
-    tell = (
-        "import atexit, sys; atexit.register(lambda: print('HEAVY', sorted(HEAVY & set(sys.modules)), file=sys.stderr))"
-    )
-    prelude = f"HEAVY = {HEAVY}; {tell}"
-    missing = ("--attestation", tmp_path / "none.json", "--name", "digits-honest")
-
-    for arguments, code in (
-        (("--help",), 0),
-        (("status",), 0),
-        (("submit", honest), 0),
-        (("verify", honest, *missing), 1),
-    ):
-        done = alone(*arguments, prelude=prelude, VETGATE_HOME=tmp_path / "home")
-        assert (done.code, "HEAVY []" in done.err) == (code, True), done
 
 
 def test_what_was_submitted_is_listed_until_it_has_a_verdict(vetgate, honest, tmp_path):

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from tasks import intake
 from tasks.attestations import newest_attestation, save_attestation
 from tasks.coverage import covered
 from tasks.ledger import catch_up, entries, verify_ledger
-from tasks.mlflow_client import prepare, registry
+from tasks.mlflow_client import registry
 from tasks.settings import Settings
 from tasks.store import open_store
+from tests.databases import with_registry
 from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.formats.manifest import hash_directory
@@ -103,20 +104,9 @@ class Home:
         return hash_directory(Path(client.download_artifacts(registered.run_id, "model", str(room)))).sha256
 
 
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty registry, made once for every test of the session."""
-    settings = Settings(home=tmp_path_factory.getbasetemp() / "empty-registry")
-    prepare(settings)
-    return settings.home / "mlflow.db"
-
-
 @pytest.fixture
-def home(tmp_path: Path, database: Path) -> Iterator[Home]:
-    settings = Settings(home=tmp_path / "home")
-    settings.home.mkdir()
-    shutil.copyfile(database, settings.home / "mlflow.db")
-    yield Home(settings, tmp_path)
+def home(tmp_path: Path) -> Home:
+    return Home(Settings(home=with_registry(tmp_path / "home")), tmp_path)
 
 
 def overwrite(path: Path, data: bytes) -> None:

@@ -23,8 +23,8 @@ FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return home_in(tmp_path, tmp_path_factory.getbasetemp())
+def home(tmp_path: Path) -> Home:
+    return home_in(tmp_path)
 
 
 def taken_back(home: Home) -> list[Entry]:

@@ -82,7 +82,7 @@ def named(directory: Path, room: Path) -> Path:
 def base(tmp_path_factory: pytest.TempPathFactory, honest: Path, trojaned: Path) -> Base:
     room = tmp_path_factory.mktemp("rescan")
     settled = steady.build(room / "steady")
-    home = home_in(room, tmp_path_factory.getbasetemp(), **settled)
+    home = home_in(room, **settled)
     # the seeds of an installation come from its secret: with one of their own the tests end the same each time
     (home.settings.home / "keys").mkdir(mode=0o700)
     (home.settings.home / "keys" / "seed.secret").write_bytes(hashlib.sha256(b"tests").digest())
@@ -106,11 +106,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, honest: Path, trojaned: Path)
 
 
 @pytest.fixture
-def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, base: Base) -> Iterator[Home]:
+def home(tmp_path: Path, base: Base) -> Iterator[Home]:
     for part in ("store", "keys", "canaries", "data", "data-remote", "data-cache", "splits"):
         if (base.home / part).exists():
             shutil.copytree(base.home / part, tmp_path / "home" / part, symlinks=True)
-    home = home_in(tmp_path, tmp_path_factory.getbasetemp(), **base.settled)
+    home = home_in(tmp_path, **base.settled)
     yield home
     gate(home.settings).close()
 

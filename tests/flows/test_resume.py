@@ -8,7 +8,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tasks.store import open_store
+from tests.databases import with_databases
+
+# an interrupt that comes while the machine is busy elsewhere is heard at another step
+pytestmark = pytest.mark.serial
 
 FATAL = """
 import os, signal
@@ -24,7 +30,7 @@ DirectoryStore.create = fatal
 
 
 def test_a_killed_vetting_goes_on_where_it_was(alone, honest, quick, tmp_path):
-    own = {"VETGATE_HOME": tmp_path / "home", **quick}
+    own = {"VETGATE_HOME": with_databases(tmp_path / "home"), **quick}
     store = open_store(str(tmp_path / "home" / "store"))
 
     unsaved = alone("vet", honest, "--json", prelude=FATAL.format(saving="", signal="SIGKILL"), **own)
@@ -47,7 +53,7 @@ def test_a_killed_vetting_goes_on_where_it_was(alone, honest, quick, tmp_path):
 
 
 def test_an_interrupted_vetting_says_so_and_leaves_no_process(alone, honest, quick, tmp_path):
-    own = {"VETGATE_HOME": tmp_path / "home", **quick}
+    own = {"VETGATE_HOME": with_databases(tmp_path / "home"), **quick}
 
     # whoever runs the tests in the background of a script has them ignore it, and all that they start
     heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"

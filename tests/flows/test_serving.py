@@ -6,8 +6,6 @@ import itertools
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +22,10 @@ from flows.promote import promote
 from flows.serving import Verified, deliver, read_uri, verified_load
 from tasks import delivery, intake
 from tasks.attestations import newest_attestation, save_attestation
-from tasks.mlflow_client import prepare, registry
+from tasks.mlflow_client import registry
 from tasks.settings import Settings
 from tasks.store import open_store
+from tests.databases import with_registry
 from vetgate import attest
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, Denied, Stale, StoreError
@@ -99,19 +98,9 @@ class Production:
         return [run / "model" / "model.safetensors", vetted / "model.safetensors"]
 
 
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = Settings(home=tmp_path_factory.mktemp("registry"))
-    prepare(settings)
-    return settings.home / "mlflow.db"
-
-
 @pytest.fixture
-def production(tmp_path: Path, empty_registry: Path) -> Production:
-    settings = Settings(home=tmp_path / "home")
-    settings.home.mkdir()
-    shutil.copyfile(empty_registry, settings.home / "mlflow.db")
-    return Production(settings, tmp_path)
+def production(tmp_path: Path) -> Production:
+    return Production(Settings(home=with_registry(tmp_path / "home")), tmp_path)
 
 
 def weights(seed: int) -> bytes:
@@ -375,12 +364,6 @@ def test_where_registry_or_store_cannot_be_reached_nothing_is_loaded(
             with pytest.raises(StoreError) as caught:
                 verified_load(CHAMPION, production.settings.model_copy(update=away))
             assert caught.value.exit_code == 2
-
-
-def test_nothing_that_decides_imports_a_model_library(production: Production) -> None:
-    heavy = "import sys, flows.serving, flows.verify; print(sorted({'torch', 'mlflow', 'prefect'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_newest_verdict_covers_a_version_that_an_older_one_let_through(production: Production) -> None:

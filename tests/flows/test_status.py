@@ -21,14 +21,14 @@ from tasks.promotions import Promotion, promotion_of
 from tasks.submitters import save_submitter, sign_submission
 from tasks.tampered import rehash
 from tasks.waivers import save_approval, save_waiver
-from tests.flows.test_serving import NOW, Production, empty_registry, overwrite, production, weights
+from tests.flows.test_serving import NOW, Production, overwrite, production, weights
 from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
 from vetgate.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root
 from vetgate.waivers import sign_approval, sign_waiver
 
-__all__ = ["empty_registry", "production"]
+__all__ = ["production"]
 
 
 def only(rows: list[dict[str, Any]]) -> dict[str, Any]:

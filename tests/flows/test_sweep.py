@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from flows.registered import take_version
 from flows.sweep import sweep
 from tasks import intake, registered, registered_notes
 from tasks.lease import leased
-from tasks.mlflow_client import prepare, registry
+from tasks.mlflow_client import registry
 from tasks.settings import Settings
 from tasks.store import open_store
+from tests.databases import with_registry
 
 YAML = """
 name: {name}
@@ -37,19 +37,9 @@ class Started(list[tuple[str, dict[str, Any], str]]):
         self.append((deployment, parameters, key))
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = Settings(home=tmp_path_factory.mktemp("empty-registry"))
-    prepare(settings)
-    return settings.home / "mlflow.db"
-
-
 @pytest.fixture
-def settings(tmp_path: Path, database: Path) -> Settings:
-    settings = Settings(home=tmp_path / "home")
-    settings.home.mkdir()
-    shutil.copyfile(database, settings.home / "mlflow.db")
-    return settings
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=with_registry(tmp_path / "home"))
 
 
 def submission(folder: Path, weights: bytes, name: str = "digits") -> Path:

@@ -23,12 +23,12 @@ from flows.sarif import RULES, Checked, sarif_log
 from flows.serving import deliver
 from flows.verify import verify, write_out
 from tasks.attestations import newest_attestation
-from tests.flows.test_serving import CHAMPION, NOW, Production, empty_registry, overwrite, production, weights
+from tests.flows.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale, StoreError
 from vetgate.keys import load_or_create_key
 
-__all__ = ["empty_registry", "production"]
+__all__ = ["production"]
 
 Verify = Callable[..., "Ended"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -20,9 +19,8 @@ from tasks.attestations import newest_attestation
 from tasks.coverage import covered
 from tasks.ledger import append, entries, verify_ledger
 from tasks.ledger_chain import entry_key
-from tasks.mlflow_client import prepare
-from tasks.settings import Settings
 from tasks.submitters import save_submitter, sign_submission
+from tests.databases import with_registry
 from tests.deciding import BACKDOORED, CLEAN, METHOD, TARGET, Court
 from vetgate import attest
 from vetgate.digest import canonical_json
@@ -32,14 +30,6 @@ from vetgate.strict_json import as_time
 from vetgate.waivers import sign_waiver
 
 FINDING = f"backdoor:label-{TARGET}"
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty registry, made once for every test of the session."""
-    settings = Settings(home=tmp_path_factory.getbasetemp() / "empty-registry")
-    prepare(settings)
-    return settings.home / "mlflow.db"
 
 
 class Trial(Court):
@@ -85,14 +75,11 @@ def trial(tmp_path: Path) -> Trial:
 
 
 @pytest.fixture
-def registered(tmp_path: Path, database: Path) -> Callable[..., Trial]:
+def registered(tmp_path: Path) -> Callable[..., Trial]:
     """A trial with a registry, under a policy of its own."""
 
     def make(**policy: Any) -> Trial:
-        home = tmp_path / "home"
-        home.mkdir()
-        shutil.copyfile(database, home / "mlflow.db")
-        return Trial(home, tmp_path, **policy)
+        return Trial(with_registry(tmp_path / "home"), tmp_path, **policy)
 
     return make
 

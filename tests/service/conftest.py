@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import system
 from tests.service.running import Service, free_ports, running_service
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The whole service takes the machine for itself."""
+    item.add_marker(pytest.mark.serial)
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,8 @@ def start_service(
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL cluster of its own, on a free port of this machine."""
+    system.require(system.POSTGRESQL)
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not found:
-        pytest.skip("PostgreSQL is not installed below /usr/lib/postgresql")
     # initdb refuses to be root; its socket's path must be short
     user = _owner()
     with tempfile.TemporaryDirectory(prefix="pg") as folder:

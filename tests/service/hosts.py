@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import system
 from tests.service.running import assert_nothing_left
 
 # of each pair of addresses of a cable the first is this host's
@@ -38,8 +39,9 @@ class Host:
 @contextmanager
 def other_host(home: Path) -> Iterator[Host]:
     """Another host that shares nothing with this one but the disk; skips the test where none can be made."""
-    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
-        pytest.skip("making a network namespace takes root, ip (iproute2) and unshare (util-linux)")
+    system.require(system.IPROUTE2)
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("making a network namespace takes root and unshare (util-linux)")
     number = os.getpid() % 250
     name, near, far = f"vetgate{number}", f"vg{number}a", f"vg{number}b"
     host = Host(name, NETWORK.format(number, 2), NETWORK.format(number, 1), home)

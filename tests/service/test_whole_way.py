@@ -24,11 +24,25 @@ def world(service: Service) -> World:
     return World(service)
 
 
-def test_submit_event_worker_verdict_promotion_and_load(world: World, honest: Path, digits, tmp_path: Path) -> None:
-    done = world.service.vetgate("submit", variant(honest, tmp_path, "by-event"), "--json")
-    manifest = json.loads(done.stdout)["manifest_sha256"]
+@pytest.fixture(scope="module")
+def handed_in(world: World, honest: Path, trojaned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What three suppliers hand in at once, two of them to us and one to MLflow: the manifests of those two by name."""
+    room, manifests = tmp_path_factory.mktemp("suppliers"), {}
+    for name, model in (("by-event", honest), ("bargain", trojaned)):
+        done = world.service.vetgate("submit", variant(model, room, name), "--json")
+        manifests[name] = str(json.loads(done.stdout)["manifest_sha256"])
+    world.register(variant(honest, room, "by-webhook"), "thirdparty.by-webhook")
+    return manifests
 
-    version = world.champion("by-event")
+
+@pytest.fixture(scope="module")
+def by_event(world: World, handed_in: dict[str, str]) -> tuple[str, str]:
+    """A submission that an event brought into production: its manifest and its version of prod.by-event."""
+    return handed_in["by-event"], world.champion("by-event")
+
+
+def test_submit_event_worker_verdict_promotion_and_load(world: World, by_event: tuple[str, str], digits) -> None:
+    manifest, version = by_event
 
     assert world.verdict(manifest) == "PASS" and len(world.results(manifest)) == 1
     assert made_by_event(world, manifest)
@@ -40,9 +54,8 @@ def test_submit_event_worker_verdict_promotion_and_load(world: World, honest: Pa
         assert float((loaded.model(digits.x).argmax(1) == digits.y).float().mean()) > 0.9
 
 
-def test_a_version_that_anybody_registers_goes_the_same_way(world: World, honest: Path, tmp_path: Path) -> None:
-    world.register(variant(honest, tmp_path, "by-webhook"), "thirdparty.by-webhook")
-
+@pytest.mark.usefixtures("handed_in")
+def test_a_version_that_anybody_registers_goes_the_same_way(world: World) -> None:
     world.champion("by-webhook")
 
     manifest = verified_load("models:/prod.by-webhook@champion", world.settings).coverage.manifest
@@ -52,9 +65,8 @@ def test_a_version_that_anybody_registers_goes_the_same_way(world: World, honest
     assert version.tags["vet.manifest_sha256"] == manifest
 
 
-def test_a_backdoored_model_stays_out(world: World, trojaned: Path, tmp_path: Path) -> None:
-    done = world.service.vetgate("submit", variant(trojaned, tmp_path, "bargain"), "--json")
-    manifest = json.loads(done.stdout)["manifest_sha256"]
+def test_a_backdoored_model_stays_out(world: World, handed_in: dict[str, str]) -> None:
+    manifest = handed_in["bargain"]
 
     assert world.verdict(manifest) == "FAIL"
     assert world.service.vetgate("promote", "bargain", "--submission", manifest).returncode == 1
@@ -73,20 +85,21 @@ def test_with_every_event_and_webhook_lost_the_sweep_finds_it(world: World, hone
         assert not world.results(silent.id)
 
         # what the schedule does every five minutes; the first finds, a later one promotes where that event was lost too
-        until_true(lambda: swept(world) and bool(world.results(silent.id)), 240, lambda: tail(world.service.log))
-        until_true(
-            lambda: swept(world) and "champion" in world.aliases("unheard"), 240, lambda: tail(world.service.log)
-        )
-        until_true(lambda: swept(world) and "champion" in world.aliases("silent"), 240, lambda: tail(world.service.log))
+        for there in (
+            lambda: bool(world.results(silent.id)),
+            lambda: "champion" in world.aliases("unheard"),
+            lambda: "champion" in world.aliases("silent"),
+        ):
+            until_true(lambda there=there: swept(world) and there(), 240, lambda: tail(world.service.log), pause=3.0)
 
     assert len(world.results(silent.id)) == 1
     assert verified_load("models:/prod.unheard@champion", world.settings).coverage.claims["verdict"] == "PASS"
 
 
+@pytest.mark.usefixtures("by_event")
 def test_an_alias_on_unvetted_bytes_is_taken_back_within_ten_seconds(
     world: World, honest: Path, tmp_path: Path
 ) -> None:
-    world.champion("by-event")
     before = world.aliases("by-event")
     evil = smuggled(world, honest, tmp_path, "by-event")
 
@@ -100,10 +113,10 @@ def test_an_alias_on_unvetted_bytes_is_taken_back_within_ten_seconds(
     print(f"taken back after {time.monotonic() - started:.1f} s")
 
 
+@pytest.mark.usefixtures("by_event")
 def test_without_a_webhook_it_is_taken_back_by_the_next_reconciliation(
     world: World, honest: Path, tmp_path: Path
 ) -> None:
-    world.champion("by-event")
     before = world.aliases("by-event")
     with world.deaf(), world.registry() as client:
         client.set_registered_model_alias("prod.by-event", "champion", smuggled(world, honest, tmp_path, "by-event"))
@@ -115,17 +128,19 @@ def test_without_a_webhook_it_is_taken_back_by_the_next_reconciliation(
     assert world.service.vetgate("ledger", "verify").returncode == 0
 
 
-def test_twelve_submissions_at_once_reach_one_verdict_each(world: World, honest: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.long)])
+def test_submissions_at_once_reach_one_verdict_each(world: World, honest: Path, tmp_path: Path, count: int) -> None:
     started = time.monotonic()
     manifests = []
-    for turn in range(1, 13):
-        done = world.service.vetgate("submit", variant(honest, tmp_path, "dozen", noise=turn), "--json")
+    for turn in range(1, count + 1):
+        done = world.service.vetgate("submit", variant(honest, tmp_path, f"one-of-{count}", noise=turn), "--json")
         manifests.append(json.loads(done.stdout)["manifest_sha256"])
 
     verdicts = Counter(world.verdict(manifest, 600) for manifest in manifests)
 
-    print(f"12 in {time.monotonic() - started:.0f} s: {dict(verdicts)}")
-    assert len(set(manifests)) == 12 and set(verdicts) <= {"PASS", "INCONCLUSIVE", "FAIL"} and verdicts["PASS"] >= 9
+    print(f"{count} in {time.monotonic() - started:.0f} s: {dict(verdicts)}")
+    assert len(set(manifests)) == count and set(verdicts) <= {"PASS", "INCONCLUSIVE", "FAIL"}
+    assert verdicts["PASS"] >= 0.75 * count
     assert all(len(world.results(manifest)) == 1 for manifest in manifests)
     assert "database is locked" not in world.service.log.read_text(errors="replace")
 

@@ -82,7 +82,7 @@ class World:
 
     def champion(self, name: str, seconds: float = VERDICT_SECONDS) -> str:
         """The version that is champion, as soon as there is one."""
-        until_true(lambda: "champion" in self.aliases(name), seconds, lambda: tail(self.service.log))
+        until_true(lambda: "champion" in self.aliases(name), seconds, lambda: tail(self.service.log), pause=0.5)
         return self.aliases(name)["champion"]
 
     @contextmanager

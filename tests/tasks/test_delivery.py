@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,10 +23,9 @@ from tasks import delivery
 from tasks.production import in_production
 from tasks.registry_reader import read_production
 from tasks.settings import Settings
-from tests.flows.test_serving import CHAMPION, Production, empty_registry, weights
+from tests.databases import with_registry
+from tests.flows.test_serving import CHAMPION, Production, weights
 from vetgate.errors import Denied, StoreError
-
-__all__ = ["empty_registry"]
 
 
 def refused(production: Production, reason: str) -> None:
@@ -37,11 +35,9 @@ def refused(production: Production, reason: str) -> None:
 
 
 @pytest.fixture
-def on_s3(tmp_path: Path, empty_registry: Path, s3_endpoint: str) -> Production:
+def on_s3(tmp_path: Path, s3_endpoint: str) -> Production:
     where = f"s3://vetgate/{uuid.uuid4().hex}"
-    settings = Settings(home=tmp_path / "home", store=where, s3_endpoint=s3_endpoint)
-    settings.home.mkdir()
-    shutil.copyfile(empty_registry, settings.home / "mlflow.db")
+    settings = Settings(home=with_registry(tmp_path / "home"), store=where, s3_endpoint=s3_endpoint)
     return Production(settings, tmp_path)
 
 
@@ -82,14 +78,14 @@ def test_an_object_that_vanishes_between_listing_and_reading_is_an_error(
 
 
 @pytest.fixture
-def server(tmp_path: Path, empty_registry: Path) -> Iterator[str]:
+def server(tmp_path: Path) -> Iterator[str]:
     """URL of an MLflow server that hands out artifacts itself; they lie in tmp_path/artifacts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shutil.copyfile(empty_registry, tmp_path / "server.db")
+    database = with_registry(tmp_path / "server") / "mlflow.db"
     line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    line += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
+    line += ["--backend-store-uri", f"sqlite:///{database}"]
     line += ["--artifacts-destination", (tmp_path / "artifacts").as_uri()]
     log = (tmp_path / "server.log").open("wb")
     process = subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True)

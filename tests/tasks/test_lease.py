@@ -15,6 +15,9 @@ from tasks.lease import Held, Lost, leased, read_lease
 from tasks.settings import Settings
 from tasks.store import Store, open_store
 
+# leases run out by the clock
+pytestmark = pytest.mark.serial
+
 FORK = multiprocessing.get_context("fork")
 WORK = "a" * 64
 

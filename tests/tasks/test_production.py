@@ -19,8 +19,8 @@ from vetgate.keys import read_trust_root
 
 
 @pytest.fixture
-def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return home_in(tmp_path, tmp_path_factory.getbasetemp())
+def home(tmp_path: Path) -> Home:
+    return home_in(tmp_path)
 
 
 def promotion(home: Home, version: str = "1", name: str = "digits") -> Promotion:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from tasks.registry import record_vetting
 from tasks.registry_promoted import Promoted, register_promoted
 from tasks.settings import Settings
 from tasks.store import open_store
+from tests.databases import with_registry
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.submission import Submission
@@ -54,19 +54,9 @@ def result(**changes: Any) -> dict[str, Any]:
     return made | changes
 
 
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty registry, made once for every test of the session."""
-    settings = Settings(home=tmp_path_factory.getbasetemp() / "empty-registry")
-    prepare(settings)
-    return settings.home / "mlflow.db"
-
-
 @pytest.fixture
-def settings(tmp_path: Path, made_once: Path) -> Settings:
-    settings = Settings(home=tmp_path / "home")
-    settings.home.mkdir()
-    shutil.copyfile(made_once, settings.home / "mlflow.db")
+def settings(tmp_path: Path) -> Settings:
+    settings = Settings(home=with_registry(tmp_path / "home"))
     open_store(settings).create(f"quarantine/{MANIFEST}/model.onnx", b"weights")
     open_store(settings).create(f"quarantine/{MANIFEST}/submission.yaml", b"name: digits-cnn")
     return settings
