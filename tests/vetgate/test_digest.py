@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
