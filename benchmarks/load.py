@@ -29,7 +29,7 @@ from flows.submit import submit
 from tasks.digits import write_digits
 from tasks.ledger_verify import verify_ledger
 from tasks.settings import Settings, load_settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from tests import quick
 from tests.service.running import running_service
 from vetgate.architectures import ARCHITECTURES

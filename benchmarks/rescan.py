@@ -34,7 +34,7 @@ from tasks.mlflow_client import experiment, registry
 from tasks.promotions import promotion_key, save_promotion
 from tasks.registry_promoted import MODEL, PROMOTIONS
 from tasks.settings import Settings, load_settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tests import steady
 from vetgate import attest
 from vetgate.keys import load_or_create_key, utc_now

@@ -13,7 +13,7 @@ from tasks.attestations import Attestation, attested_manifests, is_revoked, newe
 from tasks.coverage import admitted_until
 from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.settings import Settings
-from tasks.store import Store, fetch_all
+from tasks.store.base import Store, fetch_all
 from tasks.submitters import submitters_of
 from tasks.waivers import approved
 from vetgate import attest

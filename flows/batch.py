@@ -13,7 +13,7 @@ from flows.gate import gate
 from flows.watch import Watch
 from tasks.attestations import attestation_at
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.errors import VetgateError
 
 Blob = dict[str, Any]

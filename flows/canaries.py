@@ -21,7 +21,7 @@ from typing import Any
 from tasks import intake
 from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError
 from vetgate.formats.manifest import hash_directory

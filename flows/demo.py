@@ -25,7 +25,7 @@ from tasks import intake
 from tasks.bench import cool
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.submission import read_submission
 

@@ -20,7 +20,7 @@ from tasks.prepare import prepare
 from tasks.progress import tell
 from tasks.sandbox import Limits, SandboxError
 from tasks.settings import Settings, load_settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
 from vetgate.policy import Policy, load_policy

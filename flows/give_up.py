@@ -9,10 +9,10 @@ from flows.gate import gate
 from flows.result import publish, result_of
 from tasks import events, intake
 from tasks.inspect import Case
-from tasks.lease import leased
 from tasks.sandbox import Limits
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
+from tasks.store.lease import leased
 from vetgate.policy import load_policy
 from vetgate.reasons import Code, Reason
 from vetgate.wording import render

@@ -14,7 +14,7 @@ from tasks.attestations import Attestation, attestation_at, is_revoked, newest_a
 from tasks.intake import Record, read_record
 from tasks.ledger import head, note
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from tasks.waivers import waived_by
 from vetgate import attest
 from vetgate.errors import Denied, Stale

@@ -23,7 +23,7 @@ from tasks.moves import Move, begin_move, end_move
 from tasks.promotions import promotion_key, save_promotion
 from tasks.registry_promoted import Promoted, register_promoted
 from tasks.settings import Settings
-from tasks.store import Store, fetch_all, open_store
+from tasks.store.base import Store, fetch_all, open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, BadSubmission, Denied, Stale
 from vetgate.formats.manifest import Manifest

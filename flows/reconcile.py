@@ -20,7 +20,7 @@ from tasks.moves import move_key
 from tasks.production import Held, in_production, source_of
 from tasks.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
-from tasks.store import BadKey
+from tasks.store.base import BadKey
 from vetgate import attest
 from vetgate.errors import Denied, Stale, StoreError
 

@@ -8,7 +8,7 @@ from prefect import flow
 
 from tasks import events, intake, registered, registered_notes
 from tasks.settings import Settings, load_settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.errors import BadSubmission, NotUnderstood
 
 Blob = dict[str, Any]

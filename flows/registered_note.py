@@ -6,7 +6,7 @@ import re
 
 from tasks import registered, registered_notes
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 
 
 def note_own_version(settings: Settings, found: registered.Registered) -> bool:

@@ -18,10 +18,10 @@ from flows.stale import Present, due_tonight, outdated_verdicts
 from flows.watch import Watch, coverages, watch
 from tasks import events
 from tasks.coverage import Coverage
-from tasks.lease import leased
 from tasks.ledger import append, head
 from tasks.production import Held, in_production
 from tasks.settings import Settings
+from tasks.store.lease import leased
 from tasks.tampered import rehash
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, VetgateError

@@ -14,7 +14,7 @@ from flows.rescan import exit_code, rescan
 from flows.stale import Present
 from flows.watch import watch
 from tasks.settings import Settings, load_settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
 

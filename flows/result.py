@@ -13,7 +13,7 @@ from tasks.intake import Record
 from tasks.registry import record_vetting
 from tasks.report import Clean, render
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tasks.trigger_images import trigger_pngs
 from vetgate.errors import StoreError
 from vetgate.reasons import Code, Reason, records

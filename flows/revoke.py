@@ -10,7 +10,7 @@ from flows.records import tell_gate
 from tasks.attestations import newest_attestation
 from tasks.revocations import save_revocation
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate import attest, dsse
 from vetgate.errors import BadSubmission, Denied
 from vetgate.keys import APPROVER, GATE, key_id, load_key, read_trust_root, utc_now

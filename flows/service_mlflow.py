@@ -14,7 +14,7 @@ from pathlib import Path
 from tasks import mlflow_client
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 
 
 def database(settings: Settings) -> str:

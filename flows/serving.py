@@ -17,7 +17,7 @@ from tasks.coverage import Coverage, covered
 from tasks.delivery import attested_bytes, registered_version
 from tasks.promotions import promotion_of
 from tasks.settings import Settings, load_settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.errors import BadSubmission, Denied
 from vetgate.keys import read_trust_root
 

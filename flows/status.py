@@ -19,7 +19,7 @@ from tasks.production import Held
 from tasks.queue import waiting
 from tasks.registry_reader import read_production
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from tasks.submitters import submitters_of
 from tasks.waivers import approvals_of, revoked, waivers_of
 from vetgate.errors import Denied, VetgateError

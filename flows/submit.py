@@ -8,7 +8,7 @@ from typing import Any
 from tasks import events, intake
 from tasks.attestations import newest_attestation
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tasks.submitters import save_submitter, sign_submission
 from vetgate.errors import BadSubmission, Denied
 from vetgate.keys import load_key

@@ -16,9 +16,9 @@ from flows.params import uses
 from flows.result import publish, result_of
 from tasks import events, inspect, intake, repair
 from tasks.bench import warm
-from tasks.lease import Held, leased
 from tasks.settings import Settings, load_settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
+from tasks.store.lease import Held, leased
 from vetgate.errors import StoreError
 from vetgate.policy import load_policy
 

@@ -14,7 +14,7 @@ from tasks import events
 from tasks.attestations import attested_manifests, newest_attestation
 from tasks.intake import Record, find_record
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from tasks.submitters import submitters_of
 from tasks.waivers import approvals_of, approved, revoked, save_approval, save_waiver
 from vetgate import attest, dsse

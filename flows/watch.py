@@ -12,7 +12,7 @@ from tasks.coverage import Coverage, covered
 from tasks.ledger_chain import gate_key
 from tasks.production import Held
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from tasks.tampered import untampered
 from vetgate.errors import Denied, StoreError
 from vetgate.keys import TrustRoot, utc_now

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.store import Store
+from tasks.store.base import Store
 from vetgate import attest
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied

@@ -13,7 +13,7 @@ from typing import Any
 from tasks.attestations import Attestation, is_revoked, newest_attestation, was_revoked
 from tasks.promotions import Promotion, promotion_of
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate import attest
 from vetgate.errors import Denied, NotPassed, Stale
 from vetgate.keys import TrustRoot, read_trust_root, utc_now

@@ -19,10 +19,10 @@ from pydantic.dataclasses import dataclass as checked
 from safetensors.numpy import save
 
 from tasks.data_registry import DataRef, add, describe, read, registered, resolve
-from tasks.kept import METADATA, copied, kept
 from tasks.npz import Progress, read_array, read_rows
 from tasks.settings import Settings
 from tasks.splits import Rows, partition, resize, sample
+from tasks.store.directory_cache import METADATA, copied, kept
 from vetgate.errors import BadSubmission, NotUnderstood
 
 __all__ = [

@@ -17,7 +17,7 @@ from tasks.intake import MAX_BYTES, MAX_FILES, workroom
 from tasks.mlflow_client import registry
 from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate.errors import Altered, Denied, StoreError
 from vetgate.formats.manifest import FILE_NAME
 

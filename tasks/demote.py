@@ -20,7 +20,7 @@ from tasks.ledger import append, head
 from tasks.mlflow_client import registry
 from tasks.production import PREFIX, aliases_of
 from tasks.settings import Settings
-from tasks.store_directory import write_whole
+from tasks.store.directory import write_whole
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError, VetgateError
 

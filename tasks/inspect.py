@@ -14,7 +14,7 @@ from tasks.bench import bench_of
 from tasks.progress import teller
 from tasks.sandbox import Limits, SandboxError
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate.digest import canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, StoreError
 

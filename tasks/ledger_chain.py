@@ -17,8 +17,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.settings import Settings
-from tasks.store import Store, open_store
-from tasks.store_directory import write_whole
+from tasks.store.base import Store, open_store
+from tasks.store.directory import write_whole
 from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError

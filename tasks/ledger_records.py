@@ -16,7 +16,7 @@ from tasks.moves import Move, enter_move, unfinished_move
 from tasks.promotions import promotion_key, promotion_of
 from tasks.revocations import said_by
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate import attest, dsse
 from vetgate.errors import Denied
 from vetgate.keys import GATE, TrustRoot

@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remembered
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate.dsse import MAX_CLOCK_SKEW
 from vetgate.errors import Denied
 from vetgate.keys import TrustRoot, read_trust_root, utc_now

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from tasks.ledger_chain import Entry, append, head
 from tasks.promotions import promotion_key
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
 from vetgate.strict_json import as_object, parse

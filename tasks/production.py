@@ -13,7 +13,7 @@ from tasks.mlflow_client import registry
 from tasks.promotions import Promotion
 from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
-from tasks.store import Store, fetch_all, open_store
+from tasks.store.base import Store, fetch_all, open_store
 from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
 from vetgate.formats.manifest import hash_directory
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.intake import Record, records
-from tasks.lease import Lease, read_lease
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
+from tasks.store.lease import Lease, read_lease
 
 # a vetting that died is tried again after this long, then after twice as long, and so on
 FIRST_PAUSE_SECONDS = 30.0

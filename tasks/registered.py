@@ -15,7 +15,7 @@ from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.mlflow_client import registry
 from tasks.registered_notes import note_key
 from tasks.settings import Settings, location
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.errors import BadSubmission, NotUnderstood
 
 if TYPE_CHECKING:

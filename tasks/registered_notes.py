@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tasks.store import Store
+from tasks.store.base import Store
 from vetgate.digest import canonical_json
 
 

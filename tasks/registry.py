@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.mlflow_client import experiment, registry
 from tasks.registered_notes import note, noted
 from tasks.settings import Settings
-from tasks.store import Store, fetch_all, open_store
+from tasks.store.base import Store, fetch_all, open_store
 from vetgate.digest import sha256_json
 from vetgate.formats.submission import Submission
 

@@ -16,7 +16,7 @@ from tasks.mlflow_client import registry
 from tasks.promotions import Taken
 from tasks.registry import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.errors import StoreError, VetgateError
 from vetgate.formats.manifest import Manifest, hash_directory
 

@@ -14,7 +14,7 @@ from tasks.inspect import Case, log_invocation, provenance
 from tasks.progress import teller
 from tasks.sandbox import SandboxError
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory

@@ -11,7 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.attestations import revocation_key
-from tasks.store import Store
+from tasks.store.base import Store
 from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied

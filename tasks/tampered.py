@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.production import check_bytes
 from tasks.promotions import Promotion
 from tasks.settings import Settings
-from tasks.store import Store
+from tasks.store.base import Store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from tasks.attestations import was_revoked
-from tasks.store import Store
+from tasks.store.base import Store
 from tasks.submitters import submitters_of
 from vetgate import dsse
 from vetgate.digest import canonical_json

@@ -18,7 +18,7 @@ from tasks.intake import fetch, read_record
 from tasks.prepare import prepare
 from tasks.sandbox import Limits
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
 

@@ -182,8 +182,8 @@ def _arm(striking: Striking) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    from tasks.store_directory import DirectoryStore
-    from tasks.store_s3 import S3Store
+    from tasks.store.directory import DirectoryStore
+    from tasks.store.s3 import S3Store
     from vetgate.errors import StoreError
 
     def wrap(owner: Any, name: str, place: Any, refusal: Exception) -> None:

@@ -14,7 +14,7 @@ from tasks.ledger import note
 from tasks.mlflow_client import registry
 from tasks.production import aliases_of
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tests.databases import with_registry
 from vetgate import attest
 from vetgate.keys import load_or_create_key, utc_now

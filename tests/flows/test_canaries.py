@@ -7,7 +7,7 @@ import pytest
 from flows.canaries import BACKDOORED, CLEAN, Canary, canaries
 from tasks import intake
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.errors import StoreError
 
 PASSED, FAILED = {"decision": "PASS", "suspects": []}, {"decision": "FAIL", "suspects": [7]}

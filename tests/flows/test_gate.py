@@ -23,7 +23,7 @@ from flows.receiver import receiver
 from tasks.intake import take
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tasks.webhooks import MAX_BODY_BYTES, signature
 from tests.service.running import free_ports
 from vetgate.errors import BadSubmission, StoreError

@@ -12,7 +12,7 @@ import pytest
 from tasks.ledger_verify import verify_ledger
 from tasks.mlflow_client import registry
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from tests import killing
 from tests.killing import Turn
 

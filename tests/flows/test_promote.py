@@ -22,7 +22,7 @@ from tasks.coverage import covered
 from tasks.ledger import catch_up, entries, verify_ledger
 from tasks.mlflow_client import registry
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tests.databases import with_registry
 from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, Stale

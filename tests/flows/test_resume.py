@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tests.databases import with_databases
 
 # an interrupt that comes while the machine is busy elsewhere is heard at another step
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.serial
 
 FATAL = """
 import os, signal
-from tasks.store_directory import DirectoryStore
+from tasks.store.directory import DirectoryStore
 create = DirectoryStore.create
 def fatal(self, key, data):
     if key.startswith("evidence/") and "/neural_cleanse/" in key:

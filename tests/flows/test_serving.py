@@ -24,7 +24,7 @@ from tasks import delivery, intake
 from tasks.attestations import newest_attestation, save_attestation
 from tasks.mlflow_client import registry
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tests.databases import with_registry
 from vetgate import attest
 from vetgate.architectures import ARCHITECTURES

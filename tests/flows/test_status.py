@@ -15,9 +15,9 @@ from flows.commands_verify import app
 from flows.promote import promote
 from flows.show_status import show_status
 from flows.status import status
-from tasks.lease import leased, read_lease
 from tasks.mlflow_client import registry
 from tasks.promotions import Promotion, promotion_of
+from tasks.store.lease import leased, read_lease
 from tasks.submitters import save_submitter, sign_submission
 from tasks.tampered import rehash
 from tasks.waivers import save_approval, save_waiver

@@ -13,10 +13,10 @@ import pytest
 from flows.registered import take_version
 from flows.sweep import sweep
 from tasks import intake, registered, registered_notes
-from tasks.lease import leased
 from tasks.mlflow_client import registry
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
+from tasks.store.lease import leased
 from tests.databases import with_registry
 
 YAML = """

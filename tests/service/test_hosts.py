@@ -27,7 +27,7 @@ from tasks.inspect import Case, Data
 from tasks.prepare import prepare
 from tasks.sandbox import Limits
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tests.service.hosts import Host, other_host
 from tests.service.running import Service, tail, until_true
 from vetgate.architectures import ARCHITECTURES

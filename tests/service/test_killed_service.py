@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.lease import read_lease
+from tasks.store.lease import read_lease
 from tests.service.running import Service, tail, until_true
 from tests.service.world import World, variant
 from vetgate.formats.manifest import hash_directory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 
 
 @pytest.fixture(params=["directory", "s3"])

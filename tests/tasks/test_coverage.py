@@ -12,7 +12,7 @@ from tasks.coverage import Coverage, covered
 from tasks.promotions import save_promotion
 from tasks.revocations import save_revocation
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate import attest
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, Stale

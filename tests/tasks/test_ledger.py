@@ -15,7 +15,7 @@ from tasks.ledger import append, catch_up, entries, head, note, verify_ledger
 from tasks.ledger_chain import START, entry_key
 from tasks.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
 from vetgate import attest, dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
@@ -126,7 +126,7 @@ def test_every_kind_of_store_holds_it(store: Store, tmp_path: Path, request: pyt
 def test_one_entry_costs_the_same_however_long_the_ledger_is(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.store_directory import DirectoryStore
+    from tasks.store.directory import DirectoryStore
 
     read: list[str] = []
     really = DirectoryStore.read

@@ -15,7 +15,7 @@ from tasks.registered_notes import noted
 from tasks.registry import record_vetting
 from tasks.registry_promoted import Promoted, register_promoted
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tests.databases import with_registry
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.manifest import hash_directory

@@ -21,7 +21,7 @@ from tasks.prepare import prepare
 from tasks.sandbox import Crashed, Limits, TimedOut
 from tasks.settings import Settings
 from tasks.spread import _Asking, compute, detect_spread
-from tasks.store import open_store
+from tasks.store.base import open_store
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.badnets import poison, square
 from vetgate.attacks.training import train

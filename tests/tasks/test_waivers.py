@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.intake import take
 from tasks.settings import Settings
-from tasks.store import open_store
+from tasks.store.base import open_store
 from tasks.submitters import save_submitter, sign_submission, submitter_of, submitters_of
 from tasks.waivers import approvals_of, approved, save_approval, save_waiver, waivers_of
 from vetgate.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, utc_now

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks.store import CHUNK, BadKey, Changed, check_key, check_prefix
+from tasks.store.base import CHUNK, BadKey, Changed, check_key, check_prefix
 from vetgate.errors import StoreError
 
 ABANDONED_SECONDS = 24 * 3600

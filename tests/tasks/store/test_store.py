@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tasks.settings import Settings
-from tasks.store import BadKey, Changed, Store, open_store
-from tasks.store_directory import ABANDONED_SECONDS, DirectoryStore
+from tasks.store.base import BadKey, Changed, Store, open_store
+from tasks.store.directory import ABANDONED_SECONDS, DirectoryStore
 from vetgate.errors import StoreError
 
 FORK = multiprocessing.get_context("fork")

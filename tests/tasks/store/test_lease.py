@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lease import Held, Lost, leased, read_lease
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store.base import Store, open_store
+from tasks.store.lease import Held, Lost, leased, read_lease
 
 # leases run out by the clock
 pytestmark = pytest.mark.serial

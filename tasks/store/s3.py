@@ -14,8 +14,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tasks.store import CHUNK, Changed, check_key, check_prefix
-from tasks.store_directory import check_digest, write_whole
+from tasks.store.base import CHUNK, Changed, check_key, check_prefix
+from tasks.store.directory import check_digest, write_whole
 from vetgate.errors import StoreError
 
 MAX_SINGLE_PUT = 5 * 2**30

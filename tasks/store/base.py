@@ -79,11 +79,11 @@ def open_store(where: Settings | str, *, endpoint: str | None = None) -> Store:
     except ValueError as error:
         raise StoreError(str(error)) from error
     if parts.scheme == "s3":
-        from tasks.store_s3 import S3Store
+        from tasks.store.s3 import S3Store
 
         endpoint = endpoint or os.environ.get("VETGATE_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL")
         return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint)
-    from tasks.store_directory import DirectoryStore
+    from tasks.store.directory import DirectoryStore
 
     return DirectoryStore(Path(where))
 

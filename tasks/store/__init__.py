@@ -1,0 +1,1 @@
+"""The object store, and what is built on its conditional writes."""
