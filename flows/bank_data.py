@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tasks.data import DataRef, SplitPaths, describe, materialise, materialise_training, resolve
+from tasks.data.reference import DataRef, SplitPaths, describe, materialise, materialise_training, resolve
 from tasks.settings import Settings
 from vetgate.contract import Samples
 

@@ -30,7 +30,7 @@ Blob = dict[str, Any]
 def look() -> None:
     """Write down which data sets are here and what the code of attacks and detectors is, one file each."""
     from flows.params import load_params
-    from tasks.data import describe, resolve
+    from tasks.data.reference import describe, resolve
     from tasks.settings import load_settings
     from vetgate.digest import attack_digest, code_digest
 
@@ -179,7 +179,7 @@ def fill(names: list[str], jobs: int) -> None:
 
 def _here(settings: Settings) -> set[str]:
     """The data sets that this installation has; the digits come along."""
-    from tasks.data import registered
+    from tasks.data.reference import registered
 
     return {ref.name for ref in registered(settings)} | {"digits"}
 

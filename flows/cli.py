@@ -130,7 +130,7 @@ def data_add(
     """Register a reference data set under DVC."""
 
     def command() -> Outcome:
-        from tasks.data import add
+        from tasks.data.reference import add
         from tasks.progress import teller
         from tasks.settings import load_settings
 
@@ -147,7 +147,7 @@ def data_list(json: AsJson = False) -> int:
 
     def command() -> Outcome:
         from flows.show import show_data
-        from tasks.data import describe, registered
+        from tasks.data.reference import describe, registered
         from tasks.settings import load_settings
 
         settings = load_settings()

@@ -28,7 +28,7 @@ def calibrate(
         from flows.bank_own import recipe, references
         from flows.estimate import minutes
         from flows.params import load_params
-        from tasks.data import describe, resolve
+        from tasks.data.reference import describe, resolve
         from tasks.progress import teller
         from tasks.settings import load_settings
         from vetgate.calibration import load_calibration

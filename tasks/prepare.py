@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from tasks.data import materialise, materialise_training, resolve
+from tasks.data.reference import materialise, materialise_training, resolve
 from tasks.inspect import Data
 from tasks.progress import teller
 from tasks.settings import Settings

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from tasks.digits import write_digits
+from tasks.data.digits import write_digits
 from tests.cached import made_once
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.badnets import poison, square

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tasks import data, npz
+from tasks.data import npz
+from tasks.data import reference as data
+from tasks.data.splits import SHARES, partition, resize, sample
 from tasks.settings import Settings, load_settings
-from tasks.splits import SHARES, partition, resize, sample
 from vetgate.errors import BadSubmission, NotUnderstood
 
 

@@ -50,7 +50,7 @@ def ask(
     body = json.dumps({"operation": operation, "remote": remote.to_dvc(), **request})
     with tempfile.TemporaryDirectory(prefix="vetgate-dvc-") as scratch, open(Path(scratch, "log"), "w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.dvc_process"],
+            [sys.executable, "-m", "tasks.data.dvc_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import data, dvc_client, npz
+from tasks.data import dvc_client, npz
+from tasks.data import reference as data
 from tasks.settings import Settings, load_settings
 from vetgate.errors import BadSubmission, NotUnderstood, StoreError
 
@@ -91,7 +92,7 @@ def test_two_processes_read_at_once(shared: Settings, tmp_path: Path) -> None:
     for cached in (shared.home / "data-cache").glob("*"):
         cached.unlink()
     code = (
-        "import sys; from pathlib import Path; from tasks import data; from tasks.settings import load_settings\n"
+        "import sys; from pathlib import Path; from tasks.data import reference as data; from tasks.settings import load_settings\n"
         "s = load_settings(home=Path(sys.argv[1])); ref = data.resolve(s, 'digits')\n"
         "print(ref.rev, data.read(s, ref))"
     )
@@ -152,7 +153,7 @@ def test_what_a_killed_run_left_is_no_obstacle(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = write(tmp_path / "signs.npz", arrays())
-    command = [sys.executable, "-c", "from tasks.data import *; from tasks.settings import *; import sys\n"]
+    command = [sys.executable, "-c", "from tasks.data.reference import *; from tasks.settings import *; import sys\n"]
     command[-1] += f"add(load_settings(home={str(settings.home)!r}), 'signs', {str(given)!r})"
     adding = subprocess.Popen(command)
     while not list(settings.home.glob(".data-*/new/.git")):
@@ -176,7 +177,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing(shared: Settings, tmp_path: P
     given = write(tmp_path / "big.npz", arrays(x_train=random, y_train=np.zeros(4000, np.int64)))
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from tasks import data; from tasks.settings import load_settings\n"
+        "from tasks.data import reference as data; from tasks.settings import load_settings\n"
         "s = load_settings(home=Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))\n"
         "try:\n    data.add(s, 'big', Path(sys.argv[2]))\nexcept Exception as e: print(type(e).__name__, e)"
     )

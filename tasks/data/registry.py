@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import npz
-from tasks.digits import write_digits
-from tasks.dvc_client import Remote, ask
-from tasks.own_git import git
+from tasks.data import npz
+from tasks.data.digits import write_digits
+from tasks.data.dvc_client import Remote, ask
+from tasks.data.own_git import git
 from tasks.settings import Settings
 from vetgate.errors import BadSubmission, StoreError
 

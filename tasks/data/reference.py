@@ -18,10 +18,10 @@ from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 from safetensors.numpy import save
 
-from tasks.data_registry import DataRef, add, describe, read, registered, resolve
-from tasks.npz import Progress, read_array, read_rows
+from tasks.data.npz import Progress, read_array, read_rows
+from tasks.data.registry import DataRef, add, describe, read, registered, resolve
+from tasks.data.splits import Rows, partition, resize, sample
 from tasks.settings import Settings
-from tasks.splits import Rows, partition, resize, sample
 from tasks.store.directory_cache import METADATA, copied, kept
 from vetgate.errors import BadSubmission, NotUnderstood
 

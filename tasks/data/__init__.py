@@ -1,0 +1,1 @@
+"""Reference data: registered under DVC, split by purpose, read at a resolved commit."""
