@@ -18,7 +18,7 @@ from tasks.inspect import Case, Data, Found
 from tasks.intake import Record
 from tasks.prepare import prepare
 from tasks.progress import tell
-from tasks.sandbox import Limits, SandboxError
+from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
 from vetgate.digest import canonical_json

@@ -9,7 +9,7 @@ from flows.gate import gate
 from flows.result import publish, result_of
 from tasks import events, intake
 from tasks.inspect import Case
-from tasks.sandbox import Limits
+from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.store.lease import leased

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.intake import workroom
-from tasks.sandbox import Sandbox
+from tasks.sandbox.host import Sandbox
 from tasks.settings import Settings
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.bench import bench_of
 from tasks.progress import teller
-from tasks.sandbox import Limits, SandboxError
+from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate.digest import canonical_json, code_digest, sha256_json

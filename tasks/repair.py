@@ -12,7 +12,7 @@ from tasks.bench import bench_of
 from tasks.evaluate import Measured, evaluate, natural_success, reinvert
 from tasks.inspect import Case, log_invocation, provenance
 from tasks.progress import teller
-from tasks.sandbox import SandboxError
+from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate.digest import canonical_json, sha256_json

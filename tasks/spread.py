@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tasks.inspect import Case, payload_of, recorded
-from tasks.sandbox import Crashed, TimedOut
+from tasks.sandbox.host import Crashed, TimedOut
 from tasks.settings import Settings, load_settings
 from tasks.workbench import case_from_json, case_to_json, place_for
 from vetgate.digest import code_digest

@@ -16,7 +16,7 @@ from tasks.bench import Bench, set_up
 from tasks.inspect import Case, Data
 from tasks.intake import fetch, read_record
 from tasks.prepare import prepare
-from tasks.sandbox import Limits
+from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from vetgate.digest import sha256_json

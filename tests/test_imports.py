@@ -26,7 +26,7 @@ CASES = {
         HEAVY,
     ),
     "code digests": ("import vetgate.digest as d; d.code_digest('detect', 'neural_cleanse')", HEAVY),
-    "the sandbox's host": ("import tasks.sandbox", HEAVY),
+    "the sandbox's host": ("import tasks.sandbox.host", HEAVY),
     "data and reports": ("import tasks.data.reference, tasks.report", HEAVY),
     "vetgate --help": (COMMAND.format(["--help"], 0), HEAVY),
     "vetgate status": (COMMAND.format(["status"], 0), HEAVY),

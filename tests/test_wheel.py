@@ -24,7 +24,7 @@ from pathlib import Path
 import flows, tasks, vetgate
 from flows.bank import members, plan
 from flows.params import load_params
-from tasks.sandbox import Sandbox, available_level
+from tasks.sandbox.host import Sandbox, available_level
 from tasks.settings import load_settings
 from vetgate import shipped
 from vetgate.calibration import load_calibration

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from tasks.sandbox_fork import PR_SET_PDEATHSIG, prctl
+from tasks.sandbox.fork import PR_SET_PDEATHSIG, prctl
 
 Blob = dict[str, Any]
 START_SECONDS, STOP_SECONDS = 400.0, 40.0

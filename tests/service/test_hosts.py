@@ -25,7 +25,7 @@ from tasks import inspect, intake
 from tasks.bench import cool, open_bench
 from tasks.inspect import Case, Data
 from tasks.prepare import prepare
-from tasks.sandbox import Limits
+from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tests.service.hosts import Host, other_host

@@ -18,7 +18,7 @@ from tasks import inspect, intake, workbench
 from tasks.bench import cool, open_bench
 from tasks.inspect import Case, Data
 from tasks.prepare import prepare
-from tasks.sandbox import Crashed, Limits, TimedOut
+from tasks.sandbox.host import Crashed, Limits, TimedOut
 from tasks.settings import Settings
 from tasks.spread import _Asking, compute, detect_spread
 from tasks.store.base import open_store

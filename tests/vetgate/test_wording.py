@@ -13,8 +13,9 @@ import flows.decide
 import flows.verify  # noqa: F401 - the errors of everything that verification imports
 from flows.decide import answer
 from flows.sarif import rule_of
-from tasks import sandbox_answers, webhooks
+from tasks import webhooks
 from tasks.ledger import entries
+from tasks.sandbox import answers as sandbox_answers
 from tasks.store import lease
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, Court
 from tests.vetgate.test_judge import CLEAN as SILENT

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 import yaml
 
-from tasks.sandbox import Limits, Sandbox
-from tasks.sandbox_ops import OPS
+from tasks.sandbox.host import Limits, Sandbox
+from tasks.sandbox.operations import OPS
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Repair, Samples, Subject, Trigger
 from vetgate.errors import MissingInput, NotUnderstood, StoreError, UnknownParameter

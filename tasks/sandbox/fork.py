@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from tasks.sandbox_frames import FRACTION, write_frame
+from tasks.sandbox.frames import FRACTION, write_frame
 from vetgate.errors import NotFinite, StoreError, VetgateError
 
 Op = Callable[[Mapping[str, Any], Callable[[float], None]], dict[str, Any]]

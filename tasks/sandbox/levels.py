@@ -17,7 +17,7 @@ from vetgate.shipped import PACKAGES
 
 # -I ignores PYTHON* variables, the user's packages and the working directory
 INTERPRETER = (sys.executable, "-I")
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox_child import main; main(sys.argv[2])"
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox.child import main; main(sys.argv[2])"
 PROBE_SECONDS = 20
 
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.sandbox import Crashed, Limits, OutOfMemory, Sandbox, SandboxUnavailable, TimedOut, available_level
-from tasks.sandbox_answers import KNOWN, conclude
+from tasks.sandbox.answers import KNOWN, conclude
+from tasks.sandbox.host import Crashed, Limits, OutOfMemory, Sandbox, SandboxUnavailable, TimedOut, available_level
 from tests import system
 from vetgate.errors import BadSubmission, NotFinite, NotUnderstood, StoreError
 
 # it measures time
 pytestmark = pytest.mark.serial
 
-ROGUE = Path(__file__).parent / "rogue_ops.py"
+ROGUE = Path(__file__).parent / "rogue_operations.py"
 LIMITS = Limits(cpu_seconds=20, memory_bytes=3 << 29, file_bytes=4 << 20, result_bytes=1 << 20)
 WITHOUT = "bubblewrap may not run here" if system.BUBBLEWRAP.there() else system.BUBBLEWRAP.reason
 LEVELS = [1, pytest.param(2, marks=pytest.mark.skipif(available_level() < 2, reason=WITHOUT))]
@@ -297,7 +297,7 @@ def test_closing_in_the_middle_of_a_call_leaves_no_process(level, tmp_path):
 HOST = """
 import sys, threading
 from pathlib import Path
-from tasks.sandbox import Sandbox
+from tasks.sandbox.host import Sandbox
 scratch = Path(sys.argv[1])
 sandbox = Sandbox(level=int(sys.argv[2]), scratch=scratch, ops=Path(sys.argv[3]))
 sandbox.start()
@@ -336,7 +336,7 @@ def test_bubblewrap_that_may_not_run_counts_as_absent(tmp_path):
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
     fake.chmod(0o755)
-    script = "from tasks.sandbox import available_level; print(available_level())"
+    script = "from tasks.sandbox.host import available_level; print(available_level())"
     seen = subprocess.run(
         [sys.executable, "-c", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True
     )

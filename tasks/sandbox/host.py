@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, NoReturn, Self
 
-from tasks.sandbox_answers import (
+from tasks.sandbox.answers import (
     Crashed,
     Limits,
     OutOfMemory,
@@ -32,8 +32,8 @@ from tasks.sandbox_answers import (
     conclude,
     printable,
 )
-from tasks.sandbox_frames import FRACTION, read_frame, write_frame
-from tasks.sandbox_levels import available_level, command
+from tasks.sandbox.frames import FRACTION, read_frame, write_frame
+from tasks.sandbox.levels import available_level, command
 from vetgate.errors import StoreError
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
     "available_level",
 ]
 
-OPS = Path(__file__).resolve().parent / "sandbox_ops.py"
+OPS = Path(__file__).resolve().parent / "operations.py"
 START_SECONDS = 180
 # what the parent inside gets beyond a fork's time before the host kills both
 GRACE_SECONDS = 15

@@ -20,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from tasks import sandbox_fork
-from tasks.sandbox_fork import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, Op, prctl
-from tasks.sandbox_frames import FRACTION, HEADER, read_frame, write_frame
+from tasks.sandbox import fork as sandbox_fork
+from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, Op, prctl
+from tasks.sandbox.frames import FRACTION, HEADER, read_frame, write_frame
 
 STDERR_BYTES = 8192
 PROGRESS_SECONDS = 0.1
