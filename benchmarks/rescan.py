@@ -28,13 +28,13 @@ from flows.rescan_here import rescan_here
 from flows.stale import Present
 from flows.watch import watch
 from tasks.attestations import save_attestation
-from tasks.intake import Record, take
 from tasks.ledger import gate_key, note, verify_ledger
 from tasks.mlflow_client import experiment, registry
 from tasks.promotions import promotion_key, save_promotion
 from tasks.registry_promoted import MODEL, PROMOTIONS
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
+from tasks.vetting.intake import Record, take
 from tests import steady
 from vetgate import attest
 from vetgate.keys import load_or_create_key, utc_now

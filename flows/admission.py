@@ -11,10 +11,10 @@ from typing import Any
 
 from tasks.attestations import Attestation, attested_manifests, is_revoked, newest_attestation
 from tasks.coverage import admitted_until
-from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
 from tasks.submitters import submitters_of
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from tasks.waivers import approved
 from vetgate import attest
 from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderstood, Stale

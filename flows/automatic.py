@@ -7,9 +7,9 @@ from typing import Any
 
 from flows.promote import promote
 from tasks.attestations import newest_attestation
-from tasks.intake import Record, records
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
+from tasks.vetting.intake import Record, records
 from vetgate import dsse
 from vetgate.errors import Denied
 from vetgate.policy import load_policy

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import intake
-from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.settings import Settings
 from tasks.store.base import open_store
+from tasks.vetting import intake
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError
 from vetgate.formats.manifest import hash_directory

@@ -21,11 +21,11 @@ from flows import here, runtime
 from flows.console import Outcome
 from flows.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.promote import promote
-from tasks import intake
-from tasks.bench import cool
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
+from tasks.vetting import intake
+from tasks.vetting.workplace import cool
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.submission import read_submission
 

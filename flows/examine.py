@@ -12,15 +12,15 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.params import Params, load_params, needs
-from tasks import inspect, intake
-from tasks.bench import Bench, open_bench
-from tasks.inspect import Case, Data, Found
-from tasks.intake import Record
-from tasks.prepare import prepare
 from tasks.progress import tell
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
+from tasks.vetting import inspect, intake
+from tasks.vetting.inspect import Case, Data, Found
+from tasks.vetting.intake import Record
+from tasks.vetting.prepare import prepare
+from tasks.vetting.workplace import Bench, open_bench
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
 from vetgate.policy import Policy, load_policy

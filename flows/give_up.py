@@ -7,12 +7,13 @@ from typing import Any
 
 from flows.gate import gate
 from flows.result import publish, result_of
-from tasks import events, intake
-from tasks.inspect import Case
+from tasks import events
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.store.lease import leased
+from tasks.vetting import intake
+from tasks.vetting.inspect import Case
 from vetgate.policy import load_policy
 from vetgate.reasons import Code, Reason
 from vetgate.wording import render

@@ -13,11 +13,12 @@ from flows.gate import gate
 from flows.params import load_params
 from flows.result import refused
 from flows.sweep import sweep
-from tasks import intake, mlflow_client
-from tasks.bench import cool, warm
-from tasks.intake import Record
+from tasks import mlflow_client
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
+from tasks.vetting import intake
+from tasks.vetting.intake import Record
+from tasks.vetting.workplace import cool, warm
 from vetgate.errors import NotUnderstood, VetgateError
 from vetgate.policy import load_policy
 from vetgate.reasons import of_error

@@ -11,10 +11,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.attestations import Attestation, attestation_at, is_revoked, newest_attestation, save_attestation
-from tasks.intake import Record, read_record
 from tasks.ledger import head, note
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
+from tasks.vetting.intake import Record, read_record
 from tasks.waivers import waived_by
 from vetgate import attest
 from vetgate.errors import Denied, Stale

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows.issue import Docket
-from tasks.inspect import read_evidence
+from tasks.vetting.inspect import read_evidence
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import StoreError
 

@@ -17,13 +17,13 @@ from flows.admission import Admitted, Request, admitted_by, hashed, identified, 
 from tasks import events
 from tasks.attestations import is_revoked, newest_attestation
 from tasks.denials import enter_denial
-from tasks.intake import workroom
 from tasks.ledger import catch_up, gate_key, note, note_move
 from tasks.moves import Move, begin_move, end_move
 from tasks.promotions import promotion_key, save_promotion
 from tasks.registry_promoted import Promoted, register_promoted
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all, open_store
+from tasks.vetting.intake import workroom
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, BadSubmission, Denied, Stale
 from vetgate.formats.manifest import Manifest

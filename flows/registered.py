@@ -6,9 +6,10 @@ from typing import Any
 
 from prefect import flow
 
-from tasks import events, intake, registered, registered_notes
+from tasks import events, registered, registered_notes
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
+from tasks.vetting import intake
 from vetgate.errors import BadSubmission, NotUnderstood
 
 Blob = dict[str, Any]

@@ -6,8 +6,8 @@ from typing import Any
 
 from flows import here, runtime
 from flows.rescan import rescan
-from tasks.bench import cool
 from tasks.settings import Settings
+from tasks.vetting.workplace import cool
 
 Blob = dict[str, Any]
 

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.inspect import Case, Found, read_evidence
-from tasks.intake import Record
 from tasks.registry import record_vetting
 from tasks.report import Clean, render
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.trigger_images import trigger_pngs
+from tasks.vetting.inspect import Case, Found, read_evidence
+from tasks.vetting.intake import Record
 from vetgate.errors import StoreError
 from vetgate.reasons import Code, Reason, records
 from vetgate.wording import rendered

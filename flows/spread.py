@@ -15,11 +15,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.inspect import Case
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
-from tasks.spread import detect_spread
-from tasks.workbench import case_from_json, case_to_json
+from tasks.vetting.inspect import Case
+from tasks.vetting.spread import detect_spread
+from tasks.vetting.workplaces import case_from_json, case_to_json
 from vetgate.errors import NotUnderstood
 from vetgate.policy import Policy
 

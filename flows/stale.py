@@ -10,8 +10,8 @@ from typing import Any
 from flows.params import Params, load_params, needs
 from flows.watch import READERS, Watch
 from tasks.coverage import Coverage
-from tasks.intake import Record, read_record
-from tasks.prepare import prepare
+from tasks.vetting.intake import Record, read_record
+from tasks.vetting.prepare import prepare
 from vetgate.calibration import load_calibration
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadSubmission, NotUnderstood, VetgateError

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks import events, intake
+from tasks import events
 from tasks.attestations import newest_attestation
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.submitters import save_submitter, sign_submission
+from tasks.vetting import intake
 from vetgate.errors import BadSubmission, Denied
 from vetgate.keys import load_key
 

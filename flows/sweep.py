@@ -13,8 +13,9 @@ from typing import Any
 from flows.automatic import promote_all_due
 from flows.give_up import give_up
 from flows.registered_note import note_own_version
-from tasks import queue, registered
+from tasks import registered
 from tasks.settings import Settings
+from tasks.vetting import queue
 from vetgate.errors import VetgateError
 from vetgate.policy import load_policy
 

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.settings import Settings
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate import attest
 from vetgate.errors import Altered, BadSubmission, NotPassed, NotUnderstood, StoreError, VetgateError
 from vetgate.formats.manifest import hash_directory

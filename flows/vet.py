@@ -14,11 +14,12 @@ from flows.examine import Seen, Vetting, look_over, opened, request_of, step
 from flows.gate import gate
 from flows.params import uses
 from flows.result import publish, result_of
-from tasks import events, inspect, intake, repair
-from tasks.bench import warm
+from tasks import events
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store, open_store
 from tasks.store.lease import Held, leased
+from tasks.vetting import inspect, intake, repair
+from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError
 from vetgate.policy import load_policy
 

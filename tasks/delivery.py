@@ -13,11 +13,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tasks.coverage import Coverage
-from tasks.intake import MAX_BYTES, MAX_FILES, workroom
 from tasks.mlflow_client import registry
 from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.errors import Altered, Denied, StoreError
 from vetgate.formats.manifest import FILE_NAME
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.intake import MAX_BYTES, MAX_FILES, workroom
 from tasks.mlflow_client import registry
 from tasks.promotions import Promotion
 from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all, open_store
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
 from vetgate.formats.manifest import hash_directory
 

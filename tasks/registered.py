@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.mlflow_client import registry
 from tasks.registered_notes import note_key
 from tasks.settings import Settings, location
 from tasks.store.base import open_store
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.errors import BadSubmission, NotUnderstood
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.intake import MAX_BYTES, MAX_FILES
 from tasks.mlflow_client import registry
 from tasks.promotions import Taken
 from tasks.registry import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.settings import Settings
 from tasks.store.base import open_store
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.errors import StoreError, VetgateError
 from vetgate.formats.manifest import Manifest, hash_directory
 

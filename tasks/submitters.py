@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tasks.intake import read_record
 from tasks.store.base import Store
+from tasks.vetting.intake import read_record
 from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.dsse import Envelope

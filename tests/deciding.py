@@ -12,9 +12,9 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows import keys
-from tasks import intake
 from tasks.settings import Settings
 from tasks.submitters import save_submitter, sign_submission
+from tasks.vetting import intake
 from tests.production import Home
 from tests.vetgate.test_judge import label_norms
 from vetgate.calibration import SHIPPED, load_calibration

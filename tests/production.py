@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.promote import promote
-from tasks import intake
 from tasks.attestations import save_attestation
 from tasks.ledger import note
 from tasks.mlflow_client import registry
 from tasks.production import aliases_of
 from tasks.settings import Settings
 from tasks.store.base import open_store
+from tasks.vetting import intake
 from tests.databases import with_registry
 from vetgate import attest
 from vetgate.keys import load_or_create_key, utc_now

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from flows.canaries import BACKDOORED, CLEAN, Canary, canaries
-from tasks import intake
 from tasks.settings import Settings
 from tasks.store.base import open_store
+from tasks.vetting import intake
 from vetgate.errors import StoreError
 
 PASSED, FAILED = {"decision": "PASS", "suspects": []}, {"decision": "FAIL", "suspects": [7]}

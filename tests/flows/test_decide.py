@@ -14,8 +14,8 @@ import pytest
 from flows.decide import answer, make_ready
 from tasks.attestations import newest_attestation, save_attestation
 from tasks.coverage import admitted_until
-from tasks.intake import read_record
 from tasks.ledger import entries, verify_ledger
+from tasks.vetting.intake import read_record
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, TARGET, Court
 from vetgate import attest
 from vetgate.errors import Stale

@@ -20,10 +20,10 @@ from starlette.applications import Starlette
 from flows.gate import LocalGate, RemoteGate, gate
 from flows.gate_service import MAX_REQUEST_BYTES, Reconciler
 from flows.receiver import receiver
-from tasks.intake import take
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
+from tasks.vetting.intake import take
 from tasks.webhooks import MAX_BODY_BYTES, signature
 from tests.service.running import free_ports
 from vetgate.errors import BadSubmission, StoreError

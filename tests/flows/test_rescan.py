@@ -27,10 +27,10 @@ from flows.reconcile import reconcile
 from flows.rescan import exit_code, rescan
 from flows.stale import NIGHTS, Present, due_tonight
 from flows.watch import watch
-from tasks import intake
 from tasks.attestations import newest_attestation
 from tasks.ledger import Entry, entries, verify_ledger
 from tasks.settings import Settings, location
+from tasks.vetting import intake
 from tests import steady
 from tests.production import NOW, Home, home_in
 from vetgate.errors import StoreError

@@ -20,11 +20,12 @@ from safetensors.torch import save
 
 from flows.promote import promote
 from flows.serving import Verified, deliver, read_uri, verified_load
-from tasks import delivery, intake
+from tasks import delivery
 from tasks.attestations import newest_attestation, save_attestation
 from tasks.mlflow_client import registry
 from tasks.settings import Settings
 from tasks.store.base import open_store
+from tasks.vetting import intake
 from tests.databases import with_registry
 from vetgate import attest
 from vetgate.architectures import ARCHITECTURES

@@ -12,11 +12,12 @@ import pytest
 
 from flows.registered import take_version
 from flows.sweep import sweep
-from tasks import intake, registered, registered_notes
+from tasks import registered, registered_notes
 from tasks.mlflow_client import registry
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.store.lease import leased
+from tasks.vetting import intake
 from tests.databases import with_registry
 
 YAML = """

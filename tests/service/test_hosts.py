@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from flows.params import load_params
-from tasks import inspect, intake
-from tasks.bench import cool, open_bench
-from tasks.inspect import Case, Data
-from tasks.prepare import prepare
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.store.base import open_store
+from tasks.vetting import inspect, intake
+from tasks.vetting.inspect import Case, Data
+from tasks.vetting.prepare import prepare
+from tasks.vetting.workplace import cool, open_bench
 from tests.service.hosts import Host, other_host
 from tests.service.running import Service, tail, until_true
 from vetgate.architectures import ARCHITECTURES

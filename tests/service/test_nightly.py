@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import intake
 from tasks.ledger_verify import verify_ledger
+from tasks.vetting import intake
 from tests import steady
 from tests.production import Home
 from tests.service.running import Service, running_service, tail

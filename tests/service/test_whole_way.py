@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from flows.serving import verified_load
-from tasks import intake
 from tasks.ledger_verify import verify_ledger
+from tasks.vetting import intake
 from tests.service.running import Service, tail, until_true
 from tests.service.world import Blob, World, variant
 from vetgate.errors import Denied

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from tasks import registry_reader
-from tasks.intake import read_record
 from tasks.mlflow_client import registry
 from tasks.production import Held, check_bytes, in_production, source_of
 from tasks.promotions import Promotion, promotion_of
 from tasks.registry_reader import read_production
 from tasks.settings import location
 from tasks.tampered import rehash, untampered
+from tasks.vetting.intake import read_record
 from tests.production import Home, home_in
 from vetgate.errors import Denied, StoreError
 from vetgate.keys import read_trust_root

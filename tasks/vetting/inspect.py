@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tasks.bench import bench_of
 from tasks.progress import teller
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
+from tasks.vetting.workplace import bench_of
 from vetgate.digest import canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, StoreError
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tasks.intake import Record, records
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.store.lease import Lease, read_lease
+from tasks.vetting.intake import Record, records
 
 # a vetting that died is tried again after this long, then after twice as long, and so on
 FIRST_PAUSE_SECONDS = 30.0

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from tasks.data.reference import materialise, materialise_training, resolve
-from tasks.inspect import Data
 from tasks.progress import teller
 from tasks.settings import Settings
+from tasks.vetting.inspect import Data
 from vetgate.formats.submission import Submission
 
 PURPOSES = ("invert", "confirm", "repair", "validate", "test")

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.intake import workroom
 from tasks.sandbox.host import Sandbox
 from tasks.settings import Settings
+from tasks.vetting.intake import workroom
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tasks.inspect import Case, payload_of, recorded
 from tasks.sandbox.host import Crashed, TimedOut
 from tasks.settings import Settings, load_settings
-from tasks.workbench import case_from_json, case_to_json, place_for
+from tasks.vetting.inspect import Case, payload_of, recorded
+from tasks.vetting.workplaces import case_from_json, case_to_json, place_for
 from vetgate.digest import code_digest
 from vetgate.errors import StoreError
 
@@ -40,7 +40,7 @@ Submit = Callable[[Callable[[str], str], str], Pending]
 def detect_spread(
     settings: Settings, case: Case, sizes: dict[str, int], method: str, params: Blob, submit: Submit
 ) -> Blob:
-    """The fields of what one detector found, as tasks.inspect.detect gives them, its blocks computed by `submit`.
+    """The fields of what one detector found, as tasks.vetting.inspect.detect gives them, its blocks computed by `submit`.
 
     `submit(work, job)` has work(job) done by a worker. The case's own paths are not used.
     """

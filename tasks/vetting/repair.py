@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.bench import bench_of
-from tasks.evaluate import Measured, evaluate, natural_success, reinvert
-from tasks.inspect import Case, log_invocation, provenance
 from tasks.progress import teller
 from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
+from tasks.vetting.evaluate import Measured, evaluate, natural_success, reinvert
+from tasks.vetting.inspect import Case, log_invocation, provenance
+from tasks.vetting.workplace import bench_of
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory

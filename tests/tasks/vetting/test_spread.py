@@ -14,14 +14,15 @@ import yaml
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from tasks import inspect, intake, workbench
-from tasks.bench import cool, open_bench
-from tasks.inspect import Case, Data
-from tasks.prepare import prepare
 from tasks.sandbox.host import Crashed, Limits, TimedOut
 from tasks.settings import Settings
-from tasks.spread import _Asking, compute, detect_spread
 from tasks.store.base import open_store
+from tasks.vetting import inspect, intake
+from tasks.vetting import workplaces as workbench
+from tasks.vetting.inspect import Case, Data
+from tasks.vetting.prepare import prepare
+from tasks.vetting.spread import _Asking, compute, detect_spread
+from tasks.vetting.workplace import cool, open_bench
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.badnets import poison, square
 from vetgate.attacks.training import train

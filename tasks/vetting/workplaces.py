@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasks.bench import Bench, set_up
-from tasks.inspect import Case, Data
-from tasks.intake import fetch, read_record
-from tasks.prepare import prepare
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.store.base import open_store
+from tasks.vetting.inspect import Case, Data
+from tasks.vetting.intake import fetch, read_record
+from tasks.vetting.prepare import prepare
+from tasks.vetting.workplace import Bench, set_up
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.bench import bench_of
-from tasks.inspect import Case
 from tasks.progress import teller
+from tasks.vetting.inspect import Case
+from tasks.vetting.workplace import bench_of
 
 Blob = dict[str, Any]
 
