@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.registry import record_vetting
-from tasks.report import Clean, render
+from tasks.report.page import Clean, render
+from tasks.report.trigger_images import trigger_pngs
 from tasks.settings import Settings
 from tasks.store.base import open_store
-from tasks.trigger_images import trigger_pngs
 from tasks.vetting.inspect import Case, Found, read_evidence
 from tasks.vetting.intake import Record
 from vetgate.errors import StoreError

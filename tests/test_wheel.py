@@ -105,7 +105,11 @@ def test_the_wheel_holds_the_packages_and_what_they_read_and_nothing_else(wheel:
     with zipfile.ZipFile(wheel) as packed:
         held = {name for name in packed.namelist() if ".dist-info/" not in name}
     assert held == expected
-    assert {"tasks/report.html.j2", "vetgate/share/params.yaml", "vetgate/share/infra/policies/default.yaml"} <= held
+    assert {
+        "tasks/report/page.html.j2",
+        "vetgate/share/params.yaml",
+        "vetgate/share/infra/policies/default.yaml",
+    } <= held
 
 
 def test_a_wheel_far_from_the_checkout_reads_what_it_brought(wheel: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from tasks.report import Clean, render
-from tasks.report_figures import bars, histogram, strip
-from tasks.report_words import meaning
-from tasks.trigger_images import trigger_pngs, triggers_of
+from tasks.report.figures import bars, histogram, strip
+from tasks.report.page import Clean, render
+from tasks.report.trigger_images import trigger_pngs, triggers_of
+from tasks.report.words import meaning
 from vetgate.contract import Axis, Evidence, Trigger
 
 

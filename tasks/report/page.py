@@ -17,9 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from tasks.report_figures import Bar, Histogram, Strip, bars, histogram, strip
-from tasks.report_words import ABOUT, meaning, name_of, summary, title
-from tasks.trigger_images import Picture, data_uri, most_suspicious, triggers_of, unpack
+from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
+from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of, unpack
+from tasks.report.words import ABOUT, meaning, name_of, summary, title
 
 Blob = Mapping[str, Any]
 
@@ -116,7 +116,7 @@ def render(
         "meaning": meaning(result, calibration),
         "provenance": [*_provenance(result, records, calibration, provenance)],
     }
-    return _environment().get_template("report.html.j2").render(page)
+    return _environment().get_template("page.html.j2").render(page)
 
 
 def number(value: Any, digits: int = 3) -> str:
