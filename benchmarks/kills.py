@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks.ledger_verify import verify_ledger
 from tasks.mlflow_client import registry
+from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tests import models, quick

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from flows.service_parts import parts
 from flows.submit import submit
 from tasks.data.digits import write_digits
-from tasks.ledger_verify import verify_ledger
+from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store, open_store
 from tests import quick

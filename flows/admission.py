@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.attestations import Attestation, attested_manifests, is_revoked, newest_attestation
-from tasks.coverage import admitted_until
+from tasks.records.attestations import Attestation, attested_manifests, is_revoked, newest_attestation
+from tasks.records.coverage import admitted_until
+from tasks.records.submitters import submitters_of
+from tasks.records.waivers import approved
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
-from tasks.submitters import submitters_of
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
-from tasks.waivers import approved
 from vetgate import attest
 from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderstood, Stale
 from vetgate.formats.manifest import Manifest, hash_directory

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flows.promote import promote
-from tasks.attestations import newest_attestation
+from tasks.records.attestations import newest_attestation
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.intake import Record, records

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from flows.canaries import Canary, canaries
 from flows.gate import gate
 from flows.watch import Watch
-from tasks.attestations import attestation_at
+from tasks.records.attestations import attestation_at
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from vetgate.errors import VetgateError

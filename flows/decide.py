@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from flows.issue import issue_waived
 from flows.judgement import decide
-from tasks.ledger import catch_up, note
+from tasks.records.ledger import catch_up, note
 from tasks.settings import Settings, load_settings
 from vetgate.errors import BadSubmission, VetgateError
 

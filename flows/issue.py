@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from tasks.attestations import Attestation, attestation_at, is_revoked, newest_attestation, save_attestation
-from tasks.ledger import head, note
+from tasks.records.attestations import Attestation, attestation_at, is_revoked, newest_attestation, save_attestation
+from tasks.records.ledger import head, note
+from tasks.records.waivers import waived_by
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.intake import Record, read_record
-from tasks.waivers import waived_by
 from vetgate import attest
 from vetgate.errors import Denied, Stale
 from vetgate.keys import TrustRoot, load_or_create_key, read_trust_root, utc_now

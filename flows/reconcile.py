@@ -13,12 +13,12 @@ from datetime import datetime
 from typing import Any
 
 from flows.watch import Watch, coverage, coverages, watch
-from tasks.attestations import is_revoked, newest_attestation
-from tasks.coverage import Coverage
 from tasks.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
-from tasks.moves import move_key
 from tasks.production import Held, in_production, source_of
-from tasks.promotions import promotion_of, promotions_of
+from tasks.records.alias_moves import move_key
+from tasks.records.attestations import is_revoked, newest_attestation
+from tasks.records.coverage import Coverage
+from tasks.records.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
 from tasks.store.base import BadKey
 from vetgate import attest

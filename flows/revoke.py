@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.records import tell_gate
-from tasks.attestations import newest_attestation
-from tasks.revocations import save_revocation
+from tasks.records.attestations import newest_attestation
+from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate import attest, dsse

@@ -13,9 +13,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from flows.promote import NAME
-from tasks.coverage import Coverage, covered
 from tasks.delivery import attested_bytes, registered_version
-from tasks.promotions import promotion_of
+from tasks.records.coverage import Coverage, covered
+from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
 from vetgate.errors import BadSubmission, Denied

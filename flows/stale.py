@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.params import Params, load_params, needs
 from flows.watch import READERS, Watch
-from tasks.coverage import Coverage
+from tasks.records.coverage import Coverage
 from tasks.vetting.intake import Record, read_record
 from tasks.vetting.prepare import prepare
 from vetgate.calibration import load_calibration

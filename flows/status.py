@@ -14,14 +14,14 @@ from typing import Any
 
 from flows.submit import queue
 from flows.watch import coverages, watch
-from tasks.coverage import Coverage
 from tasks.production import Held
+from tasks.records.coverage import Coverage
+from tasks.records.submitters import submitters_of
+from tasks.records.waivers import approvals_of, revoked, waivers_of
 from tasks.registry_reader import read_production
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from tasks.submitters import submitters_of
 from tasks.vetting.queue import waiting
-from tasks.waivers import approvals_of, revoked, waivers_of
 from vetgate.errors import Denied, VetgateError
 from vetgate.keys import read_trust_root, utc_now
 from vetgate.policy import WaiverPolicy, load_policy

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks import events
-from tasks.attestations import newest_attestation
+from tasks.records.attestations import newest_attestation
+from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.store.base import open_store
-from tasks.submitters import save_submitter, sign_submission
 from tasks.vetting import intake
 from vetgate.errors import BadSubmission, Denied
 from vetgate.keys import load_key

@@ -11,12 +11,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.records import tell_gate
 from tasks import events
-from tasks.attestations import attested_manifests, newest_attestation
+from tasks.records.attestations import attested_manifests, newest_attestation
+from tasks.records.submitters import submitters_of
+from tasks.records.waivers import approvals_of, approved, revoked, save_approval, save_waiver
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from tasks.submitters import submitters_of
 from tasks.vetting.intake import Record, find_record
-from tasks.waivers import approvals_of, approved, revoked, save_approval, save_waiver
 from vetgate import attest, dsse
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.keys import APPROVER, SUBMITTER, TrustRoot, key_id, load_key, read_trust_root, utc_now

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flows.promote import NAME
-from tasks.coverage import Coverage, covered
-from tasks.ledger_chain import gate_key
 from tasks.production import Held
+from tasks.records.coverage import Coverage, covered
+from tasks.records.ledger_chain import gate_key
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.tampered import untampered

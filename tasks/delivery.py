@@ -12,8 +12,8 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tasks.coverage import Coverage
 from tasks.mlflow_client import registry
+from tasks.records.coverage import Coverage
 from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store

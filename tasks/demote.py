@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks import events
-from tasks.ledger import append, head
 from tasks.mlflow_client import registry
 from tasks.production import PREFIX, aliases_of
+from tasks.records.ledger import append, head
 from tasks.settings import Settings
 from tasks.store.directory import write_whole
 from vetgate.digest import canonical_json

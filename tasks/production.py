@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.mlflow_client import registry
-from tasks.promotions import Promotion
+from tasks.records.promotions import Promotion
 from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all, open_store

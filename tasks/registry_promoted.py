@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.mlflow_client import registry
-from tasks.promotions import Taken
+from tasks.records.promotions import Taken
 from tasks.registry import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.settings import Settings
 from tasks.store.base import open_store

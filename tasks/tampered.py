@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.production import check_bytes
-from tasks.promotions import Promotion
+from tasks.records.promotions import Promotion
 from tasks.settings import Settings
 from tasks.store.base import Store
 from vetgate.digest import canonical_json

@@ -12,8 +12,8 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows import keys
+from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
-from tasks.submitters import save_submitter, sign_submission
 from tasks.vetting import intake
 from tests.production import Home
 from tests.vetgate.test_judge import label_norms

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.promote import promote
-from tasks.attestations import save_attestation
-from tasks.ledger import note
 from tasks.mlflow_client import registry
 from tasks.production import aliases_of
+from tasks.records.attestations import save_attestation
+from tasks.records.ledger import note
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting import intake

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from flows.decide import answer, make_ready
-from tasks.attestations import newest_attestation, save_attestation
-from tasks.coverage import admitted_until
-from tasks.ledger import entries, verify_ledger
+from tasks.records.attestations import newest_attestation, save_attestation
+from tasks.records.coverage import admitted_until
+from tasks.records.ledger import entries, verify_ledger
 from tasks.vetting.intake import read_record
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, TARGET, Court
 from vetgate import attest

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.ledger_verify import verify_ledger
 from tasks.mlflow_client import registry
+from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tests import killing

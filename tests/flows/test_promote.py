@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.promote import promote
 from flows.verify import verify
-from tasks.attestations import newest_attestation, save_attestation
-from tasks.coverage import covered
-from tasks.ledger import catch_up, entries, verify_ledger
 from tasks.mlflow_client import registry
+from tasks.records.attestations import newest_attestation, save_attestation
+from tasks.records.coverage import covered
+from tasks.records.ledger import catch_up, entries, verify_ledger
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting import intake

@@ -13,9 +13,9 @@ import pytest
 
 from flows.promote import promote
 from flows.reconcile import reconcile
-from tasks.ledger import Entry, entries, verify_ledger
-from tasks.moves import move_key
-from tasks.revocations import save_revocation
+from tasks.records.alias_moves import move_key
+from tasks.records.ledger import Entry, entries, verify_ledger
+from tasks.records.revocations import save_revocation
 from tests.production import NOW, Home, home_in
 from vetgate.errors import StoreError
 

@@ -27,8 +27,8 @@ from flows.reconcile import reconcile
 from flows.rescan import exit_code, rescan
 from flows.stale import NIGHTS, Present, due_tonight
 from flows.watch import watch
-from tasks.attestations import newest_attestation
-from tasks.ledger import Entry, entries, verify_ledger
+from tasks.records.attestations import newest_attestation
+from tasks.records.ledger import Entry, entries, verify_ledger
 from tasks.settings import Settings, location
 from tasks.vetting import intake
 from tests import steady

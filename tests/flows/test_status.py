@@ -16,11 +16,11 @@ from flows.promote import promote
 from flows.show_status import show_status
 from flows.status import status
 from tasks.mlflow_client import registry
-from tasks.promotions import Promotion, promotion_of
+from tasks.records.promotions import Promotion, promotion_of
+from tasks.records.submitters import save_submitter, sign_submission
+from tasks.records.waivers import save_approval, save_waiver
 from tasks.store.lease import leased, read_lease
-from tasks.submitters import save_submitter, sign_submission
 from tasks.tampered import rehash
-from tasks.waivers import save_approval, save_waiver
 from tests.flows.test_serving import NOW, Production, overwrite, production, weights
 from vetgate import dsse
 from vetgate.digest import canonical_json

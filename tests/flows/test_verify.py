@@ -22,7 +22,7 @@ from flows.promote import promote
 from flows.sarif import RULES, Checked, sarif_log
 from flows.serving import deliver
 from flows.verify import verify, write_out
-from tasks.attestations import newest_attestation
+from tasks.records.attestations import newest_attestation
 from tests.flows.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale, StoreError
@@ -261,7 +261,7 @@ def test_an_unexpected_error_is_reported_too(
     production: Production, run: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     production.promoted(1)
-    monkeypatch.setattr("tasks.coverage.read_trust_root", lambda path: 1 / 0)
+    monkeypatch.setattr("tasks.records.coverage.read_trust_root", lambda path: 1 / 0)
     done = run(CHAMPION)
     assert (done.code, done.results[0]["ruleId"]) == (2, "VET009")
     assert "division by zero" in done.results[0]["message"]["text"]

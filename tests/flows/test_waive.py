@@ -15,11 +15,11 @@ from flows.commands_gate import app
 from flows.issue import docket_of, newest_verified
 from flows.promote import promote
 from flows.waive import UnknownFinding, approve, waive
-from tasks.attestations import newest_attestation
-from tasks.coverage import covered
-from tasks.ledger import append, entries, verify_ledger
-from tasks.ledger_chain import entry_key
-from tasks.submitters import save_submitter, sign_submission
+from tasks.records.attestations import newest_attestation
+from tasks.records.coverage import covered
+from tasks.records.ledger import append, entries, verify_ledger
+from tasks.records.ledger_chain import entry_key
+from tasks.records.submitters import save_submitter, sign_submission
 from tests.databases import with_registry
 from tests.deciding import BACKDOORED, CLEAN, METHOD, TARGET, Court
 from vetgate import attest
@@ -137,7 +137,7 @@ def test_a_submitter_cannot_approve_his_own_waiver_even_where_he_may_approve_oth
         approve(trial.settings, made["waiver"], trial.alice)
     assert caught.value.exit_code == 1
     # one that she puts there past the command counts as little
-    from tasks.waivers import save_approval
+    from tasks.records.waivers import save_approval
     from vetgate.waivers import sign_approval
 
     key = load_key(trial.alice)
@@ -212,7 +212,7 @@ def test_a_waiver_of_other_bytes_or_of_another_finding_lets_nothing_pass(trial: 
 def test_an_expired_waiver_can_neither_be_approved_nor_counted(trial: Trial) -> None:
     key, ago = load_key(trial.alice), utc_now() - timedelta(hours=1)
     trust_key(trial.settings.trust_root, raw_public(key), "approver", now=ago, valid=timedelta(days=9))
-    from tasks.waivers import save_waiver
+    from tasks.records.waivers import save_waiver
 
     root = json.loads(trial.settings.trust_root.read_bytes())
     for held in root["keys"]:

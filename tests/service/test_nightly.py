@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.ledger_verify import verify_ledger
+from tasks.records.ledger_verify import verify_ledger
 from tasks.vetting import intake
 from tests import steady
 from tests.production import Home

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flows.serving import verified_load
-from tasks.ledger_verify import verify_ledger
+from tasks.records.ledger_verify import verify_ledger
 from tasks.vetting import intake
 from tests.service.running import Service, tail, until_true
 from tests.service.world import Blob, World, variant

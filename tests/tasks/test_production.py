@@ -8,7 +8,7 @@ import pytest
 from tasks import registry_reader
 from tasks.mlflow_client import registry
 from tasks.production import Held, check_bytes, in_production, source_of
-from tasks.promotions import Promotion, promotion_of
+from tasks.records.promotions import Promotion, promotion_of
 from tasks.registry_reader import read_production
 from tasks.settings import location
 from tasks.tampered import rehash, untampered

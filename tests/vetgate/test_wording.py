@@ -14,7 +14,7 @@ import flows.verify  # noqa: F401 - the errors of everything that verification i
 from flows.decide import answer
 from flows.sarif import rule_of
 from tasks import webhooks
-from tasks.ledger import entries
+from tasks.records.ledger import entries
 from tasks.sandbox import answers as sandbox_answers
 from tasks.store import lease
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, Court
@@ -122,6 +122,6 @@ def test_every_error_has_a_code_an_exit_code_and_a_rule_that_no_word_changes() -
 
 
 def attested(court: Court, key: str) -> dict[str, Any]:
-    from tasks.attestations import attestation_at
+    from tasks.records.attestations import attestation_at
 
     return attestation_at(court.store, key).claims

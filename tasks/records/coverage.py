@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tasks.attestations import Attestation, is_revoked, newest_attestation, was_revoked
-from tasks.promotions import Promotion, promotion_of
+from tasks.records.attestations import Attestation, is_revoked, newest_attestation, was_revoked
+from tasks.records.promotions import Promotion, promotion_of
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate import attest

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tasks.records.submitters import save_submitter, sign_submission, submitter_of, submitters_of
+from tasks.records.waivers import approvals_of, approved, save_approval, save_waiver, waivers_of
 from tasks.settings import Settings
 from tasks.store.base import open_store
-from tasks.submitters import save_submitter, sign_submission, submitter_of, submitters_of
 from tasks.vetting.intake import take
-from tasks.waivers import approvals_of, approved, save_approval, save_waiver, waivers_of
 from vetgate.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, utc_now
 from vetgate.statements import sign_statement
 from vetgate.strict_json import time_text

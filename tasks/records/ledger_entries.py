@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from tasks.attestations import attestation_at
-from tasks.ledger_chain import Entry, append, entries, gate_key
-from tasks.moves import Move, enter_move, unfinished_move
-from tasks.promotions import promotion_key, promotion_of
-from tasks.revocations import said_by
+from tasks.records.alias_moves import Move, enter_move, unfinished_move
+from tasks.records.attestations import attestation_at
+from tasks.records.ledger_chain import Entry, append, entries, gate_key
+from tasks.records.promotions import promotion_key, promotion_of
+from tasks.records.revocations import said_by
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate import attest, dsse

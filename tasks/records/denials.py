@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from tasks import events
-from tasks.ledger import append
+from tasks.records.ledger import append
 from tasks.settings import Settings
 from vetgate.errors import Denied, VetgateError
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, replace
 
-from tasks.ledger_chain import Entry, append, head
-from tasks.promotions import promotion_key
+from tasks.records.ledger_chain import Entry, append, head
+from tasks.records.promotions import promotion_key
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate.digest import canonical_json

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.ledger_chain import KINDS, Entry, append, entries, gate_key, head
-from tasks.ledger_records import catch_up, note, note_move
-from tasks.ledger_verify import verify_ledger
+from tasks.records.ledger_chain import KINDS, Entry, append, entries, gate_key, head
+from tasks.records.ledger_entries import catch_up, note, note_move
+from tasks.records.ledger_verify import verify_ledger
 
 __all__ = ["KINDS", "Entry", "append", "catch_up", "entries", "gate_key", "head", "note", "note_move", "verify_ledger"]

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from tasks.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remembered
+from tasks.records.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remembered
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate.dsse import MAX_CLOCK_SKEW

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tasks.attestations import save_attestation
-from tasks.coverage import Coverage, covered
-from tasks.promotions import save_promotion
-from tasks.revocations import save_revocation
+from tasks.records.attestations import save_attestation
+from tasks.records.coverage import Coverage, covered
+from tasks.records.promotions import save_promotion
+from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from vetgate import attest

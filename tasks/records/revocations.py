@@ -10,7 +10,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tasks.attestations import revocation_key
+from tasks.records.attestations import revocation_key
 from tasks.store.base import Store
 from vetgate import dsse
 from vetgate.digest import canonical_json

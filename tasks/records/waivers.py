@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-from tasks.attestations import was_revoked
+from tasks.records.attestations import was_revoked
+from tasks.records.submitters import submitters_of
 from tasks.store.base import Store
-from tasks.submitters import submitters_of
 from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.dsse import Envelope

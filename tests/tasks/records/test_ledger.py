@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tasks.attestations import save_attestation
-from tasks.ledger import append, catch_up, entries, head, note, verify_ledger
-from tasks.ledger_chain import START, entry_key
-from tasks.promotions import promotion_key, save_promotion
+from tasks.records.attestations import save_attestation
+from tasks.records.ledger import append, catch_up, entries, head, note, verify_ledger
+from tasks.records.ledger_chain import START, entry_key
+from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate import attest, dsse
@@ -334,7 +334,7 @@ def test_an_object_that_was_removed_or_changed_after_its_entry_is_found(
 
 
 def test_a_revocation_that_somebody_takes_away_again_is_found(settings: Settings) -> None:
-    from tasks.revocations import save_revocation
+    from tasks.records.revocations import save_revocation
 
     key_of(settings)
     key = save_revocation(open_store(settings), "b" * 64, "a test", None, NOW)
