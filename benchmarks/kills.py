@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings
 from tasks.store.base import open_store

@@ -27,11 +27,11 @@ from flows.reconcile import reconcile
 from flows.rescan_here import rescan_here
 from flows.stale import Present
 from flows.watch import watch
-from tasks.mlflow_client import experiment, registry
+from tasks.mlflow.client import experiment, registry
+from tasks.mlflow.promoted import MODEL, PROMOTIONS
 from tasks.records.attestations import save_attestation
 from tasks.records.ledger import gate_key, note, verify_ledger
 from tasks.records.promotions import promotion_key, save_promotion
-from tasks.registry_promoted import MODEL, PROMOTIONS
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
 from tasks.vetting.intake import Record, take

@@ -23,9 +23,9 @@ from starlette.responses import JSONResponse, Response
 from flows.decide import answer, make_ready
 from flows.service_http import Blob, Endpoint, body_of, deliveries_to, serve, service
 from flows.service_webhooks import Webhooks
+from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, Deliveries, TooLarge
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
-from tasks.webhooks import ALIAS_CREATED, ALIAS_DELETED, Deliveries, TooLarge
 
 MAX_REQUEST_BYTES = 4 << 20
 MODEL = re.compile(r"prod\.([a-z0-9][a-z0-9._-]{0,62})")

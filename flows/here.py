@@ -13,7 +13,7 @@ from flows.gate import gate
 from flows.params import load_params
 from flows.result import refused
 from flows.sweep import sweep
-from tasks import mlflow_client
+from tasks.mlflow import client as mlflow_client
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
 from tasks.vetting import intake

@@ -15,12 +15,12 @@ from typing import Any
 
 from flows.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
 from tasks import events
+from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.records.alias_moves import Move, begin_move, end_move
 from tasks.records.attestations import is_revoked, newest_attestation
 from tasks.records.denials import enter_denial
 from tasks.records.ledger import catch_up, gate_key, note, note_move
 from tasks.records.promotions import promotion_key, save_promotion
-from tasks.registry_promoted import Promoted, register_promoted
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all, open_store
 from tasks.vetting.intake import workroom

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from flows.watch import Watch, coverage, coverages, watch
-from tasks.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
-from tasks.production import Held, in_production, source_of
+from tasks.mlflow.aliases import Held, in_production, source_of
+from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
 from tasks.records.alias_moves import move_key
 from tasks.records.attestations import is_revoked, newest_attestation
 from tasks.records.coverage import Coverage

@@ -6,7 +6,9 @@ from typing import Any
 
 from prefect import flow
 
-from tasks import events, registered, registered_notes
+from tasks import events
+from tasks.mlflow import submitted as registered
+from tasks.mlflow import submitted_notes as registered_notes
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
 from tasks.vetting import intake

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tasks import registered, registered_notes
+from tasks.mlflow import submitted as registered
+from tasks.mlflow import submitted_notes as registered_notes
 from tasks.settings import Settings
 from tasks.store.base import open_store
 

@@ -17,12 +17,12 @@ from flows.reconcile import reconcile
 from flows.stale import Present, due_tonight, outdated_verdicts
 from flows.watch import Watch, coverages, watch
 from tasks import events
-from tasks.production import Held, in_production
+from tasks.mlflow.aliases import Held, in_production
+from tasks.mlflow.tampered import rehash
 from tasks.records.coverage import Coverage
 from tasks.records.ledger import append, head
 from tasks.settings import Settings
 from tasks.store.lease import leased
-from tasks.tampered import rehash
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, VetgateError
 

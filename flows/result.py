@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.registry import record_vetting
+from tasks.mlflow.vettings import record_vetting
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs
 from tasks.settings import Settings

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tasks.webhooks import MAX_BODY_BYTES, Deliveries, Refused, TooLarge
+from tasks.mlflow.webhooks import MAX_BODY_BYTES, Deliveries, Refused, TooLarge
 from vetgate.errors import StoreError
 
 Blob = dict[str, Any]

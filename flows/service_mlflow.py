@@ -11,7 +11,7 @@ import re
 import uuid
 from pathlib import Path
 
-from tasks import mlflow_client
+from tasks.mlflow import client as mlflow_client
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store

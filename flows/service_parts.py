@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.service_urls import gate_url, is_ours, mlflow_url, prefect_url
-from tasks.mlflow_client import ENVIRONMENT as MLFLOW
+from tasks.mlflow.client import ENVIRONMENT as MLFLOW
 from tasks.settings import Settings
 
 # no file can be there, and none can be made there

@@ -10,8 +10,8 @@ import threading
 import time
 
 from flows.service_urls import gate_url, receiver_url
+from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, VERSION_CREATED, register_webhook
 from tasks.settings import Settings
-from tasks.webhooks import ALIAS_CREATED, ALIAS_DELETED, VERSION_CREATED, register_webhook
 from vetgate.errors import VetgateError
 
 # what is as it should be costs one listing

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from flows.promote import NAME
-from tasks.delivery import attested_bytes, registered_version
+from tasks.mlflow.delivery import attested_bytes, registered_version
 from tasks.records.coverage import Coverage, covered
 from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, load_settings

@@ -14,11 +14,11 @@ from typing import Any
 
 from flows.submit import queue
 from flows.watch import coverages, watch
-from tasks.production import Held
+from tasks.mlflow.aliases import Held
+from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, revoked, waivers_of
-from tasks.registry_reader import read_production
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.queue import waiting

@@ -13,7 +13,7 @@ from typing import Any
 from flows.automatic import promote_all_due
 from flows.give_up import give_up
 from flows.registered_note import note_own_version
-from tasks import registered
+from tasks.mlflow import submitted as registered
 from tasks.settings import Settings
 from tasks.vetting import queue
 from vetgate.errors import VetgateError

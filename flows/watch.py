@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flows.promote import NAME
-from tasks.production import Held
+from tasks.mlflow.aliases import Held
+from tasks.mlflow.tampered import untampered
 from tasks.records.coverage import Coverage, covered
 from tasks.records.ledger_chain import gate_key
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from tasks.tampered import untampered
 from vetgate.errors import Denied, StoreError
 from vetgate.keys import TrustRoot, utc_now
 

@@ -14,7 +14,7 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from tasks import mlflow_client
+from tasks.mlflow import client as mlflow_client
 from tasks.settings import Settings
 from tests.cached import made_once
 

@@ -96,7 +96,7 @@ def main() -> None:
     """Fork what standard input asks for, a JSON line each, until it ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from tasks.mlflow_client import ENVIRONMENT
+    from tasks.mlflow.client import ENVIRONMENT
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

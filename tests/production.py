@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.promote import promote
-from tasks.mlflow_client import registry
-from tasks.production import aliases_of
+from tasks.mlflow.aliases import aliases_of
+from tasks.mlflow.client import registry
 from tasks.records.attestations import save_attestation
 from tasks.records.ledger import note
 from tasks.settings import Settings

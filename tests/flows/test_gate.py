@@ -20,11 +20,11 @@ from starlette.applications import Starlette
 from flows.gate import LocalGate, RemoteGate, gate
 from flows.gate_service import MAX_REQUEST_BYTES, Reconciler
 from flows.receiver import receiver
+from tasks.mlflow.webhooks import MAX_BODY_BYTES, signature
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
 from tasks.vetting.intake import take
-from tasks.webhooks import MAX_BODY_BYTES, signature
 from tests.service.running import free_ports
 from vetgate.errors import BadSubmission, StoreError
 from vetgate.policy import load_policy

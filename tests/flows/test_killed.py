@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.promote import promote
 from flows.verify import verify
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import covered
 from tasks.records.ledger import catch_up, entries, verify_ledger

@@ -98,7 +98,7 @@ def test_a_model_whose_name_no_gate_could_promote_is_taken_back_too(home: Home) 
 
 def test_tags_copied_from_a_vetted_version_cover_nothing(home: Home) -> None:
     home.promoted(b"honest")
-    from tasks.mlflow_client import registry
+    from tasks.mlflow.client import registry
 
     with registry(home.settings) as client:
         tags = client.get_model_version("prod.digits", "1").tags
@@ -289,9 +289,9 @@ def test_killed_before_or_after_any_write_it_is_taken_back_and_told_of_once(home
 def die(step: str, when: str, work: Callable[[], object]) -> None:
     """Work until just before or after the first call of a step of taking back, and be killed there."""
     import flows.reconcile
-    import tasks.demote
+    import tasks.mlflow.demote
 
-    owner = flows.reconcile if step == "take_back" else tasks.demote
+    owner = flows.reconcile if step == "take_back" else tasks.mlflow.demote
     real = getattr(owner, step)
 
     def last(*given: Any, **asked: Any) -> Any:

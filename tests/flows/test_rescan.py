@@ -294,7 +294,7 @@ def test_altered_bytes_are_taken_back_on_the_night_they_are_hashed(home: Home, b
 
 
 def _held(home: Home) -> list[Any]:
-    from tasks.production import in_production
+    from tasks.mlflow.aliases import in_production
 
     return in_production(home.settings)
 

@@ -20,8 +20,8 @@ from safetensors.torch import save
 
 from flows.promote import promote
 from flows.serving import Verified, deliver, read_uri, verified_load
-from tasks import delivery
-from tasks.mlflow_client import registry
+from tasks.mlflow import delivery
+from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.settings import Settings
 from tasks.store.base import open_store

@@ -15,12 +15,12 @@ from flows.commands_verify import app
 from flows.promote import promote
 from flows.show_status import show_status
 from flows.status import status
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
+from tasks.mlflow.tampered import rehash
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.records.waivers import save_approval, save_waiver
 from tasks.store.lease import leased, read_lease
-from tasks.tampered import rehash
 from tests.flows.test_serving import NOW, Production, overwrite, production, weights
 from vetgate import dsse
 from vetgate.digest import canonical_json

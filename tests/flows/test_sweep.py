@@ -12,8 +12,9 @@ import pytest
 
 from flows.registered import take_version
 from flows.sweep import sweep
-from tasks import registered, registered_notes
-from tasks.mlflow_client import registry
+from tasks.mlflow import submitted as registered
+from tasks.mlflow import submitted_notes as registered_notes
+from tasks.mlflow.client import registry
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.store.lease import leased

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasks import templates
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
 from tasks.settings import Settings
 from tasks.templates import CONSTANT, make, make_from_template, migrate, template, template_file, written
 

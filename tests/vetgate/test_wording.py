@@ -13,7 +13,7 @@ import flows.decide
 import flows.verify  # noqa: F401 - the errors of everything that verification imports
 from flows.decide import answer
 from flows.sarif import rule_of
-from tasks import webhooks
+from tasks.mlflow import webhooks
 from tasks.records.ledger import entries
 from tasks.sandbox import answers as sandbox_answers
 from tasks.store import lease

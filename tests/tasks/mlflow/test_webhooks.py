@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.secret_file import secret_at
-from tasks.webhooks import (
+from tasks.mlflow.webhooks import (
     MAX_BODY_BYTES,
     WINDOW_SECONDS,
     Deliveries,
@@ -21,6 +20,7 @@ from tasks.webhooks import (
     TooLarge,
     signature,
 )
+from tasks.secret_file import secret_at
 from vetgate.errors import StoreError
 
 SECRET = "a secret of more than sixteen characters"

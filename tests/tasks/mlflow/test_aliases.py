@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks import registry_reader
-from tasks.mlflow_client import registry
-from tasks.production import Held, check_bytes, in_production, source_of
+from tasks.mlflow import reader as registry_reader
+from tasks.mlflow.aliases import Held, check_bytes, in_production, source_of
+from tasks.mlflow.client import registry
+from tasks.mlflow.reader import read_production
+from tasks.mlflow.tampered import rehash, untampered
 from tasks.records.promotions import Promotion, promotion_of
-from tasks.registry_reader import read_production
 from tasks.settings import location
-from tasks.tampered import rehash, untampered
 from tasks.vetting.intake import read_record
 from tests.production import Home, home_in
 from vetgate.errors import Denied, StoreError
@@ -98,8 +98,8 @@ def test_models_outside_production_are_not_looked_at(home: Home) -> None:
 
 
 def test_many_models_are_read_in_pages(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.production.MODELS", 2)
-    monkeypatch.setattr("tasks.production.VERSIONS", 3)
+    monkeypatch.setattr("tasks.mlflow.aliases.MODELS", 2)
+    monkeypatch.setattr("tasks.mlflow.aliases.VERSIONS", 3)
     with registry(home.settings) as client:
         for number in range(5):
             client.create_registered_model(f"prod.m{number}")

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
+from tasks.mlflow.vettings import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.records.promotions import Taken
-from tasks.registry import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tasks.mlflow_client import ENVIRONMENT, SQLITE
-from tasks.production import MODELS, PREFIX, VERSIONS, Held, held_by, in_production
+from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Held, held_by, in_production
+from tasks.mlflow.client import ENVIRONMENT, SQLITE
 from tasks.settings import Settings
 from vetgate.errors import StoreError
 

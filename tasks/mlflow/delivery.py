@@ -12,9 +12,9 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
+from tasks.mlflow.promoted import MODEL
 from tasks.records.coverage import Coverage
-from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom

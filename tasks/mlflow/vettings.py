@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.mlflow_client import experiment, registry
-from tasks.registered_notes import note, noted
+from tasks.mlflow.client import experiment, registry
+from tasks.mlflow.submitted_notes import note, noted
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all, open_store
 from vetgate.digest import sha256_json

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tasks.mlflow_client import prepare, registry
-from tasks.registered_notes import noted
-from tasks.registry import record_vetting
-from tasks.registry_promoted import Promoted, register_promoted
+from tasks.mlflow.client import prepare, registry
+from tasks.mlflow.promoted import Promoted, register_promoted
+from tasks.mlflow.submitted_notes import noted
+from tasks.mlflow.vettings import record_vetting
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tests.databases import with_registry

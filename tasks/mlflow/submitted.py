@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.mlflow_client import registry
-from tasks.registered_notes import note_key
+from tasks.mlflow.client import registry
+from tasks.mlflow.submitted_notes import note_key
 from tasks.settings import Settings, location
 from tasks.store.base import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES

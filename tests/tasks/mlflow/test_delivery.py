@@ -19,9 +19,9 @@ import boto3
 import pytest
 
 from flows.serving import deliver
-from tasks import delivery
-from tasks.production import in_production
-from tasks.registry_reader import read_production
+from tasks.mlflow import delivery
+from tasks.mlflow.aliases import in_production
+from tasks.mlflow.reader import read_production
 from tasks.settings import Settings
 from tests.databases import with_registry
 from tests.flows.test_serving import CHAMPION, Production, weights

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
 from tasks.secret_file import secret_at
 from tasks.settings import Settings
 from vetgate.errors import StoreError, VetgateError

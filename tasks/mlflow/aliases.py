@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.mlflow_client import registry
+from tasks.mlflow.client import registry
+from tasks.mlflow.promoted import MODEL
 from tasks.records.promotions import Promotion
-from tasks.registry_promoted import MODEL
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all, open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks import events
-from tasks.mlflow_client import registry
-from tasks.production import PREFIX, aliases_of
+from tasks.mlflow.aliases import PREFIX, aliases_of
+from tasks.mlflow.client import registry
 from tasks.records.ledger import append, head
 from tasks.settings import Settings
 from tasks.store.directory import write_whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.production import check_bytes
+from tasks.mlflow.aliases import check_bytes
 from tasks.records.promotions import Promotion
 from tasks.settings import Settings
 from tasks.store.base import Store
