@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from flows.canaries import Canary, canaries
-from flows.gate import gate
+from flows.gate.client import gate
 from flows.watch import Watch
 from tasks.records.attestations import attestation_at
 from tasks.settings import Settings

@@ -34,8 +34,8 @@ def waive(
     """Ask that a finding on these bytes be let pass. Exits with 1 where it may not, 4 for no such finding."""
 
     def command() -> Outcome:
-        from flows.waive import UnknownFinding
-        from flows.waive import waive as ask
+        from flows.gate.waive import UnknownFinding
+        from flows.gate.waive import waive as ask
         from tasks.settings import load_settings
 
         try:
@@ -58,7 +58,7 @@ def approve(
     """Approve a waiver or a promotion. Exits with 1 where this key does not count, 5 for what ran out."""
 
     def command() -> Outcome:
-        from flows.waive import approve as consent
+        from flows.gate.waive import approve as consent
         from tasks.settings import load_settings
 
         made: dict[str, Any] = consent(load_settings(), digest, key)
@@ -77,7 +77,7 @@ def revoke(
     """Take back a verdict, a waiver or an approval, for good."""
 
     def command() -> Outcome:
-        from flows.revoke import revoke as take_back
+        from flows.gate.revoke import revoke as take_back
         from tasks.settings import load_settings
 
         made: dict[str, Any] = take_back(load_settings(), what, reason, key)
@@ -129,7 +129,7 @@ def keys_new(
     """Make a key, readable by you only, with its public half in FILE.pub, and have this installation trust it."""
 
     def command() -> Outcome:
-        from flows.keys import new
+        from flows.gate.keys import new
         from tasks.settings import load_settings
 
         made = new(load_settings(), file, role, days)
@@ -148,7 +148,7 @@ def keys_trust(
     """Trust somebody's public key in a role, or give it more days. A key keeps its role."""
 
     def command() -> Outcome:
-        from flows.keys import trust
+        from flows.gate.keys import trust
         from tasks.settings import load_settings
 
         made = trust(load_settings(), file, role, days)
@@ -162,7 +162,7 @@ def keys_list(json: AsJson = False) -> int:
     """List the trusted keys, their roles and until when they count."""
 
     def command() -> Outcome:
-        from flows.keys import listed
+        from flows.gate.keys import listed
         from tasks.settings import load_settings
 
         rows = listed(load_settings())

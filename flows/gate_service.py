@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from flows.decide import answer, make_ready
+from flows.gate.decide import answer, make_ready
 from flows.service_http import Blob, Endpoint, body_of, deliveries_to, serve, service
 from flows.service_webhooks import Webhooks
 from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, Deliveries, TooLarge
@@ -78,7 +78,7 @@ def gate_service(settings: Settings, *, separated: bool = False) -> Starlette:
 
 
 def decisions(settings: Settings, separated: bool) -> Endpoint:
-    """The endpoint that answers what `flows.decide` answers, to whoever holds the token."""
+    """The endpoint that answers what `flows.gate.decide` answers, to whoever holds the token."""
     token, turn = secret_at(settings.gate_token), threading.Lock()
 
     def decide(request: Blob) -> Blob:
@@ -96,7 +96,7 @@ def decisions(settings: Settings, separated: bool) -> Endpoint:
         except (ValueError, RecursionError):
             blob = None
         if not isinstance(blob, dict):
-            return _error("expected a JSON object, got something else; ask with flows.gate", "StoreError", 400)
+            return _error("expected a JSON object, got something else; ask with flows.gate.client", "StoreError", 400)
         answered = await run_in_threadpool(decide, blob)
         return JSONResponse(answered, 422 if "error" in answered else 200)
 

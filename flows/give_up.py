@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flows.gate import gate
+from flows.gate.client import gate
 from flows.result import publish, result_of
 from tasks import events
 from tasks.sandbox.host import Limits

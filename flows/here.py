@@ -9,7 +9,7 @@ from typing import Any
 
 from flows import runtime
 from flows.automatic import promote_all_due
-from flows.gate import gate
+from flows.gate.client import gate
 from flows.params import load_params
 from flows.result import refused
 from flows.sweep import sweep

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow
 
 from flows.examine import Seen, Vetting, look_over, opened, request_of, step
-from flows.gate import gate
+from flows.gate.client import gate
 from flows.params import uses
 from flows.result import publish, result_of
 from tasks import events

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows import keys
+from flows.gate import keys
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.vetting import intake

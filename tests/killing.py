@@ -147,7 +147,7 @@ def _one(writer: int, turn: Turn) -> None:
     except BaseException as error:
         result = {"error": repr(error)}
     finally:
-        from flows.gate import gate
+        from flows.gate.client import gate
 
         _say(writer, {"result": result})
         gate(load_settings()).close()

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from flows.gate import LocalGate, RemoteGate, gate
+from flows.gate.client import LocalGate, RemoteGate, gate
 from flows.gate_service import MAX_REQUEST_BYTES, Reconciler
 from flows.receiver import receiver
 from tasks.mlflow.webhooks import MAX_BODY_BYTES, signature

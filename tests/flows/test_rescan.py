@@ -22,7 +22,7 @@ import yaml
 
 from flows.batch import SECOND
 from flows.canaries import BACKDOORED, CLEAN, canaries
-from flows.gate import gate
+from flows.gate.client import gate
 from flows.reconcile import reconcile
 from flows.rescan import exit_code, rescan
 from flows.stale import NIGHTS, Present, due_tonight

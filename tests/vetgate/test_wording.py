@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import flows.decide
+import flows.gate.decide
 import flows.verify  # noqa: F401 - the errors of everything that verification imports
-from flows.decide import answer
+from flows.gate.decide import answer
 from flows.sarif import rule_of
 from tasks.mlflow import webhooks
 from tasks.records.ledger import entries

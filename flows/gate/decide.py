@@ -1,7 +1,7 @@
 """The gate's own process: it holds the signing key, parses no model, and judges what it reads from the store itself.
 
-`python -m flows.decide` answers one JSON request a line. On one machine it runs as the same user as everything else:
-duties are then not separated, and the attestation says so.
+`python -m flows.gate.decide` answers one JSON request a line. On one machine it runs as the same user as everything
+else: duties are then not separated, and the attestation says so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 import traceback
 from typing import IO, Any
 
-from flows.issue import issue_waived
-from flows.judgement import decide
+from flows.gate.issue import issue_waived
+from flows.gate.judgement import decide
 from tasks.records.ledger import catch_up, note
 from tasks.settings import Settings, load_settings
 from vetgate.errors import BadSubmission, VetgateError
@@ -55,7 +55,9 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
             return decide(settings, request, separated=separated)
         if operation == "record":
             return record(settings, str(request["key"]), request.get("manifest"))
-        raise BadSubmission(f"expected the operation decide or record, got {operation!r:.80}; ask with flows.gate")
+        raise BadSubmission(
+            f"expected the operation decide or record, got {operation!r:.80}; ask with flows.gate.client"
+        )
     except VetgateError as error:
         return {"error": str(error), "kind": type(error).__name__}
     except Exception as error:

@@ -15,10 +15,10 @@ def tell_gate(settings: Settings, key: str, manifest: str | None = None) -> Blob
     """Have the gate enter what lies under a key, and issue the waiver that it completes; raises what it answers."""
     request: Blob = {"op": "record", "key": key, "manifest": manifest}
     if settings.gate_url is not None:
-        from flows.gate import gate
+        from flows.gate.client import gate
 
         return gate(settings).decide(request)
-    from flows.decide import answer
+    from flows.gate.decide import answer
 
     # on one machine the gate is a process of the same user, and this one is as good as another
     told = answer(settings, request)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from flows.commands_gate import app
-from flows.issue import docket_of, newest_verified
+from flows.gate.issue import docket_of, newest_verified
+from flows.gate.waive import UnknownFinding, approve, waive
 from flows.promote import promote
-from flows.waive import UnknownFinding, approve, waive
 from tasks.records.attestations import newest_attestation
 from tasks.records.coverage import covered
 from tasks.records.ledger import append, entries, verify_ledger
@@ -42,7 +42,7 @@ class Trial(Court):
         self.judge(BACKDOORED)
 
     def judge(self, effect: float | None, **more: Any) -> dict[str, Any]:
-        from flows.decide import answer
+        from flows.gate.decide import answer
 
         answered = answer(self.settings, self.request(self.manifest, effect, **more))
         assert "error" not in answered, answered
@@ -335,7 +335,7 @@ class TestCommands:
         ]
         manifest = court.submit(b"bad")
         save_submitter(court.store, manifest, sign_submission(manifest, "digits", load_key(tmp_path / "sam")))
-        from flows.decide import answer
+        from flows.gate.decide import answer
 
         answer(court.settings, court.request(manifest, BACKDOORED))
         asking = ("waive", manifest[:12], "--reason", "known", "--days", "7", "--key", tmp_path / "sam")

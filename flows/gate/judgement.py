@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flows.issue import Docket, docket_of, issue, newest_verified, waived_predicate, waivers_on
-from flows.judged import Judged, about_of, judged_of, key_of, methods_of, second_of
+from flows.gate.issue import Docket, docket_of, issue, newest_verified, waived_predicate, waivers_on
+from flows.gate.judged import Judged, about_of, judged_of, key_of, methods_of, second_of
 from tasks.records.ledger import append, catch_up
 from tasks.settings import Settings
 from vetgate import attest

@@ -51,7 +51,7 @@ class LocalGate:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("ab") as log:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", "flows.decide"],
+                    [sys.executable, "-m", "flows.gate.decide"],
                     env=os.environ | places,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

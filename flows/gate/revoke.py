@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.records import tell_gate
+from flows.gate.records import tell_gate
 from tasks.records.attestations import newest_attestation
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flows.issue import Docket
+from flows.gate.issue import Docket
 from tasks.vetting.inspect import read_evidence
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import StoreError

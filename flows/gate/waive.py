@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.records import tell_gate
+from flows.gate.records import tell_gate
 from tasks import events
 from tasks.records.attestations import attested_manifests, newest_attestation
 from tasks.records.submitters import submitters_of

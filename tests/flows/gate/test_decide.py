@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.decide import answer, make_ready
+from flows.gate.decide import answer, make_ready
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import admitted_until
 from tasks.records.ledger import entries, verify_ledger
@@ -227,7 +227,7 @@ def test_the_gate_s_process_answers_a_line_with_a_line(court: Court) -> None:
     }
     lines = [court.request(manifest, CLEAN), {"op": "sign"}]
     done = subprocess.run(
-        [sys.executable, "-m", "flows.decide"],
+        [sys.executable, "-m", "flows.gate.decide"],
         input="".join(json.dumps(line) + "\n" for line in lines),
         env=os.environ | places,
         capture_output=True,

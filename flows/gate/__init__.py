@@ -1,0 +1,1 @@
+"""The gate: judges evidence, signs, and takes down what people sign."""
