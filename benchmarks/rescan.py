@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flows.reconcile import reconcile
+from flows.production.reconcile import reconcile
+from flows.production.watch import watch
 from flows.rescan_here import rescan_here
 from flows.stale import Present
-from flows.watch import watch
 from tasks.mlflow.client import experiment, registry
 from tasks.mlflow.promoted import MODEL, PROMOTIONS
 from tasks.records.attestations import save_attestation

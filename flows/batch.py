@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from flows.canaries import Canary, canaries
 from flows.gate.client import gate
-from flows.watch import Watch
+from flows.production.watch import Watch
 from tasks.records.attestations import attestation_at
 from tasks.settings import Settings
 from tasks.store.base import open_store

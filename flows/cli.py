@@ -112,7 +112,7 @@ def promote(
     """Let vetted bytes into production; refuses everything else with exit code 1 or 5."""
 
     def command() -> Outcome:
-        from flows.promote import promote as let_through
+        from flows.production.promote import promote as let_through
         from tasks.settings import load_settings
 
         granted: dict[str, Any] = let_through(load_settings(), name, submission=submission, alias=alias)

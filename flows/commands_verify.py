@@ -105,8 +105,8 @@ def _reported(asked: Asked, sarif: File, junit: File) -> Blob:
 
 
 def _verified(asked: Asked) -> Blob:
-    from flows.verify import verify as verify_directory
-    from flows.verify import verify_model
+    from flows.production.verify import verify as verify_directory
+    from flows.production.verify import verify_model
     from vetgate.errors import BadSubmission
 
     if asked.target.startswith("models:"):
@@ -122,7 +122,7 @@ def _verified(asked: Asked) -> Blob:
 
 def _manifest(asked: Asked) -> str | None:
     """Which bytes this was about, as far as that can be told after a refusal."""
-    from flows.serving import manifest_of
+    from flows.production.serving import manifest_of
     from vetgate.errors import VetgateError
     from vetgate.formats.manifest import hash_directory
 

@@ -50,7 +50,7 @@ def reconcile(
     """Take back every alias of production that no verdict covers. Exits with 0, 1 when it took one back, or 2."""
 
     def command() -> Outcome:
-        from flows.reconcile import reconcile as hold_against
+        from flows.production.reconcile import reconcile as hold_against
         from tasks.settings import load_settings
 
         blob = hold_against(load_settings(), name)

@@ -20,7 +20,7 @@ from typing import Any
 from flows import here, runtime
 from flows.console import Outcome
 from flows.demo_outcome import Ending, Row, pages, show, unexpected
-from flows.promote import promote
+from flows.production.promote import promote
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store

@@ -60,7 +60,7 @@ class Reconciler(threading.Thread):
 
 def gate_service(settings: Settings, *, separated: bool = False) -> Starlette:
     """The application: POST /decide, POST /mlflow, GET /health; MLflow is told where to send its webhooks."""
-    from flows.reconcile import reconcile
+    from flows.production.reconcile import reconcile
 
     reconciler = Reconciler(lambda name: reconcile(settings, name))
     reconciler.start()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import runtime
-from flows.automatic import promote_all_due
 from flows.gate.client import gate
 from flows.params import load_params
+from flows.production.automatic import promote_all_due
 from flows.result import refused
 from flows.sweep import sweep
 from tasks.mlflow import client as mlflow_client

@@ -13,9 +13,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from flows.batch import Examine, Renewal, batch_name, in_turn, renew, sing
-from flows.reconcile import reconcile
+from flows.production.reconcile import reconcile
+from flows.production.watch import Watch, coverages, watch
 from flows.stale import Present, due_tonight, outdated_verdicts
-from flows.watch import Watch, coverages, watch
 from tasks import events
 from tasks.mlflow.aliases import Held, in_production
 from tasks.mlflow.tampered import rehash

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from flows.params import Params, load_params, needs
-from flows.watch import READERS, Watch
+from flows.production.watch import READERS, Watch
 from tasks.records.coverage import Coverage
 from tasks.vetting.intake import Record, read_record
 from tasks.vetting.prepare import prepare

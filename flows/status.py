@@ -12,8 +12,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flows.production.watch import coverages, watch
 from flows.submit import queue
-from flows.watch import coverages, watch
 from tasks.mlflow.aliases import Held
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from flows.automatic import promote_all_due
 from flows.give_up import give_up
+from flows.production.automatic import promote_all_due
 from flows.registered_note import note_own_version
 from tasks.mlflow import submitted as registered
 from tasks.settings import Settings

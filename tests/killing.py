@@ -108,7 +108,7 @@ def main() -> None:
     # Prefect reads where its server is when it is imported
     runtime.start(load_settings().home)
     runtime.ready()
-    import flows.promote
+    import flows.production.promote
     import flows.vet  # noqa: F401 - once for all
 
     # not by iterating: that would read ahead
@@ -131,7 +131,7 @@ def _one(writer: int, turn: Turn) -> None:
     """Vet, and promote if that is asked for, until the fate strikes."""
     from flows import runtime
     from flows.here import vet_here
-    from flows.promote import promote
+    from flows.production.promote import promote
     from tasks.settings import load_settings
 
     # the server is the parent's: this process only talks to it

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.promote import promote
+from flows.production.promote import promote
 from tasks.mlflow.aliases import aliases_of
 from tasks.mlflow.client import registry
 from tasks.records.attestations import save_attestation

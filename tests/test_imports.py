@@ -33,7 +33,7 @@ CASES = {
     "vetgate submit": (COMMAND.format(["submit", "given"], 0), HEAVY),
     "vetgate verify": (COMMAND.format(NO_ATTESTATION, 1), HEAVY),
     "canaries": ("import flows.canaries", HEAVY),
-    "serving and verifying": ("import flows.serving, flows.verify", HEAVY),
+    "serving and verifying": ("import flows.production.serving, flows.production.verify", HEAVY),
     "the receiver": (
         "from flows.receiver import receiver; from tasks.settings import load_settings; receiver(load_settings())",
         HEAVY,

@@ -66,4 +66,4 @@ def test_a_test_that_is_gone_would_be_noticed() -> None:
         ("tests/docs/test_threat_model.py", "test_gone")
     ]
     assert "test_gone" not in names_in("tests/docs/test_threat_model.py")
-    assert "TestWaived::test_it_is_denied_without_any" in names_in("tests/flows/test_verify.py")
+    assert "TestWaived::test_it_is_denied_without_any" in names_in("tests/flows/production/test_verify.py")

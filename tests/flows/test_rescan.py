@@ -23,10 +23,10 @@ import yaml
 from flows.batch import SECOND
 from flows.canaries import BACKDOORED, CLEAN, canaries
 from flows.gate.client import gate
-from flows.reconcile import reconcile
+from flows.production.reconcile import reconcile
+from flows.production.watch import watch
 from flows.rescan import exit_code, rescan
 from flows.stale import NIGHTS, Present, due_tonight
-from flows.watch import watch
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger import Entry, entries, verify_ledger
 from tasks.settings import Settings, location

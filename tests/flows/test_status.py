@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
+from tests.flows.test_serving import NOW, Production, overwrite, production, weights
 
 from flows.commands_verify import app
-from flows.promote import promote
+from flows.production.promote import promote
 from flows.show_status import show_status
 from flows.status import status
 from tasks.mlflow.client import registry
@@ -21,7 +22,6 @@ from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.records.waivers import save_approval, save_waiver
 from tasks.store.lease import leased, read_lease
-from tests.flows.test_serving import NOW, Production, overwrite, production, weights
 from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError

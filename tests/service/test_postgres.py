@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from flows.serving import verified_load
+from flows.production.serving import verified_load
 from tests.service.conftest import Postgres
 from tests.service.running import Service, assert_nothing_left, left_of, tail
 from tests.service.world import World, variant

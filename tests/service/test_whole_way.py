@@ -11,7 +11,7 @@ import httpx
 import pytest
 import torch
 
-from flows.serving import verified_load
+from flows.production.serving import verified_load
 from tasks.records.ledger_verify import verify_ledger
 from tasks.vetting import intake
 from tests.service.running import Service, tail, until_true

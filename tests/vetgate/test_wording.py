@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import flows.gate.decide
-import flows.verify  # noqa: F401 - the errors of everything that verification imports
+import flows.production.verify  # noqa: F401 - the errors of everything that verification imports
 from flows.gate.decide import answer
 from flows.sarif import rule_of
 from tasks.mlflow import webhooks

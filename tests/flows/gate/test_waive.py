@@ -14,7 +14,7 @@ import pytest
 from flows.commands_gate import app
 from flows.gate.issue import docket_of, newest_verified
 from flows.gate.waive import UnknownFinding, approve, waive
-from flows.promote import promote
+from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.records.coverage import covered
 from tasks.records.ledger import append, entries, verify_ledger

@@ -58,9 +58,9 @@ def verify(
 def verify_model(uri: str, settings: Settings, *, output: Path | None = None) -> dict[str, Any]:
     """What covers the model at models:/prod.NAME@ALIAS; its verified bytes go to the new directory `output`.
 
-    Raises as `flows.serving.verified_load`.
+    Raises as `flows.production.serving.verified_load`.
     """
-    from flows.serving import deliver
+    from flows.production.serving import deliver
 
     delivered = deliver(uri, settings)
     if output is not None:

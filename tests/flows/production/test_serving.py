@@ -18,8 +18,8 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from flows.promote import promote
-from flows.serving import Verified, deliver, read_uri, verified_load
+from flows.production.promote import promote
+from flows.production.serving import Verified, deliver, read_uri, verified_load
 from tasks.mlflow import delivery
 from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation

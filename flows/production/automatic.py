@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flows.promote import promote
+from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store

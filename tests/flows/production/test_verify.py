@@ -15,15 +15,15 @@ from typing import Any
 import jsonschema
 import pytest
 from junitparser import Error, Failure, JUnitXml
+from tests.flows.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 
 from flows.commands_verify import app
 from flows.junit import junit_xml
-from flows.promote import promote
+from flows.production.promote import promote
+from flows.production.serving import deliver
+from flows.production.verify import verify, write_out
 from flows.sarif import RULES, Checked, sarif_log
-from flows.serving import deliver
-from flows.verify import verify, write_out
 from tasks.records.attestations import newest_attestation
-from tests.flows.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale, StoreError
 from vetgate.keys import load_or_create_key

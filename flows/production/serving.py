@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from flows.promote import NAME
+from flows.production.promote import NAME
 from tasks.mlflow.delivery import attested_bytes, registered_version
 from tasks.records.coverage import Coverage, covered
 from tasks.records.promotions import promotion_of

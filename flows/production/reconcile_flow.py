@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.reconcile import reconcile
+from flows.production.reconcile import reconcile
 from tasks.settings import load_settings
 
 

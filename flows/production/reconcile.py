@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
-from flows.watch import Watch, coverage, coverages, watch
+from flows.production.watch import Watch, coverage, coverages, watch
 from tasks.mlflow.aliases import Held, in_production, source_of
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
 from tasks.records.alias_moves import move_key

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
-from flows.promote import NAME
+from flows.production.promote import NAME
 from tasks.mlflow.aliases import Held
 from tasks.mlflow.tampered import untampered
 from tasks.records.coverage import Coverage, covered

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
+from flows.production.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
 from tasks import events
 from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.records.alias_moves import Move, begin_move, end_move

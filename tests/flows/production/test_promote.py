@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.promote import promote
-from flows.verify import verify
+from flows.production.promote import promote
+from flows.production.verify import verify
 from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import covered

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.promote import promote
-from flows.reconcile import reconcile
+from flows.production.promote import promote
+from flows.production.reconcile import reconcile
 from tasks.records.alias_moves import move_key
 from tasks.records.ledger import Entry, entries, verify_ledger
 from tasks.records.revocations import save_revocation
@@ -224,16 +224,16 @@ def test_an_altered_attestation_is_a_bypass(home: Home) -> None:
 def test_an_alias_that_was_moved_meanwhile_is_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.promoted(b"first")
     home.point("champion", home.registered(b"trojan"))
-    import flows.reconcile
+    import flows.production.reconcile
 
-    found = flows.reconcile.take_back
+    found = flows.production.reconcile.take_back
 
     def late(*given: Any, **asked: Any) -> Any:
         home.point("champion", "1")
         return found(*given, **asked)
 
     # the moment between asking and writing, in which somebody else repairs it
-    monkeypatch.setattr(flows.reconcile, "take_back", late)
+    monkeypatch.setattr(flows.production.reconcile, "take_back", late)
     assert reconcile(home.settings)["taken_back"] == []
     assert home.aliases() == {"champion": "1"}
     assert taken_back(home) == []
@@ -288,10 +288,10 @@ def test_killed_before_or_after_any_write_it_is_taken_back_and_told_of_once(home
 
 def die(step: str, when: str, work: Callable[[], object]) -> None:
     """Work until just before or after the first call of a step of taking back, and be killed there."""
-    import flows.reconcile
+    import flows.production.reconcile
     import tasks.mlflow.demote
 
-    owner = flows.reconcile if step == "take_back" else tasks.mlflow.demote
+    owner = flows.production.reconcile if step == "take_back" else tasks.mlflow.demote
     real = getattr(owner, step)
 
     def last(*given: Any, **asked: Any) -> Any:

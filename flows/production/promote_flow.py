@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.automatic import promote_if_due
+from flows.production.automatic import promote_if_due
 from tasks.settings import load_settings
 from vetgate.errors import Denied
 
