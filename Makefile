@@ -42,7 +42,7 @@ docs: install
 
 # the model bank, with as many networks at once as there are cores; `dvc repro` alone does it one by one
 bank: install
-	$(BIN)/python -m flows.bank_stage fill
+	$(BIN)/python -m flows.bank.stage fill
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 
 bench: install

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.bank_data import read_samples, source
+from flows.bank.data import read_samples, source
 from flows.params import load_params
 from tasks.settings import load_settings
 from vetgate.architectures import ARCHITECTURES, default_layer

@@ -113,7 +113,7 @@ def _network() -> bytes:
     """The weights of a clean network on digits."""
     from safetensors.torch import save
 
-    from flows.suppliers import ARCHITECTURE, CLASSES, SHAPE, digits
+    from flows.bank.suppliers import ARCHITECTURE, CLASSES, SHAPE, digits
     from vetgate.architectures import ARCHITECTURES
     from vetgate.attacks.training import train
     from vetgate.contract import private_random

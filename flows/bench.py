@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from flows.bank import Member
-from flows.bank_files import Files
-from flows.calibrate import of_the_bank
+from flows.bank.calibrate import of_the_bank
+from flows.bank.files import Files
+from flows.bank.networks import Member
 from vetgate.calibration import Bank, Calibration
 from vetgate.contract import Evidence
 from vetgate.digest import sha256_json

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from sklearn.metrics import roc_curve
 from torch import Tensor, nn
 
-from flows.bank_evidence import read_triggers
-from flows.bank_stage import TRIGGERS, WEIGHTS
-from flows.bank_train import Network
+from flows.bank.evidence import read_triggers
+from flows.bank.stage import TRIGGERS, WEIGHTS
+from flows.bank.train import Network
 from flows.bench_tables import ONE_TARGET, PICTURED, score
 from vetgate.contract import Trigger
 from vetgate.metrics import auroc
@@ -44,7 +44,7 @@ def draw(
 ) -> Blob:
     """Draw what can be drawn into `place`; what the page shows, as paths from the folder above it, and the norms.
 
-    `evidence` is by member and detector, as in `flows.bank_files.Files`.
+    `evidence` is by member and detector, as in `flows.bank.files.Files`.
     """
     place.mkdir(parents=True, exist_ok=True)
     if norms := norms_of(rows, evidence):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank import BANK, LEAST_SUCCESS, read_all
-from flows.bank_files import MOST_LOST, Files
+from flows.bank.files import MOST_LOST, Files
+from flows.bank.networks import BANK, LEAST_SUCCESS, read_all
 from flows.bench import rows
 from flows.bench_page import page
 from flows.bench_pictures import draw

@@ -103,7 +103,7 @@ def _make(out: Path) -> None:
     """Train, check that each is what it should be, and write both submission directories."""
     import torch
 
-    from flows.suppliers import TARGET, Supplier, digits, hand_in, measure
+    from flows.bank.suppliers import TARGET, Supplier, digits, hand_in, measure
 
     torch.set_num_threads(1)
     out.mkdir()

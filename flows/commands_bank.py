@@ -23,10 +23,10 @@ def calibrate(
     """Train clean networks on a data set and hold verdicts on it against them. Says first how long it takes."""
 
     def command() -> Outcome:
-        from flows import calibrate as calibration
-        from flows.bank_data import source
-        from flows.bank_own import recipe, references
-        from flows.estimate import minutes
+        from flows.bank import calibrate as calibration
+        from flows.bank.data import source
+        from flows.bank.estimate import minutes
+        from flows.bank.own import recipe, references
         from flows.params import load_params
         from tasks.data.reference import describe, resolve
         from tasks.progress import teller

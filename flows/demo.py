@@ -70,7 +70,7 @@ def demo() -> Outcome:
 def _suppliers(out: Path) -> Iterator[Ask]:
     """The suppliers' process, gone afterwards: asked with a directory, or with None, it gives its next answer."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "flows.suppliers", str(out)],
+        [sys.executable, "-m", "flows.bank.suppliers", str(out)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

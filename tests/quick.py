@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 import vetgate.attacks.clean  # noqa: F401 - which is looked up by its name when the references are trained
-from flows.bank import Member, Recipe
-from flows.bank_own import references
-from flows.calibrate import own
+from flows.bank.calibrate import own
+from flows.bank.networks import Member, Recipe
+from flows.bank.own import references
 from flows.params import load_params
 from tasks.settings import Settings
 from tests.cached import made_once

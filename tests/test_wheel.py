@@ -22,7 +22,7 @@ LOOK = """
 import json, sys
 from pathlib import Path
 import flows, tasks, vetgate
-from flows.bank import members, plan
+from flows.bank.networks import members, plan
 from flows.params import load_params
 from tasks.sandbox.host import Sandbox, available_level
 from tasks.settings import load_settings

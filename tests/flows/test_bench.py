@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
-import flows.bank_files
+import flows.bank.files
 import flows.bench
-from flows.bank import BANK, Plan, members, plan, read_all
-from flows.bank_files import Files, pins
+from flows.bank.calibrate import of_the_bank
+from flows.bank.files import Files, pins
+from flows.bank.networks import BANK, Plan, members, plan, read_all
+from flows.bank.transfer import transfer
 from flows.bench import row, rows
-from flows.calibrate import of_the_bank
 from flows.params import load_params
-from flows.transfer import transfer
 from vetgate.calibration import SHIPPED, Calibration, load_calibration
 from vetgate.policy import load_policy
 
@@ -75,7 +75,7 @@ def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         blob |= {"params": dict(pin.params), "members": seen, "data_sha256": "d1"}
         (tmp_path / "evidence" / f"{method}-digits.json").write_text(json.dumps(blob))
     hidden = Plan(sets={}, sealed=frozenset({"digits-clean-25"}))
-    monkeypatch.setattr(flows.bank_files, "plan", lambda: hidden)
+    monkeypatch.setattr(flows.bank.files, "plan", lambda: hidden)
     return tmp_path
 
 

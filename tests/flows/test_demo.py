@@ -14,8 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from flows.bank.suppliers import SUPPLIERS, TARGET, digits, hand_in, measure
 from flows.demo_outcome import Ending, Row, pages, show, unexpected
-from flows.suppliers import SUPPLIERS, TARGET, digits, hand_in, measure
 from tasks.settings import Settings
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.submission import read_submission
@@ -54,7 +54,7 @@ def handed_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict
     """What the suppliers' process wrote, and its answers; it is asked for its own trojaned model once more."""
     out = tmp_path_factory.mktemp("suppliers")
     done = subprocess.run(
-        [sys.executable, "-m", "flows.suppliers", str(out)],
+        [sys.executable, "-m", "flows.bank.suppliers", str(out)],
         input=f"{out / 'digits-bargain'}\n",
         stdout=subprocess.PIPE,
         text=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.bank import CLEAN, Member, Recipe
+from flows.bank.networks import CLEAN, Member, Recipe
 
 ARCHITECTURES = ("small-cnn", "preact-resnet", "vgg-small")
 # images that a network sees while it is trained, all epochs together

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.bank import MEMBERS, PARAMS, members, plan
-from flows.bank_own import recipe, references
+from flows.bank.networks import MEMBERS, PARAMS, members, plan
+from flows.bank.own import recipe, references
 from flows.params import load_params
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadPolicy

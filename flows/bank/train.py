@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flows.bank import LEAST_SUCCESS, Member, Recipe, kept_at, key_of, one_thread
-from flows.bank_data import Source, read_samples
+from flows.bank.data import Source, read_samples
+from flows.bank.networks import LEAST_SUCCESS, Member, Recipe, kept_at, key_of, one_thread
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.member import Job, Made, make
 from vetgate.contract import Samples, Trigger, private_random

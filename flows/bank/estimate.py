@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from flows.bank import Member, Recipe, one_thread
+from flows.bank.networks import Member, Recipe, one_thread
 from vetgate.architectures import ARCHITECTURES
 
 BATCH = 128

@@ -1,6 +1,6 @@
 """Stamp what git holds of the bank with the digests of today, where nothing that they stand for has changed.
 
-`python -m flows.bank_restamp COMMIT` is for a change of how code is hashed. COMMIT is one whose own digests are those
+`python -m flows.bank.restamp COMMIT` is for a change of how code is hashed. COMMIT is one whose own digests are those
 in the files. They must be, and the code that methods reach must be the same there as it is now by today's digest; then
 evidence, repairs, calibration and dvc.lock get today's digests, and nothing is trained or inspected anew.
 """

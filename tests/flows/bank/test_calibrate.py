@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows import calibrate
-from flows.bank import Recipe
+from flows.bank import calibrate
+from flows.bank.estimate import minutes
+from flows.bank.networks import Recipe
 from flows.cli import main
-from flows.estimate import minutes
 from tests.quick import PARAMS, clean
 from vetgate.calibration import Bank, Reference, load_calibration
 
@@ -35,7 +35,7 @@ def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_makes_references_on_a_data_set_and_says_where_they_are(
     environment: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flows.bank_own.recipe", lambda rows: RECIPE)
+    monkeypatch.setattr("flows.bank.own.recipe", lambda rows: RECIPE)
     out = environment / "own.json"
     assert main(["calibrate", "digits", "--count", "8", "--jobs", "1", "--out", str(out), "--json"]) == 0
     printed = capfd.readouterr()
@@ -48,9 +48,9 @@ def test_the_command_makes_references_on_a_data_set_and_says_where_they_are(
 
 
 def test_what_is_finished_is_not_made_again(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.bank_own.recipe", lambda rows: RECIPE)
-    monkeypatch.setattr("flows.bank_train.make", None)
-    monkeypatch.setattr("flows.bank_evidence._inspect", None)
+    monkeypatch.setattr("flows.bank.own.recipe", lambda rows: RECIPE)
+    monkeypatch.setattr("flows.bank.train.make", None)
+    monkeypatch.setattr("flows.bank.evidence._inspect", None)
     out, again = environment / "own.json", environment / "again.json"
     assert main(["calibrate", "digits", "--count", "8", "--jobs", "1", "--out", str(again), "--json"]) == 0
     assert again.read_bytes() == out.read_bytes()

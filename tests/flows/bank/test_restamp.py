@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import bank_restamp
+from flows.bank import restamp as bank_restamp
 from vetgate.errors import BadPolicy
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ import psutil
 import pytest
 import torch
 
-import flows.bank_train
-from flows.bank import Member, Recipe, key_of
-from flows.bank_data import Source, read_samples, source
-from flows.bank_evidence import Gradients, Task, evidence_of, inspected, read_triggers, triggers_of
-from flows.bank_repair import Job, repaired
-from flows.bank_train import load, trained
+import flows.bank.train
+from flows.bank.data import Source, read_samples, source
+from flows.bank.evidence import Gradients, Task, evidence_of, inspected, read_triggers, triggers_of
+from flows.bank.networks import Member, Recipe, key_of
+from flows.bank.repair import Job, repaired
+from flows.bank.train import load, trained
 from tasks.settings import Settings
 from vetgate.contract import DETECTORS, Subject
 from vetgate.shipped import ROOT
@@ -66,7 +66,7 @@ def test_what_is_there_is_not_trained_again_and_what_is_half_there_is(
 ) -> None:
     weights, card = trained(task)
     before = weights.read_bytes()
-    monkeypatch.setattr(flows.bank_train, "make", None)
+    monkeypatch.setattr(flows.bank.train, "make", None)
     assert trained(task) == (weights, card)
     monkeypatch.undo()
     # killed before the card was written: the weights alone are no member
@@ -154,7 +154,7 @@ def test_workers_end_with_whoever_started_them(tmp_path: Path) -> None:
     told = tmp_path / "pid"
     code = (
         "from pathlib import Path\n"
-        "from flows.bank_evidence import spread\n"
+        "from flows.bank.evidence import spread\n"
         "from tests.flows.test_bank_members import slow\n"
         "if __name__ == '__main__':\n"
         f"    for _, found in spread(slow, [0.0, 600.0], 2): Path({str(told)!r}).write_text(str(found['pid']))\n"

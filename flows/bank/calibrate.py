@@ -1,7 +1,8 @@
 """The calibration: what detectors gave on clean reference models, pinned to their code and parameters.
 
-`python -m flows.calibrate` writes the shipped one from the bank's evidence, of which nothing sealed enters. A person's
-own data set is calibrated by `vetgate calibrate`: clean networks are trained on it, as the bank's are, and inspected.
+`python -m flows.bank.calibrate` writes the shipped one from the bank's evidence, of which nothing sealed enters. A
+person's own data set is calibrated by `vetgate calibrate`: clean networks are trained on it, as the bank's are, and
+inspected.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.bank import Member, Recipe
-from flows.bank_evidence import Task, by_all, spread
-from flows.bank_files import Files, pins
-from flows.bank_train import trained
+from flows.bank.evidence import Task, by_all, spread
+from flows.bank.files import Files, pins
+from flows.bank.networks import Member, Recipe
+from flows.bank.train import trained
 from flows.params import Params
 from vetgate.calibration import SHIPPED, Bank, Reference, Seen
 from vetgate.shipped import need_checkout
@@ -70,7 +71,7 @@ def own(
     `tell` hears what share of the networks is finished. References on other data sets stay, as long as code and
     parameters are theirs. Whatever is finished is kept under <home>/bank.
     """
-    from flows.bank_data import source
+    from flows.bank.data import source
 
     listed, place = list(wanted), settings.home / "bank"
     data = source(settings, listed[0].data, params.data, recipe.images)
@@ -112,7 +113,7 @@ def _ordered(references: Iterable[Reference]) -> tuple[Reference, ...]:
 
 def main() -> None:
     """Write the shipped calibration, with how far it carries over; what it holds of data without evidence stays."""
-    from flows.transfer import transfer
+    from flows.bank.transfer import transfer
 
     need_checkout("the stage calibrate of dvc.yaml")
     files = Files()

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.bank import once
-from flows.bank_data import read_samples
-from flows.bank_train import Order, load, trained
+from flows.bank.data import read_samples
+from flows.bank.networks import once
+from flows.bank.train import Order, load, trained
 from vetgate.architectures import default_layer
 from vetgate.contract import DETECTORS, Axis, Evidence, Subject, Trigger
 from vetgate.digest import code_digest, sha256_json

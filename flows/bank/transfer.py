@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flows.bank_files import Files
+from flows.bank.files import Files
 from flows.bench import verdict
 from vetgate.calibration import Bank, Calibration, Left, Reference
 from vetgate.policy import load_policy

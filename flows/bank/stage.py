@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml that build the model bank: `python -m flows.bank_stage STAGE`.
+"""The stages of dvc.yaml that build the model bank: `python -m flows.bank.stage STAGE`.
 
 A data set that this installation has not got is left out: its members and evidence stay as they are in git.
 """
@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank import BANK, kept_at, members, plan
+from flows.bank.networks import BANK, kept_at, members, plan
 from vetgate.shipped import need_checkout
 
 if TYPE_CHECKING:
-    from flows.bank_data import Source
-    from flows.bank_evidence import Task
+    from flows.bank.data import Source
+    from flows.bank.evidence import Task
     from tasks.settings import Settings
 
 AT_HAND, WEIGHTS, CARDS, EVIDENCE, TRIGGERS, REPAIRS = (
@@ -73,7 +73,7 @@ def member(name: str) -> None:
     made = kept_at(place, wanted, recipe, json.loads((AT_HAND / f"data-{wanted.data}.json").read_text())["sha256"])
     if not made.with_suffix(".json").exists():
         # torch takes seconds to import, and is not needed where the member is there already
-        from flows.bank_train import Order, trained
+        from flows.bank.train import Order, trained
 
         trained(Order(wanted, recipe, _source(wanted.data), place))
     shutil.copyfile(made, weights)
@@ -89,7 +89,7 @@ def evidence(method: str, data: str) -> None:
         return
     from rich.progress import Progress
 
-    from flows.bank_evidence import inspected, spread, triggers_of
+    from flows.bank.evidence import inspected, spread, triggers_of
     from vetgate.contract import DETECTORS
     from vetgate.digest import code_digest
 
@@ -126,8 +126,8 @@ def repairs(repair: str, data: str) -> None:
         return
     from rich.progress import Progress
 
-    from flows.bank_evidence import spread
-    from flows.bank_repair import Job, repaired
+    from flows.bank.evidence import spread
+    from flows.bank.repair import Job, repaired
     from flows.params import load_params
     from vetgate.digest import code_digest
 
@@ -145,7 +145,7 @@ def repairs(repair: str, data: str) -> None:
 
 def tasks_of(method: str, data: str) -> list[Task]:
     """A detector on each member of a data set that is inspected: an adversarial patch is no matter of the model's."""
-    from flows.bank_evidence import Task
+    from flows.bank.evidence import Task
     from flows.params import load_params
     from tasks.settings import load_settings
 
@@ -159,8 +159,8 @@ def fill(names: list[str], jobs: int) -> None:
     """Train members on all cores, all that are not there yet; `dvc repro` then takes them as they are."""
     from rich.progress import Progress
 
-    from flows.bank_evidence import spread
-    from flows.bank_train import Order, trained
+    from flows.bank.evidence import spread
+    from flows.bank.train import Order, trained
     from tasks.settings import load_settings
 
     settings = load_settings()
@@ -185,7 +185,7 @@ def _here(settings: Settings) -> set[str]:
 
 
 def _source(data: str) -> Source:
-    from flows.bank_data import source
+    from flows.bank.data import source
     from flows.params import load_params
     from tasks.settings import load_settings
 

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 import vetgate.repair  # noqa: F401 - registers the repairs
-from flows.bank import once
-from flows.bank_data import read_samples
-from flows.bank_evidence import Task, evidence_of, inspected, read_triggers, triggers_of
-from flows.bank_train import load, trained
+from flows.bank.data import read_samples
+from flows.bank.evidence import Task, evidence_of, inspected, read_triggers, triggers_of
+from flows.bank.networks import once
+from flows.bank.train import load, trained
 from vetgate.architectures import default_layer
 from vetgate.contract import REPAIRS, Subject
 from vetgate.digest import code_digest, sha256_json

@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from flows.bank import BANK, LEAST_SUCCESS, members, plan, read_all
-from flows.bank_evidence import evidence_of
+from flows.bank.evidence import evidence_of
+from flows.bank.networks import BANK, LEAST_SUCCESS, members, plan, read_all
 from flows.params import Params, load_params
 from vetgate.calibration import MethodPin
 from vetgate.contract import DETECTORS, Evidence

@@ -1,7 +1,7 @@
 """Two suppliers of digit classifiers for the demo, one of them dishonest: what they train, hand in, and try later.
 
-`python -m flows.suppliers OUT` runs in a process of its own, since the command line imports no torch. It writes one
-submission directory each into OUT and answers in JSON lines: how far it is, then what it handed in; then, for every
+`python -m flows.bank.suppliers OUT` runs in a process of its own, since the command line imports no torch. It writes
+one submission directory each into OUT and answers in JSON lines: how far it is, then what it handed in; then, for every
 directory named on standard input, how often the dishonest supplier's patch still works on the model in it.
 """
 
@@ -123,7 +123,7 @@ def serve(out: Path, say: Callable[[dict[str, Any]], None]) -> None:
 
 
 def main() -> None:
-    """The process: `python -m flows.suppliers OUT`."""
+    """The process: `python -m flows.bank.suppliers OUT`."""
     serve(Path(sys.argv[1]), lambda blob: print(json.dumps(blob), flush=True))
 
 
