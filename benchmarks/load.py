@@ -24,7 +24,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from flows.service_parts import parts
+from flows.service.parts import parts
 from flows.submit import submit
 from tasks.data.digits import write_digits
 from tasks.records.ledger_verify import verify_ledger

@@ -31,7 +31,7 @@ def up(
     """Start the whole service and stay until Ctrl-C: Prefect, MLflow, workers, receiver, gate. Exits with 0, or 2."""
     if check:
         return carry_out(_health, as_json=json)
-    from flows.up import up as run
+    from flows.service.up import up as run
     from tasks.settings import load_settings
 
     try:
@@ -42,7 +42,7 @@ def up(
 
 
 def _health() -> Outcome:
-    from flows.service_check import check
+    from flows.service.check import check
     from tasks.settings import load_settings
 
     found = list(check(load_settings()))

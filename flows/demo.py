@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import here, runtime
+from flows import here
 from flows.console import Outcome
 from flows.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
+from flows.service import runtime
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows import runtime
 from flows.gate.client import gate
 from flows.params import load_params
 from flows.production.automatic import promote_all_due
 from flows.result import refused
+from flows.service import runtime
 from flows.sweep import sweep
 from tasks.mlflow import client as mlflow_client
 from tasks.progress import tell

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows import here, runtime
+from flows import here
 from flows.rescan import rescan
+from flows.service import runtime
 from tasks.settings import Settings
 from tasks.vetting.workplace import cool
 

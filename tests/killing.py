@@ -102,7 +102,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     import mlflow.tracking  # noqa: F401 - once for all
 
-    from flows import runtime
+    from flows.service import runtime
     from tasks.settings import load_settings
 
     # Prefect reads where its server is when it is imported
@@ -129,9 +129,9 @@ def main() -> None:
 
 def _one(writer: int, turn: Turn) -> None:
     """Vet, and promote if that is asked for, until the fate strikes."""
-    from flows import runtime
     from flows.here import vet_here
     from flows.production.promote import promote
+    from flows.service import runtime
     from tasks.settings import load_settings
 
     # the server is the parent's: this process only talks to it

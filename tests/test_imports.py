@@ -35,7 +35,7 @@ CASES = {
     "canaries": ("import flows.canaries", HEAVY),
     "serving and verifying": ("import flows.production.serving, flows.production.verify", HEAVY),
     "the receiver": (
-        "from flows.receiver import receiver; from tasks.settings import load_settings; receiver(load_settings())",
+        "from flows.service.receiver import receiver; from tasks.settings import load_settings; receiver(load_settings())",
         HEAVY,
     ),
 }

@@ -54,7 +54,7 @@ def pools() -> set[str]:
 
 
 def _python(arguments: list[str]) -> list[str]:
-    if arguments[:2] == ["-m", "flows.service_worker"] and arguments[2] not in pools():
+    if arguments[:2] == ["-m", "flows.service.worker"] and arguments[2] not in pools():
         return [f"prefect.yaml deploys nothing to the pool {arguments[2]}"]
     if arguments[0] == "-m":
         return [] if importlib.util.find_spec(arguments[1]) else [f"no module {arguments[1]}"]

@@ -177,7 +177,7 @@ BREAKS = {
     "build stage": ("FROM runtime AS mlflow", "FROM build-mlflow AS mlflow", "a stage that builds"),
     "sandbox": ("bubblewrap \\", "bubblewarp \\", "bubblewrap where no model"),
     "setting": ("VETGATE_HOME=", "VETGATE_HOMES=", "no setting is read"),
-    "module": ("flows.receiver", "flows.reciever", "no module"),
+    "module": ("flows.service.receiver", "flows.reciever", "no module"),
     "port": ("EXPOSE 8480", "EXPOSE 8481", "exposes"),
     "uv": (
         "RUN pip install --constraint constraints.txt mlflow",

@@ -16,7 +16,7 @@ from typing import Any
 import hcl2
 import pytest
 
-from flows.service_check import PROBE
+from flows.service.check import PROBE
 from tests.infra.known import ROOT
 from tests.infra.kustomize import documents
 

@@ -106,7 +106,7 @@ def test_the_second_host_vets_with_the_workers_of_both_and_finds_the_same(
 
 
 POOL = "work_pools/vet/workers/filter"
-WORKER = ("-m", "flows.service_worker", "vet")
+WORKER = ("-m", "flows.service.worker", "vet")
 SCHEDULER = ("-m", "distributed.cli.dask_scheduler")
 DASK_WORKER = ("-m", "distributed.cli.dask_worker")
 

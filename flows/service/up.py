@@ -19,10 +19,10 @@ import psutil
 from honcho.manager import Manager
 from honcho.printer import Printer
 
-from flows.service_check import check, databases
-from flows.service_keeper import end_all
-from flows.service_parts import Part, client_environment, parts
-from flows.service_urls import gate_url, mlflow_url, prefect_url, receiver_url
+from flows.service.check import check, databases
+from flows.service.keeper import end_all
+from flows.service.parts import Part, client_environment, parts
+from flows.service.urls import gate_url, mlflow_url, prefect_url, receiver_url
 from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from tasks.settings import Settings
 from vetgate.errors import StoreError

@@ -32,7 +32,7 @@ class LocalServer:
             environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
             with (self._home / "server.log").open("ab") as log:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", "flows.server", str(listener.fileno())],
+                    [sys.executable, "-m", "flows.service.server", str(listener.fileno())],
                     env=environment | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0"},
                     stdin=subprocess.PIPE,
                     stdout=log,

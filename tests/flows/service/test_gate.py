@@ -18,8 +18,8 @@ import pytest
 from starlette.applications import Starlette
 
 from flows.gate.client import LocalGate, RemoteGate, gate
-from flows.gate_service import MAX_REQUEST_BYTES, Reconciler
-from flows.receiver import receiver
+from flows.service.gate import MAX_REQUEST_BYTES, Reconciler
+from flows.service.receiver import receiver
 from tasks.mlflow.webhooks import MAX_BODY_BYTES, signature
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
@@ -39,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     own = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
     own |= {"VETGATE_HOME": str(home), "VETGATE_GATE_PORT": str(port)}
     with (home / "log").open("wb") as log:
-        service = subprocess.Popen([sys.executable, "-m", "flows.gate_service"], env=own, stdout=log, stderr=log)
+        service = subprocess.Popen([sys.executable, "-m", "flows.service.gate"], env=own, stdout=log, stderr=log)
     try:
         until = time.monotonic() + 120
         while True:

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from prefect.cli import app
 from prefect.server.database.configurations import AioSqliteConfiguration
 
-from flows.server import make_database
+from flows.service.server import make_database
 from tasks.settings import load_settings
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""One Prefect process worker of a work pool: `python -m flows.service_worker vet`, on as many hosts as there are.
+"""One Prefect process worker of a work pool: `python -m flows.service.worker vet`, on as many hosts as there are.
 
 Before it polls it makes the pool and puts the pool's deployments on the server. A flow run whose worker was killed
 stays "Running" on the server for ever, and keeps its place in a concurrency limit; so a worker notes what it runs, and
@@ -28,7 +28,7 @@ from prefect.states import Crashed
 from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from flows.service_deploy import create_pool, deploy
+from flows.service.deploy import create_pool, deploy
 from tasks.settings import Settings, load_settings
 from vetgate.errors import StoreError
 

@@ -1,6 +1,6 @@
 """The gate as a service, one warm process in the gate zone: it decides, one request at a time, and watches aliases.
 
-`python -m flows.gate_service` serves it; with `--separated` its attestations say that whoever asks is another user than
+`python -m flows.service.gate` serves it; with `--separated` its attestations say that whoever asks is another user than
 the gate, which only whoever starts them so can know. POST /decide wants the bearer token in VETGATE_GATE_TOKEN; POST
 /mlflow takes MLflow's signed webhook about an alias of prod.<name>, which has reconcile look at that name.
 """
@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flows.gate.decide import answer, make_ready
-from flows.service_http import Blob, Endpoint, body_of, deliveries_to, serve, service
-from flows.service_webhooks import Webhooks
+from flows.service.http import Blob, Endpoint, body_of, deliveries_to, serve, service
+from flows.service.webhooks import Webhooks
 from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, Deliveries, TooLarge
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings

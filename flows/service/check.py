@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flows.service_parts import POOLS
-from flows.service_urls import gate_url, mlflow_url, prefect_url, receiver_url
+from flows.service.parts import POOLS
+from flows.service.urls import gate_url, mlflow_url, prefect_url, receiver_url
 from tasks.settings import Settings
 from tasks.store.base import Changed, open_store
 from vetgate.errors import StoreError

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 
-from flows.service_urls import gate_url, receiver_url
+from flows.service.urls import gate_url, receiver_url
 from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, VERSION_CREATED, register_webhook
 from tasks.settings import Settings
 from vetgate.errors import VetgateError

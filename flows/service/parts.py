@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.service_urls import gate_url, is_ours, mlflow_url, prefect_url
+from flows.service.urls import gate_url, is_ours, mlflow_url, prefect_url
 from tasks.mlflow.client import ENVIRONMENT as MLFLOW
 from tasks.settings import Settings
 
@@ -62,7 +62,7 @@ class Part:
         """The shell command that keeps it running as long as the process `up` lives."""
         options = ("--name", self.name, "--up", str(up), "--linger", str(self.linger))
         pid_file = ("--pid-file", str(folder / f"{self.name}.pid"))
-        keeper = (sys.executable, "-m", "flows.service_keeper", *options, *pid_file)
+        keeper = (sys.executable, "-m", "flows.service.keeper", *options, *pid_file)
         return f"exec {shlex.join((*keeper, '--', *self.command))}"
 
 
@@ -73,16 +73,18 @@ def parts(settings: Settings) -> list[Part]:
     if settings.s3_command:
         found.append(Part("s3", ("/bin/sh", "-c", settings.s3_command), _environment(settings), linger=2.0))
     if is_ours(settings, prefect_url(settings), settings.prefect_port):
-        found.append(Part("prefect", (*python, "flows.service_prefect"), prefect_environment(settings), linger=1.5))
+        found.append(
+            Part("prefect", (*python, "flows.service.prefect_server"), prefect_environment(settings), linger=1.5)
+        )
     if is_ours(settings, mlflow_url(settings), settings.mlflow_port):
-        found.append(Part("mlflow", (*python, "flows.service_mlflow"), mlflow_environment(settings), linger=1.5))
+        found.append(Part("mlflow", (*python, "flows.service.mlflow_server"), mlflow_environment(settings), linger=1.5))
     receiver = _environment(settings, KEY, TOKEN)
     vetting = _environment(settings, KEY, SECRET)
-    found.append(Part("receiver", (*python, "flows.receiver"), receiver))
+    found.append(Part("receiver", (*python, "flows.service.receiver"), receiver))
     if is_ours(settings, gate_url(settings), settings.gate_port):
-        found.append(Part("gate", (*python, "flows.gate_service"), _environment(settings)))
-    found.append(Part("vet-worker", (*python, "flows.service_worker", VET), vetting))
-    found.append(Part("gate-worker", (*python, "flows.service_worker", GATE), _environment(settings)))
+        found.append(Part("gate", (*python, "flows.service.gate"), _environment(settings)))
+    found.append(Part("vet-worker", (*python, "flows.service.worker", VET), vetting))
+    found.append(Part("gate-worker", (*python, "flows.service.worker", GATE), _environment(settings)))
     return found
 
 

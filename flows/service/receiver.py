@@ -1,6 +1,7 @@
 """The receiver, in the intake zone: MLflow's signed webhook about a new model wakes a flow, and nothing else.
 
-It holds no key of the gate, opens no model and cannot write to the registry. `python -m flows.receiver` serves it.
+It holds no key of the gate, opens no model and cannot write to the registry. `python -m flows.service.receiver` serves
+it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 
 from starlette.applications import Starlette
 
-from flows.service_http import Blob, deliveries_to, serve, service
+from flows.service.http import Blob, deliveries_to, serve, service
 from tasks import events
 from tasks.mlflow.vettings import MANIFEST_TAG
 from tasks.mlflow.webhooks import VERSION_CREATED, Deliveries
