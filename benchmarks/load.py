@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from flows.service.parts import parts
-from flows.submit import submit
+from flows.vetting.submit import submit
 from tasks.data.digits import write_digits
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, load_settings

@@ -60,7 +60,7 @@ def submit(
     """Take a model in and queue it; the service vets it, or `vet` or `sweep` where there is none."""
 
     def command() -> Outcome:
-        from flows.submit import submit as take
+        from flows.vetting.submit import submit as take
         from tasks.settings import load_settings
 
         record = take(load_settings(), directory, key)
@@ -75,8 +75,8 @@ def vet(directory: Directory, json: AsJson = False) -> int:
     """Submit a model and vet it here and now. Exits with 0 pass, 1 FAIL, 2 error, 3 inconclusive."""
 
     def command() -> Outcome:
-        from flows.here import vet_here
         from flows.show import EXIT_CODES, show_result
+        from flows.vetting.local import vet_here
 
         result = vet_here(directory)
         return Outcome(EXIT_CODES[result["verdict"]], result, lambda console: show_result(console, result))
@@ -92,7 +92,7 @@ def report(
     """Print the path of a vetting's HTML report."""
 
     def command() -> Outcome:
-        from flows.submit import local_report
+        from flows.vetting.submit import local_report
         from tasks.settings import load_settings
 
         record, path = local_report(load_settings(), submission)

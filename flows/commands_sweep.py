@@ -21,11 +21,11 @@ def sweep(json: Annotated[bool, typer.Option("--json", help="Print one JSON obje
 
         settings = load_settings()
         if "PREFECT_API_URL" in os.environ:
-            from flows.sweep_flow import sweep_service
+            from flows.vetting.sweep_flow import sweep_service
 
             done = sweep_service(settings)
         else:
-            from flows.here import sweep_here
+            from flows.vetting.local import sweep_here
 
             done = sweep_here(settings)
         counts = [f"{len(done[key])} {key.replace('_', ' ')}" for key in ("vetted", "taken", "promoted", "given_up")]

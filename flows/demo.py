@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows import here
 from flows.console import Outcome
 from flows.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
 from flows.service import runtime
+from flows.vetting import local as here
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
@@ -42,7 +42,7 @@ def demo() -> Outcome:
     with _suppliers(settings.home / "demo") as ask:
         here.start(settings)
         # imports Prefect while the suppliers train
-        importlib.import_module("flows.vet")
+        importlib.import_module("flows.vetting.vet")
         handed = _handed_in(ask)
         given = [(Path(item["directory"]), item["measured"]) for item in handed["submissions"]]
         results = _vet(settings, [directory for directory, _ in given])
@@ -107,7 +107,7 @@ def _handed_in(ask: Ask) -> Blob:
 
 def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
     """The results of vetting each submission, with its repair, as `vetgate vet` does."""
-    from flows.vet import vet
+    from flows.vetting.vet import vet
 
     records = [intake.take(settings, directory) for directory in directories]
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows import here
 from flows.rescan import rescan
 from flows.service import runtime
+from flows.vetting import local as here
 from tasks.settings import Settings
 from tasks.vetting.workplace import cool
 
@@ -26,6 +26,6 @@ def examine_here(settings: Settings, manifest: str, run: str) -> Blob:
     here.start(settings)
     runtime.ready()
     # after the server is known, which Prefect reads when it is imported
-    from flows.examine import examine
+    from flows.vetting.examine import examine
 
     return examine(settings, manifest, run)

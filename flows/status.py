@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.production.watch import coverages, watch
-from flows.submit import queue
+from flows.vetting.submit import queue
 from tasks.mlflow.aliases import Held
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage

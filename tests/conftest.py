@@ -35,7 +35,7 @@ server.serve_forever()
 
 # minutes that a change need not wait for: `make test-long`
 LONG = (
-    "tests/flows/test_killed.py",
+    "tests/flows/vetting/test_killed.py",
     "tests/flows/test_rescan.py",
     *(f"tests/service/test_{name}.py" for name in ("hosts", "killed_service", "nightly", "postgres")),
 )

@@ -109,7 +109,7 @@ def main() -> None:
     runtime.start(load_settings().home)
     runtime.ready()
     import flows.production.promote
-    import flows.vet  # noqa: F401 - once for all
+    import flows.vetting.vet  # noqa: F401 - once for all
 
     # not by iterating: that would read ahead
     while line := sys.stdin.readline():
@@ -129,9 +129,9 @@ def main() -> None:
 
 def _one(writer: int, turn: Turn) -> None:
     """Vet, and promote if that is asked for, until the fate strikes."""
-    from flows.here import vet_here
     from flows.production.promote import promote
     from flows.service import runtime
+    from flows.vetting.local import vet_here
     from tasks.settings import load_settings
 
     # the server is the parent's: this process only talks to it

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flows.registered import take_version
-from flows.sweep import sweep
+from flows.vetting.submitted import take_version
+from flows.vetting.sweep import sweep
 from tasks.mlflow import submitted as registered
 from tasks.mlflow import submitted_notes as registered_notes
 from tasks.mlflow.client import registry

@@ -10,9 +10,9 @@ from typing import Any
 from flows.gate.client import gate
 from flows.params import load_params
 from flows.production.automatic import promote_all_due
-from flows.result import refused
 from flows.service import runtime
-from flows.sweep import sweep
+from flows.vetting.result import refused
+from flows.vetting.sweep import sweep
 from tasks.mlflow import client as mlflow_client
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
@@ -43,7 +43,7 @@ def run(settings: Settings, record: Record) -> dict[str, Any]:
     start(settings)
     try:
         tell("start", 0)
-        from flows.vet import vet
+        from flows.vetting.vet import vet
 
         runtime.ready()
         tell("start", 1)
@@ -61,8 +61,8 @@ def sweep_here(settings: Settings) -> dict[str, Any]:
         return done
     start(settings)
     try:
-        from flows.registered import take_version
-        from flows.vet import vet
+        from flows.vetting.submitted import take_version
+        from flows.vetting.vet import vet
 
         runtime.ready()
         for deployment, parameters in todo:

@@ -11,7 +11,7 @@ from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 
-from flows.sweep import sweep
+from flows.vetting.sweep import sweep
 from tasks.settings import Settings, load_settings
 from vetgate.errors import StoreError
 

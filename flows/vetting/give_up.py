@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from flows.gate.client import gate
-from flows.result import publish, result_of
+from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings

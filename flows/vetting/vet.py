@@ -10,10 +10,10 @@ from typing import Any
 
 from prefect import flow
 
-from flows.examine import Seen, Vetting, look_over, opened, request_of, step
 from flows.gate.client import gate
 from flows.params import uses
-from flows.result import publish, result_of
+from flows.vetting.examine import Seen, Vetting, look_over, opened, request_of, step
+from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store, open_store

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from flows.give_up import give_up
 from flows.production.automatic import promote_all_due
-from flows.registered_note import note_own_version
+from flows.vetting.give_up import give_up
+from flows.vetting.submitted_note import note_own_version
 from tasks.mlflow import submitted as registered
 from tasks.settings import Settings
 from tasks.vetting import queue

@@ -107,7 +107,7 @@ def look_over(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
 def _seen(vetting: Vetting, wanted: dict[str, Blob]) -> Seen:
     """What each of the methods found, one after another here, or all at once on Dask if the policy says so."""
     if vetting.policy.spread == "dask":
-        from flows.spread import detect_all
+        from flows.vetting.spread import detect_all
 
         given, refused = detect_all(vetting.policy, vetting.settings, vetting.case, vetting.params.data, wanted)
         return Seen(tuple(Found(**f) for f in given), of_error(refused) if refused else None, refused is not None)
@@ -145,7 +145,7 @@ def request_of(vetting: Vetting, seen: Seen, level: int) -> Blob:
 def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
     """Run every detector on a submission, what is known already from the store, and give what the gate can judge.
 
-    `run` names a repetition with another seed. Needs a Prefect server (`flows.here.start`).
+    `run` names a repetition with another seed. Needs a Prefect server (`flows.vetting.local.start`).
     """
 
     @flow(name="examine", flow_run_name=f"examine-{manifest_sha256[:12]}-{run or 'first'}", result_serializer="json")
