@@ -76,7 +76,7 @@ def bench(
     """Score the model bank: false alarms, detection, cost, repairs; each model by a calibration that did not see it."""
 
     def command() -> Outcome:
-        from flows.bench_run import run, show
+        from flows.benchmark.run import run, show
 
         found = run(sealed=sealed)
         return Outcome(0, found, lambda console: show(console, found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flows.bank.files import Files
-from flows.bench import verdict
+from flows.benchmark.score import verdict
 from vetgate.calibration import Bank, Calibration, Left, Reference
 from vetgate.policy import load_policy
 

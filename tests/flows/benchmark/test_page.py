@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from flows.bench_cells import count, estimate, number, percent, share, small
-from flows.bench_page import page
-from flows.bench_pictures import curves, draw, norms_of, picture
-from flows.bench_tables import tables
+from flows.benchmark.cells import count, estimate, number, percent, share, small
+from flows.benchmark.page import page
+from flows.benchmark.pictures import curves, draw, norms_of, picture
+from flows.benchmark.tables import tables
 from vetgate import metrics
 from vetgate.contract import Trigger
 

@@ -1,8 +1,8 @@
 """Score the bank and write down what came out: tables for `dvc metrics`, rows for `dvc plots`, and docs/benchmark.md.
 
-`python -m flows.bench_run` is the stage of dvc.yaml. The sealed members are scored by `vetgate bench --sealed` alone;
-what that gave last is kept beside the other tables and shown in the page. In a checkout all are files that git holds;
-vetgate that came as a wheel writes them under <home>/benchmark.
+`python -m flows.benchmark.run` is the stage of dvc.yaml. The sealed members are scored by `vetgate bench --sealed`
+alone; what that gave last is kept beside the other tables and shown in the page. In a checkout all are files that git
+holds; vetgate that came as a wheel writes them under <home>/benchmark.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from flows.bank.files import MOST_LOST, Files
 from flows.bank.networks import BANK, LEAST_SUCCESS, read_all
-from flows.bench import rows
-from flows.bench_page import page
-from flows.bench_pictures import draw
-from flows.bench_tables import tables
+from flows.benchmark.page import page
+from flows.benchmark.pictures import draw
+from flows.benchmark.score import rows
+from flows.benchmark.tables import tables
 from tasks.settings import load_settings
 from vetgate import shipped
 from vetgate.calibration import load_calibration
@@ -72,7 +72,7 @@ def show(console: Console, found: Blob) -> None:
     """False alarms and detection in a table each; the rest is in the page."""
     from rich.markdown import Markdown
 
-    from flows.bench_page import summary
+    from flows.benchmark.page import summary
 
     console.print(Markdown(summary(found)))
     where = places().page if shipped.INSTALLED else "docs/benchmark.md"

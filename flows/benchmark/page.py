@@ -1,4 +1,4 @@
-"""docs/benchmark.md from the tables of flows/bench_tables.py: all numbers are theirs, "–" where there is none."""
+"""docs/benchmark.md from the tables of flows/benchmark/tables.py: all numbers are theirs, "–" where there is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from flows.bench_cells import NONE, count, estimate, grid, number, percent, share, small
+from flows.benchmark.cells import NONE, count, estimate, grid, number, percent, share, small
 
 Blob = Mapping[str, Any]
 ALARMING = ("fail", "not_pass", "index")
@@ -86,7 +86,7 @@ LIMITS = """## Limits
 
 
 def page(tables: Blob, sealed_tables: Blob | None, pictures: Blob) -> str:
-    """The page; `pictures` is what `flows.bench_pictures.draw` gives."""
+    """The page; `pictures` is what `flows.benchmark.pictures.draw` gives."""
     parts = chain(
         _bank(tables),
         _alarms(tables),

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 import flows.bank.files
-import flows.bench
+import flows.benchmark.score
 from flows.bank.calibrate import of_the_bank
 from flows.bank.files import Files, pins
 from flows.bank.networks import BANK, Plan, members, plan, read_all
 from flows.bank.transfer import transfer
-from flows.bench import row, rows
+from flows.benchmark.score import row, rows
 from flows.params import load_params
 from vetgate.calibration import SHIPPED, Calibration, load_calibration
 from vetgate.policy import load_policy
@@ -102,8 +102,8 @@ def test_no_member_is_among_the_references_that_judge_it(bank: Path, monkeypatch
         asked.append({r.seed for r in args[1].bank.references})
         return ruled(*args, **more)
 
-    ruled = flows.bench.verdict
-    monkeypatch.setattr(flows.bench, "verdict", watched)
+    ruled = flows.benchmark.score.verdict
+    monkeypatch.setattr(flows.benchmark.score, "verdict", watched)
     for _ in rows(files, sealed=False):
         pass
     judged = [m.seed for m in files.members.values() if m.name != "digits-clean-25"]

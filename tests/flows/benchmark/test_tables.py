@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.bench_tables import cost, detection, entropy, false_alarms, members, neural_cleanse, repaired, tables
+from flows.benchmark.tables import cost, detection, entropy, false_alarms, members, neural_cleanse, repaired, tables
 from vetgate import metrics
 
 Blob = dict[str, Any]

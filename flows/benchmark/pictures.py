@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from flows.bank.evidence import read_triggers
 from flows.bank.stage import TRIGGERS, WEIGHTS
 from flows.bank.train import Network
-from flows.bench_tables import ONE_TARGET, PICTURED, score
+from flows.benchmark.tables import ONE_TARGET, PICTURED, score
 from vetgate.contract import Trigger
 from vetgate.metrics import auroc
 

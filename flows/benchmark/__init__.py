@@ -1,0 +1,1 @@
+"""The benchmark: the bank scored, in tables, pictures and a page."""
