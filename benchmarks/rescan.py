@@ -25,8 +25,8 @@ from rich.table import Table
 
 from flows.production.reconcile import reconcile
 from flows.production.watch import watch
-from flows.rescan_here import rescan_here
-from flows.stale import Present
+from flows.rescan.local import rescan_here
+from flows.rescan.stale import Present
 from tasks.mlflow.client import experiment, registry
 from tasks.mlflow.promoted import MODEL, PROMOTIONS
 from tasks.records.attestations import save_attestation

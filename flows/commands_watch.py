@@ -28,14 +28,14 @@ def rescan(json: AsJson = False) -> int:
 
         settings = load_settings()
         if "PREFECT_API_URL" in os.environ:
-            from flows.rescan_flow import rescan_service
+            from flows.rescan.nightly_flow import rescan_service
 
             blob = rescan_service(settings)
         else:
-            from flows.rescan_here import rescan_here
+            from flows.rescan.local import rescan_here
 
             blob = rescan_here(settings)
-        from flows.rescan import exit_code
+        from flows.rescan.nightly import exit_code
 
         return Outcome(exit_code(blob), blob, lambda console: _show_rescan(console, blob))
 

@@ -36,7 +36,7 @@ server.serve_forever()
 # minutes that a change need not wait for: `make test-long`
 LONG = (
     "tests/flows/vetting/test_killed.py",
-    "tests/flows/test_rescan.py",
+    "tests/flows/rescan/test_nightly.py",
     *(f"tests/service/test_{name}.py" for name in ("hosts", "killed_service", "nightly", "postgres")),
 )
 # what uses the one command line of tests/flows/conftest.py, whose process takes long to start

@@ -32,7 +32,7 @@ CASES = {
     "vetgate status": (COMMAND.format(["status"], 0), HEAVY),
     "vetgate submit": (COMMAND.format(["submit", "given"], 0), HEAVY),
     "vetgate verify": (COMMAND.format(NO_ATTESTATION, 1), HEAVY),
-    "canaries": ("import flows.canaries", HEAVY),
+    "canaries": ("import flows.rescan.canaries", HEAVY),
     "serving and verifying": ("import flows.production.serving, flows.production.verify", HEAVY),
     "the receiver": (
         "from flows.service.receiver import receiver; from tasks.settings import load_settings; receiver(load_settings())",

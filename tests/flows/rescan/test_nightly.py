@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.batch import SECOND
-from flows.canaries import BACKDOORED, CLEAN, canaries
 from flows.gate.client import gate
 from flows.production.reconcile import reconcile
 from flows.production.watch import watch
-from flows.rescan import exit_code, rescan
-from flows.stale import NIGHTS, Present, due_tonight
+from flows.rescan.batch import SECOND
+from flows.rescan.canaries import BACKDOORED, CLEAN, canaries
+from flows.rescan.nightly import exit_code, rescan
+from flows.rescan.stale import NIGHTS, Present, due_tonight
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger import Entry, entries, verify_ledger
 from tasks.settings import Settings, location
@@ -41,7 +41,7 @@ DAY = NOW.date().isoformat()
 BATCH = f"{DAY}-1"
 EXAMINING = """
 import json, sys
-from flows.rescan_here import cool, examine_here
+from flows.rescan.local import cool, examine_here
 from tasks.settings import load_settings
 settings = load_settings()
 done = [[*item, examine_here(settings, *item)] for item in json.load(sys.stdin)]

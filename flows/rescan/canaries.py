@@ -1,8 +1,8 @@
 """Canaries: a network known to be clean and one known to hold a backdoor, which run with every batch of a rescan.
 
-Both are trained on digits once an installation, in a process of its own (`python -m flows.canaries OUT`) because the
-caller imports no torch, and then submitted like any model, but marked, so that nothing else vets or promotes them. If
-the clean one fails or the other does not, whatever the detectors say of real models that night means nothing.
+Both are trained on digits once an installation, in a process of its own (`python -m flows.rescan.canaries OUT`) because
+the caller imports no torch, and then submitted like any model, but marked, so that nothing else vets or promotes them.
+If the clean one fails or the other does not, whatever the detectors say of real models that night means nothing.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _train(folder: Path) -> None:
         out = Path(room, "trained")
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "flows.canaries", str(out)],
+                [sys.executable, "-m", "flows.rescan.canaries", str(out)],
                 capture_output=True,
                 text=True,
                 timeout=TRAINING_SECONDS,

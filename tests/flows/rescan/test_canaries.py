@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.canaries import BACKDOORED, CLEAN, Canary, canaries
+from flows.rescan.canaries import BACKDOORED, CLEAN, Canary, canaries
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting import intake
@@ -54,7 +54,7 @@ def test_each_is_marked_before_anybody_could_take_it_for_a_submission(installati
 
 
 def test_a_canary_that_cannot_be_trained_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.canaries.TRAINING_SECONDS", 0.01)
+    monkeypatch.setattr("flows.rescan.canaries.TRAINING_SECONDS", 0.01)
     with pytest.raises(StoreError, match="expected canaries within"):
         canaries(Settings(home=tmp_path))
     assert [path.name for path in (tmp_path / "canaries").iterdir()] == [".lock"]

@@ -9,10 +9,10 @@ from typing import Any
 from prefect import flow
 from prefect.deployments import run_deployment
 
-from flows.batch import Examine
 from flows.production.watch import watch
-from flows.rescan import exit_code, rescan
-from flows.stale import Present
+from flows.rescan.batch import Examine
+from flows.rescan.nightly import exit_code, rescan
+from flows.rescan.stale import Present
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store, open_store
 from vetgate.digest import sha256_json

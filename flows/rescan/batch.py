@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from flows.canaries import Canary, canaries
 from flows.gate.client import gate
 from flows.production.watch import Watch
+from flows.rescan.canaries import Canary, canaries
 from tasks.records.attestations import attestation_at
 from tasks.settings import Settings
 from tasks.store.base import open_store

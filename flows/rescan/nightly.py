@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from flows.batch import Examine, Renewal, batch_name, in_turn, renew, sing
 from flows.production.reconcile import reconcile
 from flows.production.watch import Watch, coverages, watch
-from flows.stale import Present, due_tonight, outdated_verdicts
+from flows.rescan.batch import Examine, Renewal, batch_name, in_turn, renew, sing
+from flows.rescan.stale import Present, due_tonight, outdated_verdicts
 from tasks import events
 from tasks.mlflow.aliases import Held, in_production
 from tasks.mlflow.tampered import rehash

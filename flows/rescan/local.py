@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.rescan import rescan
+from flows.rescan.nightly import rescan
 from flows.service import runtime
 from flows.vetting import local as here
 from tasks.settings import Settings
