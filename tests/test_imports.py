@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "prefect", "mlflow", "dvc", "boto3", "sklearn"}
-COMMAND = "from flows.cli import main; assert main({}) == {}"
+COMMAND = "from flows.cli.commands import main; assert main({}) == {}"
 NO_ATTESTATION = ["verify", "given", "--attestation", "none.json", "--name", "digits-honest"]
 # what is done, and what must not be loaded after it
 CASES = {

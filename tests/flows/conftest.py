@@ -87,7 +87,7 @@ def alone(environment: dict[str, str]) -> Command:
     """The command line in a process of its own, after `prelude`, a piece of Python, and inside `around`, a command."""
 
     def run(*arguments: str | Path, prelude: str = "", around: tuple[str, ...] = (), **more: str | Path) -> Done:
-        code = f"{prelude}\nimport sys\nfrom flows.cli import main\nsys.exit(main())"
+        code = f"{prelude}\nimport sys\nfrom flows.cli.commands import main\nsys.exit(main())"
         line = [*around, sys.executable, "-c", code, *map(str, arguments)]
         settled = environment | {k: str(v) for k, v in more.items()}
         done = subprocess.run(line, env=settled, capture_output=True, text=True, timeout=400)

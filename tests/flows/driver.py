@@ -11,7 +11,7 @@ import tempfile
 answers = os.fdopen(os.dup(1), "w")
 given = os.environ.copy()
 
-from flows.cli import main  # noqa: E402
+from flows.cli.commands import main  # noqa: E402
 
 for line in sys.stdin:
     request = json.loads(line)

@@ -91,7 +91,7 @@ def _mlflow(arguments: list[str]) -> list[str]:
 def _vetgate(arguments: list[str]) -> list[str]:
     import typer.main
 
-    from flows.cli import app
+    from flows.cli.commands import app
 
     group: Any = typer.main.get_command(app)
     try:

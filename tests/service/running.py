@@ -43,12 +43,12 @@ class Service:
 
     def vetgate(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """A command in a process of its own."""
-        code = "import sys; from flows.cli import main; sys.exit(main())"
+        code = "import sys; from flows.cli.commands import main; sys.exit(main())"
         return self.run(sys.executable, "-c", code, *map(str, arguments))
 
     def check(self) -> subprocess.CompletedProcess[str]:
         """`vetgate up --check --json`."""
-        return self.run(sys.executable, "-m", "flows.commands_service", "up", "--check", "--json")
+        return self.run(sys.executable, "-m", "flows.cli.service", "up", "--check", "--json")
 
     def run(self, *line: str) -> subprocess.CompletedProcess[str]:
         """Any command, set to this service."""
@@ -80,7 +80,7 @@ def running_service(home: Path, **environment: str) -> Iterator[Service]:
     log = home / "up.log"
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.commands_service", "up", "--json"],
+            [sys.executable, "-m", "flows.cli.service", "up", "--json"],
             env=given,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -73,7 +73,7 @@ def test_no_worker_of_the_vet_pool_is_told_where_the_gates_key_is(service: Servi
 
 
 def test_a_second_service_in_the_same_home_is_refused(service: Service) -> None:
-    done = service.run(sys.executable, "-m", "flows.commands_service", "up", "--json")
+    done = service.run(sys.executable, "-m", "flows.cli.service", "up", "--json")
 
     assert done.returncode == 2 and "running" in json.loads(done.stdout)["error"]
 
@@ -82,7 +82,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path: Path,
     port = service.given["VETGATE_GATE_PORT"]
     own = service.given | {"VETGATE_HOME": str(tmp_path), "VETGATE_GATE_PORT": port}
     own |= {f"VETGATE_{name}_PORT": str(free_ports(1)[0]) for name in ("PREFECT", "MLFLOW", "RECEIVER")}
-    line = [sys.executable, "-m", "flows.commands_service", "up", "--json"]
+    line = [sys.executable, "-m", "flows.cli.service", "up", "--json"]
     done = subprocess.run(line, env=own, capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 2 and "VETGATE_GATE_PORT" in json.loads(done.stdout)["error"]
@@ -114,7 +114,7 @@ def test_a_service_that_is_ended_while_it_comes_up_leaves_nothing(
     home = tmp_path / "home"
     own = {k: v for k, v in os.environ.items() if not k.startswith(OWN)}
     own |= {f"VETGATE_{name}_PORT": str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
-    line = [sys.executable, "-m", "flows.commands_service", "up"]
+    line = [sys.executable, "-m", "flows.cli.service", "up"]
     process = subprocess.Popen(
         line, env=own | {"VETGATE_HOME": str(home)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -11,8 +11,8 @@ import pytest
 
 import flows.gate.decide
 import flows.production.verify  # noqa: F401 - the errors of everything that verification imports
+from flows.cli.sarif import rule_of
 from flows.gate.decide import answer
-from flows.sarif import rule_of
 from tasks.mlflow import webhooks
 from tasks.records.ledger import entries
 from tasks.sandbox import answers as sandbox_answers

@@ -11,7 +11,7 @@ import torch
 from flows.bank import calibrate
 from flows.bank.estimate import minutes
 from flows.bank.networks import Recipe
-from flows.cli import main
+from flows.cli.commands import main
 from tests.quick import PARAMS, clean
 from vetgate.calibration import Bank, Reference, load_calibration
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.commands_gate import app
+from flows.cli.gate import app
 from flows.gate.issue import docket_of, newest_verified
 from flows.gate.waive import UnknownFinding, approve, waive
 from flows.production.promote import promote

@@ -319,7 +319,7 @@ def test_two_at_once_take_back_and_tell_once(home: Home) -> None:
 def test_the_command_says_what_it_found_by_its_exit_code(
     home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.commands_watch import app
+    from flows.cli.watch import app
 
     def run(*arguments: str) -> tuple[int, dict[str, Any]]:
         code = app(["reconcile", *arguments, "--json"], standalone_mode=False)

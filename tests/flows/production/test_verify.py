@@ -17,12 +17,12 @@ import pytest
 from junitparser import Error, Failure, JUnitXml
 from tests.flows.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 
-from flows.commands_verify import app
-from flows.junit import junit_xml
+from flows.cli.junit import junit_xml
+from flows.cli.sarif import RULES, Checked, sarif_log
+from flows.cli.verify import app
 from flows.production.promote import promote
 from flows.production.serving import deliver
 from flows.production.verify import verify, write_out
-from flows.sarif import RULES, Checked, sarif_log
 from tasks.records.attestations import newest_attestation
 from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale, StoreError

@@ -339,7 +339,13 @@ def test_the_command_killed_in_the_middle_redoes_no_finished_method(home: Home, 
     shutil.rmtree(Path(home.settings.store, "evidence"))
     shutil.rmtree(Path(home.settings.store, "invocations"))
     environment = base.environment(home.settings.home)
-    command = [sys.executable, "-c", "from flows.cli import main; raise SystemExit(main())", "rescan", "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        "from flows.cli.commands import main; raise SystemExit(main())",
+        "rescan",
+        "--json",
+    ]
     until = time.monotonic() + 300
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     while not list(home.store.list("evidence/")) and time.monotonic() < until:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.console import Blob, Outcome, carry_out
+from flows.cli.console import Blob, Outcome, carry_out
 
 if TYPE_CHECKING:
-    from flows.sarif import Checked
+    from flows.cli.sarif import Checked
     from tasks.settings import Settings
 
 app = typer.Typer()
@@ -70,8 +70,8 @@ def status(json: AsJson = False) -> int:
     """Show the queue, the verdicts, what is in production until when, waivers and the last rescan."""
 
     def command() -> Outcome:
-        from flows.show_status import show_status
-        from flows.status import status as at_a_glance
+        from flows.cli.show_status import show_status
+        from flows.cli.status import status as at_a_glance
         from tasks.settings import load_settings
 
         seen = at_a_glance(load_settings())
@@ -82,7 +82,7 @@ def status(json: AsJson = False) -> int:
 
 def _reported(asked: Asked, sarif: File, junit: File) -> Blob:
     """What `_verified` says; the reports that were asked for are written whatever that is."""
-    from flows.sarif import Checked
+    from flows.cli.sarif import Checked
     from vetgate.errors import VetgateError
 
     begun = time.monotonic()
@@ -137,8 +137,8 @@ def _manifest(asked: Asked) -> str | None:
 def _write(checked: Checked, sarif: File, junit: File) -> None:
     import json
 
-    from flows.junit import junit_xml
-    from flows.sarif import sarif_log
+    from flows.cli.junit import junit_xml
+    from flows.cli.sarif import sarif_log
     from vetgate.errors import StoreError
 
     try:

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from tests.flows.test_serving import NOW, Production, overwrite, production, weights
 
-from flows.commands_verify import app
+from flows.cli.show_status import show_status
+from flows.cli.status import status
+from flows.cli.verify import app
 from flows.production.promote import promote
-from flows.show_status import show_status
-from flows.status import status
 from tasks.mlflow.client import registry
 from tasks.mlflow.tampered import rehash
 from tasks.records.promotions import Promotion, promotion_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.console import Outcome, carry_out
+from flows.cli.console import Outcome, carry_out
 from vetgate.errors import VetgateError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.show import COLOURS
+from flows.cli.show import COLOURS
 from tasks.settings import Settings
 
 Blob = dict[str, Any]

@@ -6,7 +6,7 @@ import re
 
 from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
 
-from flows.sarif import Checked
+from flows.cli.sarif import Checked
 
 # what XML 1.0 cannot hold, not even escaped
 FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

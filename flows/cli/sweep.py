@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console import Outcome, carry_out
+from flows.cli.console import Outcome, carry_out
 
 app = typer.Typer()
 

@@ -9,7 +9,7 @@ import yaml
 from flows.params import load_params, needs, uses
 from vetgate.errors import BadPolicy
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 @pytest.mark.parametrize(

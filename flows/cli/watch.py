@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.console import Outcome, carry_out
+from flows.cli.console import Outcome, carry_out
 
 if TYPE_CHECKING:
     from rich.console import Console

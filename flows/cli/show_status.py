@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.show import COLOURS
+from flows.cli.show import COLOURS
 
 ALARM, WARNING = "bold red", "yellow"
 

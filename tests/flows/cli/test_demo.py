@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from flows.bank.suppliers import SUPPLIERS, TARGET, digits, hand_in, measure
-from flows.demo_outcome import Ending, Row, pages, show, unexpected
+from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from tasks.settings import Settings
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.submission import read_submission
@@ -105,7 +105,7 @@ def test_a_supplier_hands_in_the_same_bytes_every_time(
 def test_the_python_of_the_readme_names_the_backdoor(
     handed_in: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    readme = Path(__file__).parents[2] / "README.md"
+    readme = Path(__file__).parents[3] / "README.md"
     (block,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     (tmp_path / ".vetgate").mkdir()
     (tmp_path / ".vetgate" / "demo").symlink_to(handed_in[0])

@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows.console import Outcome
-from flows.demo_outcome import Ending, Row, pages, show, unexpected
+from flows.cli.console import Outcome
+from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
 from flows.service import runtime
 from flows.vetting import local as here

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Outcome, carry_out
+from flows.cli.console import Outcome, carry_out
 
 app = typer.Typer(no_args_is_help=True)
 ledger_app = typer.Typer(help="The ledger: every decision of the gate, signed and chained.", no_args_is_help=True)

@@ -8,8 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import commands_bank, commands_gate, commands_service, commands_sweep, commands_verify, commands_watch
-from flows.console import Outcome, carry_out, usage_error
+from flows.cli import bank as commands_bank
+from flows.cli import gate as commands_gate
+from flows.cli import service as commands_service
+from flows.cli import sweep as commands_sweep
+from flows.cli import verify as commands_verify
+from flows.cli import watch as commands_watch
+from flows.cli.console import Outcome, carry_out, usage_error
 
 app = typer.Typer(
     name="vetgate",
@@ -75,7 +80,7 @@ def vet(directory: Directory, json: AsJson = False) -> int:
     """Submit a model and vet it here and now. Exits with 0 pass, 1 FAIL, 2 error, 3 inconclusive."""
 
     def command() -> Outcome:
-        from flows.show import EXIT_CODES, show_result
+        from flows.cli.show import EXIT_CODES, show_result
         from flows.vetting.local import vet_here
 
         result = vet_here(directory)
@@ -146,7 +151,7 @@ def data_list(json: AsJson = False) -> int:
     """List the registered reference data sets."""
 
     def command() -> Outcome:
-        from flows.show import show_data
+        from flows.cli.show import show_data
         from tasks.data.reference import describe, registered
         from tasks.settings import load_settings
 
@@ -166,7 +171,7 @@ def demo(json: AsJson = False) -> int:
     """Two suppliers, one of them dishonest: submit, vet, repair and promote on scikit-learn's digits."""
 
     def command() -> Outcome:
-        from flows.demo import demo as run
+        from flows.cli.demo import demo as run
 
         return run()
 
