@@ -18,7 +18,7 @@ from tasks.vetting import intake
 from tests.databases import with_registry
 from vetgate import attest
 from vetgate.keys import load_or_create_key, utc_now
-from vetgate.policy import load_policy
+from vetgate.verdict.policy import load_policy
 
 NOW = utc_now().replace(microsecond=0)
 YAML = """

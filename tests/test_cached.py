@@ -135,7 +135,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("vetgate/attacks/badnets.py", True),  # itself
         ("vetgate/contract.py", True),  # what it imports, some steps away
         ("vetgate/architectures/vgg_small.py", True),  # what a package that it imports looks up by name
-        ("vetgate/policy.py", False),
+        ("vetgate/verdict/policy.py", False),
     ],
 )
 def test_the_key_follows_the_code_that_makes_an_entry_and_nothing_else(copy: Path, file: str, changes: bool) -> None:

@@ -27,9 +27,9 @@ from flows.params import load_params
 from tasks.sandbox.host import Sandbox, available_level
 from tasks.settings import load_settings
 from vetgate import shipped
-from vetgate.calibration import load_calibration
+from vetgate.verdict.calibration import load_calibration
 from vetgate.errors import StoreError
-from vetgate.policy import load_policy
+from vetgate.verdict.policy import load_policy
 
 settings = load_settings()
 scratch = Path("scratch")

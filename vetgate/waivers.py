@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.dsse import Envelope
 from vetgate.errors import Denied, Revoked, Stale
-from vetgate.findings import NOT_UNDERSTOOD, UNEXPLAINED
 from vetgate.keys import APPROVER, SUBMITTER, TrustRoot, key_id
-from vetgate.policy import WaiverPolicy
 from vetgate.statements import APPROVAL, WAIVER, sign_statement, verify_statement
 from vetgate.strict_json import as_list, as_object, as_sha256, as_text, as_time, time_text
+from vetgate.verdict.findings import NOT_UNDERSTOOD, UNEXPLAINED
+from vetgate.verdict.policy import WaiverPolicy
 
 IsRevoked = Callable[[str], bool]
 

@@ -18,8 +18,8 @@ from flows.bank.files import Files, pins
 from flows.bank.networks import Member, Recipe
 from flows.bank.train import trained
 from flows.params import Params
-from vetgate.calibration import SHIPPED, Bank, Reference, Seen
 from vetgate.shipped import need_checkout
+from vetgate.verdict.calibration import SHIPPED, Bank, Reference, Seen
 
 Blob = dict[str, Any]
 DIGITS = 4

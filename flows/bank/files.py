@@ -13,9 +13,9 @@ import vetgate.detect  # noqa: F401 - registers the detectors
 from flows.bank.evidence import evidence_of
 from flows.bank.networks import BANK, LEAST_SUCCESS, members, plan, read_all
 from flows.params import Params, load_params
-from vetgate.calibration import MethodPin
 from vetgate.contract import DETECTORS, Evidence
 from vetgate.digest import code_digest
+from vetgate.verdict.calibration import MethodPin
 
 Blob = dict[str, Any]
 # accuracy (a share) that a backdoor may cost

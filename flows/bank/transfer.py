@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from flows.bank.files import Files
 from flows.benchmark.score import verdict
-from vetgate.calibration import Bank, Calibration, Left, Reference
-from vetgate.policy import load_policy
+from vetgate.verdict.calibration import Bank, Calibration, Left, Reference
+from vetgate.verdict.policy import load_policy
 
 
 def transfer(bank: Bank, files: Files) -> Bank:

@@ -23,7 +23,7 @@ from flows.bank.stage import TRIGGERS, WEIGHTS
 from flows.bank.train import Network
 from flows.benchmark.tables import ONE_TARGET, PICTURED, score
 from vetgate.contract import Trigger
-from vetgate.metrics import auroc
+from vetgate.verdict.metrics import auroc
 
 Blob = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]

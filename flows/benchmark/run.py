@@ -20,7 +20,7 @@ from flows.benchmark.score import rows
 from flows.benchmark.tables import tables
 from tasks.settings import load_settings
 from vetgate import shipped
-from vetgate.calibration import load_calibration
+from vetgate.verdict.calibration import load_calibration
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,11 +12,11 @@ from typing import Any
 from flows.bank.calibrate import of_the_bank
 from flows.bank.files import Files
 from flows.bank.networks import Member
-from vetgate.calibration import Bank, Calibration
 from vetgate.contract import Evidence
 from vetgate.digest import sha256_json
-from vetgate.judge import Verdict, judge
-from vetgate.policy import Policy, load_policy
+from vetgate.verdict.calibration import Bank, Calibration
+from vetgate.verdict.judge import Verdict, judge
+from vetgate.verdict.policy import Policy, load_policy
 
 Blob = dict[str, Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vetgate.metrics import Array, auroc, cross_entropy, defence_effectiveness, interval, probabilities, share
+from vetgate.verdict.metrics import Array, auroc, cross_entropy, defence_effectiveness, interval, probabilities, share
 
 Blob = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]

@@ -31,7 +31,7 @@ def calibrate(
         from tasks.data.reference import describe, resolve
         from tasks.progress import teller
         from tasks.settings import load_settings
-        from vetgate.calibration import load_calibration
+        from vetgate.verdict.calibration import load_calibration
 
         settings = load_settings()
         params, ref = load_params(settings.params), resolve(settings, name)

@@ -34,7 +34,7 @@ def main() -> None:
 
 def make_ready(settings: Settings) -> None:
     """Do what takes long while nobody waits for an answer yet, and enter what a crash left out of the ledger."""
-    import vetgate.judge  # noqa: F401 - imports torch
+    import vetgate.verdict.judge  # noqa: F401 - imports torch
 
     try:
         catch_up(settings)

@@ -19,11 +19,11 @@ from tasks.vetting.intake import Record, read_record
 from vetgate import attest
 from vetgate.errors import Denied, Stale
 from vetgate.keys import TrustRoot, load_or_create_key, read_trust_root, utc_now
-from vetgate.policy import Policy, load_policy
-from vetgate.reasons import Code, Reason, records
 from vetgate.strict_json import as_time, time_text
+from vetgate.verdict.policy import Policy, load_policy
+from vetgate.verdict.reasons import Code, Reason, records
+from vetgate.verdict.wording import rendered
 from vetgate.waivers import Waived
-from vetgate.wording import rendered
 
 Blob = dict[str, Any]
 # of which an attestation may be ahead of the clock because another was issued in the same second

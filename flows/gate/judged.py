@@ -11,7 +11,7 @@ from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import StoreError
 
 if TYPE_CHECKING:
-    from vetgate.judge import Verdict
+    from vetgate.verdict.judge import Verdict
 
 Blob = dict[str, Any]
 
@@ -33,9 +33,9 @@ class Judged:
 
 def judged_of(docket: Docket, request: Blob) -> Judged:
     """The verdict on one run's evidence, read from the store and bound to this submission and run."""
-    from vetgate.calibration import load_calibration
     from vetgate.contract import Evidence, Failure
-    from vetgate.judge import judge
+    from vetgate.verdict.calibration import load_calibration
+    from vetgate.verdict.judge import judge
 
     record = docket.record
     found = {

@@ -13,12 +13,12 @@ from tasks.settings import Settings
 from vetgate import attest
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied
-from vetgate.findings import findings
 from vetgate.keys import utc_now
-from vetgate.reasons import Code, Reason
 from vetgate.strict_json import as_time
+from vetgate.verdict.findings import findings
+from vetgate.verdict.reasons import Code, Reason
+from vetgate.verdict.wording import render
 from vetgate.waivers import Waived
-from vetgate.wording import render
 
 Blob = dict[str, Any]
 # a gate that died after it had signed is asked again
@@ -63,7 +63,7 @@ def decide(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
 
 def _rescan(docket: Docket, judged: Judged, signed: bool, separated: bool) -> Blob:
     """Renewed by a PASS, or by waivers; taken back by two FAILs; left as it is by everything else."""
-    from vetgate.judge import Decision, rescanned
+    from vetgate.verdict.judge import Decision, rescanned
 
     alarm = docket.policy.rescan.false_alarm_rate
     before = _passed_before(docket) if signed else {}

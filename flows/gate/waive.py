@@ -20,7 +20,7 @@ from tasks.vetting.intake import Record, find_record
 from vetgate import attest, dsse
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.keys import APPROVER, SUBMITTER, TrustRoot, key_id, load_key, read_trust_root, utc_now
-from vetgate.policy import Policy, load_policy
+from vetgate.verdict.policy import Policy, load_policy
 from vetgate.waivers import Waiver, read_waiver, sign_approval, sign_waiver, why_never, why_not
 
 Blob = dict[str, Any]

@@ -21,7 +21,7 @@ from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderst
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.formats.submission import read_submission
 from vetgate.keys import TrustRoot, read_trust_root
-from vetgate.policy import Policy, load_policy
+from vetgate.verdict.policy import Policy, load_policy
 
 IDENTITY = re.compile(r"[0-9a-f]{4,64}")
 

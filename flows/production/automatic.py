@@ -12,8 +12,8 @@ from tasks.store.base import Store, open_store
 from tasks.vetting.intake import Record, records
 from vetgate import dsse
 from vetgate.errors import Denied
-from vetgate.policy import load_policy
 from vetgate.statements import PROMOTION, claimed
+from vetgate.verdict.policy import load_policy
 
 Blob = dict[str, Any]
 

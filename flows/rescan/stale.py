@@ -12,12 +12,12 @@ from flows.production.watch import READERS, Watch
 from tasks.records.coverage import Coverage
 from tasks.vetting.intake import Record, read_record
 from tasks.vetting.prepare import prepare
-from vetgate.calibration import load_calibration
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadSubmission, NotUnderstood, VetgateError
 from vetgate.formats.submission import Submission
-from vetgate.policy import Policy, load_policy
-from vetgate.staleness import Pin, Pins, outdated
+from vetgate.verdict.calibration import load_calibration
+from vetgate.verdict.policy import Policy, load_policy
+from vetgate.verdict.staleness import Pin, Pins, outdated
 
 # the bytes of every model are hashed once in so many nights
 NIGHTS = 30

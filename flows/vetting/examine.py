@@ -23,9 +23,9 @@ from tasks.vetting.prepare import prepare
 from tasks.vetting.workplace import Bench, open_bench
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
-from vetgate.policy import Policy, load_policy
-from vetgate.reasons import Code, Figure, Reason, of_error
-from vetgate.wording import render
+from vetgate.verdict.policy import Policy, load_policy
+from vetgate.verdict.reasons import Code, Figure, Reason, of_error
+from vetgate.verdict.wording import render
 
 Blob = dict[str, Any]
 

@@ -14,9 +14,9 @@ from tasks.store.base import open_store
 from tasks.store.lease import leased
 from tasks.vetting import intake
 from tasks.vetting.inspect import Case
-from vetgate.policy import load_policy
-from vetgate.reasons import Code, Reason
-from vetgate.wording import render
+from vetgate.verdict.policy import load_policy
+from vetgate.verdict.reasons import Code, Reason
+from vetgate.verdict.wording import render
 
 Blob = dict[str, Any]
 

@@ -20,8 +20,8 @@ from tasks.vetting import intake
 from tasks.vetting.intake import Record
 from tasks.vetting.workplace import cool, warm
 from vetgate.errors import NotUnderstood, VetgateError
-from vetgate.policy import load_policy
-from vetgate.reasons import of_error
+from vetgate.verdict.policy import load_policy
+from vetgate.verdict.reasons import of_error
 
 
 def vet_here(directory: Path) -> dict[str, Any]:

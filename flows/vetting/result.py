@@ -16,8 +16,8 @@ from tasks.store.base import open_store
 from tasks.vetting.inspect import Case, Found, read_evidence
 from tasks.vetting.intake import Record
 from vetgate.errors import StoreError
-from vetgate.reasons import Code, Reason, records
-from vetgate.wording import rendered
+from vetgate.verdict.reasons import Code, Reason, records
+from vetgate.verdict.wording import rendered
 
 Blob = dict[str, Any]
 

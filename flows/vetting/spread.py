@@ -21,7 +21,7 @@ from tasks.vetting.inspect import Case
 from tasks.vetting.spread import detect_spread
 from tasks.vetting.workplaces import case_from_json, case_to_json
 from vetgate.errors import NotUnderstood
-from vetgate.policy import Policy
+from vetgate.verdict.policy import Policy
 
 Blob = dict[str, Any]
 

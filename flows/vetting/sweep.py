@@ -17,7 +17,7 @@ from tasks.mlflow import submitted as registered
 from tasks.settings import Settings
 from tasks.vetting import queue
 from vetgate.errors import VetgateError
-from vetgate.policy import load_policy
+from vetgate.verdict.policy import load_policy
 
 Blob = dict[str, Any]
 RETRY_SECONDS = 900

@@ -21,7 +21,7 @@ from tasks.store.lease import Held, leased
 from tasks.vetting import inspect, intake, repair
 from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError
-from vetgate.policy import load_policy
+from vetgate.verdict.policy import load_policy
 
 Blob = dict[str, Any]
 

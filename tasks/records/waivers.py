@@ -14,7 +14,7 @@ from vetgate.digest import canonical_json
 from vetgate.dsse import Envelope
 from vetgate.errors import Denied
 from vetgate.keys import TrustRoot
-from vetgate.policy import WaiverPolicy
+from vetgate.verdict.policy import WaiverPolicy
 from vetgate.waivers import Approval, Waived, Waiver, counted, read_approval, read_waiver, waived
 
 

@@ -18,7 +18,7 @@ from tasks.vetting.workplace import bench_of
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
-from vetgate.policy import RepairPolicy
+from vetgate.verdict.policy import RepairPolicy
 
 Blob = dict[str, Any]
 

@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.errors import Denied, Stale
 from vetgate.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public
-from vetgate.policy import WaiverPolicy
 from vetgate.statements import APPROVAL, WAIVER, sign_statement
 from vetgate.strict_json import time_text
+from vetgate.verdict.policy import WaiverPolicy
 from vetgate.waivers import (
     Waived,
     read_approval,

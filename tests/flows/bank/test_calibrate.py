@@ -13,7 +13,7 @@ from flows.bank.estimate import minutes
 from flows.bank.networks import Recipe
 from flows.cli.commands import main
 from tests.quick import PARAMS, clean
-from vetgate.calibration import Bank, Reference, load_calibration
+from vetgate.verdict.calibration import Bank, Reference, load_calibration
 
 RECIPE = Recipe(images=1200, epochs=8)
 

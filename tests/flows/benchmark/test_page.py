@@ -17,8 +17,8 @@ from flows.benchmark.cells import count, estimate, number, percent, share, small
 from flows.benchmark.page import page
 from flows.benchmark.pictures import curves, draw, norms_of, picture
 from flows.benchmark.tables import tables
-from vetgate import metrics
 from vetgate.contract import Trigger
+from vetgate.verdict import metrics
 
 Blob = dict[str, Any]
 NOTHING: Blob = {"norms": None, "roc": None, "triggers": {}, "compared": []}

@@ -18,8 +18,8 @@ from flows.bank.networks import BANK, Plan, members, plan, read_all
 from flows.bank.transfer import transfer
 from flows.benchmark.score import row, rows
 from flows.params import load_params
-from vetgate.calibration import SHIPPED, Calibration, load_calibration
-from vetgate.policy import load_policy
+from vetgate.verdict.calibration import SHIPPED, Calibration, load_calibration
+from vetgate.verdict.policy import load_policy
 
 COUNT, CLASSES = 26, 10
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.benchmark.tables import cost, detection, entropy, false_alarms, members, neural_cleanse, repaired, tables
-from vetgate import metrics
+from vetgate.verdict import metrics
 
 Blob = dict[str, Any]
 

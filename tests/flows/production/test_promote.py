@@ -28,7 +28,7 @@ from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.formats.manifest import hash_directory
 from vetgate.keys import load_or_create_key, utc_now
-from vetgate.policy import load_policy
+from vetgate.verdict.policy import load_policy
 
 FORK = multiprocessing.get_context("fork")
 NOW = utc_now().replace(microsecond=0)

@@ -31,7 +31,7 @@ from vetgate import attest
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, Denied, Stale, StoreError
 from vetgate.keys import load_or_create_key, utc_now
-from vetgate.policy import load_policy
+from vetgate.verdict.policy import load_policy
 
 NOW = utc_now().replace(microsecond=0)
 CHAMPION = "models:/prod.digits@champion"

@@ -27,7 +27,7 @@ from tasks.store.base import open_store
 from tasks.vetting.intake import take
 from tests.service.running import free_ports
 from vetgate.errors import BadSubmission, StoreError
-from vetgate.policy import load_policy
+from vetgate.verdict.policy import load_policy
 
 DELIVERY = {"entity": "model_version", "action": "created", "data": {"name": "thirdparty.x", "version": "1"}}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vetgate.staleness import Pin, Pins, outdated
+from vetgate.verdict.staleness import Pin, Pins, outdated
 
 NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 MAX_AGE = timedelta(days=20)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vetgate.reasons import Reason
+from vetgate.verdict.reasons import Reason
 
 NOT_UNDERSTOOD = "not-understood"
 # a verdict that says nothing of what it rests on, as those did that were made before reasons were records

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from vetgate.calibration import Bank, Calibration, Left, MethodPin, Reference, Seen, load_calibration
 from vetgate.contract import Axis, Evidence, Failure, Trigger
-from vetgate.judge import Decision, Verdict, judge
-from vetgate.policy import Policy
-from vetgate.reasons import Code, Reason
-from vetgate.wording import render, rendered
+from vetgate.verdict.calibration import Bank, Calibration, Left, MethodPin, Reference, Seen, load_calibration
+from vetgate.verdict.judge import Decision, Verdict, judge
+from vetgate.verdict.policy import Policy
+from vetgate.verdict.reasons import Code, Reason
+from vetgate.verdict.wording import render, rendered
 
 CLASSES, BACKDOOR = 10, 7
 DATA_METHODS = ("spectral_signatures", "activation_clustering")

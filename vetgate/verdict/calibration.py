@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationEr
 from vetgate import shipped
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
-from vetgate.reasons import Code, Reason
+from vetgate.verdict.reasons import Code, Reason
 
 Array = NDArray[np.float64]
 

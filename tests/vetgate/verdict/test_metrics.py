@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from vetgate.metrics import Array, auroc, cross_entropy, defence_effectiveness, interval, probabilities, share
+from vetgate.verdict.metrics import Array, auroc, cross_entropy, defence_effectiveness, interval, probabilities, share
 
 NONE = np.array([])
 

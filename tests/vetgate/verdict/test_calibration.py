@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from vetgate.calibration import (
+from vetgate.digest import code_digest
+from vetgate.errors import BadPolicy
+from vetgate.verdict.calibration import (
     CLIP,
     Bank,
     Calibration,
@@ -35,11 +37,9 @@ from vetgate.calibration import (
     steadied,
     tail,
 )
-from vetgate.digest import code_digest
-from vetgate.errors import BadPolicy
-from vetgate.policy import load_policy
-from vetgate.reasons import Code
-from vetgate.wording import render
+from vetgate.verdict.policy import load_policy
+from vetgate.verdict.reasons import Code
+from vetgate.verdict.wording import render
 
 METHODS = ("neural_cleanse", "abs")
 

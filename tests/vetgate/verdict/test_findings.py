@@ -5,12 +5,12 @@ import math
 from typing import Any
 
 import pytest
-
 from tests.vetgate.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
+
 from vetgate.contract import Failure
-from vetgate.findings import UNEXPLAINED, findings
-from vetgate.judge import Decision, Verdict, judge, rescanned
-from vetgate.reasons import Bearing, Code, Reason
+from vetgate.verdict.findings import UNEXPLAINED, findings
+from vetgate.verdict.judge import Decision, Verdict, judge, rescanned
+from vetgate.verdict.reasons import Bearing, Code, Reason
 
 
 def verdict(*seen: Any, with_training_data: bool = False, **changes: Any) -> Verdict:
@@ -97,7 +97,7 @@ def test_every_reason_is_read_back_as_it_was_written() -> None:
 
 
 class TestRescanned:
-    """`vetgate.judge.rescanned`: the verdict at a rescan's own rate."""
+    """`vetgate.verdict.judge.rescanned`: the verdict at a rescan's own rate."""
 
     def test_a_fail_that_is_no_alarm_at_the_lower_rate_passes_and_says_why(self) -> None:
         found = verdict(label_norms(backdoor=BACKDOOR), stimulation(backdoor=BACKDOOR))

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from vetgate.calibration import WEIGHTS
 from vetgate.errors import BadPolicy
-from vetgate.policy import Policy, load_policy
+from vetgate.verdict.calibration import WEIGHTS
+from vetgate.verdict.policy import Policy, load_policy
 
 LEAST: dict[str, Any] = {"name": "least", "required": ["neural_cleanse"]}
 

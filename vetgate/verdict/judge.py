@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from vetgate.blind import answers, blind_spots, failed, incomparable, unreached, unreadable
-from vetgate.calibration import (
+from vetgate.contract import Evidence, Failure
+from vetgate.verdict.calibration import (
     ENOUGH,
     WEIGHTS,
     Array,
@@ -36,10 +36,10 @@ from vetgate.calibration import (
     outlier_null,
     tail,
 )
-from vetgate.contract import Evidence, Failure
-from vetgate.policy import Policy
-from vetgate.reasons import Bearing, Code, Reason, records
-from vetgate.wording import render_failure, rendered
+from vetgate.verdict.gaps import answers, blind_spots, failed, incomparable, unreached, unreadable
+from vetgate.verdict.policy import Policy
+from vetgate.verdict.reasons import Bearing, Code, Reason, records
+from vetgate.verdict.wording import render_failure, rendered
 
 # a confirmed trigger sends this share of unseen images of other classes to its label
 HELD_OUT = 0.8

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.vetgate.test_judge import CLEAN as SILENT
+from tests.vetgate.test_judge import GAPS, TROJANED
 
 import flows.gate.decide
 import flows.production.verify  # noqa: F401 - the errors of everything that verification imports
@@ -18,14 +20,12 @@ from tasks.records.ledger import entries
 from tasks.sandbox import answers as sandbox_answers
 from tasks.store import lease
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, Court
-from tests.vetgate.test_judge import CLEAN as SILENT
-from tests.vetgate.test_judge import GAPS, TROJANED
 from vetgate import errors
 from vetgate.errors import VetgateError
-from vetgate.findings import findings
-from vetgate.judge import rescanned
-from vetgate.reasons import Code, Reason
-from vetgate.wording import WORDS, render, rendered
+from vetgate.verdict.findings import findings
+from vetgate.verdict.judge import rescanned
+from vetgate.verdict.reasons import Code, Reason
+from vetgate.verdict.wording import WORDS, render, rendered
 
 OTHER = "{method} {label}: other words, of a PASS, a revoked signature and label 3, which rescan: names no label"
 

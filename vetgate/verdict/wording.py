@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterable
 from typing import Any
 
-from vetgate.reasons import Code, Reason
+from vetgate.verdict.reasons import Code, Reason
 
 WORDS: dict[Code, str] = {
     Code.TRIGGER: "label {label}: a trigger of {norm:.1f} pixels suffices (median label {median:.1f}) and sends "

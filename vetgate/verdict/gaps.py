@@ -6,10 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from vetgate.calibration import WEIGHTS, Calibration, draws_for
 from vetgate.contract import Axis, Evidence, Failure
-from vetgate.policy import Policy
-from vetgate.reasons import Code, Reason
+from vetgate.verdict.calibration import WEIGHTS, Calibration, draws_for
+from vetgate.verdict.policy import Policy
+from vetgate.verdict.reasons import Code, Reason
 
 # labels are compared with each other; among fewer than this, none can stand out
 FEWEST_CLASSES = 4

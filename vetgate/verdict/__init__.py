@@ -1,0 +1,1 @@
+"""From evidence to a verdict: calibrated, closed when in doubt, and pure."""
