@@ -36,8 +36,8 @@ from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
 from tasks.vetting.intake import Record, take
 from tests import steady
-from vetgate import attest
-from vetgate.keys import load_or_create_key, utc_now
+from vetgate.trust import attest
+from vetgate.trust.keys import load_or_create_key, utc_now
 
 NAME = "m{:04}"
 

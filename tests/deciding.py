@@ -18,7 +18,7 @@ from tasks.settings import Settings
 from tasks.vetting import intake
 from tests.production import Home
 from vetgate.digest import canonical_json, code_digest, sha256_json
-from vetgate.keys import load_key
+from vetgate.trust.keys import load_key
 from vetgate.verdict.calibration import SHIPPED, load_calibration
 from vetgate.verdict.judge import Decision, judge
 from vetgate.verdict.policy import Policy

@@ -23,10 +23,10 @@ from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
-from vetgate.keys import read_trust_root, utc_now
-from vetgate.strict_json import as_time, time_text
+from vetgate.trust.keys import read_trust_root, utc_now
+from vetgate.trust.strict_json import as_time, time_text
+from vetgate.trust.waivers import Waiver, counted, why_never, why_not
 from vetgate.verdict.policy import WaiverPolicy, load_policy
-from vetgate.waivers import Waiver, counted, why_never, why_not
 
 Blob = dict[str, Any]
 SOON = timedelta(days=7)

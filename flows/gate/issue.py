@@ -16,14 +16,14 @@ from tasks.records.waivers import waived_by
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.intake import Record, read_record
-from vetgate import attest
 from vetgate.errors import Denied, Stale
-from vetgate.keys import TrustRoot, load_or_create_key, read_trust_root, utc_now
-from vetgate.strict_json import as_time, time_text
+from vetgate.trust import attest
+from vetgate.trust.keys import TrustRoot, load_or_create_key, read_trust_root, utc_now
+from vetgate.trust.strict_json import as_time, time_text
+from vetgate.trust.waivers import Waived
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.reasons import Code, Reason, records
 from vetgate.verdict.wording import rendered
-from vetgate.waivers import Waived
 
 Blob = dict[str, Any]
 # of which an attestation may be ahead of the clock because another was issued in the same second

@@ -10,15 +10,15 @@ from flows.gate.issue import Docket, docket_of, issue, newest_verified, waived_p
 from flows.gate.judged import Judged, about_of, judged_of, key_of, methods_of, second_of
 from tasks.records.ledger import append, catch_up
 from tasks.settings import Settings
-from vetgate import attest
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied
-from vetgate.keys import utc_now
-from vetgate.strict_json import as_time
+from vetgate.trust import attest
+from vetgate.trust.keys import utc_now
+from vetgate.trust.strict_json import as_time
+from vetgate.trust.waivers import Waived
 from vetgate.verdict.findings import findings
 from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.wording import render
-from vetgate.waivers import Waived
 
 Blob = dict[str, Any]
 # a gate that died after it had signed is asked again

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.settings import Settings
 from vetgate.errors import BadSubmission
-from vetgate.keys import (
+from vetgate.trust.keys import (
     ROLES,
     PublicKey,
     load_or_create_key,

@@ -11,9 +11,9 @@ from tasks.records.attestations import newest_attestation
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from vetgate import attest, dsse
 from vetgate.errors import BadSubmission, Denied
-from vetgate.keys import APPROVER, GATE, key_id, load_key, read_trust_root, utc_now
+from vetgate.trust import attest, dsse
+from vetgate.trust.keys import APPROVER, GATE, key_id, load_key, read_trust_root, utc_now
 
 Blob = dict[str, Any]
 

@@ -17,11 +17,11 @@ from tasks.records.waivers import approvals_of, approved, revoked, save_approval
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.intake import Record, find_record
-from vetgate import attest, dsse
 from vetgate.errors import BadSubmission, Denied, Stale
-from vetgate.keys import APPROVER, SUBMITTER, TrustRoot, key_id, load_key, read_trust_root, utc_now
+from vetgate.trust import attest, dsse
+from vetgate.trust.keys import APPROVER, SUBMITTER, TrustRoot, key_id, load_key, read_trust_root, utc_now
+from vetgate.trust.waivers import Waiver, read_waiver, sign_approval, sign_waiver, why_never, why_not
 from vetgate.verdict.policy import Policy, load_policy
-from vetgate.waivers import Waiver, read_waiver, sign_approval, sign_waiver, why_never, why_not
 
 Blob = dict[str, Any]
 

@@ -16,11 +16,11 @@ from tasks.records.waivers import approved
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
-from vetgate import attest
 from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderstood, Stale
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.formats.submission import read_submission
-from vetgate.keys import TrustRoot, read_trust_root
+from vetgate.trust import attest
+from vetgate.trust.keys import TrustRoot, read_trust_root
 from vetgate.verdict.policy import Policy, load_policy
 
 IDENTITY = re.compile(r"[0-9a-f]{4,64}")

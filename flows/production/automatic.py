@@ -10,9 +10,9 @@ from tasks.records.attestations import newest_attestation
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.intake import Record, records
-from vetgate import dsse
 from vetgate.errors import Denied
-from vetgate.statements import PROMOTION, claimed
+from vetgate.trust import dsse
+from vetgate.trust.statements import PROMOTION, claimed
 from vetgate.verdict.policy import load_policy
 
 Blob = dict[str, Any]

@@ -27,7 +27,7 @@ from tasks.vetting.intake import workroom
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, BadSubmission, Denied, Stale
 from vetgate.formats.manifest import Manifest
-from vetgate.keys import utc_now
+from vetgate.trust.keys import utc_now
 
 ALIASES = ("champion", "challenger")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

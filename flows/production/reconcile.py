@@ -21,8 +21,8 @@ from tasks.records.coverage import Coverage
 from tasks.records.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
 from tasks.store.base import BadKey
-from vetgate import attest
 from vetgate.errors import Denied, Stale, StoreError
+from vetgate.trust import attest
 
 Blob = dict[str, Any]
 VERSION = re.compile(r"[1-9][0-9]{0,8}")

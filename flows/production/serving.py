@@ -19,7 +19,7 @@ from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
 from vetgate.errors import BadSubmission, Denied
-from vetgate.keys import read_trust_root
+from vetgate.trust.keys import read_trust_root
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,12 +17,12 @@ from typing import Any
 
 from tasks.settings import Settings
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
-from vetgate import attest
 from vetgate.errors import Altered, BadSubmission, NotPassed, NotUnderstood, StoreError, VetgateError
 from vetgate.formats.manifest import hash_directory
-from vetgate.keys import TrustRoot, read_trust_root, utc_now
-from vetgate.strict_json import time_text
-from vetgate.waivers import waived_until
+from vetgate.trust import attest
+from vetgate.trust.keys import TrustRoot, read_trust_root, utc_now
+from vetgate.trust.strict_json import time_text
+from vetgate.trust.waivers import waived_until
 
 
 def verify(

@@ -15,7 +15,7 @@ from tasks.records.ledger_chain import gate_key
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate.errors import Denied, StoreError
-from vetgate.keys import TrustRoot, utc_now
+from vetgate.trust.keys import TrustRoot, utc_now
 
 READERS = 16
 # so many answers that fail are an outage: asking for the rest would take hours and find nothing out

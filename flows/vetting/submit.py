@@ -12,7 +12,7 @@ from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting import intake
 from vetgate.errors import BadSubmission, Denied
-from vetgate.keys import load_key
+from vetgate.trust.keys import load_key
 
 
 def submit(settings: Settings, directory: Path, key: Path | None = None) -> intake.Record:

@@ -15,7 +15,7 @@ from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
-from vetgate.strict_json import as_object, parse
+from vetgate.trust.strict_json import as_object, parse
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.store.base import Store
-from vetgate import attest
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
+from vetgate.trust import attest
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from tasks.records.attestations import Attestation, is_revoked, newest_attestati
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from vetgate import attest
 from vetgate.errors import Denied, NotPassed, Stale
-from vetgate.keys import TrustRoot, read_trust_root, utc_now
-from vetgate.strict_json import as_time
-from vetgate.waivers import waived_until
+from vetgate.trust import attest
+from vetgate.trust.keys import TrustRoot, read_trust_root, utc_now
+from vetgate.trust.strict_json import as_time
+from vetgate.trust.waivers import waived_until
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.store.directory import write_whole
-from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
-from vetgate.keys import GATE, TrustRoot, key_id, load_or_create_key, read_trust_root, utc_now
-from vetgate.statements import LEDGER, claimed, sign_statement, verify_statement
-from vetgate.strict_json import as_object, as_sha256, as_text, as_time, parse, time_text
+from vetgate.trust import dsse
+from vetgate.trust.keys import GATE, TrustRoot, key_id, load_or_create_key, read_trust_root, utc_now
+from vetgate.trust.statements import LEDGER, claimed, sign_statement, verify_statement
+from vetgate.trust.strict_json import as_object, as_sha256, as_text, as_time, parse, time_text
 
 KINDS = ("verdict", "promotion", "denial", "demotion", "bypass", "waiver", "approval", "revocation", "rescan")
 PREFIX = "ledger/"

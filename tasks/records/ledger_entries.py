@@ -17,12 +17,12 @@ from tasks.records.promotions import promotion_key, promotion_of
 from tasks.records.revocations import said_by
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from vetgate import attest, dsse
 from vetgate.errors import Denied
-from vetgate.keys import GATE, TrustRoot
-from vetgate.statements import APPROVAL, PROMOTION, WAIVER, claimed
-from vetgate.strict_json import as_time
-from vetgate.waivers import read_approval, read_waiver
+from vetgate.trust import attest, dsse
+from vetgate.trust.keys import GATE, TrustRoot
+from vetgate.trust.statements import APPROVAL, PROMOTION, WAIVER, claimed
+from vetgate.trust.strict_json import as_time
+from vetgate.trust.waivers import read_approval, read_waiver
 
 MARKERS = "ledger-index/"
 Blob = dict[str, Any]

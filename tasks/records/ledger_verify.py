@@ -10,10 +10,10 @@ from typing import Any
 from tasks.records.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remembered
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from vetgate.dsse import MAX_CLOCK_SKEW
 from vetgate.errors import Denied
-from vetgate.keys import TrustRoot, read_trust_root, utc_now
-from vetgate.strict_json import as_time
+from vetgate.trust.dsse import MAX_CLOCK_SKEW
+from vetgate.trust.keys import TrustRoot, read_trust_root, utc_now
+from vetgate.trust.strict_json import as_time
 
 # a gate that is at work writes the entry right after the object
 SETTLE_SECONDS = 1.0

@@ -14,12 +14,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.store.base import Store
-from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
-from vetgate.keys import GATE, TrustRoot, utc_now
-from vetgate.statements import PROMOTION, sign_statement, verify_statement
-from vetgate.strict_json import as_object, as_sha256, as_text, time_text
+from vetgate.trust import dsse
+from vetgate.trust.keys import GATE, TrustRoot, utc_now
+from vetgate.trust.statements import PROMOTION, sign_statement, verify_statement
+from vetgate.trust.strict_json import as_object, as_sha256, as_text, time_text
 
 
 class Taken(Denied):

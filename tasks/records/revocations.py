@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.attestations import revocation_key
 from tasks.store.base import Store
-from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
-from vetgate.keys import APPROVER, GATE, TrustRoot
-from vetgate.statements import REVOCATION, claimed, sign_statement, verify_statement
-from vetgate.strict_json import as_time, parse, time_text
+from vetgate.trust import dsse
+from vetgate.trust.keys import APPROVER, GATE, TrustRoot
+from vetgate.trust.statements import REVOCATION, claimed, sign_statement, verify_statement
+from vetgate.trust.strict_json import as_time, parse, time_text
 
 
 def save_revocation(store: Store, digest: str, reason: str, key: Ed25519PrivateKey | None, now: datetime) -> str:

@@ -9,13 +9,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.store.base import Store
 from tasks.vetting.intake import read_record
-from vetgate import dsse
 from vetgate.digest import canonical_json
-from vetgate.dsse import Envelope
 from vetgate.errors import BadSubmission, Denied
-from vetgate.keys import APPROVER, SUBMITTER, TrustRoot, utc_now
-from vetgate.statements import SUBMISSION, claimed, sign_statement, verify_statement
-from vetgate.strict_json import as_time, time_text
+from vetgate.trust import dsse
+from vetgate.trust.dsse import Envelope
+from vetgate.trust.keys import APPROVER, SUBMITTER, TrustRoot, utc_now
+from vetgate.trust.statements import SUBMISSION, claimed, sign_statement, verify_statement
+from vetgate.trust.strict_json import as_time, time_text
 
 MOST_ANCESTORS = 64
 

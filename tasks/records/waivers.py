@@ -9,13 +9,13 @@ from datetime import datetime
 from tasks.records.attestations import was_revoked
 from tasks.records.submitters import submitters_of
 from tasks.store.base import Store
-from vetgate import dsse
 from vetgate.digest import canonical_json
-from vetgate.dsse import Envelope
 from vetgate.errors import Denied
-from vetgate.keys import TrustRoot
+from vetgate.trust import dsse
+from vetgate.trust.dsse import Envelope
+from vetgate.trust.keys import TrustRoot
+from vetgate.trust.waivers import Approval, Waived, Waiver, counted, read_approval, read_waiver, waived
 from vetgate.verdict.policy import WaiverPolicy
-from vetgate.waivers import Approval, Waived, Waiver, counted, read_approval, read_waiver, waived
 
 
 def save_waiver(store: Store, manifest_sha256: str, envelope: Envelope) -> str:

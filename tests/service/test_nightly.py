@@ -15,7 +15,7 @@ from tests import steady
 from tests.production import Home
 from tests.service.running import Service, running_service, tail
 from tests.service.world import World, variant
-from vetgate.keys import utc_now
+from vetgate.trust.keys import utc_now
 
 # what the schedule does at night
 NIGHT = """

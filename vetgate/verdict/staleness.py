@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from vetgate.strict_json import as_time
+from vetgate.trust.strict_json import as_time
 
 # the same bytes at another commit, or read from another copy of the registry, are the same data
 DATA = ("name", "sha256", "splits", "training")

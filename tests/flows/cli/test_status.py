@@ -22,11 +22,11 @@ from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.records.waivers import save_approval, save_waiver
 from tasks.store.lease import leased, read_lease
-from vetgate import dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
-from vetgate.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root
-from vetgate.waivers import sign_approval, sign_waiver
+from vetgate.trust import dsse
+from vetgate.trust.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root
+from vetgate.trust.waivers import sign_approval, sign_waiver
 
 __all__ = ["production"]
 

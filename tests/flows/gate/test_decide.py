@@ -17,10 +17,10 @@ from tasks.records.coverage import admitted_until
 from tasks.records.ledger import entries, verify_ledger
 from tasks.vetting.intake import read_record
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, TARGET, Court
-from vetgate import attest
 from vetgate.errors import Stale
-from vetgate.keys import load_key, read_trust_root, utc_now
-from vetgate.strict_json import as_time
+from vetgate.trust import attest
+from vetgate.trust.keys import load_key, read_trust_root, utc_now
+from vetgate.trust.strict_json import as_time
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ from tasks.records.ledger_chain import entry_key
 from tasks.records.submitters import save_submitter, sign_submission
 from tests.databases import with_registry
 from tests.deciding import BACKDOORED, CLEAN, METHOD, TARGET, Court
-from vetgate import attest
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied, Stale
-from vetgate.keys import key_id, load_key, new_key, raw_public, trust_key, utc_now
-from vetgate.strict_json import as_time
-from vetgate.waivers import sign_waiver
+from vetgate.trust import attest
+from vetgate.trust.keys import key_id, load_key, new_key, raw_public, trust_key, utc_now
+from vetgate.trust.strict_json import as_time
+from vetgate.trust.waivers import sign_waiver
 
 FINDING = f"backdoor:label-{TARGET}"
 
@@ -138,7 +138,7 @@ def test_a_submitter_cannot_approve_his_own_waiver_even_where_he_may_approve_oth
     assert caught.value.exit_code == 1
     # one that she puts there past the command counts as little
     from tasks.records.waivers import save_approval
-    from vetgate.waivers import sign_approval
+    from vetgate.trust.waivers import sign_approval
 
     key = load_key(trial.alice)
     save_approval(trial.store, made["waiver"], key_id(key), sign_approval(key, of=made["waiver"], now=utc_now()))

@@ -24,10 +24,10 @@ from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
-from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.formats.manifest import hash_directory
-from vetgate.keys import load_or_create_key, utc_now
+from vetgate.trust import attest
+from vetgate.trust.keys import load_or_create_key, utc_now
 from vetgate.verdict.policy import load_policy
 
 FORK = multiprocessing.get_context("fork")

@@ -27,10 +27,10 @@ from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
-from vetgate import attest
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, Denied, Stale, StoreError
-from vetgate.keys import load_or_create_key, utc_now
+from vetgate.trust import attest
+from vetgate.trust.keys import load_or_create_key, utc_now
 from vetgate.verdict.policy import load_policy
 
 NOW = utc_now().replace(microsecond=0)

@@ -24,9 +24,9 @@ from flows.production.promote import promote
 from flows.production.serving import deliver
 from flows.production.verify import verify, write_out
 from tasks.records.attestations import newest_attestation
-from vetgate import attest
 from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale, StoreError
-from vetgate.keys import load_or_create_key
+from vetgate.trust import attest
+from vetgate.trust.keys import load_or_create_key
 
 __all__ = ["production"]
 

@@ -34,7 +34,7 @@ from tasks.vetting import intake
 from tests import steady
 from tests.production import NOW, Home, home_in
 from vetgate.errors import StoreError
-from vetgate.keys import load_or_create_key, utc_now
+from vetgate.trust.keys import load_or_create_key, utc_now
 
 FORK = multiprocessing.get_context("fork")
 DAY = NOW.date().isoformat()

@@ -15,7 +15,7 @@ from tasks.settings import location
 from tasks.vetting.intake import read_record
 from tests.production import Home, home_in
 from vetgate.errors import Denied, StoreError
-from vetgate.keys import read_trust_root
+from vetgate.trust.keys import read_trust_root
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from tasks.records.promotions import save_promotion
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
 from tasks.store.base import open_store
-from vetgate import attest
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, Stale
-from vetgate.keys import load_or_create_key, raw_public, read_trust_root, trust_key, utc_now
-from vetgate.waivers import read_approval, read_waiver, sign_approval, sign_waiver
+from vetgate.trust import attest
+from vetgate.trust.keys import load_or_create_key, raw_public, read_trust_root, trust_key, utc_now
+from vetgate.trust.waivers import read_approval, read_waiver, sign_approval, sign_waiver
 
 NOW = utc_now().replace(microsecond=0)
 MANIFEST, FILES, SOURCE = "a" * 64, {"model.onnx": "b" * 64}, "s3://vetted/it"

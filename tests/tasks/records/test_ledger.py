@@ -16,11 +16,11 @@ from tasks.records.ledger_chain import START, entry_key
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from vetgate import attest, dsse
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
-from vetgate.keys import load_or_create_key, read_trust_root, utc_now
-from vetgate.statements import LEDGER, claimed, sign_statement
+from vetgate.trust import attest, dsse
+from vetgate.trust.keys import load_or_create_key, read_trust_root, utc_now
+from vetgate.trust.statements import LEDGER, claimed, sign_statement
 
 FORK = multiprocessing.get_context("fork")
 NOW = utc_now().replace(microsecond=0)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tasks.records.promotions import Promotion, Taken, promotion_key, promotion_of, promotions_of, save_promotion
 from tasks.store.base import Store, open_store
 from vetgate.errors import Denied
-from vetgate.keys import APPROVER, GATE, PublicKey, TrustRoot, raw_public
+from vetgate.trust.keys import APPROVER, GATE, PublicKey, TrustRoot, raw_public
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

@@ -11,10 +11,10 @@ from tasks.records.waivers import approvals_of, approved, save_approval, save_wa
 from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting.intake import take
-from vetgate.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, utc_now
-from vetgate.statements import sign_statement
-from vetgate.strict_json import time_text
-from vetgate.waivers import sign_approval, sign_waiver
+from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, utc_now
+from vetgate.trust.statements import sign_statement
+from vetgate.trust.strict_json import time_text
+from vetgate.trust.waivers import sign_approval, sign_waiver
 
 NOW = utc_now().replace(microsecond=0)
 ALICE, BOB, SAM, GATEKEEPER = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in range(4))

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from vetgate import attest
 from vetgate.errors import Denied, Stale, StoreError
-from vetgate.keys import GATE, KEY_LIFETIME, PublicKey, TrustRoot, load_or_create_key, raw_public, read_trust_root
+from vetgate.trust import attest
+from vetgate.trust.keys import GATE, KEY_LIFETIME, PublicKey, TrustRoot, load_or_create_key, raw_public, read_trust_root
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 FILES = {"model.onnx": "a" * 64, "submission.yaml": "b" * 64}

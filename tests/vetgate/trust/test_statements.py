@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from vetgate import attest, dsse
 from vetgate.errors import Denied
-from vetgate.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public
-from vetgate.statements import APPROVAL, KINDS, WAIVER, claimed, sign_statement, verify_statement
-from vetgate.strict_json import time_text
+from vetgate.trust import attest, dsse
+from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public
+from vetgate.trust.statements import APPROVAL, KINDS, WAIVER, claimed, sign_statement, verify_statement
+from vetgate.trust.strict_json import time_text
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from vetgate.dsse import (
+from vetgate.errors import Altered, Denied, OtherName, Revoked, Stale
+from vetgate.trust.dsse import (
     MAX_CLOCK_SKEW,
     PAYLOAD_TYPE,
     STATEMENT_TYPE,
@@ -25,9 +26,8 @@ from vetgate.dsse import (
     signed_payload,
     statement_in,
 )
-from vetgate.errors import Altered, Denied, OtherName, Revoked, Stale
-from vetgate.keys import GATE, TrustRoot
-from vetgate.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
+from vetgate.trust.keys import GATE, TrustRoot
+from vetgate.trust.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
 
 __all__ = [
     "ADMITTED",

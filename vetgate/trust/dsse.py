@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSignature, Denied
-from vetgate.keys import PublicKey, TrustRoot, key_id
-from vetgate.strict_json import as_base64, as_list, as_object, as_text, parse, time_text
+from vetgate.trust.keys import PublicKey, TrustRoot, key_id
+from vetgate.trust.strict_json import as_base64, as_list, as_object, as_text, parse, time_text
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSignature, BadSubmission, Denied, StoreError
-from vetgate.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
+from vetgate.trust.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
 
 GATE, APPROVER, SUBMITTER = ROLES = ("gate", "approver", "submitter")
 

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.errors import BadSubmission, Denied, StoreError
-from vetgate.keys import (
+from vetgate.trust.keys import (
     APPROVER,
     GATE,
     SUBMITTER,

@@ -12,11 +12,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from vetgate import dsse
-from vetgate.dsse import STATEMENT_TYPE, Envelope
 from vetgate.errors import Denied
-from vetgate.keys import TrustRoot
-from vetgate.strict_json import SHA256, as_object, as_text, as_time, parse
+from vetgate.trust import dsse
+from vetgate.trust.dsse import STATEMENT_TYPE, Envelope
+from vetgate.trust.keys import TrustRoot
+from vetgate.trust.strict_json import SHA256, as_object, as_text, as_time, parse
 
 SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER = KINDS = (
     "submission",

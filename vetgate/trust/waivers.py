@@ -13,11 +13,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from vetgate.dsse import Envelope
 from vetgate.errors import Denied, Revoked, Stale
-from vetgate.keys import APPROVER, SUBMITTER, TrustRoot, key_id
-from vetgate.statements import APPROVAL, WAIVER, sign_statement, verify_statement
-from vetgate.strict_json import as_list, as_object, as_sha256, as_text, as_time, time_text
+from vetgate.trust.dsse import Envelope
+from vetgate.trust.keys import APPROVER, SUBMITTER, TrustRoot, key_id
+from vetgate.trust.statements import APPROVAL, WAIVER, sign_statement, verify_statement
+from vetgate.trust.strict_json import as_list, as_object, as_sha256, as_text, as_time, time_text
 from vetgate.verdict.findings import NOT_UNDERSTOOD, UNEXPLAINED
 from vetgate.verdict.policy import WaiverPolicy
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied, StoreError
-from vetgate.trust import APPROVER, GATE, ROLES, SUBMITTER, PublicKey, TrustRoot, read_trust_root, trust_key
+from vetgate.trust.root import APPROVER, GATE, ROLES, SUBMITTER, PublicKey, TrustRoot, read_trust_root, trust_key
 
 __all__ = [
     "APPROVER",

@@ -7,11 +7,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.errors import Denied, Stale
-from vetgate.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public
-from vetgate.statements import APPROVAL, WAIVER, sign_statement
-from vetgate.strict_json import time_text
-from vetgate.verdict.policy import WaiverPolicy
-from vetgate.waivers import (
+from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public
+from vetgate.trust.statements import APPROVAL, WAIVER, sign_statement
+from vetgate.trust.strict_json import time_text
+from vetgate.trust.waivers import (
     Waived,
     read_approval,
     read_waiver,
@@ -20,6 +19,7 @@ from vetgate.waivers import (
     waived,
     waived_until,
 )
+from vetgate.verdict.policy import WaiverPolicy
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 MANIFEST, FINDING = "a" * 64, "backdoor:label-7"

@@ -1,0 +1,1 @@
+"""Whose signature is believed for what: keys, envelopes, statements, verdicts and waivers."""
