@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vetgate.errors import NotUnderstood
 from vetgate.formats.manifest import MAX_BYTES, MAX_FILES, open_plain
-from vetgate.formats.onnx_graph import check_description, parse_model, read_graph
+from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
 from vetgate.formats.safetensors_file import inspect_safetensors
 from vetgate.formats.sniff import ACCEPTED, refusal
 from vetgate.formats.submission import FILE, Submission

@@ -17,9 +17,9 @@ from vetgate.architectures import default_layer as default_layer_of_architecture
 from vetgate.errors import BadSubmission, DefenceError, NotUnderstood, StoreError, VetgateError
 from vetgate.formats.inspect import FORMATS, TEXTS, inspect_model, read_member
 from vetgate.formats.manifest import MAX_BYTES
-from vetgate.formats.onnx_graph import check_description, parse_model, read_graph
-from vetgate.formats.onnx_module import build_module, default_layer
-from vetgate.formats.onnx_write import write_back
+from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
+from vetgate.formats.onnx.module import build_module, default_layer
+from vetgate.formats.onnx.write import write_back
 from vetgate.formats.probe_model import probe
 from vetgate.formats.safetensors_file import ADVICE, inspect_safetensors
 from vetgate.formats.sniff import ACCEPTED, refusal

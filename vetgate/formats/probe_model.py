@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx_build import CoercedSoftmax
-from vetgate.formats.onnx_module import OnnxModule, Step
-from vetgate.formats.onnx_shapes import Gather, Pad, Reshape, Slice
-from vetgate.formats.onnx_weights import Arithmetic
-from vetgate.formats.onnx_windows import PaddedAvgPool2d, PaddedMaxPool2d
+from vetgate.formats.onnx.build import CoercedSoftmax
+from vetgate.formats.onnx.module import OnnxModule, Step
+from vetgate.formats.onnx.shapes import Gather, Pad, Reshape, Slice
+from vetgate.formats.onnx.weights import Arithmetic
+from vetgate.formats.onnx.windows import PaddedAvgPool2d, PaddedMaxPool2d
 from vetgate.formats.submission import Submission
 from vetgate.probe import module_at, output_of
 

@@ -9,8 +9,8 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx_table import DOMAINS, OPERATORS, OPSETS, AttributeKind
-from vetgate.formats.onnx_wire import ADVICE, inspect_wire
+from vetgate.formats.onnx.table import DOMAINS, OPERATORS, OPSETS, AttributeKind
+from vetgate.formats.onnx.wire import ADVICE, inspect_wire
 from vetgate.formats.submission import Submission
 
 MAX_NODES = 5_000

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vetgate.formats import onnx_shapes, onnx_weights, onnx_windows
-from vetgate.formats.onnx_operands import Built, Operands, Pointwise
+from vetgate.formats.onnx import shapes as onnx_shapes
+from vetgate.formats.onnx import weights as onnx_weights
+from vetgate.formats.onnx import windows as onnx_windows
+from vetgate.formats.onnx.operands import Built, Operands, Pointwise
 
 Builder = Callable[[Operands], Built]
 

@@ -1,4 +1,4 @@
-"""The operators that a submitted graph may use: default deny. What each one means in torch stands in `onnx_build`."""
+"""The operators that a submitted graph may use: default deny. What each one means in torch stands in `build`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vetgate.formats.onnx_operands import Built, Operands, Slot, tensor
+from vetgate.formats.onnx.operands import Built, Operands, Slot, tensor
 
 
 class BatchNorm(nn.BatchNorm2d):

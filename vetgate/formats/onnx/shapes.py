@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx_operands import Built, Operands, Pointwise, tensor
+from vetgate.formats.onnx.operands import Built, Operands, Pointwise, tensor
 
 MAX_BORDER = 4096
 

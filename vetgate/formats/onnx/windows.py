@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vetgate.formats.onnx_operands import Built, Operands
+from vetgate.formats.onnx.operands import Built, Operands
 
 MAX_WINDOW = 4096
 

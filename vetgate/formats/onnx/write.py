@@ -11,9 +11,9 @@ from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor
 
 from vetgate.errors import DefenceError
-from vetgate.formats.onnx_graph import Constant, Graph, parse_model, read_graph
-from vetgate.formats.onnx_module import build_module
-from vetgate.formats.onnx_operands import Slot
+from vetgate.formats.onnx.graph import Constant, Graph, parse_model, read_graph
+from vetgate.formats.onnx.module import build_module
+from vetgate.formats.onnx.operands import Slot
 
 
 def write_back(data: bytes, tensors: Mapping[str, Tensor]) -> bytes:

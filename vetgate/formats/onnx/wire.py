@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx_fields import REFUSED, TABLE, Field
+from vetgate.formats.onnx.fields import REFUSED, TABLE, Field
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_FIELDS = 300_000

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx_build import build
-from vetgate.formats.onnx_graph import Graph, Node
-from vetgate.formats.onnx_operands import Built, Operands, Slot
-from vetgate.formats.onnx_weights import flat_parameter, linear
+from vetgate.formats.onnx.build import build
+from vetgate.formats.onnx.graph import Graph, Node
+from vetgate.formats.onnx.operands import Built, Operands, Slot
+from vetgate.formats.onnx.weights import flat_parameter, linear
 
 FOLDABLE = {
     **dict.fromkeys(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Gather", "Slice"), 1),
