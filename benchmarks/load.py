@@ -29,7 +29,8 @@ from flows.vetting.submit import submit
 from tasks.data.digits import write_digits
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tests import quick
 from tests.service.running import running_service
 from vetgate.architectures import ARCHITECTURES

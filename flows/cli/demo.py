@@ -24,7 +24,7 @@ from flows.service import runtime
 from flows.vetting import local as here
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.workplace import cool
 from vetgate.errors import Denied, StoreError

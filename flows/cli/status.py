@@ -20,7 +20,8 @@ from tasks.records.coverage import Coverage
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, revoked, waivers_of
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
 from vetgate.trust.keys import read_trust_root, utc_now

@@ -8,7 +8,8 @@ from typing import Any
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.intake import Record, records
 from vetgate.errors import Denied
 from vetgate.trust import dsse

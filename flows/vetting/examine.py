@@ -15,7 +15,7 @@ from flows.params import Params, load_params, needs
 from tasks.progress import tell
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
 from tasks.vetting.inspect import Case, Data, Found
 from tasks.vetting.intake import Record

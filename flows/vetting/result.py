@@ -12,7 +12,7 @@ from tasks.mlflow.vettings import record_vetting
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting.inspect import Case, Found, read_evidence
 from tasks.vetting.intake import Record
 from vetgate.errors import StoreError

@@ -16,8 +16,9 @@ from flows.vetting.examine import Seen, Vetting, look_over, opened, request_of, 
 from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
 from tasks.store.lease import Held, leased
+from tasks.store.open import open_store
 from tasks.vetting import inspect, intake, repair
 from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError

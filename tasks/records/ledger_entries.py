@@ -16,7 +16,8 @@ from tasks.records.ledger_chain import Entry, append, entries, gate_key
 from tasks.records.promotions import promotion_key, promotion_of
 from tasks.records.revocations import said_by
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.errors import Denied
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import GATE, TrustRoot

@@ -13,7 +13,8 @@ from typing import Any
 from tasks.progress import teller
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.workplace import bench_of
 from vetgate.digest import canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, StoreError

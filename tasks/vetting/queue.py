@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
 from tasks.store.lease import Lease, read_lease
+from tasks.store.open import open_store
 from tasks.vetting.intake import Record, records
 
 # a vetting that died is tried again after this long, then after twice as long, and so on

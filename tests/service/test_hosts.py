@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from flows.params import load_params
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.prepare import prepare

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 
 RESULT = ["submission", "manifest_sha256", "verdict", "p_value", "calibrated", "suspects", "methods", "repair"]
 RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons"]

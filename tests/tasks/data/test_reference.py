@@ -92,7 +92,8 @@ def test_two_processes_read_at_once(shared: Settings, tmp_path: Path) -> None:
     for cached in (shared.home / "data-cache").glob("*"):
         cached.unlink()
     code = (
-        "import sys; from pathlib import Path; from tasks.data import reference as data; from tasks.settings import load_settings\n"
+        "import sys; from pathlib import Path; from tasks.data import reference as data\n"
+        "from tasks.settings import load_settings\n"
         "s = load_settings(home=Path(sys.argv[1])); ref = data.resolve(s, 'digits')\n"
         "print(ref.rev, data.read(s, ref))"
     )
@@ -177,7 +178,8 @@ def test_a_full_disk_is_an_error_and_loses_nothing(shared: Settings, tmp_path: P
     given = write(tmp_path / "big.npz", arrays(x_train=random, y_train=np.zeros(4000, np.int64)))
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from tasks.data import reference as data; from tasks.settings import load_settings\n"
+        "from tasks.data import reference as data\n"
+        "from tasks.settings import load_settings\n"
         "s = load_settings(home=Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))\n"
         "try:\n    data.add(s, 'big', Path(sys.argv[2]))\nexcept Exception as e: print(type(e).__name__, e)"
     )

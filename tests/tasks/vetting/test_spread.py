@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from tasks.sandbox.host import Crashed, Limits, TimedOut
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
 from tasks.vetting import workplaces as workbench
 from tasks.vetting.inspect import Case, Data
