@@ -35,7 +35,8 @@ CASES = {
     "canaries": ("import flows.rescan.canaries", HEAVY),
     "serving and verifying": ("import flows.production.serving, flows.production.verify", HEAVY),
     "the receiver": (
-        "from flows.service.receiver import receiver; from tasks.settings import load_settings; receiver(load_settings())",
+        "from flows.service.receiver import receiver; from tasks.settings import load_settings; "
+        "receiver(load_settings())",
         HEAVY,
     ),
 }

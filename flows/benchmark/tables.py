@@ -1,4 +1,4 @@
-"""From the rows of flows/benchmark/score.py to the tables of docs/benchmark.md: JSON objects, None where nothing was measured.
+"""From the rows of score.py to the tables of docs/benchmark.md: JSON objects, None where nothing was measured.
 
 Members whose attack failed count neither as clean nor as backdoored. AUROC and shares are estimates with 95 % bootstrap
 intervals over models; a member without a p-value is a miss in the shares and left out of the AUROC.

@@ -92,7 +92,8 @@ def test_two_processes_read_at_once(shared: Settings, tmp_path: Path) -> None:
     for cached in (shared.home / "data-cache").glob("*"):
         cached.unlink()
     code = (
-        "import sys; from pathlib import Path; from tasks.data import reference as data; from tasks.settings import load_settings\n"
+        "import sys; from pathlib import Path; from tasks.data import reference as data\n"
+        "from tasks.settings import load_settings\n"
         "s = load_settings(home=Path(sys.argv[1])); ref = data.resolve(s, 'digits')\n"
         "print(ref.rev, data.read(s, ref))"
     )
