@@ -17,6 +17,7 @@ from vetgate.contract import Evidence
 from vetgate.digest import sha256_json
 from vetgate.judge import Verdict, judge
 from vetgate.policy import Policy, load_policy
+from vetgate.role import source_of
 
 Blob = dict[str, Any]
 
@@ -44,7 +45,7 @@ def row(files: Files, member: Member, calibration: Calibration, policy: Policy) 
         "fold": int(sha256_json([member.data, card["trained_with_seed"]])[:8], 16) % 5,
         "seconds": {m: s["seconds"] for m, s in given.items() if "seconds" in s},
         "image_gradients": {m: s["image_gradients"] for m, s in given.items() if "image_gradients" in s},
-        "index": given.get("neural_cleanse", {}).get("details", {}).get("anomaly_index"),
+        "index": given.get(source_of("triggers") or "", {}).get("details", {}).get("anomaly_index"),
     }
     model_only = files.seen(member.name, policy.required)
     found["model"] = _ruled(verdict(model_only, calibration, policy, card, files), card)

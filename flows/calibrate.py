@@ -18,6 +18,7 @@ from flows.bank_files import Files, pins
 from flows.bank_train import trained
 from flows.params import Params
 from vetgate.calibration import SHIPPED, Bank, Reference, Seen
+from vetgate.role import by_label
 
 Blob = dict[str, Any]
 DIGITS = 4
@@ -35,8 +36,8 @@ def reference(card: Blob, classes: int, evidence: Mapping[str, Blob]) -> Referen
         seen={
             method: Seen(
                 statistic=found["statistic"],
-                # only label norms are compared within a model; the other detectors' statistics stand for themselves
-                scores=tuple(round(v, DIGITS) for v in found["scores"]) if method == "neural_cleanse" else None,
+                # only what has a null of labels is compared within a model; other statistics stand for themselves
+                scores=tuple(round(v, DIGITS) for v in found["scores"]) if by_label(method) else None,
             )
             for method, found in evidence.items()
             if "statistic" in found

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Positiv
 
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
+from vetgate.role import mends
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SHIPPED = Path(__file__).parent.parent / "infra" / "policies" / "default.yaml"
@@ -20,7 +21,7 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
 
     enabled: bool = True
     blind: bool = False
-    methods: tuple[str, ...] = ("neural_cleanse_unlearning",)
+    methods: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(mends())))
     max_accuracy_loss: Share = 0.02
     max_attack_success: Share = 0.05
 
