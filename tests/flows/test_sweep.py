@@ -13,7 +13,7 @@ import pytest
 
 from flows.registered import take_version
 from flows.sweep import sweep
-from tasks import intake, registered, registered_notes
+from tasks import intake, queue, registered, registered_notes
 from tasks.lease import leased
 from tasks.mlflow_client import prepare, registry
 from tasks.settings import Settings
@@ -81,6 +81,29 @@ def test_what_is_queued_at_work_or_finished_is_left_alone(settings: Settings, tm
     with leased(settings, busy.id):
         found = sweep(settings, started, queued={queued.id})
     assert (found["queued"], found["at_work"], started) == (1, 1, [])
+
+
+def test_a_sweep_reads_what_is_new_and_nothing_of_what_is_settled(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.store_directory import DirectoryStore
+
+    store = open_store(settings)
+    for number in range(20):
+        done = intake.take(settings, submission(tmp_path / str(number), bytes([number])))
+        store.create(f"results/{done.id}/20260101T000000Z-x.json", b"{}")
+    read: list[str] = []
+    really = DirectoryStore.read
+    monkeypatch.setattr(DirectoryStore, "read", lambda self, key: (read.append(key), really(self, key))[1])
+    assert [*queue.waiting(settings)] == [] == read
+    fresh = intake.take(settings, submission(tmp_path / "fresh", b"fresh"))
+    read.clear()
+    assert [item.record.id for item in queue.waiting(settings)] == [fresh.id]
+    assert len(read) <= 2
+    # what is settled is forgotten where the file is, and found again
+    for file in (settings.home / "sweep").iterdir():
+        file.write_text("no manifest\n" + "f" * 63)
+    assert [item.record.id for item in queue.waiting(settings)] == [fresh.id]
 
 
 def test_a_vetting_that_failed_is_tried_again_after_a_pause(settings: Settings, tmp_path: Path) -> None:
