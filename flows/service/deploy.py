@@ -41,9 +41,9 @@ def entries(path: Path = DEPLOYMENTS) -> list[Blob]:
     return listed
 
 
-def own_flows(pool: str, root: Path = ROOT) -> dict[str, str]:
+def own_flows(pool: str, path: Path = DEPLOYMENTS) -> dict[str, str]:
     """The entrypoint of each of the pool's deployments as prefect.yaml names it, and as a module to import."""
-    found = [entry["entrypoint"] for entry in entries(root) if entry["work_pool"]["name"] == pool]
+    found = [entry["entrypoint"] for entry in entries(path) if entry["work_pool"]["name"] == pool]
     return {given: given.replace(".py:", ".").replace("/", ".") for given in found}
 
 
