@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.training import train
 from vetgate.contract import Samples
 
+WARM = "flows.service.warm"
+RUNS = ("prefect.engine", "prefect.flow_engine", "launch.py", "sandbox")
 LOCKED = re.compile(r"database is locked|deadlock detected|could not serialize", re.IGNORECASE)
 
 
@@ -62,14 +64,15 @@ def measure(folder: Path, count: int, workers: int) -> list[dict[str, Any]]:
             stack.enter_context(_another_worker(settings, service.log))
         store = open_store(settings)
         started = time.monotonic()
-        manifests = [submit(settings, directory).id for directory in _submissions(folder / "given", count)]
-        rows = []
+        manifests = [submit(settings, directory).id for directory in submissions(folder / "given", count)]
+        rows, before = [], _spent(service.process.pid)
         print(f"{count} submitted in {time.monotonic() - started:.1f} s", flush=True)
         for done in range(count // 5, count + 1, max(count // 5, 1)):
             _until(store, done, service.process.pid)
             row = {
                 "results": done,
                 "seconds": round(time.monotonic() - started, 1),
+                "cpu_seconds": round(_spent(service.process.pid) - before),
                 "servers_mib": round(_servers(service.process.pid) / 2**20),
                 "locked": len(LOCKED.findall(service.log.read_text(errors="replace"))),
             }
@@ -100,7 +103,7 @@ def _another_worker(settings: Settings, log: Path) -> Iterator[None]:
         process.wait(timeout=60)
 
 
-def _submissions(folder: Path, count: int) -> Iterator[Path]:
+def submissions(folder: Path, count: int) -> Iterator[Path]:
     """`count` networks that differ by a little noise, each a submission of its own name."""
     import numpy as np
 
@@ -144,11 +147,22 @@ def _servers(pid: int) -> int:
     total = 0
     for process in psutil.Process(pid).children(recursive=True):
         try:
+            # a run is a fork of a worker's warm process, or what the worker starts for it
+            forked = WARM in " ".join((process.parent() or process).cmdline())
             line = " ".join(process.cmdline())
-            if "prefect.engine" not in line and "prefect.flow_engine" not in line and "sandbox" not in line:
+            if not forked and all(word not in line for word in RUNS):
                 total += process.memory_info().rss
         except psutil.Error:
             continue
+    return total
+
+
+def _spent(pid: int) -> float:
+    """Processor seconds of all parts of the service so far, those of runs that have ended included."""
+    total = 0.0
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            total += sum(process.cpu_times()[:4])
     return total
 
 

@@ -10,12 +10,20 @@ from pathlib import Path
 import vetgate.detect
 import vetgate.repair  # noqa: F401
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Method
+from vetgate.role import By, Confirm, mends, role_of
 
 PAGE = Path(__file__).with_suffix(".md")
 INSPECTS = {
     Axis.TRAIN: "the training set; one score a row",
     Axis.CLASS: "the model; one score a class label",
     Axis.INPUT: "inputs at run time; one score an input",
+}
+NULLS = {By.LABEL: "labels", By.MODEL: "models"}
+CONFIRMS = {
+    Confirm.HELD_OUT_AND_SECOND_START: "confirmed on unseen images and from a second start",
+    Confirm.SUCCESS: "confirmed by the success of its trigger on unseen images",
+    Confirm.ROWS: "the rows it flags are the finding",
+    Confirm.NEVER: "names no label",
 }
 LABELS = ("Source", "Deviates", "Blind to")
 HEAD = """# Methods
@@ -37,6 +45,12 @@ def section(method: Method) -> str:
         f"- Needs: {', '.join(sorted(method.needs))} samples"
         + (f", evidence with {method.uses}" if method.uses else "")
     ]
+    role, mended = role_of(method.name), mends().get(method.name)
+    named = role if method.kind == "detector" else mended
+    title = f"**{named.title}.** {named.sentence}" if named else ""
+    if role is not None and method.kind == "detector":
+        counted = f"weight {role.weight:g}" if role.weight else "advisory: shown, never counted"
+        facts.append(f"- In a verdict: {counted}; held against clean {NULLS[role.null]}; {CONFIRMS[role.confirm]}")
     if method.axis is not None:
         facts.insert(0, f"- Inspects: {INSPECTS[method.axis]}")
     facts += [f"- Paper: <{method.paper}>", *(f"- {label}: {text}" for label, text in notes.items())]
@@ -44,7 +58,7 @@ def section(method: Method) -> str:
     hyper = [f"| `{name}` | `{default}` |" for name, default in method.defaults.items()]
     table = ["| hyper-parameter | default |", "|---|---|", *hyper, ""] if hyper else []
     call = (inspect.getdoc(method.function) or "").strip()
-    return "\n".join([f"### {method.name}\n", prose, "", *facts, "", call, "", *table])
+    return "\n".join([f"### {method.name}\n", title, "", prose, "", *facts, "", call, "", *table])
 
 
 def split_doc(doc: str) -> tuple[str, dict[str, str]]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from vetgate import shipped
 from vetgate.errors import BadPolicy
+from vetgate.role import mends
 
 SHIPPED = shipped.PARAMS
 PACKAGE = shipped.PACKAGES / "vetgate"
@@ -53,8 +54,9 @@ def needs(kind: str, name: str) -> frozenset[str]:
 
 def uses(name: str) -> str | None:
     """What a repair declares it uses of an evidence: flagged, triggers, neurons or nothing."""
-    used: str | None = _declared("repair", name).get("uses")
-    return used
+    if name not in mends():
+        raise BadPolicy(f"expected one of the repairs {', '.join(sorted(mends()))}, got {name}; correct its name")
+    return mends()[name].uses
 
 
 def _checked(kind: str, name: str, section: dict[str, Any], path: Path) -> dict[str, Any]:

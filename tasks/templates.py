@@ -50,6 +50,17 @@ def make_from_template(package: str, path: Path) -> bool:
     return True
 
 
+def is_current(package: str, path: Path) -> bool:
+    """Whether a database had the installed version's last migration, as far as its template tells which that is."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            heads = database.execute(HEAD).fetchall()
+    except sqlite3.Error:
+        return False
+    line = f"INSERT INTO \"alembic_version\" VALUES('{heads[0][0]}');" if len(heads) == 1 else None
+    return line in (template(package) or "").splitlines()
+
+
 def template(package: str) -> str | None:
     """The template of exactly the installed version, None without one."""
     try:

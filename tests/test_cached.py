@@ -108,7 +108,9 @@ def test_of_four_processes_one_makes_it(tmp_path: Path) -> None:
     assert all((tmp_path / str(number) / "weights").read_bytes() == b"trained" for number in range(4))
 
 
-def test_another_recipe_library_or_name_is_another_entry(tmp_path: Path, place: Path, monkeypatch) -> None:
+def test_another_recipe_library_or_name_is_another_entry(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make = maker(tmp_path / "calls")
     made_once("net", tmp_path / "a", make, code=[BADNETS], recipe={"epochs": 1})
     made_once("net", tmp_path / "b", make, code=[BADNETS], recipe={"epochs": 2})

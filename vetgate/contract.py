@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -23,19 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.errors import DefenceError, MissingInput, NotFinite, UnknownParameter
+from vetgate.role import Axis as Axis
+from vetgate.role import Mends, Role, Uses
 
 Need = Literal["clean", "train", "inputs"]
-Uses = Literal["flagged", "triggers", "neurons"]
 Param = int | float | str | bool | None
 Progress = Callable[[float], None]
-
-
-class Axis(StrEnum):
-    """What the scores of an Evidence are about: training rows, class labels, or inputs."""
-
-    TRAIN = "train"
-    CLASS = "class"
-    INPUT = "input"
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,26 +334,28 @@ REPAIRS: dict[str, Method] = {}
 
 
 def detector(
-    *, axis: Axis, needs: set[Need], paper: str, waived: Mapping[str, str] | None = None
+    *, role: Role, needs: set[Need], paper: str, waived: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence]]:
-    """Register a function (subject, *, hyper=...) -> Evidence under its own name."""
+    """Register a function (subject, *, hyper=...) -> Evidence under its own name; `role` is its part in a verdict."""
 
     def register(function: Callable[..., Evidence]) -> Callable[..., Evidence]:
         name = function.__name__
-        DETECTORS[name] = Method(function, name, "detector", frozenset(needs), paper, axis=axis, waived=waived or {})
+        DETECTORS[name] = Method(
+            function, name, "detector", frozenset(needs), paper, axis=role.axis, waived=waived or {}
+        )
         return function
 
     return register
 
 
 def repair(
-    *, needs: set[Need], uses: Uses | None, paper: str, waived: Mapping[str, str] | None = None
+    *, role: Mends, needs: set[Need], paper: str, waived: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Repair]], Callable[..., Repair]]:
     """Register a function (subject, [evidence,] *, hyper=...) -> Repair under its own name."""
 
     def register(function: Callable[..., Repair]) -> Callable[..., Repair]:
         name = function.__name__
-        REPAIRS[name] = Method(function, name, "repair", frozenset(needs), paper, uses=uses, waived=waived or {})
+        REPAIRS[name] = Method(function, name, "repair", frozenset(needs), paper, uses=role.uses, waived=waived or {})
         return function
 
     return register

@@ -19,6 +19,7 @@ from flows.bank.networks import Member, Recipe
 from flows.bank.train import trained
 from flows.bank.transfer import transfer
 from flows.params import Params
+from vetgate.role import by_label
 from vetgate.shipped import need_checkout
 from vetgate.verdict.calibration import SHIPPED, Bank, Reference, Seen
 
@@ -38,8 +39,8 @@ def reference(card: Blob, classes: int, evidence: Mapping[str, Blob]) -> Referen
         seen={
             method: Seen(
                 statistic=found["statistic"],
-                # only label norms are compared within a model; the other detectors' statistics stand for themselves
-                scores=tuple(round(v, DIGITS) for v in found["scores"]) if method == "neural_cleanse" else None,
+                # only what has a null of labels is compared within a model; other statistics stand for themselves
+                scores=tuple(round(v, DIGITS) for v in found["scores"]) if by_label(method) else None,
             )
             for method, found in evidence.items()
             if "statistic" in found

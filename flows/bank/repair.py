@@ -15,7 +15,7 @@ from flows.bank.evidence import Task, evidence_of, inspected, read_triggers, tri
 from flows.bank.networks import once
 from flows.bank.train import load, trained
 from vetgate.architectures import default_layer
-from vetgate.contract import REPAIRS, Subject
+from vetgate.contract import DETECTORS, REPAIRS, Evidence, Subject
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import DefenceError
 from vetgate.probe import accuracy, logits
@@ -44,21 +44,31 @@ def repaired(job: Job) -> Blob:
 
 
 def _repair(job: Job, weights: Path, seen: Blob, triggers: Path) -> Blob:
-    task = job.task
+    task, method = job.task, REPAIRS[job.repair]
     network = load(weights, task.member, task.data.shape, task.data.classes)
     attacked = network.attacked
     if attacked is None:
         raise DefenceError(f"expected a backdoored member, got {task.member.name}; leave it out")
     test = read_samples(task.data.splits.test)
-    evidence = replace(evidence_of(task.method, seen, task.data.shape), triggers=read_triggers(triggers))
+    evidence: list[Evidence] = []
+    if method.uses == "triggers":
+        evidence = [replace(evidence_of(task.method, seen, task.data.shape), triggers=read_triggers(triggers))]
+    rows = network.training(read_samples(task.data.training)) if method.uses == "flagged" else None
+    if rows is None and method.uses == "flagged":
+        return {"skipped": "this attack has no training set"}
     subject = Subject(
         model=network.model,
         layer=default_layer(network.model),
         classes=task.data.classes,
         clean=read_samples(task.data.splits.repair),
+        train=rows,
     )
+    if method.uses in ("flagged", "neurons"):
+        # the bank writes down neither rows nor neurons: they are many, and found again
+        inspected_on = replace(subject, clean=read_samples(task.data.splits.invert, task.data.splits.confirm))
+        evidence = [DETECTORS[task.method](inspected_on, seed=task.member.seed, **task.params)]
     started = time.process_time()
-    made = REPAIRS[job.repair](subject, evidence, seed=task.member.seed, **job.params)
+    made = method(subject, *evidence, seed=task.member.seed, **job.params)
     seconds = time.process_time() - started
     pairs = [_measure(model, test.x, test.y, attacked) for model in (network.model, made.model)]
     return {name: [one[name] for one in pairs] for name in pairs[0]} | {"seconds": round(seconds, 1)}

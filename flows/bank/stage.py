@@ -119,7 +119,7 @@ def evidence(method: str, data: str) -> None:
 
 
 def repairs(repair: str, data: str) -> None:
-    """Repair every attacked member of a data set by what Neural Cleanse found, and write down what that did."""
+    """Repair every attacked member of a data set by the evidence of a detector, and write down what that did."""
     out = REPAIRS / f"{repair}-{data}.json"
     if absent(data):
         _leave(out, data)
@@ -132,7 +132,7 @@ def repairs(repair: str, data: str) -> None:
     from vetgate.digest import code_digest
 
     params = load_params().repair[repair]
-    jobs = [Job(t, repair, params) for t in tasks_of("neural_cleanse", data) if not t.member.clean]
+    jobs = [Job(t, repair, params) for t in tasks_of(source_for(repair), data) if not t.member.clean]
     found: Blob = {}
     with Progress() as bar:
         shown = bar.add_task(f"{repair} on {data}", total=len(jobs))
@@ -141,6 +141,19 @@ def repairs(repair: str, data: str) -> None:
             bar.advance(shown)
     about = {"repair": repair, "data": data, "code": code_digest("repair", repair), "params": params, "members": found}
     _write(out, about)
+
+
+def source_for(repair: str) -> str:
+    """The detector by whose evidence a repair is measured."""
+    from flows.params import load_params, uses
+    from vetgate.errors import BadPolicy
+    from vetgate.role import source_of
+
+    detectors, wanted = load_params().detect, uses(repair)
+    found = next(iter(detectors), None) if wanted is None else source_of(wanted, detectors)
+    if found is None:
+        raise BadPolicy(f"expected a detector in params.yaml that gives {wanted} to {repair}, got none; add one")
+    return found
 
 
 def tasks_of(method: str, data: str) -> list[Task]:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from flows.benchmark.cells import NONE, count, estimate, grid, number, percent, share, small
+from flows.benchmark.tables import INVERTING
 
 Blob = Mapping[str, Any]
 ALARMING = ("fail", "not_pass", "index")
@@ -256,9 +257,9 @@ def _repair(row: Blob) -> list[Any]:
 def _cleanse(tables: Blob, pictures: Blob) -> Iterator[str]:
     yield CLEANSE
     head = ["data set", "members", "", "median index", "index > 2", "median own p", "median p", "FAIL"]
-    yield grid(head, [_medians(row) for row in tables["neural_cleanse"]["medians"]])
+    yield grid(head, [_medians(row) for row in tables[INVERTING]["medians"]])
     for state in ("infected", "clean"):
-        rows = [_cleansed(row) for row in tables["neural_cleanse"]["members"] if row["state"] == state]
+        rows = [_cleansed(row) for row in tables[INVERTING]["members"] if row["state"] == state]
         shown = grid(["member", "target", "index", "index > 2", "own p", "p", "verdict", "suspects"], rows)
         yield f"<details><summary>Each {state} member</summary>\n\n{shown}\n\n</details>"
     yield from _picture("L1 norms of infected and uninfected labels of BadNets members", pictures.get("norms"))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from flows.bank.evidence import read_triggers
 from flows.bank.stage import TRIGGERS, WEIGHTS
 from flows.bank.train import Network
-from flows.benchmark.tables import ONE_TARGET, PICTURED, score
+from flows.benchmark.tables import INVERTING, ONE_TARGET, PICTURED, score
 from vetgate.contract import Trigger
 from vetgate.verdict.metrics import auroc
 
@@ -29,7 +29,6 @@ Blob = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 Norms = dict[str, dict[str, list[float]]]
 NORMS, ROC, KEPT = "norms.png", "roc.png", "triggers.json"
-METHOD = "neural_cleanse"
 MOST = 6
 DPI = 90
 
@@ -75,7 +74,7 @@ def norms_of(rows: Rows, evidence: Mapping[str, Mapping[str, Blob]]) -> Norms:
     found: Norms = {}
     for data in PICTURED:
         for row in one_target(rows, data):
-            norms = evidence.get(row["name"], {}).get(METHOD, {}).get("details", {}).get("norms", [])
+            norms = evidence.get(row["name"], {}).get(INVERTING, {}).get("details", {}).get("norms", [])
             for label, norm in enumerate(norms):
                 kinds = found.setdefault(data, {"infected": [], "uninfected": []})
                 kinds["infected" if label == row["target"] else "uninfected"].append(norm)
@@ -88,7 +87,7 @@ def pairs_of(rows: Rows, data: str, weights: Path, triggers: Path) -> list[tuple
     found = []
     for row in chosen:
         file = f"{row['name']}.safetensors"
-        paths = weights / data / file, triggers / f"{METHOD}-{data}" / file
+        paths = weights / data / file, triggers / f"{INVERTING}-{data}" / file
         if any(not path.exists() or not path.stat().st_size for path in paths):
             return []
         original = originals(paths[0])

@@ -14,6 +14,7 @@ from flows.bank.files import Files
 from flows.bank.networks import Member
 from flows.bank.verdict import verdict
 from vetgate.digest import sha256_json
+from vetgate.role import source_of
 from vetgate.verdict.calibration import Bank, Calibration
 from vetgate.verdict.judge import Verdict
 from vetgate.verdict.policy import Policy, load_policy
@@ -44,7 +45,7 @@ def row(files: Files, member: Member, calibration: Calibration, policy: Policy) 
         "fold": int(sha256_json([member.data, card["trained_with_seed"]])[:8], 16) % 5,
         "seconds": {m: s["seconds"] for m, s in given.items() if "seconds" in s},
         "image_gradients": {m: s["image_gradients"] for m, s in given.items() if "image_gradients" in s},
-        "index": given.get("neural_cleanse", {}).get("details", {}).get("anomaly_index"),
+        "index": given.get(source_of("triggers") or "", {}).get("details", {}).get("anomaly_index"),
     }
     model_only = files.seen(member.name, policy.required)
     found["model"] = _ruled(verdict(model_only, calibration, policy, card, files), card)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vetgate.role import source_of
 from vetgate.verdict.metrics import Array, auroc, cross_entropy, defence_effectiveness, interval, probabilities, share
 
 Blob = dict[str, Any]
@@ -22,7 +23,8 @@ VIEWS = ("model", "with_data")
 LEVEL, STRICT = 0.05, 0.01
 # fewer references than this reach no p-value of STRICT by counting alone
 COUNTED = 99
-# the published cut of Neural Cleanse
+# the detector whose triggers are inverted ones, and the published cut of its index
+INVERTING = source_of("triggers") or ""
 INDEX = 2.0
 # attack success (a share) that a repair may leave
 SOLVED = 0.1
@@ -56,7 +58,7 @@ def tables(
         "cross_entropy": {view: entropy(rows, view, fitted_on) for view in VIEWS},
         "cost": cost(rows),
         "repairs": {name: repaired(rows, results) for name, results in (repairs or {}).items()},
-        "neural_cleanse": neural_cleanse(rows),
+        INVERTING: neural_cleanse(rows),
         "transfer": transfer,
         "rule": rule and {"success": rule[0], "lost": rule[1]},
     }
@@ -196,7 +198,7 @@ def _cleansed(row: Mapping[str, Any], state: str) -> Blob:
         **{key: row[key] for key in ("data", "name", "index", "target")},
         "state": state,
         "alarm": row["index"] > INDEX,
-        "own": ruled["methods"].get("neural_cleanse"),
+        "own": ruled["methods"].get(INVERTING),
         **{key: ruled[key] for key in ("p_value", "decision", "suspects")},
     }
 

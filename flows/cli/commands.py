@@ -166,9 +166,9 @@ def demo(json: AsJson = False) -> int:
     """Two suppliers, one of them dishonest: submit, vet, repair and promote on scikit-learn's digits."""
 
     def command() -> Outcome:
-        from flows.cli.demo import demo as run
+        from flows.cli.demo import run_demo
 
-        return run()
+        return run_demo()
 
     return carry_out(command, as_json=json)
 

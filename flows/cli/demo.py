@@ -20,8 +20,8 @@ from typing import Any
 from flows.cli.console import Outcome
 from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
-from flows.service import runtime
 from flows.vetting import local as here
+from flows.vetting import runtime
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
@@ -34,7 +34,7 @@ Blob = dict[str, Any]
 Ask = Callable[[str | None], Blob]
 
 
-def demo() -> Outcome:
+def run_demo() -> Outcome:
     """Run it on this installation; the same installation may run it again."""
     started = time.monotonic()
     settings = load_settings()

@@ -33,7 +33,7 @@ Blob = dict[str, Any]
 SOON = timedelta(days=7)
 
 
-def status(settings: Settings, *, now: datetime | None = None) -> Blob:
+def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
     """Queue, verdicts, production, waivers and the last rescan, each with what its people ask about it first."""
     moment, store = now or utc_now(), open_store(settings)
     errors: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from flows.production.promote import promote
@@ -10,8 +9,9 @@ from tasks.records.attestations import newest_attestation
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.vetting.intake import Record, records
-from vetgate.errors import Denied
+from tasks.vetting.intake import Record, read_record, submitted
+from tasks.vetting.settled import Settled
+from vetgate.errors import BadSubmission, Denied
 from vetgate.trust import dsse
 from vetgate.trust.statements import PROMOTION, claimed
 from vetgate.verdict.policy import load_policy
@@ -25,18 +25,27 @@ def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:
     Raises Denied when the gate refuses.
     """
     alias = load_policy(settings.policy).promotion.automatic
-    due = {record.id: record for record in _due(settings)} if alias else {}
-    if alias is None or manifest_sha256 not in due:
+    store = open_store(settings)
+    if alias is None or not store.exists(f"submissions/{manifest_sha256}.json"):
         return None
-    return promote(settings, due[manifest_sha256].submission.name, manifest_sha256, alias)
+    record = read_record(store, manifest_sha256)
+    if _settled(store, record) or not _passed(store, record):
+        return None
+    return promote(settings, record.submission.name, manifest_sha256, alias)
 
 
 def promote_all_due(settings: Settings) -> list[Blob]:
     """What an event was lost of: every promotion that is due, oldest first, or why it was refused."""
     if load_policy(settings.policy).promotion.automatic is None:
         return []
+    store, settled = open_store(settings), Settled(settings, "promoted")
+    # what was promoted, or is older than what was, is never due again
+    left = [read_record(store, manifest) for manifest in submitted(store) if manifest not in settled]
     done: list[Blob] = []
-    for record in _due(settings):
+    for record in sorted(left, key=_order):
+        if _settled(store, record):
+            settled.add([record.id])
+            continue
         try:
             granted = promote_if_due(settings, record.id)
         except Denied as error:
@@ -45,27 +54,32 @@ def promote_all_due(settings: Settings) -> list[Blob]:
     return done
 
 
-def _due(settings: Settings) -> Iterator[Record]:
-    """Submissions that passed, were never promoted, and are younger than what was promoted under their name."""
-    store = open_store(settings)
-    canaries = {key.split("/")[1].removesuffix(".json") for key in store.list("canaries/")}
-    everything = records(store)
-    promoted = {name: _promoted(store, name) for name in {r.submission.name for r in everything}}
-    order = {record.id: turn for turn, record in enumerate(everything)}
-    for record in everything:
-        before = promoted[record.submission.name]
-        if record.id in canaries or any(order.get(m, -1) >= order[record.id] for m in before):
-            continue
-        try:
-            newest = newest_attestation(store, record.id)
-        except Denied:
-            continue  # somebody altered it: promotion by hand says so
-        if (
-            newest is not None
-            and newest.claims["verdict"] == "PASS"
-            and newest.claims["name"] == record.submission.name
-        ):
-            yield record
+def _settled(store: Store, record: Record) -> bool:
+    """Whether it is a canary, was promoted, or is older than what was promoted under its name."""
+    if store.exists(f"canaries/{record.id}.json"):
+        return True
+    return any(_not_before(store, manifest, record) for manifest in _promoted(store, record.submission.name))
+
+
+def _not_before(store: Store, manifest: str, record: Record) -> bool:
+    try:
+        return _order(read_record(store, manifest)) >= _order(record)
+    except BadSubmission:
+        return False
+
+
+def _order(record: Record) -> tuple[str, str]:
+    return record.submitted_at, record.id
+
+
+def _passed(store: Store, record: Record) -> bool:
+    try:
+        newest = newest_attestation(store, record.id)
+    except Denied:
+        return False  # somebody altered it: promotion by hand says so
+    if newest is None:
+        return False
+    return bool(newest.claims["verdict"] == "PASS" and newest.claims["name"] == record.submission.name)
 
 
 def _promoted(store: Store, name: str) -> set[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flows.rescan.nightly import rescan
-from flows.service import runtime
 from flows.vetting import local as here
+from flows.vetting import runtime
 from tasks.settings import Settings
 from tasks.vetting.workplace import cool
 

@@ -41,6 +41,12 @@ def entries(path: Path = DEPLOYMENTS) -> list[Blob]:
     return listed
 
 
+def own_flows(pool: str, path: Path = DEPLOYMENTS) -> dict[str, str]:
+    """The entrypoint of each of the pool's deployments as prefect.yaml names it, and as a module to import."""
+    found = [entry["entrypoint"] for entry in entries(path) if entry["work_pool"]["name"] == pool]
+    return {given: given.replace(".py:", ".").replace("/", ".") for given in found}
+
+
 def create_pool(name: str) -> None:
     """Make the work pool, unless it is there."""
     template = ProcessWorker.get_default_base_job_template()

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from tasks.templates import make_from_template
+from tasks.templates import is_current, make_from_template
 
 DATABASES = ("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")
 GRACE_SECONDS = 0.5
@@ -24,6 +24,9 @@ def main() -> None:
     """Serve Prefect's API on the listening socket argv[1] until standard input ends."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if make_database():
+        # asking whether there are migrations to run takes as long as importing all of them
+        os.environ.setdefault("PREFECT_SERVER_DATABASE_MIGRATE_ON_START", "false")
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -33,17 +36,20 @@ def main() -> None:
             lock = Path(os.environ["PREFECT_HOME"], "startup.lock")
             with lock.open("w") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX)
-                make_database()
                 await super().startup(sockets)
 
     Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error")).run(sockets=[listener])
 
 
-def make_database() -> None:
-    """Make the database of this home from the template, unless it is there, or the environment names another."""
+def make_database() -> bool:
+    """Make the database of this home from the template, unless it is there; whether it needs no migrations.
+
+    False where the environment names another one.
+    """
     path = Path(os.environ["PREFECT_HOME"], "prefect.db")
-    if not path.exists() and not any(name.startswith(DATABASES) for name in os.environ):
-        make_from_template("prefect", path)
+    if any(name.startswith(DATABASES) for name in os.environ):
+        return False
+    return (path.exists() or make_from_template("prefect", path)) and is_current("prefect", path)
 
 
 def _end_with_parent() -> None:

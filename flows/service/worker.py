@@ -26,9 +26,10 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 from prefect.utilities.processutils import setup_signal_handlers_worker
-from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from flows.service.deploy import create_pool, deploy
+from flows.service.deploy import ROOT, create_pool, deploy, own_flows
+from flows.service.warm import WarmProcess
 from tasks.settings import Settings, load_settings
 from vetgate.errors import StoreError
 
@@ -43,6 +44,8 @@ def main() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     pool = sys.argv[1]
     limit = int(sys.argv[2]) if len(sys.argv) > 2 else max(os.cpu_count() or 1, 2)
+    # it imports while this process waits for the server
+    warm = WarmProcess(own_flows(pool).values())
     running = Running(load_settings(), pool)
     _wait_for_server()
     create_pool(pool)
@@ -51,14 +54,15 @@ def main() -> None:
         logger.info("deployed %s", name)
     setup_signal_handlers_worker(os.getpid(), f"the worker of {pool}", print)
     with suppress(asyncio.CancelledError, KeyboardInterrupt):
-        anyio.run(_work, pool, limit, running)
+        anyio.run(_work, pool, limit, running, warm)
 
 
-async def _work(pool: str, limit: int, running: Running) -> None:
+async def _work(pool: str, limit: int, running: Running, warm: WarmProcess) -> None:
     heartbeat = int(float(os.environ.get("PREFECT_WORKER_HEARTBEAT_SECONDS", "30")))
     worker = ProcessWorker(
         work_pool_name=pool, name=socket.gethostname(), limit=limit, heartbeat_interval_seconds=heartbeat
     )
+    worker.job_configuration = _configuration(own_flows(pool), warm)
     run = worker.run
 
     async def noted(flow_run: Any, configuration: Any, task_status: Any = anyio.TASK_STATUS_IGNORED) -> Any:
@@ -69,6 +73,28 @@ async def _work(pool: str, limit: int, running: Running) -> None:
 
     worker.run = noted  # type: ignore[method-assign]
     await worker.start(printer=print)
+
+
+def _configuration(own: dict[str, str], warm: WarmProcess) -> type[ProcessJobConfiguration]:
+    """The configuration of a worker's runs: the flows of this installation are forked from the warm process."""
+
+    class Configuration(ProcessJobConfiguration):
+        def prepare_for_flow_run(self, flow_run: Any, deployment: Any = None, *others: Any, **more: Any) -> None:
+            entrypoint = str(deployment and deployment.entrypoint)
+            # a deployment of another checkout has another directory, whatever its flows are called
+            if self.command is None and entrypoint in own and str(ROOT) in _directories(deployment):
+                warm.start()
+                self.command = warm.command()
+                self.env["PREFECT__FLOW_ENTRYPOINT"] = own[entrypoint]
+            super().prepare_for_flow_run(flow_run, deployment, *others, **more)
+
+    return Configuration
+
+
+def _directories(deployment: Any) -> set[str]:
+    """Where a deployment says that its code lies."""
+    pulled = [given.get("directory") for step in deployment.pull_steps or [] for given in step.values()]
+    return {str(where) for where in (*pulled, deployment.path) if where}
 
 
 class Running:

@@ -10,7 +10,7 @@ from typing import Any
 from flows.gate.client import gate
 from flows.params import load_params
 from flows.production.automatic import promote_all_due
-from flows.service import runtime
+from flows.vetting import runtime
 from flows.vetting.result import refused
 from flows.vetting.sweep import sweep
 from tasks.mlflow import client as mlflow_client

@@ -22,6 +22,7 @@ from tasks.store.open import open_store
 from tasks.vetting import inspect, intake, repair
 from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError
+from vetgate.role import role_of, source_of
 from vetgate.verdict.policy import load_policy
 
 Blob = dict[str, Any]
@@ -102,7 +103,8 @@ def _repair(vetting: Vetting, seen: Seen, ruling: Blob) -> Blob | None:
     candidates = []
     for method in policy.methods:
         evidence = _evidence_for(vetting, seen, method, verdict["suspects"])
-        params, inversion = vetting.params.repair.get(method, {}), vetting.params.detect.get("neural_cleanse", {})
+        params = vetting.params.repair.get(method, {})
+        inversion = vetting.params.detect.get(source_of("triggers", vetting.params.detect) or "", {})
         mend = step(repair.repair, f"repair {method}")
         candidates.append(mend(settings, case, method, params, evidence, verdict["suspects"], inversion))
     chosen = repair.choose(candidates, policy)
@@ -123,14 +125,13 @@ def _evidence_for(vetting: Vetting, seen: Seen, method: str, suspects: list[int]
         record = item.key and inspect.read_evidence(store, vetting.record.id, item.method, item.key)
         if not record:
             continue
-        evidence = record["evidence"]
-        led = [trigger for trigger in evidence["triggers"] if trigger["target"] in suspects]
+        evidence, role = record["evidence"], role_of(item.method)
         holds = {
-            "triggers": bool(led),
+            "triggers": any(trigger["target"] in suspects for trigger in evidence["triggers"]),
             "neurons": evidence["neurons"] is not None,
-            "flagged": evidence["axis"] == "train",
+            "flagged": True,
         }
-        if wanted is not None and holds[wanted]:
+        if wanted is not None and role is not None and wanted in role.gives and holds[wanted]:
             holding.append(record)
     return holding
 

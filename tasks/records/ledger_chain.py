@@ -65,7 +65,7 @@ def append(
     if once is not None and since is not None and since < _number(last):
         last = read_entry(store, trust, since) if since else None
     while True:
-        for entry in _following(store, trust, last):
+        for entry in following(store, trust, last):
             if once is not None and entry.once == once:
                 _remember(settings, entry)
                 return entry
@@ -81,7 +81,7 @@ def head(settings: Settings) -> int:
     """The sequence number of the last entry, 0 when there is none; raises Denied when the end is not as it was left."""
     store, trust = open_store(settings), gate_key(settings)[1]
     last = _left(settings, store, trust)
-    for entry in _following(store, trust, last):
+    for entry in following(store, trust, last):
         last = entry
     return _number(last)
 
@@ -162,7 +162,7 @@ def _left(settings: Settings, store: Store, trust: TrustRoot) -> Entry | None:
     return entry
 
 
-def _following(store: Store, trust: TrustRoot, last: Entry | None) -> Iterator[Entry]:
+def following(store: Store, trust: TrustRoot, last: Entry | None) -> Iterator[Entry]:
     while True:
         try:
             entry = read_entry(store, trust, _number(last) + 1)

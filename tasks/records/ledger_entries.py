@@ -12,7 +12,8 @@ from typing import Any
 
 from tasks.records.alias_moves import Move, enter_move, unfinished_move
 from tasks.records.attestations import attestation_at
-from tasks.records.ledger_chain import Entry, append, entries, gate_key
+from tasks.records.ledger_chain import Entry, append, gate_key, head
+from tasks.records.ledger_index import entered
 from tasks.records.promotions import promotion_key, promotion_of
 from tasks.records.revocations import said_by
 from tasks.settings import Settings
@@ -38,7 +39,13 @@ def note(settings: Settings, key: str, *, since: int | None = None) -> Entry | N
     if store.exists(MARKERS + key):
         return None
     kind, subject = _about(store, trust, key)
-    return _enter(settings, store, key, kind, subject, since or 0)
+    if since is None:
+        since = head(settings)
+        # whatever is entered from here on, `append` finds
+        if (entry := entered(settings, store, trust, key)) is not None:
+            _mark(store, key)
+            return entry
+    return _enter(settings, store, key, kind, subject, since)
 
 
 def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
@@ -64,17 +71,13 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
             continue  # `verify_ledger` tells of it
     if not found:
         return []
-    entered: set[str | None] = set()
-    last = 0
-    for entry in entries(store):
-        entered.add(entry.once)
-        last = entry.sequence
+    last = head(settings)
     added = []
     for key, (kind, subject) in found.items():
         move = _move(store, key)
         if move is not None:
             added.append(note_move(settings, move))
-        elif key in entered:
+        elif entered(settings, store, trust, key) is not None:
             _mark(store, key)
         else:
             added.append(_enter(settings, store, key, kind, subject, last))

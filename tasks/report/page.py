@@ -19,7 +19,8 @@ from safetensors import safe_open
 
 from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
 from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of, unpack
-from tasks.report.words import ABOUT, meaning, name_of, summary, title
+from tasks.report.words import meaning, name_of, summary
+from vetgate.role import sentence_of, title_of
 
 Blob = Mapping[str, Any]
 
@@ -159,8 +160,8 @@ def _row(method: Blob, record: Blob | None, result: Blob, names: Sequence[str], 
     chosen = most_suspicious(shown, suspects or result["suspects"], MOST_TRIGGERS)
     return Row(
         name=method["name"],
-        title=title(method["name"]),
-        about=ABOUT.get(method["name"], ""),
+        title=title_of(method["name"]),
+        about=sentence_of(method["name"]),
         statistic=method.get("statistic"),
         p_value=method.get("p_value"),
         rang=bool(method.get("rang")),
@@ -223,7 +224,7 @@ def _repair(result: Blob, repaired: Blob | None, names: Sequence[str], clean: Cl
             continue
         triggers[when] = [_shown(p, result["suspects"], names, clean) for p in pictures[:MOST_TRIGGERS]]
     changed = {key: number(value) for key, value in ((repaired or {}).get("changed") or {}).items()}
-    return {**repair, "title": title(repair["method"]), "triggers": triggers, "changed": changed}
+    return {**repair, "title": title_of(repair["method"]), "triggers": triggers, "changed": changed}
 
 
 def _provenance(
@@ -238,7 +239,7 @@ def _provenance(
         about = record.get("about") or {}
         stated = {"seed": record["evidence"].get("seed"), "code": about.get("code"), "data": about.get("data")}
         words = ", ".join(f"{k} {v}" for k, v in stated.items() if isinstance(v, str | int))
-        yield title(record["evidence"]["method"]), words
+        yield title_of(record["evidence"]["method"]), words
     yield "Sandbox level", number(result.get("sandbox_level"))
     yield "Attestation", str(result.get("attestation") or "–")
     yield "MLflow run", str(result.get("mlflow_run") or "–")

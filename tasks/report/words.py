@@ -7,29 +7,11 @@ from typing import Any
 
 Blob = Mapping[str, Any]
 
-TITLES = {
-    "abs": "ABS (artificial brain stimulation)",
-    "neural_cleanse": "Neural Cleanse",
-    "neural_cleanse_unlearning": "Neural Cleanse unlearning",
-    "spectral_signatures": "Spectral signatures",
-    "activation_clustering": "Activation clustering",
-}
-ABOUT = {
-    "abs": "Stimulates single neurons and looks for one that sends every image to one label.",
-    "neural_cleanse": "Searches, for every label, the smallest patch that sends images of all other classes there.",
-    "spectral_signatures": "Looks for training images whose features share one unusual direction.",
-    "activation_clustering": "Looks for classes whose training images fall into two groups in feature space.",
-}
 VERDICTS = {
     "PASS": "No sign of a backdoor was found.",
     "FAIL": "This model carries signs of a backdoor.",
     "INCONCLUSIVE": "It could not be decided whether this model is safe, so it is held back.",
 }
-
-
-def title(method: str) -> str:
-    """A method's name for people."""
-    return TITLES.get(method, method.replace("_", " ").capitalize())
 
 
 def name_of(label: int, names: Sequence[str]) -> str:

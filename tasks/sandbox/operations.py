@@ -51,7 +51,7 @@ def describe(payload: Payload, progress: Progress) -> dict[str, Any]:
 
 
 def detect(payload: Payload, progress: Progress) -> dict[str, Any]:
-    """Run the detector `method` with `params` and `seed` on `clean` and `train`: its evidence, and its seconds.
+    """Run the detector `method` with `params` and `seed` on `clean`, `train` and `inputs`: evidence, and seconds.
 
     With `replay` (fields of a Replay) its inversions are computed elsewhere: without `only`, the answer is the evidence
     or what is missing, `needs`, and the inversions `done` since; with it, that `block`.
@@ -142,6 +142,7 @@ def _subject(payload: Payload) -> Subject:
         classes=loaded.classes,
         clean=_read(payload, "clean", loaded),
         train=_read(payload, "train", loaded),
+        inputs=_inputs(payload),
     )
 
 
@@ -161,9 +162,7 @@ def _read(payload: Payload, name: str, loaded: Loaded) -> Samples | None:
     samples = Samples(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
     if len(samples) == 0:
         raise MissingInput(f"expected images in {name}, got none; give the data set more rows")
-    expected, shape = _submission(payload).input_shape, tuple(samples.x.shape[1:])
-    if shape != tuple(expected):
-        raise NotUnderstood(f"expected {name} images of {list(expected)}, got {list(shape)}; correct input_shape")
+    _check_shape(payload, name, samples.x)
     least, most = int(samples.y.min()), int(samples.y.max())
     if least < 0 or most >= loaded.classes:
         raise NotUnderstood(
@@ -171,6 +170,33 @@ def _read(payload: Payload, name: str, loaded: Loaded) -> Samples | None:
             "name the data set that the model was made for"
         )
     return samples
+
+
+def _inputs(payload: Payload) -> torch.Tensor | None:
+    """The images (M, C, H, W) to be screened, of all the files named, whose labels nobody knows; None where none is."""
+    paths = payload.get("inputs") or []
+    if not paths:
+        return None
+    images = torch.cat([_images(path, payload.get("rows")) for path in paths])
+    if len(images) == 0 or images.dtype != torch.float32:
+        raise MissingInput(f"expected float32 images in inputs, got {len(images)} {images.dtype}; give some")
+    _check_shape(payload, "inputs", images)
+    return images
+
+
+def _check_shape(payload: Payload, name: str, images: torch.Tensor) -> None:
+    expected, shape = _submission(payload).input_shape, tuple(images.shape[1:])
+    if shape != tuple(expected):
+        raise NotUnderstood(f"expected {name} images of {list(expected)}, got {list(shape)}; correct input_shape")
+
+
+def _images(path: str, rows: int | None) -> torch.Tensor:
+    try:
+        with safe_open(path, "pt") as file:
+            images: torch.Tensor = file.get_slice("x")[:rows]
+            return images
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"expected images in {path}, got {error}; prepare the data again") from error
 
 
 def _rows(path: str, rows: int | None) -> tuple[torch.Tensor, torch.Tensor]:

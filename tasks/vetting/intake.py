@@ -104,19 +104,23 @@ def read_record(store: Store, manifest_sha256: str) -> Record:
 
 def find_record(store: Store, prefix: str) -> Record:
     """The one recorded submission whose manifest's SHA-256 begins so; raises BadSubmission otherwise."""
-    found = [r for r in records(store) if r.id.startswith(prefix)]
+    found = [manifest for manifest in submitted(store) if manifest.startswith(prefix)]
     if len(found) != 1:
         raise BadSubmission(
             f"expected the SHA-256 of one submission, or its beginning, got {prefix!r} which fits {len(found)}; "
             "see `vetgate status`"
         )
-    return found[0]
+    return read_record(store, found[0])
+
+
+def submitted(store: Store) -> list[str]:
+    """The manifests of every recorded submission, by their names alone."""
+    return [key.split("/")[1].removesuffix(".json") for key in store.list("submissions/") if key.endswith(".json")]
 
 
 def records(store: Store) -> list[Record]:
     """Every recorded submission, oldest first."""
-    keys = [key for key in store.list("submissions/") if key.endswith(".json")]
-    return sorted((Record.from_json(json.loads(store.read(key))) for key in keys), key=lambda r: (r.submitted_at, r.id))
+    return sorted((read_record(store, manifest) for manifest in submitted(store)), key=lambda r: (r.submitted_at, r.id))
 
 
 def fetch(store: Store, record: Record, destination: Path) -> None:

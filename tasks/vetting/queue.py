@@ -10,11 +10,14 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.lease import Lease, read_lease
 from tasks.store.open import open_store
-from tasks.vetting.intake import Record, records
+from tasks.vetting.intake import Record, read_record, submitted
+from tasks.vetting.settled import Settled
 
 # a vetting that died is tried again after this long, then after twice as long, and so on
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 3600.0
+# of more than so many, all results are listed at once
+ONE_BY_ONE = 200
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,23 @@ def waiting(settings: Settings, now: float | None = None) -> Iterator[Waiting]:
     """Every submission without a result, oldest first; canaries are vetted with their batch only."""
     store = open_store(settings)
     moment = time.time() if now is None else now
-    finished = {key.split("/")[1] for key in store.list("results/")}
-    canaries = {key.split("/")[1].removesuffix(".json") for key in store.list("canaries/")}
-    for record in records(store):
-        if record.id not in finished and record.id not in canaries:
-            yield _waiting(store, record, moment)
+    settled = Settled(settings, "finished")
+    left = [manifest for manifest in submitted(store) if manifest not in settled]
+    done = _finished(store, left)
+    settled.add(done)
+    found = sorted((read_record(store, id) for id in left if id not in done), key=lambda r: (r.submitted_at, r.id))
+    for record in found:
+        yield _waiting(store, record, moment)
+
+
+def _finished(store: Store, manifests: list[str]) -> set[str]:
+    """Those of them that have a result, or are canaries."""
+    done = {key.split("/")[1].removesuffix(".json") for key in store.list("canaries/")}
+    if len(manifests) > ONE_BY_ONE:
+        done |= {key.split("/")[1] for key in store.list("results/")}
+    else:
+        done |= {manifest for manifest in manifests if next(iter(store.list(f"results/{manifest}/")), None)}
+    return done.intersection(manifests)
 
 
 def _waiting(store: Store, record: Record, now: float) -> Waiting:

@@ -103,6 +103,7 @@ def swept(world: World) -> bool:
 
 
 def runs(world: World) -> list[psutil.Process]:
-    """The processes of flow runs below the vet worker."""
+    """The processes of flow runs of the vet worker: the forks of its warm process."""
     worker = psutil.Process(world.service.pid("vet-worker"))
-    return [child for child in worker.children(recursive=True) if "prefect" in " ".join(child.cmdline())]
+    warm = [child for child in worker.children() if "flows.service.warm" in child.cmdline()]
+    return [fork for process in warm for fork in process.children()]

@@ -41,6 +41,13 @@ def by_event(world: World, handed_in: dict[str, str]) -> tuple[str, str]:
     return handed_in["by-event"], world.champion("by-event")
 
 
+@pytest.fixture(scope="module")
+def settled(world: World, handed_in: dict[str, str], by_event: tuple[str, str]) -> None:
+    """All that was handed in has its verdict, and nothing is at work."""
+    world.champion("by-webhook")
+    world.verdict(handed_in["bargain"])
+
+
 def test_submit_event_worker_verdict_promotion_and_load(world: World, by_event: tuple[str, str], digits) -> None:
     manifest, version = by_event
 
@@ -96,7 +103,7 @@ def test_with_every_event_and_webhook_lost_the_sweep_finds_it(world: World, hone
     assert verified_load("models:/prod.unheard@champion", world.settings).coverage.claims["verdict"] == "PASS"
 
 
-@pytest.mark.usefixtures("by_event")
+@pytest.mark.usefixtures("settled")
 def test_an_alias_on_unvetted_bytes_is_taken_back_within_ten_seconds(
     world: World, honest: Path, tmp_path: Path
 ) -> None:
@@ -113,7 +120,7 @@ def test_an_alias_on_unvetted_bytes_is_taken_back_within_ten_seconds(
     print(f"taken back after {time.monotonic() - started:.1f} s")
 
 
-@pytest.mark.usefixtures("by_event")
+@pytest.mark.usefixtures("settled")
 def test_without_a_webhook_it_is_taken_back_by_the_next_reconciliation(
     world: World, honest: Path, tmp_path: Path
 ) -> None:

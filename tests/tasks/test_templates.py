@@ -13,7 +13,7 @@ import pytest
 from tasks import templates
 from tasks.mlflow.client import registry
 from tasks.settings import Settings
-from tasks.templates import CONSTANT, make, make_from_template, migrate, template, template_file, written
+from tasks.templates import CONSTANT, is_current, make, make_from_template, migrate, template, template_file, written
 
 PACKAGES = sorted(CONSTANT)
 FORK = multiprocessing.get_context("fork")
@@ -112,6 +112,19 @@ def test_several_at_once_leave_one_whole_database(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0] * 4
     assert [file.name for file in path.parent.iterdir()] == ["prefect.db"]
     assert schema(path) == schema_of_template("prefect", tmp_path)
+
+
+def test_only_a_database_with_the_last_migration_is_current(tmp_path: Path) -> None:
+    path = tmp_path / "a home?" / "prefect.db"
+    assert not is_current("prefect", path)
+    assert make_from_template("prefect", path) and is_current("prefect", path)
+    assert not is_current("mlflow", path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'another'")
+        database.commit()
+    assert not is_current("prefect", path)
+    path.write_bytes(b"no database")
+    assert not is_current("prefect", path)
 
 
 def test_a_database_that_is_there_stays(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from vetgate.contract import (
     select,
 )
 from vetgate.errors import DefenceError, MissingInput, NotFinite, UnknownParameter
+from vetgate.role import Mends, roles
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def silent(statistic: float = 0.0) -> Evidence:
 
 
 def registered(function) -> Method:  # type: ignore[no-untyped-def]
-    detector(axis=Axis.CLASS, needs={"clean"}, paper="https://example.org")(function)
+    detector(role=roles()["abs"], needs={"clean"}, paper="https://example.org")(function)
     return DETECTORS[function.__name__]
 
 
@@ -135,7 +136,9 @@ def test_a_repair_works_on_its_own_copy_and_needs_evidence() -> None:
                 parameter.mul_(keep)
         return Repair(subject.model, {"tensors": 6.0})
 
-    repair(needs={"clean"}, uses="flagged", paper="https://example.org")(wipe)
+    repair(role=Mends(uses="flagged", title="Wipe", sentence="Wipes."), needs={"clean"}, paper="https://example.org")(
+        wipe
+    )
     given = subject()
     with pytest.raises(MissingInput, match="flagged"):
         REPAIRS["wipe"](given)

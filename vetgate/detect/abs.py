@@ -26,11 +26,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vetgate.contract import Axis, Evidence, Samples, Subject, Trigger, detector, report
+from vetgate.contract import Evidence, Samples, Subject, Trigger, detector, report
 from vetgate.errors import DefenceError, NotFinite
 from vetgate.inversion import attack_success, logit_scale
 from vetgate.probe import logits, median, module_at, output_of
+from vetgate.role import Axis, By, Confirm, Role
 from vetgate.stimulation import Candidate, raised_labels
+
+ROLE = Role(
+    axis=Axis.CLASS,
+    weight=0.5,
+    null=By.MODEL,
+    confirm=Confirm.SUCCESS,
+    title="ABS (artificial brain stimulation)",
+    sentence="Stimulates single neurons and looks for one that sends every image to one label.",
+    gives=("triggers", "neurons"),
+)
 
 
 def seed_rows(y: Tensor, right: Tensor, most: int) -> Tensor:
@@ -115,7 +126,7 @@ def painted(raw: Tensor, pixels: int | None) -> tuple[Tensor, Tensor]:
     return soft - (soft * (1 - kept)).detach(), pattern
 
 
-@detector(axis=Axis.CLASS, needs={"clean"}, paper="https://doi.org/10.1145/3319535.3363216")
+@detector(role=ROLE, needs={"clean"}, paper="https://doi.org/10.1145/3319535.3363216")
 def abs(
     subject: Subject,
     *,

@@ -20,8 +20,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vetgate.contract import Axis, Evidence, Subject, detector, report
+from vetgate.contract import Evidence, Subject, detector, report
 from vetgate.probe import features, in_units_of_others, median
+from vetgate.role import Axis, By, Confirm, Role
+
+ROLE = Role(
+    axis=Axis.TRAIN,
+    weight=0.5,
+    null=By.MODEL,
+    confirm=Confirm.ROWS,
+    title="Activation clustering",
+    sentence="Looks for classes whose training images fall into two groups in feature space.",
+    gives=("flagged",),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +49,7 @@ class Split:
         return float(self.small.float().mean())
 
 
-@detector(axis=Axis.TRAIN, needs={"train"}, paper="https://arxiv.org/abs/1811.03728")
+@detector(role=ROLE, needs={"train"}, paper="https://arxiv.org/abs/1811.03728")
 def activation_clustering(
     subject: Subject,
     *,

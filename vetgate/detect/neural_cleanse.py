@@ -17,16 +17,28 @@ import math
 import torch
 from torch import Tensor
 
-from vetgate.contract import Axis, Evidence, Subject, Trigger, detector
+from vetgate.contract import Evidence, Subject, Trigger, detector
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.inversion import Schedule, attack_success, invert
 from vetgate.probe import mad, median
+from vetgate.role import Axis, By, Confirm, Role
+
+ROLE = Role(
+    axis=Axis.CLASS,
+    weight=1.0,
+    null=By.LABEL,
+    confirm=Confirm.HELD_OUT_AND_SECOND_START,
+    title="Neural Cleanse",
+    sentence="Searches, for every label, the smallest patch that sends images of all other classes there.",
+    gives=("triggers",),
+    mask_sizes=True,
+)
 
 # repairs get the labels with masks below half the median's size, and in any case the smallest
 HALF = math.log(2)
 
 
-@detector(axis=Axis.CLASS, needs={"clean"}, paper="https://ieeexplore.ieee.org/document/8835365")
+@detector(role=ROLE, needs={"clean"}, paper="https://ieeexplore.ieee.org/document/8835365")
 def neural_cleanse(
     subject: Subject,
     *,

@@ -19,11 +19,22 @@ import math
 import torch
 from torch import Tensor
 
-from vetgate.contract import Axis, Evidence, Subject, detector
+from vetgate.contract import Evidence, Subject, detector
 from vetgate.probe import features, in_units_of_others, median
+from vetgate.role import Axis, By, Confirm, Role
+
+ROLE = Role(
+    axis=Axis.TRAIN,
+    weight=0.5,
+    null=By.MODEL,
+    confirm=Confirm.ROWS,
+    title="Spectral signatures",
+    sentence="Looks for training images whose features share one unusual direction.",
+    gives=("flagged",),
+)
 
 
-@detector(axis=Axis.TRAIN, needs={"train"}, paper="https://arxiv.org/abs/1811.00636")
+@detector(role=ROLE, needs={"train"}, paper="https://arxiv.org/abs/1811.00636")
 def spectral_signatures(
     subject: Subject, *, poison_share: float = 0.33, excess: float = 1.0, ridge: float = 1.0, batch: int = 256
 ) -> Evidence:

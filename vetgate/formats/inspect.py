@@ -8,23 +8,17 @@ from pathlib import Path
 
 from vetgate.errors import NotUnderstood
 from vetgate.formats.manifest import MAX_BYTES, MAX_FILES, open_plain
-from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
-from vetgate.formats.safetensors_file import inspect_safetensors
+from vetgate.formats.readers import format_of
 from vetgate.formats.sniff import ACCEPTED, refusal
 from vetgate.formats.submission import FILE, Submission
 
-FORMATS = ("onnx", "safetensors")
 TEXTS = re.compile(r"(README|LICEN[CS]E|NOTICE|CITATION)(\.(md|txt|rst|cff))?", re.IGNORECASE)
 MAX_TEXT = 1 << 20
 
 
 def inspect_bytes(directory: Path, submission: Submission) -> None:
     """Inspect every file in `directory`; raises NotUnderstood with what to hand in instead."""
-    if submission.format not in FORMATS:
-        raise NotUnderstood(
-            f"expected format {' or '.join(FORMATS)}, got {submission.format!r}, which is not accepted; "
-            f"hand in {ACCEPTED}"
-        )
+    known = format_of(submission)
     members = _members(directory)
     if submission.model not in members:
         raise NotUnderstood(
@@ -34,10 +28,13 @@ def inspect_bytes(directory: Path, submission: Submission) -> None:
         if name == FILE:
             continue
         data = read_member(directory, name)
-        reason = refusal(data)
+        model = name == submission.model
+        reason = None if model and known.sniff(data) else refusal(data)
+        if reason is None and model and not known.sniff(data):
+            reason = f"something else. Hand in {ACCEPTED}"
         if reason is not None:
             raise NotUnderstood(f"expected {_expected(name, submission)} in {name}, got {reason}")
-        if name == submission.model:
+        if model:
             inspect_model(data, submission)
         else:
             _inspect_text(name, data)
@@ -47,10 +44,7 @@ def inspect_model(data: bytes, submission: Submission) -> None:
     """Inspect the bytes of the model file against what `submission` says of it."""
     if not data:
         raise NotUnderstood(f"expected a model in {submission.model}, got an empty file; hand in {ACCEPTED}")
-    if submission.format == "safetensors":
-        inspect_safetensors(data)
-    else:
-        check_description(read_graph(parse_model(data)), submission)
+    format_of(submission).inspect(data, submission)
 
 
 def read_member(directory: Path, name: str) -> bytes:

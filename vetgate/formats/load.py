@@ -8,20 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vetgate.architectures import ARCHITECTURES
-from vetgate.architectures import default_layer as default_layer_of_architecture
 from vetgate.errors import BadSubmission, DefenceError, NotUnderstood, StoreError, VetgateError
-from vetgate.formats.inspect import FORMATS, TEXTS, inspect_model, read_member
+from vetgate.formats.inspect import TEXTS, inspect_model, read_member
 from vetgate.formats.manifest import MAX_BYTES
-from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
-from vetgate.formats.onnx.module import build_module, default_layer
-from vetgate.formats.onnx.write import write_back
 from vetgate.formats.probe_model import probe
-from vetgate.formats.safetensors_file import ADVICE, inspect_safetensors
+from vetgate.formats.readers import format_of
 from vetgate.formats.sniff import ACCEPTED, refusal
 from vetgate.formats.submission import FILE, MAX_SIZE, Submission, dump_submission, parse_submission
 
@@ -64,9 +58,7 @@ def load_members(members: Mapping[str, bytes], submission: Submission) -> Loaded
     data = _accepted(members[submission.model], submission)
     try:
         inspect_model(data, submission)
-        model, layer, stripped = (_load_safetensors if submission.format == "safetensors" else _load_onnx)(
-            data, submission
-        )
+        model, layer, stripped = format_of(submission).load(data, submission)
         probe(model, layer, submission)
     except (VetgateError, MemoryError):
         # too little memory says nothing about the file
@@ -98,10 +90,7 @@ def write_repaired(
     tensors = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise DefenceError("expected finite repaired weights, got NaN or infinity; the repair diverged, lower its rate")
-    if submission.format == "safetensors":
-        written = _safetensors_bytes(submission, tensors)
-    else:
-        written = write_back(data, tensors)
+    written = format_of(submission).write(data, submission, tensors)
     repaired = submission.model_copy(update={"parent": parent, "name": name or submission.name})
     texts = {n: read_member(directory, n) for n in sorted(os.listdir(directory)) if TEXTS.fullmatch(n)}
     files = {FILE: dump_submission(repaired).encode(), submission.model: written, **texts}
@@ -134,65 +123,10 @@ def _accepted(data: bytes, submission: Submission) -> bytes:
         raise NotUnderstood(
             f"expected at most {MAX_BYTES} bytes in {submission.model}, got more; hand in a smaller model"
         )
-    reason = refusal(data)
-    if submission.format not in FORMATS or reason is not None:
-        got = reason or f"{submission.format!r}. Hand in {ACCEPTED}"
-        raise NotUnderstood(f"expected a model in format {' or '.join(FORMATS)}, got {got}")
+    if not format_of(submission).sniff(data):
+        got = refusal(data) or f"something else. Hand in {ACCEPTED}"
+        raise NotUnderstood(f"expected a model in format {submission.format}, got {got}")
     return data
-
-
-def _load_onnx(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
-    graph = read_graph(parse_model(data))
-    module = build_module(graph, channels_last=check_description(graph, submission))
-    layer = default_layer(module) if submission.layer is None else module.find(submission.layer)
-    if layer is None:
-        raise NotUnderstood(f"expected a layer of the graph, got {submission.layer!r}; there are {_some(module)}")
-    return module, layer, module.stripped is not None
-
-
-def _load_safetensors(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
-    if submission.architecture not in ARCHITECTURES:
-        raise NotUnderstood(f"expected one of {list(ARCHITECTURES)}, got {submission.architecture!r}; name one")
-    with torch.device("meta"):
-        # nothing is allocated and no random number drawn for weights that are replaced at once
-        model = ARCHITECTURES[submission.architecture](submission.input_shape, submission.n_classes)
-    given = _fitting(data, model.state_dict(), submission.architecture)
-    model.load_state_dict(given, assign=True)
-    layer = submission.layer or default_layer_of_architecture(model)
-    if layer not in dict(model.named_modules()):
-        raise NotUnderstood(f"expected a layer of the network, got {layer!r}; there are {_some(model)}")
-    return model.requires_grad_(True).eval(), layer, False
-
-
-def _fitting(data: bytes, expected: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
-    entries = inspect_safetensors(data)
-    if set(entries) != set(expected):
-        missing, extra = sorted(set(expected) - set(entries))[:5], sorted(set(entries) - set(expected))[:5]
-        raise NotUnderstood(f"expected the weights of {architecture}, got others: missing {missing}, extra {extra}")
-    for name, entry in entries.items():
-        shape, kind = tuple(expected[name].shape), expected[name].is_floating_point()
-        if entry.shape != shape or kind != (entry.dtype != "I64"):
-            raise NotUnderstood(
-                f"expected {name} of shape {shape} for {architecture} with this input_shape and classes, got "
-                f"{entry.dtype} of shape {entry.shape}; correct submission.yaml or {ADVICE}"
-            )
-    loaded = {name: t.to(expected[name].dtype) for name, t in safetensors.torch.load(data).items()}
-    broken = [name for name, t in loaded.items() if not bool(torch.isfinite(t).all())]
-    if broken:
-        raise NotUnderstood(f"expected finite weights, got NaN or infinity in {broken[:5]}; hand in a trained model")
-    return loaded
-
-
-def _safetensors_bytes(submission: Submission, tensors: Mapping[str, Tensor]) -> bytes:
-    with torch.device("meta"):
-        model = ARCHITECTURES[submission.architecture or ""](submission.input_shape, submission.n_classes)
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    if expected != {key: value.shape for key, value in tensors.items()}:
-        odd = sorted(set(expected) ^ set(tensors))[:5]
-        raise DefenceError(
-            f"expected the tensors of {submission.architecture}, got others {odd}; repair weights in place"
-        )
-    return safetensors.torch.save({key: value.contiguous().clone() for key, value in tensors.items()})
 
 
 @torch.no_grad()
@@ -206,7 +140,3 @@ def _check_same(repaired: nn.Module, loaded: nn.Module, submission: Submission) 
             f"expected a repair that changes weights only, got a network that differs by {gap:.2g} once written; "
             "fold what the repair added into the weights"
         )
-
-
-def _some(model: nn.Module) -> str:
-    return ", ".join([name for name, _ in model.named_modules() if name][-12:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-ACCEPTED = "an ONNX graph (float32, data only) or safetensors weights for one of vetgate's architectures"
+from vetgate.formats.readers import accepted
+
+ACCEPTED = accepted()
 _ARCHIVE = (
     f"a zip archive, as torch.save, TorchScript, .pt2 and .keras files are; they can carry code. Hand in {ACCEPTED}"
 )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, field
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.manifest import FILE_NAME, open_plain
+from vetgate.formats.readers import formats
 
 FILE = "submission.yaml"
 MAX_SIZE = 128 * 1024
@@ -63,8 +64,9 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
     def _known_architecture(self) -> Submission:
         if self.architecture is not None and self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
-        if self.format == "safetensors" and self.architecture is None:
-            raise ValueError(f"format safetensors needs an architecture, one of {', '.join(ARCHITECTURES)}")
+        known = formats().get(self.format)
+        if known is not None and known.needs_architecture and self.architecture is None:
+            raise ValueError(f"format {self.format} needs an architecture, one of {', '.join(ARCHITECTURES)}")
         return self
 
 

@@ -24,9 +24,16 @@ from vetgate.contract import Evidence, Repair, Samples, Subject, Trigger, repair
 from vetgate.errors import DefenceError, MissingInput, NotFinite
 from vetgate.inversion import attack_success, invert
 from vetgate.probe import accuracy
+from vetgate.role import Mends
+
+ROLE = Mends(
+    uses="triggers",
+    title="Neural Cleanse unlearning",
+    sentence="Fine-tunes a copy on clean images that carry the reversed trigger and keep their true label.",
+)
 
 
-@repair(needs={"clean"}, uses="triggers", paper="https://doi.org/10.1109/SP.2019.00031")
+@repair(role=ROLE, needs={"clean"}, paper="https://doi.org/10.1109/SP.2019.00031")
 def neural_cleanse_unlearning(
     subject: Subject,
     *evidence: Evidence,

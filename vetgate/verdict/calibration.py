@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationEr
 from vetgate import shipped
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
+from vetgate.role import by_label, weight_of
 from vetgate.verdict.reasons import Code, Reason
 
 Array = NDArray[np.float64]
@@ -36,13 +37,9 @@ ENOUGH = 8
 DRAWS = 20_000
 # how many labels the floor of a scale counts for
 PRIOR = 10
-# how much each method's standardised statistic counts in the combined score; fixed before any model was looked at
-WEIGHTS = {"neural_cleanse": 1.0, "abs": 0.5, "spectral_signatures": 0.5, "activation_clustering": 0.5}
 # 1.4826 makes a median of absolute deviations estimate sigma for normal data
 TO_SIGMA = 1.4826
 CLIP = 4.0
-# methods whose null is simulated from the labels of the references; the others' is the references themselves
-BY_LABEL = frozenset({"neural_cleanse"})
 
 
 class Seen(BaseModel, frozen=True, extra="forbid"):
@@ -66,7 +63,7 @@ class Reference(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _labels_are_all_there(self) -> Self:
         for name, seen in self.seen.items():
-            if name in BY_LABEL and len(seen.scores or ()) != self.classes:
+            if by_label(name) and len(seen.scores or ()) != self.classes:
                 raise ValueError(f"expected {self.classes} scores of {name} on {self.data}, got {seen.scores}")
         return self
 
@@ -205,7 +202,7 @@ class Calibration:
         others = tuple(r for r in self.bank.references if r is not reference)
         without = Calibration(self.bank.model_copy(update={"references": others}), self.id)
         seen = reference.seen[method]
-        if method not in BY_LABEL:
+        if not by_label(method):
             return without.standardise(method, seen.statistic, reference.data_sha256)
         null, scores = without.null(method, reference.data_sha256, level), seen.scores or ()
         return float(label_units(scores, label_p_values(scores, null), null.least).max())
@@ -216,7 +213,7 @@ class Calibration:
 
 
 def _reach(method: str, count: int, level: float) -> bool:
-    return count >= ENOUGH and (method in BY_LABEL or countable(count, level))
+    return count >= ENOUGH and (by_label(method) or countable(count, level))
 
 
 def countable(references: int, level: float) -> bool:
@@ -378,15 +375,18 @@ def contribution(units: Array | float) -> Array:
 
 def combined(units: Mapping[str, float]) -> float:
     """The combined score of a model from how far it stands out by each method."""
-    return float(sum(WEIGHTS[name] * float(contribution(unit)) for name, unit in units.items()))
+    return float(sum(weight_of(name) * float(contribution(unit)) for name, unit in units.items()))
 
 
-def combined_null(nulls: Mapping[str, Null], labels: OutlierNull) -> Array:
-    """Sorted combined scores (DRAWS,) of clean models: simulated labels and resampled reference statistics."""
-    stream = np.random.default_rng(0)
-    total = WEIGHTS["neural_cleanse"] * contribution(stream.choice(labels.added, DRAWS))
-    for name in sorted(set(nulls) - {"neural_cleanse"}):
-        total = total + WEIGHTS[name] * contribution(stream.choice(nulls[name].statistics, DRAWS))
+def combined_null(nulls: Mapping[str, Null], labels: Mapping[str, OutlierNull]) -> Array:
+    """Sorted combined scores (DRAWS,) of clean models: simulated labels, and of other methods resampled statistics.
+
+    Methods are drawn independently of each other here; what counts models, `clean_scores`, keeps them together.
+    """
+    stream, total = np.random.default_rng(0), np.zeros(DRAWS)
+    for name in [*sorted(labels), *sorted(set(nulls) - set(labels))]:
+        clean = labels[name].added if name in labels else nulls[name].statistics
+        total = total + weight_of(name) * contribution(stream.choice(clean, DRAWS))
     return np.sort(total)
 
 

@@ -6,15 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from vetgate.contract import Axis, Evidence, Failure
-from vetgate.verdict.calibration import WEIGHTS, Calibration, draws_for
+from vetgate.contract import Evidence, Failure
+from vetgate.role import By, role_of
+from vetgate.verdict.calibration import Calibration, draws_for
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Code, Reason
 
 # labels are compared with each other; among fewer than this, none can stand out
 FEWEST_CLASSES = 4
-# scores of labels, as against scores of rows or inputs
-BY_CLASS = frozenset({"neural_cleanse", "abs"})
 
 
 def blind_spots(
@@ -22,11 +21,14 @@ def blind_spots(
 ) -> list[Reason]:
     """What the policy demands and was not done, and what contradicts itself."""
     blind = []
-    for name in [*policy.required, *(policy.required_with_training_data if with_training_data else ())]:
+    required = [*policy.required, *(policy.required_with_training_data if with_training_data else ())]
+    for name in required:
         of_it = [s for s in seen if s.method == name]
         if not of_it:
             blind.append(Reason(Code.DID_NOT_RUN, name))
         blind += [failed(s) for s in of_it if isinstance(s, Failure)]
+    # what is advisory and not required can leave no question open
+    seen = [s for s in seen if s.method in required or not advisory(s.method)]
     twice = [(name, n) for name, n in sorted(answers(seen).items()) if n > 1]
     blind += [Reason(Code.ANSWERED_TWICE, name, figures={"answers": n}) for name, n in twice]
     seeds = {s.seed for s in seen if isinstance(s, Evidence)}
@@ -41,6 +43,12 @@ def blind_spots(
     return blind
 
 
+def advisory(method: str) -> bool:
+    """Whether a detector is shown and never counted."""
+    role = role_of(method)
+    return role is not None and role.weight == 0
+
+
 def answers(seen: Sequence[Evidence | Failure]) -> Counter[str]:
     """How often each method answered."""
     return Counter(s.method for s in seen)
@@ -53,18 +61,18 @@ def failed(failure: Failure) -> Reason:
 
 def unreadable(found: Evidence, classes: int, level: float) -> Reason | None:
     """Why evidence on a model with K classes says nothing at this level, whatever it is compared with."""
-    name = found.method
-    if name not in WEIGHTS:
+    name, role = found.method, role_of(found.method)
+    if role is None:
         return Reason(Code.NO_WEIGHT, name)
     if not (math.isfinite(found.statistic) and bool(found.scores.isfinite().all())):
         return Reason(Code.NOT_FINITE, name)
-    if name not in BY_CLASS:
+    if not role.scores_labels:
         return None
-    if found.axis is not Axis.CLASS or len(found.scores) != classes:
+    if found.axis is not role.axis or len(found.scores) != classes:
         return Reason(Code.SCORES_MISFIT, name, figures={"scores": len(found.scores), "classes": classes})
     if not all(0 <= trigger.target < classes for trigger in found.triggers):
         return Reason(Code.TRIGGER_MISFIT, name, figures={"classes": classes})
-    if name == "neural_cleanse" and (classes < FEWEST_CLASSES or 1 / (draws_for(classes) + 1) > level):
+    if role.null is By.LABEL and (classes < FEWEST_CLASSES or 1 / (draws_for(classes) + 1) > level):
         return Reason(Code.CLASSES_MISFIT, name, figures={"level": level, "classes": classes})
     return None
 
@@ -80,6 +88,9 @@ def incomparable(
 
 def unreached(found: Evidence) -> Reason | None:
     """Why evidence of trigger inversion shows nothing although it ran: most labels were not reached by any mask."""
+    role = role_of(found.method)
+    if role is None or not role.mask_sizes:
+        return None
     whole = [math.log(t.mask.numel()) for t in found.triggers if t.mask.numel()]
     if not whole:
         return None

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from vetgate.contract import Evidence, Failure
+from vetgate.role import By, Confirm, Role, by_label, role_of, weight_of
 from vetgate.verdict.calibration import (
     ENOUGH,
-    WEIGHTS,
     Array,
     Calibration,
     Null,
@@ -36,7 +36,7 @@ from vetgate.verdict.calibration import (
     outlier_null,
     tail,
 )
-from vetgate.verdict.gaps import answers, blind_spots, failed, incomparable, unreached, unreadable
+from vetgate.verdict.gaps import advisory, answers, blind_spots, failed, incomparable, unreached, unreadable
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Bearing, Code, Reason, records
 from vetgate.verdict.wording import render_failure, rendered
@@ -133,31 +133,33 @@ def judge(
     uncounted = {
         n: why
         for n, e in readable.items()
-        if not (simulated and n == "neural_cleanse")
+        if not (simulated and _means_something_alone(n))
         and (why := incomparable(e, calibration, data_sha256, level)) is not None
     }
     # a policy that allows a verdict without references cannot require what only they give a meaning
     blind += [why for name, why in uncounted.items() if name in required and not simulated]
-    usable = {n: e for n, e in readable.items() if n not in uncounted}
+    comparable = {n: e for n, e in readable.items() if n not in uncounted}
+    usable = {n: e for n, e in comparable.items() if not advisory(n)}
     if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
         blind.append(other)
 
-    nulls = {n: calibration.null(n, data_sha256, level) if calibration else SIMULATED for n in usable}
-    standings = {name: _standing(found, nulls[name], calibration, data_sha256, level) for name, found in usable.items()}
+    every = {n: calibration.null(n, data_sha256, level) if calibration else SIMULATED for n in comparable}
+    shown = {name: _standing(found, every[name], calibration, data_sha256, level) for name, found in comparable.items()}
+    nulls, standings = {n: every[n] for n in usable}, {n: shown[n] for n in usable}
     clean = calibration.clean_scores(standings, data_sha256, level) if calibration else np.empty(0)
     p_value, labels_p = _combine(standings, nulls, clean)
     methods = tuple(
-        _result(name, evidence.get(name), unread | uncounted | failures, standings.get(name), nulls.get(name), level)
+        _result(name, evidence.get(name), unread | uncounted | failures, shown.get(name), every.get(name), level)
         for name in sorted({*evidence, *failures, *required})
     )
     if p_value is None:
         blind.append(Reason(Code.NOTHING_INSPECTED))
-    elif hidden := unreached(usable["neural_cleanse"]):
-        blind.append(hidden)
+    else:
+        blind += [hidden for found in usable.values() if (hidden := unreached(found)) is not None]
     low = p_value is not None and p_value <= level
     confirmed = {label for s in standings.values() for label in s.confirmed}
     suspects = tuple(sorted(label for label in confirmed if low and labels_p is not None and labels_p[label] <= level))
-    by_data = [n for n, s in standings.items() if s.labels is None and s.p_value <= level]
+    by_data = [n for n, s in standings.items() if _role(n).confirm is Confirm.ROWS and s.p_value <= level]
     if low and (suspects or by_data):
         decision = Decision.FAIL
         reasons = [_why(label, evidence, standings) for label in suspects]
@@ -182,7 +184,7 @@ def judge(
         if about["references"] and not countable(about["references"], level):
             few = {"references": about["references"], "level": level}
             reasons = [*reasons, Reason(Code.EXTRAPOLATED, figures=few)]
-    calibrated = at_home and "neural_cleanse" in standings
+    calibrated = at_home and p_value is not None
     return Verdict(decision, p_value, calibrated, suspects, methods, tuple(reasons), about)
 
 
@@ -206,37 +208,49 @@ def rescanned(verdict: Verdict, alarm: float) -> Verdict:
     return replace(verdict, decision=Decision.PASS, suspects=(), reasons=(quiet, *notes))
 
 
+def _role(method: str) -> Role:
+    role = role_of(method)
+    assert role is not None  # evidence of anything else is not readable
+    return role
+
+
+def _means_something_alone(method: str) -> bool:
+    """Whether scores say something without references: labels compared with each other by the size of masks."""
+    return by_label(method) and _role(method).mask_sizes
+
+
 def _standing(
     found: Evidence, null: Null, calibration: Calibration | None, data_sha256: str | None, level: float
 ) -> _Standing:
-    name = found.method
-    if name == "neural_cleanse":
+    role = _role(found.method)
+    if role.null is By.LABEL:
         scores = found.scores.tolist()
         p = label_p_values(scores, null)
-        counted = label_units(scores, p, null.least)
-        held_out, second = (np.array(_details(found, key, len(scores))) for key in ("held_out", "second_start"))
+        units = label_units(scores, p, null.least)
         effects = np.array(scores) - np.median(scores)
-        ringing = np.flatnonzero((p <= level) & (effects > null.least))
-        proven = [int(k) for k in ringing if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least]
-        return _Standing(
-            float(counted.max()),
-            counted,
-            float(p.min()),
-            tuple(proven),
-            tuple(int(k) for k in ringing),
-        )
+        ringing = np.flatnonzero((p <= level) & (effects > null.least)).tolist()
+        confirmed = _confirmed(found, role, ringing, null)
+        return _Standing(float(units.max()), units, float(p.min()), confirmed, tuple(ringing))
     assert calibration is not None  # without one, no other method is usable
-    unit = calibration.standardise(name, found.statistic, data_sha256)
+    unit = calibration.standardise(found.method, found.statistic, data_sha256)
     p_value = float(tail(np.sort(null.statistics), unit))
-    if name != "abs":
+    if not role.scores_labels:
         return _Standing(unit, None, p_value, (), ())
-    units = np.array([calibration.standardise(name, v, data_sha256) for v in found.scores.tolist()])
-    largest = [t.target for t in found.triggers if float(found.scores[t.target]) > null.least]
-    success = dict(
-        zip([t.target for t in found.triggers], _details(found, "success", len(found.triggers)), strict=True)
-    )
-    proven = [k for k in largest if success[k] >= HELD_OUT]
-    return _Standing(unit, units, p_value, tuple(sorted(proven)), tuple(sorted(largest)))
+    of_labels = np.array([calibration.standardise(found.method, v, data_sha256) for v in found.scores.tolist()])
+    ringing = sorted(t.target for t in found.triggers if float(found.scores[t.target]) > null.least)
+    return _Standing(unit, of_labels, p_value, _confirmed(found, role, ringing, null), tuple(ringing))
+
+
+def _confirmed(found: Evidence, role: Role, ringing: Sequence[int], null: Null) -> tuple[int, ...]:
+    """Of the labels that stand out, those whose trigger works on images that it was not made on."""
+    if role.confirm is Confirm.HELD_OUT_AND_SECOND_START:
+        held_out, second = (_details(found, key, len(found.scores)) for key in ("held_out", "second_start"))
+        return tuple(k for k in ringing if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least)
+    if role.confirm is Confirm.SUCCESS:
+        targets = [t.target for t in found.triggers]
+        success = dict(zip(targets, _details(found, "success", len(targets)), strict=True))
+        return tuple(k for k in ringing if success.get(k, -1.0) >= HELD_OUT)
+    return ()
 
 
 def _details(found: Evidence, key: str, count: int) -> list[float]:
@@ -250,15 +264,14 @@ def _details(found: Evidence, key: str, count: int) -> list[float]:
 def _combine(
     standings: Mapping[str, _Standing], nulls: Mapping[str, Null], clean: Array
 ) -> tuple[float | None, Array | None]:
-    if "neural_cleanse" not in standings:
+    labelled = {n: s.labels for n, s in standings.items() if by_label(n) and s.labels is not None}
+    if not labelled:
         return None, None
-    by_label = standings["neural_cleanse"].labels
-    assert by_label is not None  # it scores labels
-    simulated = combined_null(nulls, outlier_null(len(by_label), nulls["neural_cleanse"]))
+    simulated = combined_null(nulls, {n: outlier_null(len(of), nulls[n]) for n, of in labelled.items()})
     model = combined({name: s.model for name, s in standings.items()})
-    labels = np.zeros_like(by_label)
+    labels = np.zeros_like(next(iter(labelled.values())))
     for name, s in standings.items():
-        labels = labels + WEIGHTS[name] * contribution(s.model if s.labels is None else s.labels)
+        labels = labels + weight_of(name) * contribution(s.model if s.labels is None else s.labels)
     return float(extended_tail(clean, simulated, model)), extended_tail(clean, simulated, labels)
 
 
@@ -293,12 +306,14 @@ def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: 
 
 
 def _why(label: int, evidence: Mapping[str, Evidence], standings: Mapping[str, _Standing]) -> Reason:
-    cleanse = evidence.get("neural_cleanse")
-    if cleanse is None:
+    """That a label's trigger is confirmed; its size, where a method that measures sizes ran."""
+    measured = [n for n in sorted(evidence, key=weight_of, reverse=True) if role_of(n) and _role(n).mask_sizes]
+    if not measured:
         return Reason(Code.CONFIRMED, next(n for n, s in standings.items() if label in s.confirmed), label)
-    norms, held_out = (_details(cleanse, key, len(cleanse.scores)) for key in ("norms", "held_out"))
+    found = evidence[measured[0]]
+    norms, held_out = (_details(found, key, len(found.scores)) for key in ("norms", "held_out"))
     figures = {"norm": norms[label], "median": float(np.median(norms)), "held_out": held_out[label]}
-    return Reason(Code.TRIGGER, cleanse.method, label, figures)
+    return Reason(Code.TRIGGER, found.method, label, figures)
 
 
 def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str | None, level: float) -> dict[str, Any]:

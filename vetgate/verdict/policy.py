@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Positiv
 from vetgate import shipped
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
+from vetgate.formats.readers import formats
+from vetgate.role import mends
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SHIPPED = shipped.POLICY
@@ -21,7 +23,7 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
 
     enabled: bool = True
     blind: bool = False
-    methods: tuple[str, ...] = ("neural_cleanse_unlearning",)
+    methods: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(mends())))
     max_accuracy_loss: Share = 0.02
     max_attack_success: Share = 0.05
 
@@ -59,9 +61,9 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     false_alarm_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     allow_uncalibrated: bool = False
     sandbox_level: dict[str, Annotated[int, Field(ge=1, le=4)]] = Field(
-        default_factory=lambda: {"onnx": 1, "safetensors": 1}
+        default_factory=lambda: dict.fromkeys(formats(), 1)
     )
-    promote_formats: tuple[str, ...] = ("safetensors", "onnx")
+    promote_formats: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(formats(), reverse=True)))
     repair: RepairPolicy = RepairPolicy()
     promotion: PromotionPolicy = PromotionPolicy()
     waivers: WaiverPolicy = WaiverPolicy()

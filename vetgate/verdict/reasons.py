@@ -1,4 +1,4 @@
-"""Reasons as records: what a verdict rests on, as codes and figures. Text is only made of them, in wording.py."""
+"""Reasons as records: what a verdict rests on, as codes and figures. Text is only made of them, in `wording`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tasks.mlflow.client import registry
 from tasks.settings import Settings
 from tasks.store.lease import leased
 from tasks.store.open import open_store
-from tasks.vetting import intake
+from tasks.vetting import intake, queue
 from tests.databases import with_registry
 
 YAML = """
@@ -73,6 +73,29 @@ def test_what_is_queued_at_work_or_finished_is_left_alone(settings: Settings, tm
     with leased(settings, busy.id):
         found = sweep(settings, started, queued={queued.id})
     assert (found["queued"], found["at_work"], started) == (1, 1, [])
+
+
+def test_a_sweep_reads_what_is_new_and_nothing_of_what_is_settled(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.store.directory import DirectoryStore
+
+    store = open_store(settings)
+    for number in range(20):
+        done = intake.take(settings, submission(tmp_path / str(number), bytes([number])))
+        store.create(f"results/{done.id}/20260101T000000Z-x.json", b"{}")
+    read: list[str] = []
+    really = DirectoryStore.read
+    monkeypatch.setattr(DirectoryStore, "read", lambda self, key: (read.append(key), really(self, key))[1])
+    assert [*queue.waiting(settings)] == [] == read
+    fresh = intake.take(settings, submission(tmp_path / "fresh", b"fresh"))
+    read.clear()
+    assert [item.record.id for item in queue.waiting(settings)] == [fresh.id]
+    assert len(read) <= 2
+    # what is settled is forgotten where the file is, and found again
+    for file in (settings.home / "sweep").iterdir():
+        file.write_text("no manifest\n" + "f" * 63)
+    assert [item.record.id for item in queue.waiting(settings)] == [fresh.id]
 
 
 def test_a_vetting_that_failed_is_tried_again_after_a_pause(settings: Settings, tmp_path: Path) -> None:

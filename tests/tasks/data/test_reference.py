@@ -240,9 +240,9 @@ def test_an_s3_remote_serves_and_an_unreachable_one_is_an_error(
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    assert npz.describe(write(tmp_path / "right.npz", arrays()))["classes"] == 4
+    assert npz.contents(write(tmp_path / "right.npz", arrays()))["classes"] == 4
     with pytest.raises(NotUnderstood, match=message):
-        npz.describe(write(tmp_path / "wrong.npz", arrays(**change)))
+        npz.contents(write(tmp_path / "wrong.npz", arrays(**change)))
 
 
 class Canary:
@@ -273,7 +273,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     for wrong in (whole[: len(whole) // 2], bytes(damaged), b"", b"\x80\x04K\x01.", missing):
         (tmp_path / "wrong.npz").write_bytes(wrong)
         with pytest.raises(NotUnderstood, match=r"wrong.npz: expected"):
-            npz.describe(tmp_path / "wrong.npz")
+            npz.contents(tmp_path / "wrong.npz")
 
 
 def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
@@ -284,5 +284,5 @@ def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
         archive.writestr("x_train.npy", header.getvalue() + bytes(60))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(NotUnderstood, match="does not fill its"):
-        npz.describe(given)
+        npz.contents(given)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 16

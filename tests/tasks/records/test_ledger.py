@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -311,6 +313,80 @@ def test_an_entry_whose_marker_a_crash_left_out_is_not_made_twice(settings: Sett
     entry = note(settings, key)
     assert entry is not None and entry.sequence == 1
     assert verify_ledger(settings)["entries"] == 1
+
+
+def test_noting_costs_the_same_however_long_the_ledger_is(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.store.directory import DirectoryStore
+
+    keys = [attested(settings, days=days) for days in range(25)]
+    touched: list[str] = []
+    for kind in ("read", "list"):
+        really = getattr(DirectoryStore, kind)
+        monkeypatch.setattr(
+            DirectoryStore, kind, lambda self, key, really=really: (touched.append(key), really(self, key))[1]
+        )
+    costs = []
+    for key in keys:
+        touched.clear()
+        note(settings, key)
+        costs.append(len(touched))
+    assert costs[3] == costs[-1] <= 10
+    assert verify_ledger(settings)["entries"] == 25
+
+
+@pytest.mark.parametrize("spoil", ["lose", "garbage", "another"])
+def test_an_index_that_is_lost_or_spoilt_is_made_anew_and_nothing_entered_twice(
+    settings: Settings, tmp_path: Path, spoil: str
+) -> None:
+    keys = [attested(settings, days=days) for days in range(3)]
+    for key in keys:
+        note(settings, key)
+    index = settings.home / "ledger-index.db"
+    for file in settings.home.glob("ledger-index.db*"):
+        file.unlink()
+    if spoil == "garbage":
+        index.write_bytes(b"no database" * 500)
+    if spoil == "another":
+        # of a ledger with as many entries, which say something else
+        other = Settings(home=tmp_path / "other")
+        for days in range(3):
+            note(other, attested(other, verdict="FAIL", days=days))
+        with (
+            closing(sqlite3.connect(other.home / "ledger-index.db")) as made,
+            closing(sqlite3.connect(index)) as target,
+        ):
+            made.execute("UPDATE once SET store = ?", (settings.store,))
+            made.execute("UPDATE last SET store = ?", (settings.store,))
+            made.commit()
+            made.backup(target)
+    for key in keys:
+        stored(settings, f"ledger-index/{key}").unlink()
+        entry = note(settings, key)
+        assert entry is not None and entry.once == key
+    assert verify_ledger(settings)["entries"] == 3
+
+
+def test_an_entry_that_another_gate_made_since_is_found(settings: Settings, tmp_path: Path) -> None:
+    first, second = attested(settings), attested(settings, days=1)
+    note(settings, first)
+    elsewhere = Settings(
+        home=tmp_path / "elsewhere", store=settings.store, gate_key=settings.gate_key, trust_root=settings.trust_root
+    )
+    note(elsewhere, second)
+    stored(settings, f"ledger-index/{second}").unlink()
+    entry = note(settings, second)
+    assert entry is not None and entry.sequence == 2
+    assert verify_ledger(settings)["entries"] == 2
+
+
+def test_a_ledger_that_was_tampered_with_is_not_indexed(settings: Settings, tmp_path: Path) -> None:
+    three(settings)
+    said = claimed(LEDGER, json.loads(open_store(settings).read(entry_key(2)))) | {"once": "forged"}
+    overwrite(
+        stored(settings, entry_key(2)), canonical_json(sign_statement(LEDGER, said, Ed25519PrivateKey.generate()))
+    )
+    with pytest.raises(Denied, match="key of the trust root"):
+        note(settings, attested(settings))
 
 
 def test_what_the_gate_did_not_sign_gets_no_entry_and_is_found(settings: Settings) -> None:

@@ -13,7 +13,7 @@ import yaml
 from tasks.sandbox.host import Limits, Sandbox
 from tasks.sandbox.operations import OPS
 from vetgate.architectures import ARCHITECTURES
-from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Repair, Samples, Subject, Trigger
+from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Method, Repair, Samples, Subject, Trigger
 from vetgate.errors import MissingInput, NotUnderstood, StoreError, UnknownParameter
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import Submission, read_submission
@@ -136,6 +136,27 @@ def test_detect_gives_what_the_method_gives_on_the_rows_of_all_files(random, ima
     assert evidence.params == expected.params
     assert evidence.seed == 7
     assert seen["seconds"] > 0
+
+
+def seen_by(subject: Subject) -> Evidence:
+    scores = subject.inputs.flatten(1).mean(1)
+    return Evidence(float(scores.max()), scores, 0.5)
+
+
+def test_inputs_to_be_screened_reach_the_subject_and_need_no_labels(constant, tmp_path, monkeypatch):
+    method = Method(seen_by, "seen_by", "detector", frozenset({"inputs"}), "", axis=Axis.INPUT)
+    monkeypatch.setitem(DETECTORS, "seen_by", method)
+    given = torch.rand(5, *SHAPE)
+    safetensors.torch.save_file({"x": given}, tmp_path / "inputs.safetensors")
+    asked = {**constant, "method": "seen_by", "params": {}, "seed": 1}
+    found = run("detect", asked | {"inputs": [str(tmp_path / "inputs.safetensors")] * 2})
+    scores = Evidence.from_json(found["evidence"]).scores
+    assert torch.equal(scores, given.flatten(1).mean(1).repeat(2))
+    with pytest.raises(MissingInput, match=r"subject\.inputs"):
+        run("detect", asked)
+    safetensors.torch.save_file({"x": torch.rand(2, 3, 4, 4)}, tmp_path / "other.safetensors")
+    with pytest.raises(NotUnderstood, match="inputs images"):
+        run("detect", asked | {"inputs": [str(tmp_path / "other.safetensors")]})
 
 
 def halve_the_head(subject: Subject, evidence: Evidence, *, factor: float = 0.5) -> Repair:

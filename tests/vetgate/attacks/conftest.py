@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import copy
+import hashlib
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
+from tests.cached import made_once
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.backdoor import Backdoor
 from vetgate.attacks.training import train
@@ -28,11 +34,21 @@ def halves() -> tuple[Samples, Samples]:
 
 @pytest.fixture(scope="session")
 def fit() -> Fit:
-    """Trains the same small network on whatever it is given."""
+    """Trains the same small network on whatever it is given, once a machine."""
 
     def trained(samples: Samples) -> nn.Module:
         torch.manual_seed(0)
-        return train(ARCHITECTURES["small-cnn"]((1, 8, 8), 10), samples, epochs=30)
+        model = ARCHITECTURES["small-cnn"]((1, 8, 8), 10)
+
+        def make(draft: Path) -> None:
+            fitted = train(copy.deepcopy(model), samples, epochs=30)
+            save_file({k: v.contiguous() for k, v in fitted.state_dict().items()}, draft / "model.safetensors")
+
+        rows = hashlib.sha256(samples.x.numpy().tobytes() + samples.y.numpy().tobytes()).hexdigest()
+        with tempfile.TemporaryDirectory() as room:
+            made_once("attacked", Path(room), make, code=[Path(__file__)], recipe=rows)
+            model.load_state_dict(load_file(Path(room, "model.safetensors")))
+        return model.eval().requires_grad_(False)
 
     return trained
 

@@ -55,18 +55,18 @@ def test_damage_is_refused_or_harmless(form: str, cnn: Any, submit: Callable[...
     refusals = 0
     for _ in range(ROUNDS):
         (directory / submission.model).write_bytes(damaged(data[:cut], dice) + data[cut:])
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             load_model(directory, submission)
         except NotUnderstood:
             refusals += 1
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
     assert refusals > ROUNDS / 4
 
 
 def test_a_million_empty_fields_are_not_walked_for_long(submit: Callable[..., Any]) -> None:
     directory, submission = submit(b"\x72\x00" * 5_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(NotUnderstood, match="fields"):
         load_model(directory, submission)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

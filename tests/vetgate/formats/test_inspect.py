@@ -252,9 +252,9 @@ def test_bytes_behind_the_model_are_refused(tail: bytes, message: str, cnn: Any,
 def test_a_header_of_four_gibibytes_allocates_nothing(cnn: Any, submit: Submit) -> None:
     huge_header(cnn)
     directory, submission = submit(cnn)
-    start = time.perf_counter()
+    start = time.process_time()
     refused(directory, submission, "4294967296 bytes")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 class Payload:

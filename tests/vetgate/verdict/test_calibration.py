@@ -136,7 +136,7 @@ def test_a_thousand_classes_are_simulated_in_bounded_memory():
 
 def test_the_combined_null_is_sorted_finite_and_the_same_each_time():
     nulls = {"neural_cleanse": null_of([0.3]), "abs": Null(0, np.empty(0), 0, np.array([-9.0, 0.0, 9.0]), np.empty(0))}
-    labels = outlier_null(10, nulls["neural_cleanse"])
+    labels = {"neural_cleanse": outlier_null(10, nulls["neural_cleanse"])}
     null = combined_null(nulls, labels)
     assert (np.diff(null) >= 0).all() and np.array_equal(null, combined_null(nulls, labels))
     assert null[0] == 0 and 0.5 * CLIP < null[-1] <= 1.5 * CLIP

@@ -15,6 +15,8 @@ from pathlib import Path
 from vetgate.errors import StoreError
 
 STARTUP_SECONDS = 300.0
+# what a server that lives for one command need not do
+LIGHT = {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}
 
 
 class LocalServer:
@@ -33,7 +35,7 @@ class LocalServer:
             with (self._home / "server.log").open("ab") as log:
                 self._child = subprocess.Popen(
                     [sys.executable, "-m", "flows.service.server", str(listener.fileno())],
-                    env=environment | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0"},
+                    env=LIGHT | environment | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "0"},
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,

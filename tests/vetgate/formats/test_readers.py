@@ -1,0 +1,79 @@
+"""A format is what its file says; one that is not known is refused everywhere, never read as another."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vetgate.errors import NotUnderstood
+from vetgate.formats.inspect import inspect_bytes, inspect_model
+from vetgate.formats.load import load_members
+from vetgate.formats.readers import Format, accepted, format_of, formats
+from vetgate.formats.submission import parse_submission
+from vetgate.verdict.policy import Policy
+
+ROOT = Path(__file__).parents[3]
+GIVEN = (
+    "{{name: x, supplier: x, task: image-classification, model: model.bin, format: {}, input_shape: [1, 8, 8],"
+    " classes: 10, reference_data: null}}"
+)
+
+
+def test_each_format_stands_in_one_file_and_says_what_to_hand_in() -> None:
+    folder = ROOT / "vetgate" / "formats" / "readers"
+    assert set(formats()) == {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert all(each.accepts in accepted() for each in formats().values())
+    assert set(Policy(name="x", required=("y",)).promote_formats) == set(formats())
+
+
+def test_they_are_known_without_torch_or_onnx() -> None:
+    program = (
+        "import sys, vetgate.formats.readers as r; r.formats(); sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08\x07", b"x" * 64])
+def test_a_format_that_is_not_known_is_refused_at_every_door(tmp_path: Path, data: bytes) -> None:
+    submission = parse_submission(GIVEN.format("keras"))
+    (tmp_path / "submission.yaml").write_text(GIVEN.format("keras"))
+    (tmp_path / "model.bin").write_bytes(data)
+    for door in (
+        lambda: format_of(submission),
+        lambda: inspect_bytes(tmp_path, submission),
+        lambda: inspect_model(b"x", submission),
+        lambda: load_members({"model.bin": data}, submission),
+    ):
+        with pytest.raises(NotUnderstood, match=r"got 'keras'.*hand in|expected format"):
+            door()
+
+
+def test_a_format_reads_its_own_bytes_and_no_other_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read: list[bytes] = []
+
+    def inspect(data: bytes, submission: Any) -> None:
+        read.append(data)
+
+    own = Format(
+        accepts="a made-up archive",
+        sniff=lambda data: data.startswith(b"PK\x03\x04"),
+        inspect=inspect,
+        load=lambda data, submission: (_ for _ in ()).throw(AssertionError),
+        write=lambda data, submission, tensors: b"",
+    )
+    monkeypatch.setitem(formats(), "archive", own)
+    submission = parse_submission(GIVEN.format("archive"))
+    (tmp_path / "submission.yaml").write_text(GIVEN.format("archive"))
+    (tmp_path / "model.bin").write_bytes(b"PK\x03\x04 and more")
+    inspect_bytes(tmp_path, submission)
+    assert read == [b"PK\x03\x04 and more"]
+    (tmp_path / "model.bin").write_bytes(b"other bytes")
+    with pytest.raises(NotUnderstood, match=r"model in format archive in model\.bin, got something else"):
+        inspect_bytes(tmp_path, submission)
+    (tmp_path / "model.bin").write_bytes(b"PK\x03\x04 and more")
+    with pytest.raises(NotUnderstood, match="zip archive"):
+        inspect_bytes(tmp_path, parse_submission(GIVEN.format("onnx")))

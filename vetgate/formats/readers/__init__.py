@@ -1,0 +1,60 @@
+"""The formats a model may be handed in: one file each, named like the format, that holds `FORMAT = Format(...)`.
+
+What needs torch or onnx is imported inside the functions of a format, so that anything may ask which formats there are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from vetgate.errors import NotUnderstood
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vetgate.formats.submission import Submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One input format. Every function is given bytes that nobody has checked, and runs in the sandbox.
+
+    `accepts` says what to hand in. `sniff(data)`: whether a file begins like one of it. `inspect(data, submission)`:
+    understood to the last byte, else NotUnderstood. `load(data, submission)`: the network in eval mode, the name of the
+    layer of the features, and whether a final softmax was stripped. `write(data, submission, tensors)`: the same model
+    with other weights.
+    """
+
+    accepts: str
+    sniff: Callable[[bytes], bool]
+    inspect: Callable[[bytes, Any], None]
+    load: Callable[[bytes, Any], tuple[nn.Module, str, bool]]
+    write: Callable[[bytes, Any, Mapping[str, Tensor]], bytes]
+    needs_architecture: bool = False
+
+
+@cache
+def formats() -> dict[str, Format]:
+    """Every format by name."""
+    names = sorted(found.name for found in pkgutil.iter_modules(__path__))
+    return {name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names}
+
+
+def accepted() -> str:
+    """What may be handed in, in words."""
+    return " or ".join(each.accepts for each in formats().values())
+
+
+def format_of(submission: Submission) -> Format:
+    """The format of a submission; raises NotUnderstood for one that is not known: nothing is read as something else."""
+    if submission.format not in formats():
+        raise NotUnderstood(
+            f"expected format {' or '.join(formats())}, got {submission.format!r}, which is not accepted; "
+            f"hand in {accepted()}"
+        )
+    return formats()[submission.format]

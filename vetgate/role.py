@@ -1,0 +1,167 @@
+"""What a method is to the rest of vetgate, declared once, in the method's own file, and read without torch.
+
+A detector says `ROLE = Role(axis=Axis.CLASS, ...)`, a repair `ROLE = Mends(...)`, of plain values only: they are read
+from the source. The judge, the calibration, the bank, the policy's defaults, reports and docs go by them.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from vetgate.errors import BadPolicy
+
+PACKAGE = Path(__file__).parent
+Uses = Literal["flagged", "triggers", "neurons"]
+
+
+class Axis(StrEnum):
+    """What the scores of an Evidence are about: training rows, class labels, or inputs."""
+
+    TRAIN = "train"
+    CLASS = "class"
+    INPUT = "input"
+
+
+class By(StrEnum):
+    """What clean models a statistic is held against: simulated labels like those of the references, or the models."""
+
+    LABEL = "label"
+    MODEL = "model"
+
+
+class Confirm(StrEnum):
+    """How a suspicion becomes a finding.
+
+    HELD_OUT_AND_SECOND_START: details `held_out` (success on unseen images) and `second_start` (effect from another
+    start), one a label. SUCCESS: detail `success`, one a trigger. ROWS: the rows of the training set are the finding.
+    NEVER: the statistic counts, and names nothing.
+    """
+
+    HELD_OUT_AND_SECOND_START = "held-out-and-second-start"
+    SUCCESS = "success"
+    ROWS = "rows"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """A detector's part in a verdict.
+
+    `weight` is fixed before any model is looked at; 0 is advisory: shown, never counted. `gives` is what repairs can
+    use. `mask_sizes`: scores are minus the log of a mask's size, and so mean something without references.
+    """
+
+    axis: Axis
+    weight: float
+    null: By
+    confirm: Confirm
+    title: str
+    sentence: str
+    gives: tuple[Uses, ...] = ()
+    mask_sizes: bool = False
+
+    def __post_init__(self) -> None:
+        by_rows = self.confirm is Confirm.ROWS
+        if self.weight < 0 or by_rows != (self.axis is Axis.TRAIN) or (self.null is By.LABEL) > self.scores_labels:
+            raise ValueError(
+                f"expected a weight of 0 or more, rows of a training set and labels of a model, got {self}"
+            )
+        if self.confirm in (Confirm.SUCCESS, Confirm.HELD_OUT_AND_SECOND_START) and not self.scores_labels:
+            raise ValueError(f"expected labels to confirm, got scores of {self.axis} in {self.title}")
+
+    @property
+    def scores_labels(self) -> bool:
+        """Whether the scores are of class labels."""
+        return self.axis is Axis.CLASS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mends:
+    """A repair's part: the evidence that it uses, None for none, and its name and sentence for people."""
+
+    uses: Uses | None
+    title: str
+    sentence: str
+
+
+R = TypeVar("R", Role, Mends)
+
+
+def roles() -> dict[str, Role]:
+    """Every detector's role by name."""
+    return _declared("detect", Role)
+
+
+def mends() -> dict[str, Mends]:
+    """Every repair's role by name."""
+    return _declared("repair", Mends)
+
+
+def role_of(method: str) -> Role | None:
+    """A detector's role; None for what is no detector of this version."""
+    return roles().get(method)
+
+
+def weight_of(method: str) -> float:
+    """How much a detector counts; nothing when it is none."""
+    role = role_of(method)
+    return 0.0 if role is None else role.weight
+
+
+def by_label(method: str) -> bool:
+    """Whether a detector's null is simulated from the labels of the references."""
+    role = role_of(method)
+    return role is not None and role.null is By.LABEL
+
+
+def source_of(what: Uses, among: Mapping[str, Any] | None = None) -> str | None:
+    """The detector that repairs go by where one has to be chosen: of those that give `what`, that with most weight."""
+    known = {name: role for name, role in roles().items() if among is None or name in among}
+    giving = [name for name, role in known.items() if what in role.gives]
+    return max(giving, key=weight_of, default=None)
+
+
+def title_of(method: str) -> str:
+    """A method's name for people."""
+    found = roles().get(method) or mends().get(method)
+    return found.title if found else method.replace("_", " ").capitalize()
+
+
+def sentence_of(method: str) -> str:
+    """What a method does, in one sentence; empty for what is no method."""
+    found = roles().get(method) or mends().get(method)
+    return found.sentence if found else ""
+
+
+@cache
+def _declared(folder: str, kind: type[R]) -> dict[str, R]:
+    found = {}
+    for path in sorted((PACKAGE / folder).glob("*.py")):
+        if path.stem != "__init__":
+            found[path.stem] = _read(path, kind)
+    return found
+
+
+def _read(path: Path, kind: type[R]) -> R:
+    """The one role in a method's file."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROLE" and isinstance(node.value, ast.Call):
+            try:
+                return kind(**{str(k.arg): _value(k.value) for k in node.value.keywords})
+            except (TypeError, ValueError, KeyError) as error:
+                raise BadPolicy(
+                    f"expected ROLE of {path.stem} as a {kind.__name__}, got {error}; correct it"
+                ) from error
+    raise BadPolicy(f"expected ROLE = {kind.__name__}(...) in {path.stem}, got none; declare it, as its neighbours do")
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return {"Axis": Axis, "By": By, "Confirm": Confirm}[node.value.id][node.attr]
+    return ast.literal_eval(node)
