@@ -1,4 +1,4 @@
-"""Write docs/reference/policy.md from vetgate/verdict/policy.py: `python -m docs.policy_keys`; --check as in docs.methods."""
+"""Write docs/reference/policy.md from the policy's model: `python -m docs.policy_keys`; --check as in docs.methods."""
 
 from __future__ import annotations
 
