@@ -3,6 +3,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest --durations 30
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# pages of docs/ that are made from the code
+PAGES := methods commands policy_keys decision_index
 
 .PHONY: install demo test test-long check docs bank bench clean
 
@@ -35,10 +37,12 @@ check: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m docs.methods --check
+	set -e; for page in $(PAGES); do $(BIN)/python -m docs.$$page --check; done
 
+# generated pages first, then the site, in site/
 docs: install
-	$(BIN)/python -m docs.methods
+	set -e; for page in $(PAGES); do $(BIN)/python -m docs.$$page; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # the model bank, with as many networks at once as there are cores; `dvc repro` alone does it one by one
 bank: install
@@ -50,5 +54,5 @@ bench: install
 
 # what vetgate keeps under .vetgate stays: models, verdicts and the gate's key
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.vetgate/*' -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401
+from docs.generated import settle
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Method
 from vetgate.role import By, Confirm, mends, role_of
 
@@ -82,13 +83,7 @@ def split_doc(doc: str) -> tuple[str, dict[str, str]]:
 def main(arguments: Sequence[str]) -> int:
     """Write the page, or with --check say whether it is up to date."""
     page = render([DETECTORS[n] for n in sorted(DETECTORS)], [REPAIRS[n] for n in sorted(REPAIRS)])
-    if "--check" not in arguments:
-        PAGE.write_text(page)
-        return 0
-    if PAGE.exists() and PAGE.read_text() == page:
-        return 0
-    print(f"{PAGE.name} is stale; run `make docs` and commit it", file=sys.stderr)
-    return 1
+    return settle(PAGE, page, arguments)
 
 
 if __name__ == "__main__":

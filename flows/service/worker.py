@@ -28,10 +28,11 @@ from prefect.states import Crashed
 from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from flows.service.deploy import ROOT, create_pool, deploy, own_flows
+from flows.service.deploy import create_pool, deploy, own_flows
 from flows.service.warm import WarmProcess
 from tasks.settings import Settings, load_settings
 from vetgate.errors import StoreError
+from vetgate.shipped import PACKAGES
 
 WAIT_SECONDS = 600.0
 logger = logging.getLogger("vetgate.service")
@@ -82,7 +83,7 @@ def _configuration(own: dict[str, str], warm: WarmProcess) -> type[ProcessJobCon
         def prepare_for_flow_run(self, flow_run: Any, deployment: Any = None, *others: Any, **more: Any) -> None:
             entrypoint = str(deployment and deployment.entrypoint)
             # a deployment of another checkout has another directory, whatever its flows are called
-            if self.command is None and entrypoint in own and str(ROOT) in _directories(deployment):
+            if self.command is None and entrypoint in own and str(PACKAGES) in _directories(deployment):
                 warm.start()
                 self.command = warm.command()
                 self.env["PREFECT__FLOW_ENTRYPOINT"] = own[entrypoint]

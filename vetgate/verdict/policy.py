@@ -1,4 +1,7 @@
-"""The policy: which methods must have run, how often a clean model may ring, what a repair may cost."""
+"""The policy: which methods must have run, how often a clean model may ring, what a repair may cost.
+
+The text below a key describes it in docs/reference/policy.md.
+"""
 
 from __future__ import annotations
 
@@ -22,57 +25,87 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
     """What may be repaired and at what price; shares of held-out images."""
 
     enabled: bool = True
+    """Whether a model that fails is repaired on a copy."""
     blind: bool = False
+    """Whether models that pass are repaired as well."""
     methods: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(mends())))
+    """The repairs to try, in this order."""
     max_accuracy_loss: Share = 0.02
+    """How much accuracy a repair may cost."""
     max_attack_success: Share = 0.05
+    """How often the reversed triggers may still succeed, beyond what equally small ones do by nature."""
 
 
 class PromotionPolicy(BaseModel, frozen=True, extra="forbid"):
     """What promotion demands besides a PASS, and whether a PASS is promoted without anybody asking."""
 
     automatic: Literal["champion", "challenger"] | None = None
+    """The alias that a PASS is given without being asked for; null: none is."""
     approvals: NonNegativeInt = 0
+    """How many distinct approvers must have signed, none of them the submitter."""
 
 
 class WaiverPolicy(BaseModel, frozen=True, extra="forbid"):
     """How a finding may be let pass: with so many approvals of distinct approvers, none of them the submitter."""
 
     allowed: bool = True
+    """Whether findings can be waived at all."""
     approvals: PositiveInt = 2
+    """How many distinct approvers must have signed, none of them the submitter."""
     max_days: PositiveInt = 30
+    """For how many days at most."""
 
 
 class RescanPolicy(BaseModel, frozen=True, extra="forbid"):
     """When what is in production is vetted again, and what a FAIL in two independent runs does."""
 
     false_alarm_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+    """The share of clean models that one run may fail; a model is demoted when two independent runs do."""
     max_age_days: PositiveInt = 20
+    """The age at which a verdict is stale and the model is vetted again."""
     grace_hours: NonNegativeFloat = 0.0
+    """How long a model that failed its rescan may stay in production."""
     canaries: bool = True
+    """Whether a known clean and a known backdoored model run with each batch and must come out right."""
 
 
 class Policy(BaseModel, frozen=True, extra="forbid"):
     """Everything a verdict depends on besides the evidence and the calibration."""
 
     name: str
+    """What verdicts call the policy."""
     required: tuple[str, ...] = Field(min_length=1)
+    """Detectors that must have run; without one of them a verdict is INCONCLUSIVE."""
     required_with_training_data: tuple[str, ...] = ()
+    """Detectors that must have run as well where the supplier gave its training data."""
     false_alarm_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """The share of clean models that the whole verdict may fail."""
     allow_uncalibrated: bool = False
+    """Whether a simulated null may stand in where there is no calibration; the verdict then says so."""
     sandbox_level: dict[str, Annotated[int, Field(ge=1, le=4)]] = Field(
         default_factory=lambda: dict.fromkeys(formats(), 1)
     )
+    """The least sandbox for each format: 1 is process limits, 2 is bubblewrap."""
     promote_formats: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(formats(), reverse=True)))
+    """Formats that may enter production."""
     repair: RepairPolicy = RepairPolicy()
+    """What may be repaired, and at what price."""
     promotion: PromotionPolicy = PromotionPolicy()
+    """What promotion demands besides a PASS."""
     waivers: WaiverPolicy = WaiverPolicy()
+    """How a finding may be let pass."""
     rescan: RescanPolicy = RescanPolicy()
+    """When what is in production is vetted again."""
     max_attempts: PositiveInt = 5
+    """How often a vetting may die before it ends INCONCLUSIVE."""
     spread: Literal["process", "dask"] = "process"
+    """Where methods and labels are computed; no result depends on it."""
     valid_days: PositiveInt = 30
+    """How long a verdict is valid."""
     timeout_seconds: PositiveInt = 900
+    """How long one method may run."""
     memory_bytes: PositiveInt = 6 * 2**30
+    """How much address space one method may have."""
 
     @property
     def digest(self) -> str:
