@@ -40,7 +40,7 @@ def run_demo() -> Outcome:
     settings = load_settings()
     server = os.environ.get("PREFECT_API_URL")
     with _suppliers(settings.home / "demo") as ask:
-        here.start(settings)
+        here.start_all(settings)
         # imports Prefect while the suppliers train
         importlib.import_module("flows.vetting.vet")
         handed = _handed_in(ask)

@@ -23,7 +23,7 @@ def rescan_here(settings: Settings) -> Blob:
 
 def examine_here(settings: Settings, manifest: str, run: str) -> Blob:
     """Examine in this process, with a Prefect server of its own where none is named."""
-    here.start(settings)
+    here.start_all(settings)
     runtime.ready()
     # after the server is known, which Prefect reads when it is imported
     from flows.vetting.examine import examine

@@ -40,7 +40,7 @@ def vet_here(directory: Path) -> dict[str, Any]:
 
 def run(settings: Settings, record: Record) -> dict[str, Any]:
     """Vet a submission that was taken in."""
-    start(settings)
+    start_all(settings)
     try:
         tell("start", 0)
         from flows.vetting.vet import vet
@@ -59,7 +59,7 @@ def sweep_here(settings: Settings) -> dict[str, Any]:
     done = sweep(settings, lambda deployment, parameters, key: todo.append((deployment, parameters)))
     if not todo:
         return done
-    start(settings)
+    start_all(settings)
     try:
         from flows.vetting.submitted import take_version
         from flows.vetting.vet import vet
@@ -81,7 +81,7 @@ def sweep_here(settings: Settings) -> dict[str, Any]:
     return done
 
 
-def start(settings: Settings) -> None:
+def start_all(settings: Settings) -> None:
     """Begin to start the Prefect server, the sandbox, the gate and MLflow; returns before they are up."""
     runtime.start(settings.home)
     warm(settings)

@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.service import launch as service_run
+from flows.service import launch
 from flows.service.warm import Warm, WarmProcess, _import
 from tests.service.running import until_true
 
-LAUNCHER = Path(service_run.__file__)
+LAUNCHER = Path(launch.__file__)
 SEEN: list[str] = []
 
 
