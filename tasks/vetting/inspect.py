@@ -68,7 +68,7 @@ def look(case: Case) -> dict[str, Any]:
     return sandbox.call("describe", case.model, limits=case.limits)
 
 
-def detect(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
+def run_detector(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The fields of what one detector found: from the store, else run and saved; raises StoreError if it cannot be."""
     sandbox = bench_of(case.manifest).sandbox
 

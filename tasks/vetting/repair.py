@@ -24,7 +24,7 @@ from vetgate.verdict.policy import RepairPolicy
 Blob = dict[str, Any]
 
 
-def repair(
+def run_repair(
     settings: Settings,
     case: Case,
     method: str,

@@ -20,10 +20,10 @@ from tasks.progress import telling
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
-from tasks.vetting import repair as repairs
 from tasks.vetting.inspect import Case
 from tasks.vetting.intake import Record
 from tasks.vetting.prepare import prepare
+from tasks.vetting.repair import report_figures, run_repair
 from tasks.vetting.spread import detect_spread
 from tasks.vetting.workplaces import case_from_json
 from vetgate.formats.submission import Submission
@@ -80,7 +80,7 @@ def inspect_and_load(case: Case) -> Blob:
 def detect(settings: Settings, case: Case, method: str, params: Blob) -> Blob:
     """The fields of what one detector Found, which is in the store when this ends."""
     with telling(f"detect {method}"):
-        return inspect.detect(settings, case, method, params)
+        return inspect.run_detector(settings, case, method, params)
 
 
 @task(name="detect", task_run_name="detect {method}", result_serializer="json", cache_policy=NO_CACHE)
@@ -119,7 +119,7 @@ def repair(
 ) -> Blob:
     """The record of one repair, measured on the images for choosing."""
     with telling(f"repair {method}"):
-        return repairs.repair(settings, case, method, params, evidence, suspects, inversion)
+        return run_repair(settings, case, method, params, evidence, suspects, inversion)
 
 
 @task(
@@ -132,7 +132,7 @@ def repair(
 def re_evaluate(case: Case, chosen: Blob, directory: Path) -> Blob:
     """Before and after the chosen repair, on the test images."""
     with telling("re-evaluate"):
-        return repairs.report_figures(case, chosen, directory)
+        return report_figures(case, chosen, directory)
 
 
 @task(

@@ -89,7 +89,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, handed_in: Path) -> dict[str
             own = replace(case, directory=str(bench.given / "submission"))
             intake.fetch(store, intake.read_record(store, case.manifest), Path(own.directory))
             for method, params in {"neural_cleanse": PARAMS, "abs": {"steps": 10}}.items():
-                given[method] = evidence(settings, own, method, inspect.detect(settings, own, method, params))
+                given[method] = evidence(settings, own, method, inspect.run_detector(settings, own, method, params))
     finally:
         cool()
     return given
