@@ -34,11 +34,7 @@ server.serve_forever()
 
 
 # minutes that a change need not wait for: `make test-long`
-LONG = (
-    "tests/flows/vetting/test_killed.py",
-    "tests/flows/rescan/test_nightly.py",
-    *(f"tests/service/test_{name}.py" for name in ("hosts", "killed_service", "nightly", "postgres")),
-)
+LONG = ("test_killed", "test_rescan", "test_hosts", "test_killed_service", "test_nightly", "test_postgres")
 # what uses the one command line of tests/flows/conftest.py, whose process takes long to start
 COMMAND_LINE = ("test_bad_input", "test_cli", "test_vet")
 # files that take longest; where tests run in parallel these are begun first, so that none is waited for at the end
@@ -47,7 +43,7 @@ LONGEST = ("test_calibrate", "test_bench", "test_demo", "test_conformance", "tes
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what takes long."""
-    if item.nodeid.startswith(LONG):
+    if item.path.stem in LONG:
         item.add_marker(pytest.mark.long)
 
 
