@@ -14,7 +14,7 @@ from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake, steps
-from tasks.vetting.inspect import Case, Data, Found
+from tasks.vetting.inspect import Case, Data, Found, was_looked_at
 from tasks.vetting.intake import Record
 from tasks.vetting.workplace import Bench, open_bench
 from vetgate.digest import canonical_json
@@ -60,6 +60,9 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
             seed=record.seed_for(run),
             limits=Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
         )
+        if not was_looked_at(open_store(settings), case):
+            # importing torch inside takes as long as what comes before the first call
+            bench.sandbox.start()
         yield Vetting(settings, record, policy, params, case, run), bench
 
 
@@ -73,7 +76,7 @@ def look_over(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
     steps.take_in(vetting.settings, vetting.record, vetting.case)
     pending = steps.reference_data.submit(vetting.settings, vetting.record.submission, vetting.params.data)
     try:
-        steps.inspect_and_load(vetting.case)
+        steps.inspect_and_load(vetting.settings, vetting.case)
         data: Data = Data(**pending.result())
     except (NotUnderstood, SandboxError) as error:
         return vetting, Seen(refusal=of_error(error), refused=isinstance(error, NotUnderstood))
