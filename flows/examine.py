@@ -76,6 +76,9 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
             seed=record.seed_for(run),
             limits=Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
         )
+        if not inspect.was_looked_at(open_store(settings), case):
+            # importing torch inside takes as long as what comes before the first call
+            bench.sandbox.start()
         yield Vetting(settings, record, policy, params, case, run), bench
 
 
@@ -89,7 +92,7 @@ def look_over(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
     step(_fetch, "take in")(vetting)
     pending = step(prepare, "reference data").submit(vetting.settings, vetting.record.submission, vetting.params.data)
     try:
-        step(inspect.look, "inspect and load")(vetting.case)
+        step(inspect.look, "inspect and load")(vetting.settings, vetting.case)
         data: Data = Data(**pending.result())
     except (NotUnderstood, SandboxError) as error:
         return vetting, Seen(refusal=str(error), refused=isinstance(error, NotUnderstood))

@@ -18,6 +18,7 @@ from tasks.bench import cool, warm
 from tasks.intake import Record
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
+from tasks.store import open_store
 from vetgate.errors import NotUnderstood, VetgateError
 from vetgate.policy import load_policy
 
@@ -38,10 +39,12 @@ def vet_here(directory: Path) -> dict[str, Any]:
 
 def run(settings: Settings, record: Record) -> dict[str, Any]:
     """Vet a submission that was taken in."""
-    start(settings)
+    # what has a result is most likely asked for once more: then no model is opened, and MLflow has it already
+    start(settings, fresh=next(iter(open_store(settings).list(f"results/{record.id}/")), None) is None)
     try:
         tell("start", 0)
-        from flows.vet import vet
+        with runtime.importing():
+            from flows.vet import vet
 
         runtime.ready()
         tell("start", 1)
@@ -79,12 +82,17 @@ def sweep_here(settings: Settings) -> dict[str, Any]:
     return done
 
 
-def start(settings: Settings) -> None:
-    """Begin to start the Prefect server, the sandbox, the gate and MLflow; returns before they are up."""
+def start(settings: Settings, *, fresh: bool = True) -> None:
+    """Begin to start the Prefect server, the sandbox, the gate and MLflow; returns before they are up.
+
+    If nothing `fresh` is to be vetted, sandbox and MLflow are left until they are needed.
+    """
     runtime.start(settings.home)
-    warm(settings)
+    if fresh:
+        warm(settings)
     gate(settings)
-    threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True).start()
+    if fresh:
+        threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True).start()
 
 
 def _import_mlflow(settings: Settings) -> None:

@@ -129,10 +129,12 @@ def _import(flows: Iterable[str]) -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    gc.disable()
     for module in (*flows, *IMPORTS):
         importlib.import_module(module)
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"expected one thread in a process that forks, got {threads}; see what an import starts")
+    gc.enable()
     gc.collect()
     # keeps the collector of a fork from touching, and so copying, every page it shares
     gc.freeze()
