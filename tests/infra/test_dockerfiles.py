@@ -27,7 +27,6 @@ from tests.infra.known import ROOT, command_problems, unknown_settings
 FILE = ROOT / "infra" / "docker" / "Dockerfile"
 IMAGES = {"worker", "gate", "receiver", "mlflow", "prefect"}
 PINNED = re.compile(r"[a-z0-9./-]+:(?!latest)[A-Za-z0-9_.-]*\d[A-Za-z0-9_.-]*(@sha256:[0-9a-f]{64})?")
-CODE = {"vetgate", "tasks", "flows"}
 BUILD_TOOLS = {"gcc", "g++", "make", "build-essential", "python3-dev", "cmake", "curl", "wget"}
 
 
@@ -128,9 +127,6 @@ def _image(line: list[Stage]) -> Iterator[str]:
         yield from unknown_settings(re.findall(r"\b(VETGATE_\w+)=", " ".join(stage.values("ENV"))))
         for command in stage.values("CMD"):
             yield from command_problems(json_list(command))
-    copied = [v.split()[-2] for stage in line for v in stage.values("COPY") if "--from=" not in v]
-    compiled = {word for stage in line for run in stage.values("RUN") if "compileall" in run for word in run.split()}
-    yield from (f"compiles {folder} in every process" for folder in copied if folder in CODE - compiled)
     asked = re.findall(r":(\d+)/", checks[-1]) if checks else []
     exposed = [value for stage in line for value in stage.values("EXPOSE")]
     if asked != exposed:
@@ -184,7 +180,7 @@ BREAKS = {
         "RUN uv pip install --constraint constraints.txt mlflow",
         "without bytecode",
     ),
-    "no bytecode": ("unchecked-hash vetgate tasks", "unchecked-hash vetgate", "compiles tasks in every process"),
+    "no bytecode": ("constraints.txt .\n", "constraints.txt --no-compile .\n", "without bytecode"),
     "copy": ("COPY tasks ./tasks", "COPY tests ./tests", "left out by .dockerignore"),
 }
 

@@ -160,7 +160,7 @@ def _statements(document: Blob) -> Iterator[Blob]:
 def prefixes_in_code() -> set[str]:
     """The first part of every store key that tasks/ and flows/ put together."""
     found = {PROBE.partition("/")[0]}
-    for path in sorted([*ROOT.glob("tasks/*.py"), *ROOT.glob("flows/*.py")]):
+    for path in sorted([*ROOT.glob("tasks/**/*.py"), *ROOT.glob("flows/**/*.py")]):
         for node in ast.walk(ast.parse(path.read_text())):
             # the constant parts of an f-string are nodes of their own
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and (key := KEY.fullmatch(node.value)):

@@ -15,7 +15,7 @@ locals {
     vet = {
       account   = "vet"
       reads     = ["attestations", "canaries", "submitters"]
-      creates   = ["quarantine", "submissions", "evidence", "invocations", "examinations", "repairs", "registered", "reports", "results"]
+      creates   = ["quarantine", "submissions", "inspections", "evidence", "invocations", "examinations", "repairs", "registered", "reports", "results"]
       replaces  = ["leases"]
       data      = "read"
       artifacts = "write"
