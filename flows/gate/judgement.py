@@ -45,7 +45,7 @@ class Ruling:
 def decide(settings: Settings, request: Blob, *, separated: bool = False) -> Blob:
     """Judge the evidence that a request names, keep and sign the verdict; its record, with its attestation's key.
 
-    What is not signed has the attestation None; a rescan that rings alone also has `wants_second`.
+    What is not signed has the attestation None; a rescan that alone raises an alarm also has `wants_second`.
     """
     docket = docket_of(settings, request["manifest"])
     purpose, signed = request.get("purpose", "submission"), request.get("sign", True)
@@ -122,7 +122,7 @@ def _covering(docket: Docket, about: Blob) -> Waived | None:
 def _passed_before(docket: Docket) -> Blob:
     """The claims of the verdict that a rescan renews; raises Denied when there is none.
 
-    A rescan rings less often than a first vetting, so a model must have passed that one.
+    A rescan raises an alarm less often than a first vetting, so a model must have passed that one.
     """
     found = newest_verified(docket)
     if found is None or not (found[1]["verdict"] in attest.ADMITTED or found[1].get("demote_after")):

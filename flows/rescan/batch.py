@@ -1,4 +1,4 @@
-"""The parts of a rescan's batch: its name, its canaries, and one model vetted again, with a second run if it rings."""
+"""The parts of a rescan's batch: its name, its canaries, and one model vetted again, twice if it raises an alarm."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Rescan: what is in production under a verdict that is out of date is vetted again; the rest costs a comparison.
 
-A rescan rings more rarely than a first vetting and takes nothing back before a second, independent run agrees. Canaries
+A rescan alarms less often than a first vetting and takes nothing back before a second independent run agrees. Canaries
 run first: if one comes out wrong, the batch decides nothing. Killed and started again, a batch goes on where it was.
 """
 

@@ -139,7 +139,7 @@ def refused(name: str, reason: Reason, seconds: float) -> Blob:
 
 def _method(method: Blob, found: dict[str, Found]) -> Blob:
     ran = found.get(method["name"])
-    kept = {key: method[key] for key in ("name", "statistic", "rang", "suspects", "failure")}
+    kept = {key: method[key] for key in ("name", "statistic", "alarmed", "suspects", "failure")}
     return {**kept, "seconds": None if ran is None else ran.seconds}
 
 

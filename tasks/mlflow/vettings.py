@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VETTINGS = "vetgate"
 MANIFEST_TAG = "vet.manifest_sha256"
-METRICS = ("statistic", "p_value", "rang", "seconds")
+METRICS = ("statistic", "p_value", "alarmed", "seconds")
 
 
 def record_vetting(

@@ -216,7 +216,7 @@ def main():
     # report and docs
     result = {"submission": "new", "manifest_sha256": "0" * 64, "verdict": verdict["decision"], "seconds": 1.0,
               "p_value": verdict["p_value"], "calibrated": verdict["calibrated"], "suspects": verdict["suspects"],
-              "methods": [{k: m[k] for k in ("name", "statistic", "rang", "suspects", "failure")} | {"seconds": 1.0}
+              "methods": [{k: m[k] for k in ("name", "statistic", "alarmed", "suspects", "failure")} | {"seconds": 1.0}
                           for m in verdict["methods"]],
               "repair": None, "attestation": None, "mlflow_run": None, "sandbox_level": 1,
               "reasons": verdict["reasons"]}

@@ -115,7 +115,7 @@ def test_a_new_detector_of_labels_never_speaks_of_poisoned_rows(
     by = fakes("fake_a", "fake_c")
     extreme = replace(stimulation(backdoor=BACKDOOR, statistic=50.0), method="fake_c")
     verdict = judged(replace(label_norms(), method="fake_a"), extreme, by=by)
-    assert next(m for m in verdict.methods if m.name == "fake_c").rang
+    assert next(m for m in verdict.methods if m.name == "fake_c").alarmed
     codes = {reason.code for reason in verdict.reasons}
     assert Code.POISONED_DATA not in codes
     assert verdict.decision is (Decision.FAIL if confirm is Confirm.SUCCESS else Decision.INCONCLUSIVE)
@@ -138,7 +138,7 @@ def test_what_is_advisory_is_shown_and_decides_nothing(monkeypatch: pytest.Monke
     twice = judged(norms, extreme, extreme, by=by, required=("fake_a",))
     assert twice.decision is Decision.PASS
     shown = judged(norms, extreme, by=by, required=("fake_a",)).methods[1]
-    assert shown.rang and shown.suspects == (BACKDOOR,)
+    assert shown.alarmed and shown.suspects == (BACKDOOR,)
     for required in (Failure("fake_c", "boom"), replace(extreme, params={"x": 1})):
         assert judged(norms, required, by=by).decision is Decision.INCONCLUSIVE
     assert weight_of("fake_c") == 0

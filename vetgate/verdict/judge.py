@@ -60,12 +60,12 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method in a verdict: its statistic against its null, whether it rang, which labels, or why it is missing."""
+    """One method in a verdict: its statistic against its null, whether it is an alarm, which labels, or why none."""
 
     name: str
     statistic: float | None = None
     p_value: float | None = None
-    rang: bool = False
+    alarmed: bool = False
     suspects: tuple[int, ...] = ()
     failure: Reason | None = None
     null: Mapping[str, Any] | None = None
@@ -105,7 +105,7 @@ class _Standing:
     labels: Array | None
     p_value: float
     confirmed: tuple[int, ...]
-    ringing: tuple[int, ...]
+    alarming: tuple[int, ...]
 
 
 def judge(
@@ -191,7 +191,7 @@ def judge(
 def rescanned(verdict: Verdict, alarm: float) -> Verdict:
     """The verdict on a model that passed before, at a rescan's own, lower rate of false alarms.
 
-    What rings at the rate of a first vetting but not at this one passes; what could not be seen stays INCONCLUSIVE.
+    An alarm at the rate of a first vetting that is none at this one passes; what could not be seen stays INCONCLUSIVE.
     """
     if verdict.decision is Decision.PASS or verdict.p_value is None:
         return verdict
@@ -228,28 +228,28 @@ def _standing(
         p = label_p_values(scores, null)
         units = label_units(scores, p, null.least)
         effects = np.array(scores) - np.median(scores)
-        ringing = np.flatnonzero((p <= level) & (effects > null.least)).tolist()
-        confirmed = _confirmed(found, role, ringing, null)
-        return _Standing(float(units.max()), units, float(p.min()), confirmed, tuple(ringing))
+        alarming = np.flatnonzero((p <= level) & (effects > null.least)).tolist()
+        confirmed = _confirmed(found, role, alarming, null)
+        return _Standing(float(units.max()), units, float(p.min()), confirmed, tuple(alarming))
     assert calibration is not None  # without one, no other method is usable
     unit = calibration.standardise(found.method, found.statistic, data_sha256)
     p_value = float(tail(np.sort(null.statistics), unit))
     if not role.scores_labels:
         return _Standing(unit, None, p_value, (), ())
     of_labels = np.array([calibration.standardise(found.method, v, data_sha256) for v in found.scores.tolist()])
-    ringing = sorted(t.target for t in found.triggers if float(found.scores[t.target]) > null.least)
-    return _Standing(unit, of_labels, p_value, _confirmed(found, role, ringing, null), tuple(ringing))
+    alarming = sorted(t.target for t in found.triggers if float(found.scores[t.target]) > null.least)
+    return _Standing(unit, of_labels, p_value, _confirmed(found, role, alarming, null), tuple(alarming))
 
 
-def _confirmed(found: Evidence, role: Role, ringing: Sequence[int], null: Null) -> tuple[int, ...]:
+def _confirmed(found: Evidence, role: Role, alarming: Sequence[int], null: Null) -> tuple[int, ...]:
     """Of the labels that stand out, those whose trigger works on images that it was not made on."""
     if role.confirm is Confirm.HELD_OUT_AND_SECOND_START:
         held_out, second = (_details(found, key, len(found.scores)) for key in ("held_out", "second_start"))
-        return tuple(k for k in ringing if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least)
+        return tuple(k for k in alarming if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least)
     if role.confirm is Confirm.SUCCESS:
         targets = [t.target for t in found.triggers]
         success = dict(zip(targets, _details(found, "success", len(targets)), strict=True))
-        return tuple(k for k in ringing if success.get(k, -1.0) >= HELD_OUT)
+        return tuple(k for k in alarming if success.get(k, -1.0) >= HELD_OUT)
     return ()
 
 
@@ -287,19 +287,19 @@ def _result(
         return MethodResult(name, failure=unread.get(name, Reason(Code.DID_NOT_RUN, name)))
     if standing is None or null is None:
         return MethodResult(name, found.statistic, failure=unread.get(name, Reason(Code.ANSWERED_TWICE, name)))
-    rang = standing.p_value <= level
+    alarmed = standing.p_value <= level
     shown = {
         "values": [round(float(v), 4) for v in null.raw],
         "cutoff": round(null.least, 4),
         "floor": round(null.floor, 4),
     }
     return MethodResult(
-        name, found.statistic, round(standing.p_value, 5), rang, standing.ringing if rang else (), None, shown
+        name, found.statistic, round(standing.p_value, 5), alarmed, standing.alarming if alarmed else (), None, shown
     )
 
 
 def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: float) -> list[Reason]:
-    named = sorted({label for s in standings.values() for label in s.ringing})
+    named = sorted({label for s in standings.values() for label in s.alarming})
     if named:
         return [Reason(Code.TRIGGER_NOT_CONFIRMED, label=label) for label in named]
     return [Reason(Code.NO_LABEL_NAMED, figures={"p_value": p_value, "level": level})]
@@ -329,7 +329,7 @@ def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str 
 
 
 def _elsewhere(calibration: Calibration, about: Mapping[str, Any]) -> Reason:
-    """That a verdict rests on other data sets, and how often clean models of a set that was left out rang there."""
+    """That a verdict rests on other data sets, and how often clean models of a set left out raised an alarm there."""
     left, pooled = calibration.bank.transfer.get("data", {}).values(), ", ".join(about["data"])
     if not left:
         return Reason(Code.ELSEWHERE, figures={"data": pooled})

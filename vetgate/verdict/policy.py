@@ -1,4 +1,4 @@
-"""The policy: which methods must have run, how often a clean model may ring, what a repair may cost.
+"""The policy: which methods must have run, how often a clean model may raise an alarm, what a repair may cost.
 
 The text below a key describes it in docs/reference/policy.md.
 """
