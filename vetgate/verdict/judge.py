@@ -36,7 +36,7 @@ from vetgate.verdict.calibration import (
     outlier_null,
     tail,
 )
-from vetgate.verdict.gaps import advisory, answers, blind_spots, failed, incomparable, unreached, unreadable
+from vetgate.verdict.gaps import advisory, answers, failed, gaps_of, incomparable, unreached, unreadable
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Bearing, Code, Reason, records
 from vetgate.verdict.wording import render_failure, rendered
@@ -122,13 +122,13 @@ def judge(
 ) -> Verdict:
     """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred."""
     level = policy.false_alarm_rate
-    blind = blind_spots(seen, policy, with_training_data, sandbox_level, format)
+    gaps = gaps_of(seen, policy, with_training_data, sandbox_level, format)
     evidence = {e.method: e for e in seen if isinstance(e, Evidence)}
     failures = {f.method: failed(f) for f in seen if isinstance(f, Failure)}
     required = {*policy.required, *(policy.required_with_training_data if with_training_data else ())}
     simulated = calibration is None and policy.allow_uncalibrated
     unread = {n: why for n, e in evidence.items() if (why := unreadable(e, classes, level)) is not None}
-    blind += [why for name, why in unread.items() if name in required]
+    gaps += [why for name, why in unread.items() if name in required]
     readable = {n: e for n, e in evidence.items() if n not in unread and answers(seen)[n] == 1}
     uncounted = {
         n: why
@@ -137,11 +137,11 @@ def judge(
         and (why := incomparable(e, calibration, data_sha256, level)) is not None
     }
     # a policy that allows a verdict without references cannot require what only they give a meaning
-    blind += [why for name, why in uncounted.items() if name in required and not simulated]
+    gaps += [why for name, why in uncounted.items() if name in required and not simulated]
     comparable = {n: e for n, e in readable.items() if n not in uncounted}
     usable = {n: e for n, e in comparable.items() if not advisory(n)}
     if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
-        blind.append(other)
+        gaps.append(other)
 
     every = {n: calibration.null(n, data_sha256, level) if calibration else SIMULATED for n in comparable}
     shown = {name: _standing(found, every[name], calibration, data_sha256, level) for name, found in comparable.items()}
@@ -153,9 +153,9 @@ def judge(
         for name in sorted({*evidence, *failures, *required})
     )
     if p_value is None:
-        blind.append(Reason(Code.NOTHING_INSPECTED))
+        gaps.append(Reason(Code.NOTHING_INSPECTED))
     else:
-        blind += [hidden for found in usable.values() if (hidden := unreached(found)) is not None]
+        gaps += [hidden for found in usable.values() if (hidden := unreached(found)) is not None]
     low = p_value is not None and p_value <= level
     confirmed = {label for s in standings.values() for label in s.confirmed}
     suspects = tuple(sorted(label for label in confirmed if low and labels_p is not None and labels_p[label] <= level))
@@ -165,9 +165,9 @@ def judge(
         reasons = [_why(label, evidence, standings) for label in suspects]
         reasons += [Reason(Code.POISONED_DATA, name) for name in by_data]
         # what could not run cannot make a found backdoor harmless
-        reasons += blind
-    elif blind:
-        decision, reasons = Decision.INCONCLUSIVE, blind
+        reasons += gaps
+    elif gaps:
+        decision, reasons = Decision.INCONCLUSIVE, gaps
     elif low:
         decision, reasons = Decision.INCONCLUSIVE, _unproven(standings, p_value, level)
     else:
@@ -199,11 +199,11 @@ def rescanned(verdict: Verdict, alarm: float) -> Verdict:
     references = int((verdict.calibration or {}).get("references", 0))
     if references + 1 < 1 / alarm:
         notes.append(Reason(Code.RESCAN_EXTRAPOLATED, figures={"alarm": alarm, "references": references}))
-    blind = [reason for reason in verdict.reasons if reason.open and reason.bearing is not Bearing.UNPROVEN]
+    gaps = [reason for reason in verdict.reasons if reason.open and reason.bearing is not Bearing.UNPROVEN]
     if verdict.p_value <= alarm:
         return replace(verdict, reasons=(*verdict.reasons, *notes))
-    if blind:
-        return replace(verdict, decision=Decision.INCONCLUSIVE, suspects=(), reasons=(*blind, *notes))
+    if gaps:
+        return replace(verdict, decision=Decision.INCONCLUSIVE, suspects=(), reasons=(*gaps, *notes))
     quiet = Reason(Code.RESCAN_NO_ALARM, figures={"p_value": verdict.p_value, "alarm": alarm})
     return replace(verdict, decision=Decision.PASS, suspects=(), reasons=(quiet, *notes))
 

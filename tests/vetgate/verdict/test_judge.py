@@ -476,7 +476,7 @@ def test_a_rate_that_references_are_too_few_to_count_to_is_called_extrapolated()
     assert "extrapolated" not in words(enough)
 
 
-def test_references_on_other_bytes_of_the_same_data_set_blind_the_verdict():
+def test_references_on_other_bytes_of_the_same_data_set_leave_the_verdict_open():
     verdict = judge(
         CLEAN.seen,
         POLICY,
