@@ -48,7 +48,7 @@ def batch_name(seen: Watch) -> str:
     return f"{day}-{1 + sum(1 for _ in seen.store.list(f'rescans/{day}-'))}"
 
 
-def sing(settings: Settings, examine: Examine, batch: str, at_once: int) -> list[Blob]:
+def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int) -> list[Blob]:
     """What came out for each canary, and what is wrong about it; one that could not be examined is wrong."""
 
     def one(canary: Canary) -> Blob:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from flows.production.reconcile import reconcile
 from flows.production.watch import Watch, coverages, watch
-from flows.rescan.batch import Examine, Renewal, batch_name, in_turn, renew, sing
+from flows.rescan.batch import Examine, Renewal, batch_name, in_turn, renew, run_canaries
 from flows.rescan.stale import Present, due_tonight, outdated_verdicts
 from tasks import events
 from tasks.mlflow.aliases import Held, in_production
@@ -96,11 +96,11 @@ class Asking:
     told: Callable[[str], None]
 
     def vet(self, stale: dict[str, Coverage]) -> None:
-        """Let the canaries sing, and then renew or reject each verdict."""
+        """Run the canaries, and then renew or reject each verdict."""
         batch, settings = self.batch, self.batch.seen.settings
         if batch.present.policy.rescan.canaries:
-            batch.canaries += sing(settings, self.examine, batch.name, self.at_once)
-            self.told("canaries heard")
+            batch.canaries += run_canaries(settings, self.examine, batch.name, self.at_once)
+            self.told("canaries vetted")
         if not batch.conclusive:
             return
 

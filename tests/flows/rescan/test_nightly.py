@@ -301,7 +301,7 @@ def _held(home: Home) -> list[Any]:
 
 def test_killed_after_any_step_it_ends_the_same_and_demotes_once(home: Home, base: Base) -> None:
     bad_champion(home, base)
-    for step in ("compared", "hashed", "canaries heard", f"vetted {base.trojaned}", "demoted"):
+    for step in ("compared", "hashed", "canaries vetted", f"vetted {base.trojaned}", "demoted"):
         child = FORK.Process(target=die_after, args=(step, home.settings, base))
         child.start()
         child.join()
