@@ -27,14 +27,14 @@ def result_of(
     record: Record,
     ruling: Blob,
     found: dict[str, Found],
-    mended: Blob | None,
+    repaired: Blob | None,
     refusal: Reason | None,
     level: int,
     started: float,
 ) -> Blob:
     """Design.md's object; what it points to is written by `publish`."""
     verdict = ruling["verdict"]
-    more = [refusal] if refusal is not None else _rejections(mended)
+    more = [refusal] if refusal is not None else _rejections(repaired)
     told = [verdict[name] if refusal is None else [] for name in ("reasons", "reason_records")]
     return {
         "submission": record.submission.name,
@@ -44,7 +44,7 @@ def result_of(
         "calibrated": verdict["calibrated"],
         "suspects": verdict["suspects"],
         "methods": [_method(method, found) for method in verdict["methods"]],
-        "repair": _repair(mended),
+        "repair": _repair(repaired),
         "report": str(settings.home / "reports" / f"{record.id}.html"),
         "attestation": str(settings.home / "attestations" / f"{record.id}.json"),
         "mlflow_run": None,
@@ -55,7 +55,7 @@ def result_of(
     }
 
 
-def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result: Blob, mended: Blob | None) -> Blob:
+def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result: Blob, repaired: Blob | None) -> Blob:
     """Put the attestation and the report where people find them, tell MLflow, and return the result with its run."""
     store = open_store(settings)
     attestation, page = Path(result["attestation"]), Path(result["report"])
@@ -69,7 +69,7 @@ def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result
         clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
         with tempfile.TemporaryDirectory() as room:
             files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
-            files["report.html"].write_text(_page(record, result, ruling, evidence, mended, clean, case))
+            files["report.html"].write_text(_page(record, result, ruling, evidence, repaired, clean, case))
             for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
                 files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
                 files[f"triggers/{name}"].write_bytes(content)
@@ -77,7 +77,7 @@ def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result
                 settings, record.submission, record.id, result, files, vetting=Path(ruling["attestation"]).stem
             )
         result = {**result, "mlflow_run": run}
-        page.write_text(_page(record, result, ruling, evidence, mended, clean, case))
+        page.write_text(_page(record, result, ruling, evidence, repaired, clean, case))
         store.create(f"reports/{record.id}/{Path(ruling['attestation']).stem}.html", page.read_bytes())
         store.create(f"results/{record.id}/{Path(ruling['attestation']).stem}.json", json.dumps(result).encode())
     except OSError as error:
@@ -92,16 +92,16 @@ def _page(
     result: Blob,
     ruling: Blob,
     evidence: list[Blob],
-    mended: Blob | None,
+    repaired: Blob | None,
     clean: Clean | None,
     case: Case,
 ) -> str:
-    chosen = (mended or {}).get("chosen")
+    chosen = (repaired or {}).get("chosen")
     return render(
         result,
         evidence=evidence,
         verdict=ruling["verdict"],
-        repaired=None if chosen is None else {**chosen, "result": (mended or {}).get("result")},
+        repaired=None if chosen is None else {**chosen, "result": (repaired or {}).get("result")},
         calibration=ruling["verdict"].get("calibration"),
         submission=record.submission.model_dump(mode="json"),
         provenance={
@@ -143,14 +143,14 @@ def _method(method: Blob, found: dict[str, Found]) -> Blob:
     return {**kept, "seconds": None if ran is None else ran.seconds}
 
 
-def _repair(mended: Blob | None) -> Blob | None:
-    if mended is None or "chosen" not in mended:
+def _repair(repaired: Blob | None) -> Blob | None:
+    if repaired is None or "chosen" not in repaired:
         return None
-    before, after = mended["test"]["before"], mended["test"]["after"]
-    child = mended["result"]
+    before, after = repaired["test"]["before"], repaired["test"]["after"]
+    child = repaired["result"]
     return {
-        "method": mended["chosen"]["method"],
-        "artifact": str(Path(mended["directory"]) / mended["record"]["submission"]["model"]),
+        "method": repaired["chosen"]["method"],
+        "artifact": str(Path(repaired["directory"]) / repaired["record"]["submission"]["model"]),
         "submission": child["manifest_sha256"],
         "verdict": child["verdict"],
         "p_value": child["p_value"],
@@ -159,10 +159,10 @@ def _repair(mended: Blob | None) -> Blob | None:
     }
 
 
-def _rejections(mended: Blob | None) -> list[Reason]:
+def _rejections(repaired: Blob | None) -> list[Reason]:
     """Why each repair that was tried was not good enough."""
     reasons = []
-    for record in (mended or {}).get("rejected", []):
+    for record in (repaired or {}).get("rejected", []):
         if record["failure"] is not None:
             reasons.append(Reason(Code.REPAIR_FAILED, record["method"], figures={"said": record["failure"]}))
         else:

@@ -77,13 +77,13 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         # whoever lost the lease must not write a second verdict
         check()
         ruling = step(_decide, "decide")(vetting, seen, bench.sandbox.level)
-        mended = _repair(vetting, seen, ruling)
-    if mended is not None:
-        mended = _vet_again(vetting, mended, unless_vetted)
+        repaired = _repair(vetting, seen, ruling)
+    if repaired is not None:
+        repaired = _vet_again(vetting, repaired, unless_vetted)
     check()
     found = {item.method: item for item in seen.found}
-    result = result_of(settings, record, ruling, found, mended, seen.refusal, bench.sandbox.level, started)
-    published: Blob = step(publish, "report and register")(settings, record, vetting.case, ruling, result, mended)
+    result = result_of(settings, record, ruling, found, repaired, seen.refusal, bench.sandbox.level, started)
+    published: Blob = step(publish, "report and register")(settings, record, vetting.case, ruling, result, repaired)
     return published
 
 
@@ -135,12 +135,12 @@ def _evidence_for(vetting: Vetting, seen: Seen, method: str, suspects: list[int]
     return holding
 
 
-def _vet_again(vetting: Vetting, mended: Blob, unless_vetted: bool) -> Blob:
+def _vet_again(vetting: Vetting, repaired: Blob, unless_vetted: bool) -> Blob:
     """The repaired model as a submission of its own, vetted from the first step by the same rules."""
-    if "chosen" not in mended:
-        return mended
-    record = intake.take(vetting.settings, Path(mended["directory"]))
+    if "chosen" not in repaired:
+        return repaired
+    record = intake.take(vetting.settings, Path(repaired["directory"]))
     submission = record.submission
     if submission.parent != vetting.record.id or submission.name != vetting.record.submission.name:
         raise StoreError(f"expected a repair of {vetting.record.id}, got one of {submission.parent}; it is refused")
-    return {**mended, "record": record.to_json(), "result": vet(record.id, unless_vetted, WAIT_SECONDS)}
+    return {**repaired, "record": record.to_json(), "result": vet(record.id, unless_vetted, WAIT_SECONDS)}
