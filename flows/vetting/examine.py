@@ -81,7 +81,7 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
         yield Vetting(settings, record, policy, params, case, run), bench
 
 
-def look_over(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
+def inspect_submission(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
     """The case with its data, and what was seen of it; a submission that is not understood is refused, not an error."""
     format = vetting.record.submission.format
     least = vetting.policy.sandbox_level.get(format, 1)
@@ -151,7 +151,7 @@ def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
     @flow(name="examine", flow_run_name=f"examine-{manifest_sha256[:12]}-{run or 'first'}", result_serializer="json")
     def examining() -> Blob:
         with opened(settings, manifest_sha256, run) as (vetting, bench):
-            return request_of(*look_over(vetting, bench), bench.sandbox.level)
+            return request_of(*inspect_submission(vetting, bench), bench.sandbox.level)
 
     found: Blob = examining()
     return found
@@ -162,7 +162,7 @@ def examine_flow(manifest_sha256: str, key: str, run: str = "") -> None:
     """Examine, and leave what the gate is to judge at examinations/<manifest>/<key>.json for whoever asked for it."""
     settings = load_settings()
     with opened(settings, manifest_sha256, run) as (vetting, bench):
-        request = request_of(*look_over(vetting, bench), bench.sandbox.level)
+        request = request_of(*inspect_submission(vetting, bench), bench.sandbox.level)
     open_store(settings).create(f"examinations/{manifest_sha256}/{key}.json", canonical_json(request))
 
 

@@ -12,7 +12,7 @@ from prefect import flow
 
 from flows.gate.client import gate
 from flows.params import uses
-from flows.vetting.examine import Seen, Vetting, look_over, opened, request_of, step
+from flows.vetting.examine import Seen, Vetting, inspect_submission, opened, request_of, step
 from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
@@ -73,7 +73,7 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
     started = time.monotonic()
     gate(settings)
     with opened(settings, record.id) as (vetting, bench):
-        vetting, seen = look_over(vetting, bench)
+        vetting, seen = inspect_submission(vetting, bench)
         # whoever lost the lease must not write a second verdict
         check()
         ruling = step(_decide, "decide")(vetting, seen, bench.sandbox.level)
