@@ -25,7 +25,7 @@ from rich.table import Table
 
 from flows.production.reconcile import reconcile
 from flows.production.watch import watch
-from flows.rescan.local import rescan_here
+from flows.rescan.local import rescan_locally
 from flows.rescan.stale import Present
 from tasks.mlflow.client import experiment, registry
 from tasks.mlflow.promoted import MODEL, PROMOTIONS
@@ -65,7 +65,7 @@ def measure(folder: Path, models: int, stale: int) -> list[dict[str, Any]]:
     settings = load_settings()
     set_up(settings, folder, models, stale)
     rows: list[dict[str, Any]] = []
-    night = _timed(rows, "the night: everything", models, lambda: rescan_here(settings))
+    night = _timed(rows, "the night: everything", models, lambda: rescan_locally(settings))
     assert (night["stale"], night["errors"]) == (stale, []), night
     assert [item["decision"] for item in night["vetted"]] == ["PASS"] * stale, night["vetted"]
     spent = night["seconds"]
@@ -81,7 +81,7 @@ def measure(folder: Path, models: int, stale: int) -> list[dict[str, Any]]:
     ]
     unchanged = sum(spent[part] for part in ("read", "compare", "hash"))
     rows.append({"what": "the unchanged in all", "models": models - stale, "seconds": unchanged})
-    again = _timed(rows, "the next night: nothing out of date", models, lambda: rescan_here(settings))
+    again = _timed(rows, "the next night: nothing out of date", models, lambda: rescan_locally(settings))
     assert (again["stale"], again["unchanged"], again["errors"]) == (0, models, []), again
     _timed(rows, "reconcile everything", models, lambda: reconcile(settings))
     _timed(rows, "reconcile one model", 1, lambda: reconcile(settings, NAME.format(0)))

@@ -81,9 +81,9 @@ def vet(directory: Directory, json: AsJson = False) -> int:
 
     def command() -> Outcome:
         from flows.cli.show import EXIT_CODES, show_result
-        from flows.vetting.local import vet_here
+        from flows.vetting.local import vet_locally
 
-        result = vet_here(directory)
+        result = vet_locally(directory)
         return Outcome(EXIT_CODES[result["verdict"]], result, lambda console: show_result(console, result))
 
     return carry_out(command, as_json=json)

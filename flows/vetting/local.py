@@ -24,7 +24,7 @@ from vetgate.verdict.policy import load_policy
 from vetgate.verdict.reasons import of_error
 
 
-def vet_here(directory: Path) -> dict[str, Any]:
+def vet_locally(directory: Path) -> dict[str, Any]:
     """Submit a directory and vet it with the settings of the environment; the flow's result."""
     started = time.monotonic()
     settings = load_settings()
@@ -53,7 +53,7 @@ def run(settings: Settings, record: Record) -> dict[str, Any]:
         cool()
 
 
-def sweep_here(settings: Settings) -> dict[str, Any]:
+def sweep_locally(settings: Settings) -> dict[str, Any]:
     """Vet and take in, one after another in this process, whatever waits; for installations without a service."""
     todo: list[tuple[str, dict[str, Any]]] = []
     done = sweep(settings, lambda deployment, parameters, key: todo.append((deployment, parameters)))

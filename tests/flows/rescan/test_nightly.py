@@ -41,10 +41,10 @@ DAY = NOW.date().isoformat()
 BATCH = f"{DAY}-1"
 EXAMINING = """
 import json, sys
-from flows.rescan.local import cool, examine_here
+from flows.rescan.local import cool, examine_locally
 from tasks.settings import load_settings
 settings = load_settings()
-done = [[*item, examine_here(settings, *item)] for item in json.load(sys.stdin)]
+done = [[*item, examine_locally(settings, *item)] for item in json.load(sys.stdin)]
 cool()
 print(json.dumps(done), file=open(sys.argv[1], "w"))
 """
