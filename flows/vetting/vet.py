@@ -72,17 +72,17 @@ def last_result(store: Store, manifest_sha256: str) -> Blob | None:
 def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: Callable[[], None]) -> Blob:
     started = time.monotonic()
     gate(settings)
-    with opened(settings, record.id) as (vetting, bench):
-        vetting, seen = inspect_submission(vetting, bench)
+    with opened(settings, record.id) as (vetting, workplace):
+        vetting, seen = inspect_submission(vetting, workplace)
         # whoever lost the lease must not write a second verdict
         check()
-        ruling = step(_decide, "decide")(vetting, seen, bench.sandbox.level)
+        ruling = step(_decide, "decide")(vetting, seen, workplace.sandbox.level)
         repaired = _repair(vetting, seen, ruling)
     if repaired is not None:
         repaired = _vet_again(vetting, repaired, unless_vetted)
     check()
     found = {item.method: item for item in seen.found}
-    result = result_of(settings, record, ruling, found, repaired, seen.refusal, bench.sandbox.level, started)
+    result = result_of(settings, record, ruling, found, repaired, seen.refusal, workplace.sandbox.level, started)
     published: Blob = step(publish, "report and register")(settings, record, vetting.case, ruling, result, repaired)
     return published
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.progress import teller
 from tasks.vetting.inspect import Case
-from tasks.vetting.workplace import bench_of
+from tasks.vetting.workplace import workplace_of
 
 Blob = dict[str, Any]
 
@@ -31,7 +31,7 @@ class Measured:
 def evaluate(case: Case, model: Blob, triggers: list[Blob], purpose: str) -> Measured:
     """Accuracy and the highest success of any trigger on the images kept for a purpose (`validate` or `test`)."""
     payload = {**model, "samples": case.data.files(purpose), "triggers": triggers}
-    answer = bench_of(case.manifest).sandbox.call("evaluate", payload, limits=case.limits)
+    answer = workplace_of(case.manifest).sandbox.call("evaluate", payload, limits=case.limits)
     return Measured(answer["clean_accuracy"], max(answer["attack_success"], default=0.0))
 
 
@@ -51,7 +51,7 @@ def reinvert(case: Case, model: Blob, triggers: list[Blob], params: Blob) -> lis
         "params": params,
         "seed": case.seed,
     }
-    sandbox = bench_of(case.manifest).sandbox
+    sandbox = workplace_of(case.manifest).sandbox
     told = teller("reverse triggers anew")
     answer = sandbox.call("reinvert", payload, limits=case.limits, on_progress=told)
     told(1)

@@ -14,7 +14,7 @@ from tasks.progress import teller
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
-from tasks.vetting.workplace import bench_of
+from tasks.vetting.workplace import workplace_of
 from vetgate.digest import canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, StoreError
 
@@ -62,14 +62,14 @@ class Found:
 
 def look(case: Case) -> dict[str, Any]:
     """Read every submitted file to its last byte and load the model; raises NotUnderstood or SandboxError."""
-    sandbox = bench_of(case.manifest).sandbox
+    sandbox = workplace_of(case.manifest).sandbox
     sandbox.call("inspect", case.model, limits=case.limits)
     return sandbox.call("describe", case.model, limits=case.limits)
 
 
 def detect(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The fields of what one detector found: from the store, else run and saved; raises StoreError if it cannot be."""
-    sandbox = bench_of(case.manifest).sandbox
+    sandbox = workplace_of(case.manifest).sandbox
 
     def run() -> dict[str, Any]:
         payload, told = payload_of(case, method, params), teller(f"detect {method}")

@@ -14,7 +14,7 @@ from tasks.settings import Settings
 from tasks.store.base import Store, open_store
 from tasks.vetting.evaluate import Measured, evaluate, natural_success, reinvert
 from tasks.vetting.inspect import Case, log_invocation, provenance
-from tasks.vetting.workplace import bench_of
+from tasks.vetting.workplace import workplace_of
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
@@ -50,7 +50,7 @@ def repair(
     else:
         return saved
     log_invocation(store, case.manifest, method, key)
-    out = bench_of(case.manifest).made / key
+    out = workplace_of(case.manifest).made / key
     payload = {
         **case.model,
         "method": method,
@@ -63,7 +63,7 @@ def repair(
         "out": str(out),
     }
     try:
-        sandbox = bench_of(case.manifest).sandbox
+        sandbox = workplace_of(case.manifest).sandbox
         answer = sandbox.call("repair", payload, limits=case.limits, on_progress=teller(f"repair {method}"))
         repaired = adopt(case, out)
         after = [*triggers, *reinvert(case, repaired.model, triggers, inversion)]
@@ -129,7 +129,7 @@ def report_figures(case: Case, record: Blob, directory: Path) -> Blob:
 
 def adopt(case: Case, directory: Path) -> Case:
     """The same case with a repaired model: its submission is ours with the parent set, whatever the sandbox wrote."""
-    given = bench_of(case.manifest).given / f"repaired-{directory.name}"
+    given = workplace_of(case.manifest).given / f"repaired-{directory.name}"
     shutil.rmtree(given, ignore_errors=True)
     shutil.copytree(directory, given, symlinks=True)
     hash_directory(given)
