@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.production.watch import coverages, watch
 from flows.vetting.submit import queue
-from tasks.mlflow.aliases import Held
+from tasks.mlflow.aliases import Aliased
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage
 from tasks.records.submitters import submitters_of
@@ -85,7 +85,7 @@ def _production(settings: Settings, now: datetime) -> list[Blob]:
     return [row for item, answer in rows for row in _rows(item, answer, now)]
 
 
-def _rows(held: Held, answer: Coverage | VetgateError, now: datetime) -> list[Blob]:
+def _rows(held: Aliased, answer: Coverage | VetgateError, now: datetime) -> list[Blob]:
     """One version, a row for each alias that points to it; `covered` is None where an outage kept us from knowing."""
     common: Blob = {"name": held.name, "model": f"prod.{held.name}", "version": held.version}
     if isinstance(answer, VetgateError):

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from flows.production.watch import Watch, coverage, coverages, watch
-from tasks.mlflow.aliases import Held, in_production, source_of
+from tasks.mlflow.aliases import Aliased, in_production, source_of
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
 from tasks.records.alias_moves import move_key
 from tasks.records.attestations import is_revoked, newest_attestation
@@ -63,7 +63,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     }
 
 
-def remove(seen: Watch, item: Held, held: Iterable[Held], why: Denied) -> list[TakenBack]:
+def remove(seen: Watch, item: Aliased, held: Iterable[Aliased], why: Denied) -> list[TakenBack]:
     """Take every alias off a version that nothing covers, each put back to what stood there before if that may stay."""
     kind = DEMOTION if isinstance(why, Stale) or _was_let_in(seen, item) else BYPASS
     aliases = {alias: other.version for other in held if other.name == item.name for alias in other.aliases}
@@ -75,7 +75,7 @@ def remove(seen: Watch, item: Held, held: Iterable[Held], why: Denied) -> list[T
     return taken
 
 
-def _was_let_in(seen: Watch, item: Held) -> bool:
+def _was_let_in(seen: Watch, item: Aliased) -> bool:
     """Whether the gate promoted exactly this and its own later verdict is what speaks against it."""
     try:
         promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
@@ -96,7 +96,7 @@ def _was_let_in(seen: Watch, item: Held) -> bool:
     return verified["verdict"] not in attest.ADMITTED
 
 
-def _successor(seen: Watch, item: Held, alias: str, aliases: dict[str, str], kind: str) -> str | None:
+def _successor(seen: Watch, item: Aliased, alias: str, aliases: dict[str, str], kind: str) -> str | None:
     """The version that the alias goes back to: covered, not itself in its grace, and not another alias's by right."""
     other = aliases.get(CHAMPION) if alias == CHALLENGER else None
     for version in dict.fromkeys(_candidates(seen, item.name, alias, aliases, kind)):

@@ -17,7 +17,7 @@ from flows.production.watch import Watch, coverages, watch
 from flows.rescan.batch import Examine, Renewal, batch_name, in_turn, renew, run_canaries
 from flows.rescan.stale import Present, due_tonight, outdated_verdicts
 from tasks import events
-from tasks.mlflow.aliases import Held, in_production
+from tasks.mlflow.aliases import Aliased, in_production
 from tasks.mlflow.tampered import rehash
 from tasks.records.coverage import Coverage
 from tasks.records.ledger import append, head
@@ -39,8 +39,8 @@ class Batch:
     name: str
     seen: Watch
     present: Present
-    covering: list[tuple[Held, Coverage]]
-    uncovered: list[Held]
+    covering: list[tuple[Aliased, Coverage]]
+    uncovered: list[Aliased]
     errors: list[str] = field(default_factory=list)
     hashed: int = 0
     taken_back: list[Blob] = field(default_factory=list)

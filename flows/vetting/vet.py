@@ -17,7 +17,7 @@ from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store, open_store
-from tasks.store.lease import Held, leased
+from tasks.store.lease import LeaseHeld, leased
 from tasks.vetting import inspect, intake, repair
 from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError
@@ -53,7 +53,7 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
         with leased(settings, record.id, wait=wait_seconds) as lease:
             kept = last_result(store, record.id) if unless_vetted else None
             result = kept or _vet(settings, record, unless_vetted, lease.check)
-    except Held as error:
+    except LeaseHeld as error:
         if wait_seconds:
             raise
         return {"submission": record.submission.name, "manifest_sha256": record.id, "verdict": None, "held": str(error)}

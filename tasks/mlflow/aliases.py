@@ -26,7 +26,7 @@ MODELS, VERSIONS = 1000, 10_000
 
 
 @dataclass(frozen=True)
-class Held:
+class Aliased:
     """One version of prod.<name> that aliases point to, and its source; empty when the registry has no such version."""
 
     name: str
@@ -35,7 +35,7 @@ class Held:
     aliases: tuple[str, ...]
 
 
-def in_production(settings: Settings, name: str | None = None) -> list[Held]:
+def in_production(settings: Settings, name: str | None = None) -> list[Aliased]:
     """Every version of a prod.* model, or of prod.<name>, that has an alias: in a few calls however many there are.
 
     Raises StoreError when the registry does not answer.
@@ -43,13 +43,13 @@ def in_production(settings: Settings, name: str | None = None) -> list[Held]:
     with registry(settings) as client:
         aliases = dict(_aliases(client) if name is None else [(f"{PREFIX}{name}", aliases_of(client, name))])
         sources = _sources(client, aliases, "" if name is None else f"{PREFIX}{name}")
-    return held_by(aliases, sources)
+    return by_version(aliases, sources)
 
 
-def held_by(aliases: dict[str, dict[str, str]], sources: dict[tuple[str, str], str]) -> list[Held]:
+def by_version(aliases: dict[str, dict[str, str]], sources: dict[tuple[str, str], str]) -> list[Aliased]:
     """A version each, in order, from alias to version by model and source by model and version."""
     return [
-        Held(model.removeprefix(PREFIX), version, sources.get((model, version), ""), tuple(sorted(names)))
+        Aliased(model.removeprefix(PREFIX), version, sources.get((model, version), ""), tuple(sorted(names)))
         for model, found in sorted(aliases.items())
         for version, names in sorted(_by_version(found).items())
     ]

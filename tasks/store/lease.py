@@ -26,7 +26,7 @@ from vetgate.errors import StoreError
 POLL_SECONDS = 1.0
 
 
-class Held(StoreError):
+class LeaseHeld(StoreError):
     """Somebody else is at work on it."""
 
     code = "lease-held"
@@ -70,7 +70,7 @@ def read_lease(store: Store, work: str) -> Lease | None:
 
 @contextmanager
 def leased(settings: Settings, work: str, *, wait: float = 0.0) -> Iterator[Holding]:
-    """Hold the lease on `work`, such as a manifest's SHA-256; raises Held if another's is live after `wait` seconds."""
+    """Hold the lease on `work`, such as a SHA-256; raises LeaseHeld if another's is live after `wait` seconds."""
     store = open_store(settings)
     holding = Holding(store, work, *_taken(store, work, settings.lease_seconds, wait), settings.lease_seconds)
     holding.start()
@@ -102,7 +102,7 @@ def _taken(store: Store, work: str, seconds: int, wait: float) -> tuple[Lease, s
                 pass  # another was faster; hear what it says
         if time.monotonic() >= until:
             who = f"{old.host}, process {old.pid}" if old is not None else "another"
-            raise Held(f"expected {work} to be free, got a vetting by {who} at work on it; wait for its verdict")
+            raise LeaseHeld(f"expected {work} to be free, got a vetting by {who} at work on it; wait for its verdict")
         time.sleep(POLL_SECONDS)
 
 

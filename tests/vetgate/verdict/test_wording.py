@@ -114,7 +114,7 @@ def test_every_error_has_a_code_an_exit_code_and_a_rule_that_no_word_changes() -
             yield from every(special)
 
     ours = [k for k in every(VetgateError) if k.__module__.partition(".")[0] in ("vetgate", "tasks", "flows")]
-    assert {errors.Altered, sandbox_answers.TimedOut, lease.Held, webhooks.Forged} <= set(ours)
+    assert {errors.Altered, sandbox_answers.TimedOut, lease.LeaseHeld, webhooks.Forged} <= set(ours)
     assert len({kind.code for kind in ours}) == len(ours)
     for kind in ours:
         made = [kind.__new__(kind, words) for words in ("", "expected a PASS, got one for x, which was revoked")]
