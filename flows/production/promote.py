@@ -16,7 +16,7 @@ from typing import Any
 from flows.production.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
 from tasks import events
 from tasks.mlflow.promoted import Promoted, register_promoted
-from tasks.records.alias_moves import Move, begin_move, end_move
+from tasks.records.alias_moves import AliasMove, begin_move, end_move
 from tasks.records.attestations import is_revoked, newest_attestation
 from tasks.records.denials import enter_denial
 from tasks.records.ledger import catch_up, gate_key, note, note_move
@@ -105,7 +105,7 @@ def _recorded(asked: Request, admitted: Admitted, made: Promoted, old: str | Non
         raise Stale(
             f"expected the verdict on {admitted.manifest.sha256} to stand, got another meanwhile; promote again"
         )
-    move = Move(
+    move = AliasMove(
         asked.name, asked.alias, made.version, old, admitted.manifest.sha256, admitted.digest, admitted.approvals
     )
     moving = old != made.version

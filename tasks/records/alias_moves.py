@@ -19,7 +19,7 @@ from vetgate.trust.strict_json import as_object, parse
 
 
 @dataclass(frozen=True)
-class Move:
+class AliasMove:
     """The `number`-th move of an alias of prod.<name>: onto a version, from `old` (None: it was not set).
 
     `since` is the last entry of the ledger before it began.
@@ -37,7 +37,7 @@ class Move:
     done: bool = False
 
 
-def begin_move(settings: Settings, wanted: Move) -> Move:
+def begin_move(settings: Settings, wanted: AliasMove) -> AliasMove:
     """The move to be made: the one that was begun and not ended, if it is this one, else a new one."""
     store = open_store(settings)
     where = move_key(wanted.name, wanted.alias)
@@ -53,7 +53,7 @@ def begin_move(settings: Settings, wanted: Move) -> Move:
     return following
 
 
-def enter_move(settings: Settings, move: Move) -> Entry:
+def enter_move(settings: Settings, move: AliasMove) -> Entry:
     """The ledger's entry of a move, made once; the promotion of its version must be kept already."""
     key = promotion_key(move.name, move.version)
     said = {k: v for k, v in asdict(move).items() if k not in ("since", "done", "number")}
@@ -73,7 +73,7 @@ def end_move(settings: Settings, name: str, alias: str, version: str) -> None:
         store.replace(move_key(name, alias), _bytes(replace(kept, done=True)), if_match=etag)
 
 
-def unfinished_move(store: Store, name: str, version: str) -> Move | None:
+def unfinished_move(store: Store, name: str, version: str) -> AliasMove | None:
     """A move onto this version that was begun and not ended, or None."""
     for key in store.list(f"moves/{name}/"):
         kept, _ = _read(store, name, key.rpartition("/")[2].removesuffix(".json"))
@@ -87,14 +87,14 @@ def move_key(name: str, alias: str) -> str:
     return f"moves/{name}/{alias}.json"
 
 
-def _read(store: Store, name: str, alias: str) -> tuple[Move, str]:
+def _read(store: Store, name: str, alias: str) -> tuple[AliasMove, str]:
     """The last move of an alias and its etag; raises KeyError when there was none."""
     data, etag = store.read_tagged(move_key(name, alias))
-    fields = as_object(parse(data, "a move"), Move.__dataclass_fields__, "a move")
+    fields = as_object(parse(data, "a move"), AliasMove.__dataclass_fields__, "a move")
     if (fields["name"], fields["alias"]) != (name, alias):
         raise Denied(f"expected the move of {alias} of {name}, got another; remove {move_key(name, alias)}")
-    return Move(**{**fields, "approvals": tuple(fields["approvals"])}), etag
+    return AliasMove(**{**fields, "approvals": tuple(fields["approvals"])}), etag
 
 
-def _bytes(move: Move) -> bytes:
+def _bytes(move: AliasMove) -> bytes:
     return canonical_json(asdict(move))

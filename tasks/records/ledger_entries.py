@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.ledger_index import entered
-from tasks.records.alias_moves import Move, enter_move, unfinished_move
+from tasks.records.alias_moves import AliasMove, enter_move, unfinished_move
 from tasks.records.attestations import attestation_at
 from tasks.records.ledger_chain import Entry, append, gate_key, head
 from tasks.records.promotions import promotion_key, promotion_of
@@ -83,14 +83,14 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
     return added
 
 
-def note_move(settings: Settings, move: Move) -> Entry:
+def note_move(settings: Settings, move: AliasMove) -> Entry:
     """Enter the move of an alias onto a version whose promotion is kept, once."""
     entry = enter_move(settings, move)
     _mark(open_store(settings), promotion_key(move.name, move.version))
     return entry
 
 
-def _move(store: Store, key: str) -> Move | None:
+def _move(store: Store, key: str) -> AliasMove | None:
     """The move that a promotion was written for, when it was killed before its entry was."""
     if not key.startswith("promotions/"):
         return None
