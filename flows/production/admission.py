@@ -35,7 +35,7 @@ class Request:
     alias: str
     store: Store
     now: datetime
-    told: Callable[[str], None]
+    on_step: Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ def rescan(
     *,
     at_once: int = 1,
     now: datetime | None = None,
-    told: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Blob:
     """What a batch found and did. `examine` runs the detectors on a manifest under the name of a run, somewhere.
 
-    Raises StoreError when the registry does not answer or another batch is at work. `told` hears of every step after
+    Raises StoreError when the registry does not answer or another batch is at work. `on_step` is given every step after
     it is done.
     """
     with leased(settings, LEASE) as lease:
@@ -72,15 +72,15 @@ def rescan(
         batch = _begun(settings, now)
         # what nothing covers is for `reconcile`; a batch that was killed may have left some for it
         _reconcile(batch, {item.name for item in batch.uncovered})
-        told("compared")
+        on_step("compared")
         _timed(batch, "hash", lambda: _hash_some(batch))
-        told("hashed")
+        on_step("hashed")
         stale = _timed(batch, "compare", lambda: _stale(batch))
         if stale:
-            ask = Asking(batch, examine, at_once, lease.check, told)
+            ask = Asking(batch, examine, at_once, lease.check, on_step)
             _timed(batch, "vet", lambda: ask.vet(stale))
         _reconcile(batch, {renewal.name for renewal in batch.renewals if renewal.decision == "FAIL"})
-        told("demoted")
+        on_step("demoted")
         lease.check()
         return _finished(batch, len(stale), since)
 
@@ -93,14 +93,14 @@ class Asking:
     examine: Examine
     at_once: int
     check: Callable[[], None]
-    told: Callable[[str], None]
+    on_step: Callable[[str], None]
 
     def vet(self, stale: dict[str, Coverage]) -> None:
         """Run the canaries, and then renew or reject each verdict."""
         batch, settings = self.batch, self.batch.seen.settings
         if batch.present.policy.rescan.canaries:
             batch.canaries += run_canaries(settings, self.examine, batch.name, self.at_once)
-            self.told("canaries vetted")
+            self.on_step("canaries vetted")
         if not batch.conclusive:
             return
 
@@ -115,7 +115,7 @@ class Asking:
                 batch.errors.append(f"{manifest}: {found}")
             else:
                 batch.renewals.append(found)
-            self.told(f"vetted {manifest}")
+            self.on_step(f"vetted {manifest}")
 
 
 def _begun(settings: Settings, now: datetime | None) -> Batch:

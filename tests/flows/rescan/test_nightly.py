@@ -318,7 +318,7 @@ def die_after(step: str, settings: Settings, base: Base) -> None:
             gate(settings).close()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rescan(settings, base.examine, now=utc_now(), told=heard)
+    rescan(settings, base.examine, now=utc_now(), on_step=heard)
 
 
 def test_two_batches_at_once_are_one(home: Home, base: Base) -> None:

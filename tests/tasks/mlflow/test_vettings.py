@@ -174,7 +174,7 @@ def test_with_an_s3_store_prod_points_at_the_vetted_copy_and_no_version_elsewher
             tags={},
             documents={},
             record=record,
-            told=lambda _: None,
+            on_step=lambda _: None,
         )
 
     assert promoted().source == f"s3://vetgate/registry/vetted/{manifest.sha256}"
