@@ -1,4 +1,4 @@
-"""Where work that takes longer than a second says how far it is; nobody may be listening."""
+"""Where work that takes longer than a second says how far it is; listeners are optional."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tell(what: str, fraction: float) -> None:
+def report_progress(what: str, fraction: float) -> None:
     """Say that this share of `what` is done."""
     for listener in list(_listeners):
         listener(what, fraction)
 
 
-def teller(what: str) -> Callable[[float], None]:
+def progress_of(what: str) -> Callable[[float], None]:
     """A callback for one piece of work."""
-    return lambda fraction: tell(what, fraction)
+    return lambda fraction: report_progress(what, fraction)

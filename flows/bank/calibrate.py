@@ -65,12 +65,12 @@ def own(
     out: Path,
     *,
     jobs: int | None = None,
-    tell: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> Bank:
     """Train clean networks on a data set of one's own, inspect them, and add them to the calibration at `out`.
 
-    `tell` hears what share of the networks is finished. References on other data sets stay, as long as code and
-    parameters are theirs. Whatever is finished is kept under <home>/bank.
+    `on_progress` is given the share of the networks that is finished. References on other data sets stay, as long as
+    code and parameters are theirs. Whatever is finished is kept under <home>/bank.
     """
     from flows.bank.data import source
 
@@ -81,7 +81,7 @@ def own(
     fresh = []
     for group, seen in spread(by_all, groups, jobs):
         fresh.append(reference(trained(group[0])[1], data.classes, seen))
-        tell(len(fresh) / len(listed))
+        on_progress(len(fresh) / len(listed))
     bank = _with_kept(Bank(methods=pins(params), references=_ordered(fresh)), out)
     write(bank, out)
     return bank

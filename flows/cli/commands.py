@@ -136,10 +136,10 @@ def data_add(
 
     def command() -> Outcome:
         from tasks.data.reference import add
-        from tasks.progress import teller
+        from tasks.progress import progress_of
         from tasks.settings import load_settings
 
-        ref = add(load_settings(), name, file, teller(f"reading {file.name}"))
+        ref = add(load_settings(), name, file, progress_of(f"reading {file.name}"))
         blob = {"name": ref.name, "rev": ref.rev, "path": ref.path, "sha256": ref.sha256}
         return Outcome(0, blob, lambda console: _show_pairs(console, blob))
 

@@ -22,7 +22,7 @@ from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
 from flows.service import runtime
 from flows.vetting import local as here
-from tasks.progress import tell
+from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
 from tasks.vetting import intake
@@ -99,9 +99,9 @@ def _suppliers(out: Path) -> Iterator[Ask]:
 def _handed_in(ask: Ask) -> Blob:
     """What the suppliers hand in, once it is trained."""
     training = "two suppliers train their models"
-    tell(training, 0)
+    report_progress(training, 0)
     while "submissions" not in (said := ask(None)):
-        tell(training, said["done"])
+        report_progress(training, said["done"])
     return said
 
 
@@ -111,9 +111,9 @@ def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
 
     records = [intake.take(settings, directory) for directory in directories]
     try:
-        tell("start", 0)
+        report_progress("start", 0)
         runtime.ready()
-        tell("start", 1)
+        report_progress("start", 1)
         return [vet(record.id) for record in records]
     finally:
         cool()
@@ -135,11 +135,11 @@ def _kept(settings: Settings, manifest_sha256: str) -> Blob:
 
 def _at_the_gate(settings: Settings, rows: list[Row]) -> Iterator[Row]:
     """The rows with what promotion says to each."""
-    tell("promoting", 0)
+    report_progress("promoting", 0)
     for turn, row in enumerate(rows, 1):
         try:
             granted = promote(settings, row.submission, submission=row.manifest_sha256)
             yield replace(row, production=f"{granted['model']} v{granted['version']}")
         except Denied as error:
             yield replace(row, refusal=str(error))
-        tell("promoting", turn / len(rows))
+        report_progress("promoting", turn / len(rows))

@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.params import Params, load_params, needs
-from tasks.progress import tell
+from tasks.progress import report_progress
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
 from tasks.store.base import open_store
@@ -55,11 +55,11 @@ def step(function: Callable[..., Any], name: str) -> Any:
     """One piece of work as a Prefect task; what outlives a run is kept by the work itself, under its own key."""
 
     def told(*given: Any) -> Any:
-        tell(name, 0)
+        report_progress(name, 0)
         try:
             return function(*given)
         finally:
-            tell(name, 1)
+            report_progress(name, 1)
 
     made = task(name=name, task_run_name=name, persist_result=True, result_serializer="json", cache_policy=NO_CACHE)
     return made(told)

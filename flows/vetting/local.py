@@ -14,7 +14,7 @@ from flows.service import runtime
 from flows.vetting.result import refused
 from flows.vetting.sweep import sweep
 from tasks.mlflow import client as mlflow_client
-from tasks.progress import tell
+from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.vetting import intake
 from tasks.vetting.intake import Record
@@ -42,11 +42,11 @@ def run(settings: Settings, record: Record) -> dict[str, Any]:
     """Vet a submission that was taken in."""
     start(settings)
     try:
-        tell("start", 0)
+        report_progress("start", 0)
         from flows.vetting.vet import vet
 
         runtime.ready()
-        tell("start", 1)
+        report_progress("start", 1)
         result: dict[str, Any] = vet(record.id)
         return result
     finally:

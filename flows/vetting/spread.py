@@ -15,7 +15,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.progress import tell
+from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.vetting.inspect import Case
 from tasks.vetting.spread import detect_spread
@@ -51,7 +51,7 @@ def detect_all(
     def detecting() -> tuple[list[Blob], NotUnderstood | None]:
         running = {}
         for method, params in methods.items():
-            tell(f"detect {method}", 0)
+            report_progress(f"detect {method}", 0)
             made = _detect.with_options(name=f"detect {method}", task_run_name=f"detect {method}")
             running[method] = made.submit(json.dumps(case_to_json(case)), sizes, method, params)
         found: list[Blob] = []
@@ -62,7 +62,7 @@ def detect_all(
                 found += [answer] if refused is None else []
             except NotUnderstood as error:
                 refused = refused or error
-            tell(f"detect {method}", 1)
+            report_progress(f"detect {method}", 1)
         return found, refused
 
     return detecting()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.progress import teller
+from tasks.progress import progress_of
 from tasks.vetting.inspect import Case
 from tasks.vetting.workplace import workplace_of
 
@@ -52,9 +52,9 @@ def reinvert(case: Case, model: Blob, triggers: list[Blob], params: Blob) -> lis
         "seed": case.seed,
     }
     sandbox = workplace_of(case.manifest).sandbox
-    told = teller("reverse triggers anew")
-    answer = sandbox.call("reinvert", payload, limits=case.limits, on_progress=told)
-    told(1)
+    on_progress = progress_of("reverse triggers anew")
+    answer = sandbox.call("reinvert", payload, limits=case.limits, on_progress=on_progress)
+    on_progress(1)
     return [cut(trigger, areas[trigger["target"]]) for trigger in answer["triggers"]]
 
 

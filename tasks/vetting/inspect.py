@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tasks.progress import teller
+from tasks.progress import progress_of
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
@@ -72,8 +72,8 @@ def detect(settings: Settings, case: Case, method: str, params: dict[str, Any]) 
     sandbox = workplace_of(case.manifest).sandbox
 
     def run() -> dict[str, Any]:
-        payload, told = payload_of(case, method, params), teller(f"detect {method}")
-        answer = sandbox.call("detect", payload, limits=case.limits, on_progress=told)
+        payload, on_progress = payload_of(case, method, params), progress_of(f"detect {method}")
+        answer = sandbox.call("detect", payload, limits=case.limits, on_progress=on_progress)
         return {**answer, "sandbox_level": sandbox.level}
 
     return recorded(settings, case, method, params, run)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.progress import teller
+from tasks.progress import progress_of
 from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store, open_store
@@ -64,7 +64,7 @@ def repair(
     }
     try:
         sandbox = workplace_of(case.manifest).sandbox
-        answer = sandbox.call("repair", payload, limits=case.limits, on_progress=teller(f"repair {method}"))
+        answer = sandbox.call("repair", payload, limits=case.limits, on_progress=progress_of(f"repair {method}"))
         repaired = adopt(case, out)
         after = [*triggers, *reinvert(case, repaired.model, triggers, inversion)]
         measured = _compare(case, repaired, triggers, after, "validate")
