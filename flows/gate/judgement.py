@@ -82,12 +82,12 @@ def _rescan(context: SigningContext, judged: Judged, signed: bool, separated: bo
     if not signed:
         return {**about, "attestation": None}
     if decision is Decision.INCONCLUSIVE and ruling.covering is None:
-        told = {name: about[name] for name in ("manifest", "name", "run")}
+        named = {name: about[name] for name in ("manifest", "name", "run")}
         append(
             context.settings,
             "rescan",
             {
-                **told,
+                **named,
                 "decision": decision.value,
                 **{name: list(about["verdict"][name]) for name in ("reasons", "reason_records")},
             },

@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.gate.records import tell_gate
+from flows.gate.records import notify_gate
 from tasks import events
 from tasks.records.attestations import attested_manifests, newest_attestation
 from tasks.records.submitters import submitters_of
@@ -71,8 +71,8 @@ def waive(settings: Settings, submission: str, finding: str | None, reason: str,
         signer.key, manifest=record.id, finding=finding, reason=reason, now=signer.now, valid=timedelta(days=days)
     )
     made = read_waiver(envelope, signer.trust, signer.now)
-    told = tell_gate(settings, save_waiver(store, record.id, envelope), record.id)
-    return {"waiver": made.digest, **made.to_json(), **_standing(signer, made.digest, record.id, told)}
+    answered = notify_gate(settings, save_waiver(store, record.id, envelope), record.id)
+    return {"waiver": made.digest, **made.to_json(), **_standing(signer, made.digest, record.id, answered)}
 
 
 def approve(settings: Settings, digest: str, key: Path) -> Blob:
@@ -95,10 +95,10 @@ def approve(settings: Settings, digest: str, key: Path) -> Blob:
     kept = save_approval(signer.store, of, key_id(signer.key), envelope)
     if key_id(signer.key) not in {a.keyid for a in approvals_of(signer.store, signer.trust, of, signer.now)}:
         raise Denied(f"expected {kept} to be this key's approval, got another object; remove it and approve again")
-    told = tell_gate(settings, kept, manifest)
+    answered = notify_gate(settings, kept, manifest)
     policy = signer.policy
     needed = policy.promotion.approvals if waiver is None else policy.waivers.approvals
-    return {"approved": of, **_standing(signer, of, manifest, told), "needed": needed}
+    return {"approved": of, **_standing(signer, of, manifest, answered), "needed": needed}
 
 
 def findings_of(store: Store, record: Record) -> tuple[str, ...]:
@@ -146,10 +146,10 @@ def _check_waiver(signer: Signer, waiver: Waiver, submitters: frozenset[str]) ->
         raise Stale(f"expected a waiver in force, got: {waiver.finding} {why}; waive anew")
 
 
-def _standing(signer: Signer, of: str, manifest: str, told: Blob) -> Blob:
+def _standing(signer: Signer, of: str, manifest: str, answered: Blob) -> Blob:
     """How many approvals a statement has, and what the gate made of them."""
     keys = [a.keyid for a in approved(signer.store, signer.trust, of, manifest, signer.now)]
-    waived = told["waived"] or {}
+    waived = answered["waived"] or {}
     if waived.get("verdict") == "WAIVED":
         events.verdict_issued(manifest, "WAIVED", once=waived["attestation"], automatic=False)
     return {

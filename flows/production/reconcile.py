@@ -44,7 +44,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     for item, answer in answers:
         if isinstance(answer, Denied):
             taken += _tried(errors, lambda item=item, answer=answer: remove(seen, item, held, answer))
-    told = _tried(errors, lambda: settle(settings))
+    settled = _tried(errors, lambda: settle(settings))
     if errors:
         raise StoreError(
             f"expected an answer for all of {len(held)} versions in production, got {len(errors)} errors, the first: "
@@ -59,7 +59,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
             if answer.grace
         ],
         "taken_back": [item.to_json() for item in taken],
-        "recorded": len(told),
+        "recorded": len(settled),
     }
 
 

@@ -37,18 +37,18 @@ class Reconciler(threading.Thread):
 
     def __init__(self, reconcile: Callable[[str], object]) -> None:
         super().__init__(name="reconcile", daemon=True)
-        self._reconcile, self._waiting, self._told = reconcile, dict[str, None](), threading.Condition()
+        self._reconcile, self._waiting, self._changed = reconcile, dict[str, None](), threading.Condition()
 
-    def tell(self, name: str) -> None:
+    def notify(self, name: str) -> None:
         """Have it look at this name from now on; what it is looking at already it looks at once more."""
-        with self._told:
+        with self._changed:
             self._waiting[name] = None
-            self._told.notify()
+            self._changed.notify()
 
     def run(self) -> None:
         while True:
-            with self._told:
-                self._told.wait_for(lambda: bool(self._waiting))
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting))
                 name = next(iter(self._waiting))
                 del self._waiting[name]
             try:
@@ -68,7 +68,7 @@ def gate_service(settings: Settings, *, separated: bool = False) -> Starlette:
     def hear(event: str, data: Blob) -> None:
         found = MODEL.fullmatch(str(data.get("name")))
         if found and event in (ALIAS_CREATED, ALIAS_DELETED):
-            reconciler.tell(found[1])
+            reconciler.notify(found[1])
 
     seen = Deliveries(secret_at(settings.webhook_secret), settings.home / "webhooks" / "gate.db")
     webhooks = Webhooks(settings)

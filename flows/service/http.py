@@ -46,9 +46,9 @@ def deliveries_to(deliveries: Deliveries, hear: Callable[[str, Blob], None]) -> 
             # not noted, so not taken: MLflow sends it again
             logger.error("a delivery could not be taken: %s", error)
             return JSONResponse({"error": "try again later"}, 503)
-        told = _parsed(body)
-        if told is not None:
-            await run_in_threadpool(hear, *told)
+        delivery = _parsed(body)
+        if delivery is not None:
+            await run_in_threadpool(hear, *delivery)
         return Response(status_code=204)
 
     return endpoint

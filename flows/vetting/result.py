@@ -35,7 +35,7 @@ def result_of(
     """Design.md's object; what it points to is written by `publish`."""
     verdict = ruling["verdict"]
     more = [refusal] if refusal is not None else _rejections(repaired)
-    told = [verdict[name] if refusal is None else [] for name in ("reasons", "reason_records")]
+    shown = [verdict[name] if refusal is None else [] for name in ("reasons", "reason_records")]
     return {
         "submission": record.submission.name,
         "manifest_sha256": record.id,
@@ -50,8 +50,8 @@ def result_of(
         "mlflow_run": None,
         "sandbox_level": level,
         "seconds": round(time.monotonic() - started, 3),
-        "reasons": [*told[0], *rendered(more)],
-        "reason_records": [*told[1], *records(more)],
+        "reasons": [*shown[0], *rendered(more)],
+        "reason_records": [*shown[1], *records(more)],
     }
 
 
