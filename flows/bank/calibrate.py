@@ -82,7 +82,7 @@ def own(
     for group, seen in spread(by_all, groups, jobs):
         fresh.append(reference(trained(group[0])[1], data.classes, seen))
         on_progress(len(fresh) / len(listed))
-    bank = _with_kept(Bank(methods=pins(params), references=_ordered(fresh)), out)
+    bank = _with_earlier(Bank(methods=pins(params), references=_ordered(fresh)), out)
     write(bank, out)
     return bank
 
@@ -97,14 +97,14 @@ def write(bank: Bank, out: Path) -> None:
     Path(file.name).replace(out)
 
 
-def _with_kept(bank: Bank, out: Path) -> Bank:
+def _with_earlier(bank: Bank, out: Path) -> Bank:
     """A bank with what stands at `out` on other data sets, as long as code and parameters are its own."""
     before = Bank.model_validate_json(out.read_text()) if out.exists() else None
     if before is None or before.methods != bank.methods:
         return bank
     fresh = {r.data for r in bank.references}
-    kept = [r for r in before.references if r.data not in fresh]
-    every = _ordered([*kept, *bank.references])
+    earlier = [r for r in before.references if r.data not in fresh]
+    every = _ordered([*earlier, *bank.references])
     return bank.model_copy(update={"references": every, "transfer": bank.transfer or before.transfer})
 
 
@@ -118,7 +118,7 @@ def main() -> None:
 
     need_checkout("the stage calibrate of dvc.yaml")
     files = Files()
-    write(_with_kept(transfer(of_the_bank(files), files), SHIPPED), SHIPPED)
+    write(_with_earlier(transfer(of_the_bank(files), files), SHIPPED), SHIPPED)
 
 
 if __name__ == "__main__":

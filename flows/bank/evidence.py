@@ -131,10 +131,10 @@ def evidence_of(method: str, seen: Blob, shape: Sequence[int], params: Blob | No
 
 def read_triggers(path: Path) -> tuple[Trigger, ...]:
     """Triggers from the file that an inspection wrote."""
-    kept = load_file(path)
+    stored = load_file(path)
     return tuple(
         Trigger(mask, pattern, int(target))
-        for mask, pattern, target in zip(kept["mask"], kept["pattern"], kept["target"], strict=True)
+        for mask, pattern, target in zip(stored["mask"], stored["pattern"], stored["target"], strict=True)
     )
 
 

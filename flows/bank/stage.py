@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank.networks import BANK, kept_at, members, plan
+from flows.bank.networks import BANK, member_file, members, plan
 from vetgate.shipped import need_checkout
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def member(name: str) -> None:
     from tasks.settings import load_settings
 
     place, recipe = load_settings().home / "bank", plan().sets[wanted.data]
-    made = kept_at(place, wanted, recipe, json.loads((AT_HAND / f"data-{wanted.data}.json").read_text())["sha256"])
+    made = member_file(place, wanted, recipe, json.loads((AT_HAND / f"data-{wanted.data}.json").read_text())["sha256"])
     if not made.with_suffix(".json").exists():
         # torch takes seconds to import, and is not needed where the member is there already
         from flows.bank.train import Order, trained
@@ -102,8 +102,8 @@ def evidence(method: str, data: str) -> None:
             bar.advance(shown)
     for task in tasks:
         card = json.loads((CARDS / f"{task.member.name}.json").read_text())
-        if (kept := triggers_of(task, card["key"])).exists():
-            shutil.copyfile(kept, triggers / f"{task.member.name}.safetensors")
+        if (stored := triggers_of(task, card["key"])).exists():
+            shutil.copyfile(stored, triggers / f"{task.member.name}.safetensors")
     first = tasks[0]
     about = {
         "method": method,

@@ -99,14 +99,14 @@ def _print(outcome: Outcome, stdout: TextIO, as_json: bool) -> None:
 def _stdout_kept_clean() -> Iterator[TextIO]:
     """The real stdout; meanwhile whatever libraries and children print there goes to stderr."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved = os.dup(1)
     os.dup2(2, 1)
-    with os.fdopen(kept, "w") as stdout:
+    with os.fdopen(saved, "w") as stdout:
         try:
             yield stdout
         finally:
             sys.stdout.flush()
-            os.dup2(kept, 1)
+            os.dup2(saved, 1)
 
 
 @contextlib.contextmanager

@@ -70,9 +70,9 @@ def issue(context: SigningContext, predicate: Callable[[datetime, str | None], B
         now = max(now, min(after, now + MOST_AHEAD))
     previous = attest.digest(newest.envelope) if newest else None
     stated = attest.statement(record.manifest.digests, record.id, predicate(now, previous))
-    kept = save_attestation(context.store, record.id, attest.sign(stated, key))
-    note(settings, kept, since=since)
-    return kept
+    saved = save_attestation(context.store, record.id, attest.sign(stated, key))
+    note(settings, saved, since=since)
+    return saved
 
 
 def newest_verified(context: SigningContext) -> tuple[Attestation, Blob] | None:

@@ -108,10 +108,10 @@ def about_of(context: SigningContext, judged: Judged, purpose: str, second: Judg
 
 
 def _confirmation(second: Judged) -> Blob:
-    kept = {name: second.request[name] for name in ("evidence", "failures")}
+    inputs = {name: second.request[name] for name in ("evidence", "failures")}
     verdict = second.verdict
     said = {"decision": verdict.decision.value, "p_value": verdict.p_value, "suspects": list(verdict.suspects)}
-    return {"run": second.run, **said, **kept}
+    return {"run": second.run, **said, **inputs}
 
 
 def key_of(about: Blob) -> str:

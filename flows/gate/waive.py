@@ -92,10 +92,10 @@ def approve(settings: Settings, digest: str, key: Path) -> Blob:
     if key_id(signer.key) in submitters:
         raise Denied("expected an approver who is not the submitter, got the submitter's key; ask somebody else")
     envelope = sign_approval(signer.key, of=of, now=signer.now)
-    kept = save_approval(signer.store, of, key_id(signer.key), envelope)
+    stored = save_approval(signer.store, of, key_id(signer.key), envelope)
     if key_id(signer.key) not in {a.keyid for a in approvals_of(signer.store, signer.trust, of, signer.now)}:
-        raise Denied(f"expected {kept} to be this key's approval, got another object; remove it and approve again")
-    answered = notify_gate(settings, kept, manifest)
+        raise Denied(f"expected {stored} to be this key's approval, got another object; remove it and approve again")
+    answered = notify_gate(settings, stored, manifest)
     policy = signer.policy
     needed = policy.promotion.approvals if waiver is None else policy.waivers.approvals
     return {"approved": of, **_standing(signer, of, manifest, answered), "needed": needed}

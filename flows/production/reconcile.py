@@ -138,8 +138,8 @@ def _last_move(seen: Watch, name: str, alias: str) -> tuple[str, str]:
     Whoever wrote it, it only says where to look first: what an alias goes back to must be covered.
     """
     try:
-        kept = json.loads(seen.store.read(move_key(name, alias)))
-        return str(kept.get("version") or ""), str(kept.get("old") or "")
+        stored = json.loads(seen.store.read(move_key(name, alias)))
+        return str(stored.get("version") or ""), str(stored.get("old") or "")
     except (KeyError, ValueError, AttributeError, BadKey):
         return "", ""
 

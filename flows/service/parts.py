@@ -58,7 +58,7 @@ class Part:
     environment: Mapping[str, str]
     linger: float = 0.0
 
-    def kept(self, up: int, folder: Path) -> str:
+    def supervised(self, up: int, folder: Path) -> str:
         """The shell command that keeps it running as long as the process `up` lives."""
         options = ("--name", self.name, "--up", str(up), "--linger", str(self.linger))
         pid_file = ("--pid-file", str(folder / f"{self.name}.pid"))

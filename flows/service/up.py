@@ -48,7 +48,9 @@ def up(settings: Settings, announce: Callable[[Blob], None]) -> int:
         folder = settings.home / "run"
         for part in started:
             environment = dict(part.environment)
-            manager.add_process(part.name, part.kept(os.getpid(), folder), env=environment, cwd=str(settings.home))
+            manager.add_process(
+                part.name, part.supervised(os.getpid(), folder), env=environment, cwd=str(settings.home)
+            )
         ended = threading.Event()
         watch = threading.Thread(
             target=_watch, args=(settings, len(started), announce, ended), name="watch", daemon=True

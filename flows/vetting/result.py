@@ -64,8 +64,8 @@ def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result
             path.parent.mkdir(parents=True, exist_ok=True)
         attestation.unlink(missing_ok=True)
         store.fetch(ruling["attestation"], attestation)
-        kept = [read_evidence(store, record.id, method, key) for method, key in ruling["evidence"].items()]
-        evidence = [item for item in kept if item is not None]
+        stored = [read_evidence(store, record.id, method, key) for method, key in ruling["evidence"].items()]
+        evidence = [item for item in stored if item is not None]
         clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
         with tempfile.TemporaryDirectory() as room:
             files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
@@ -139,8 +139,8 @@ def refused(name: str, reason: Reason, seconds: float) -> Blob:
 
 def _method(method: Blob, found: dict[str, Found]) -> Blob:
     ran = found.get(method["name"])
-    kept = {key: method[key] for key in ("name", "statistic", "alarmed", "suspects", "failure")}
-    return {**kept, "seconds": None if ran is None else ran.seconds}
+    fields = {key: method[key] for key in ("name", "statistic", "alarmed", "suspects", "failure")}
+    return {**fields, "seconds": None if ran is None else ran.seconds}
 
 
 def _repair(repaired: Blob | None) -> Blob | None:

@@ -44,15 +44,15 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
         uses(method)
     store = open_store(settings)
     record = intake.read_record(store, manifest_sha256)
-    kept = last_result(store, record.id) if unless_vetted else None
-    if kept is not None:
-        return kept
+    stored = last_result(store, record.id) if unless_vetted else None
+    if stored is not None:
+        return stored
     if wait_seconds is None:
         wait_seconds = 0.0 if unless_vetted else WAIT_SECONDS
     try:
         with leased(settings, record.id, wait=wait_seconds) as lease:
-            kept = last_result(store, record.id) if unless_vetted else None
-            result = kept or _vet(settings, record, unless_vetted, lease.check)
+            stored = last_result(store, record.id) if unless_vetted else None
+            result = stored or _vet(settings, record, unless_vetted, lease.check)
     except LeaseHeld as error:
         if wait_seconds:
             raise

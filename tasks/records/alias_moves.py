@@ -45,10 +45,10 @@ def begin_move(settings: Settings, wanted: AliasMove) -> AliasMove:
         first = replace(wanted, since=head(settings))
         if store.create(where, _bytes(first)):
             return first
-    kept, etag = _read(store, wanted.name, wanted.alias)
-    if kept == replace(wanted, number=kept.number, since=kept.since):
-        return kept
-    following = replace(wanted, number=kept.number + 1, since=head(settings))
+    stored, etag = _read(store, wanted.name, wanted.alias)
+    if stored == replace(wanted, number=stored.number, since=stored.since):
+        return stored
+    following = replace(wanted, number=stored.number + 1, since=head(settings))
     store.replace(where, _bytes(following), if_match=etag)
     return following
 
@@ -68,17 +68,17 @@ def end_move(settings: Settings, name: str, alias: str, version: str) -> None:
     store = open_store(settings)
     if not store.exists(move_key(name, alias)):
         return
-    kept, etag = _read(store, name, alias)
-    if kept.version == version and not kept.done:
-        store.replace(move_key(name, alias), _bytes(replace(kept, done=True)), if_match=etag)
+    stored, etag = _read(store, name, alias)
+    if stored.version == version and not stored.done:
+        store.replace(move_key(name, alias), _bytes(replace(stored, done=True)), if_match=etag)
 
 
 def unfinished_move(store: Store, name: str, version: str) -> AliasMove | None:
     """A move onto this version that was begun and not ended, or None."""
     for key in store.list(f"moves/{name}/"):
-        kept, _ = _read(store, name, key.rpartition("/")[2].removesuffix(".json"))
-        if kept.version == version and not kept.done:
-            return kept
+        stored, _ = _read(store, name, key.rpartition("/")[2].removesuffix(".json"))
+        if stored.version == version and not stored.done:
+            return stored
     return None
 
 

@@ -130,14 +130,14 @@ def remembered(settings: Settings) -> tuple[int, str] | None:
     """Number and SHA-256 of the last entry that this gate knows of its store; None when it knows none."""
     path = _memory(settings)
     try:
-        kept = parse(path.read_bytes(), str(path)).get(settings.store)
+        stored = parse(path.read_bytes(), str(path)).get(settings.store)
     except FileNotFoundError:
         return None
     except (OSError, AttributeError) as error:
         raise StoreError(f"expected to read {path}, got {error}; check the disk") from error
-    if kept is None:
+    if stored is None:
         return None
-    fields = as_object(kept, {"sequence", "sha256"}, str(path))
+    fields = as_object(stored, {"sequence", "sha256"}, str(path))
     return int(fields["sequence"]), as_sha256(fields["sha256"], "sha256")
 
 
@@ -219,9 +219,9 @@ def _remember(settings: Settings, entry: Entry) -> None:
             known = remembered(settings)
             if known is not None and known[0] >= entry.sequence:
                 return
-            kept = parse(path.read_bytes(), str(path)) if path.exists() else {}
-            kept[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
-            write_whole(path, lambda file: str(file.write(canonical_json(kept))))
+            stored = parse(path.read_bytes(), str(path)) if path.exists() else {}
+            stored[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
+            write_whole(path, lambda file: str(file.write(canonical_json(stored))))
     except OSError as error:
         raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
 

@@ -73,9 +73,9 @@ def cut(trigger: Blob, most: float) -> Blob:
     """The trigger with only the largest pixels of its mask, `most` of them by L1 norm."""
     mask = _mask(trigger)
     order = np.argsort(-mask, axis=None, kind="stable")
-    kept = np.zeros(mask.size, np.float32)
-    kept[order] = np.clip(most - (np.cumsum(mask.flat[order]) - mask.flat[order]), 0, mask.flat[order])
-    packed = base64.b64encode(kept.tobytes()).decode()
+    clipped = np.zeros(mask.size, np.float32)
+    clipped[order] = np.clip(most - (np.cumsum(mask.flat[order]) - mask.flat[order]), 0, mask.flat[order])
+    packed = base64.b64encode(clipped.tobytes()).decode()
     return {**trigger, "mask": {**trigger["mask"], "base64": packed}}
 
 
