@@ -65,7 +65,7 @@ def measure(folder: Path, models: int, stale: int) -> list[dict[str, Any]]:
     settings = load_settings()
     set_up(settings, folder, models, stale)
     rows: list[dict[str, Any]] = []
-    night = _timed(rows, "the night: everything", models, lambda: rescan_locally(settings))
+    night = _timed(rows, "nightly rescan: everything", models, lambda: rescan_locally(settings))
     assert (night["stale"], night["errors"]) == (stale, []), night
     assert [item["decision"] for item in night["vetted"]] == ["PASS"] * stale, night["vetted"]
     spent = night["seconds"]
@@ -81,7 +81,7 @@ def measure(folder: Path, models: int, stale: int) -> list[dict[str, Any]]:
     ]
     unchanged = sum(spent[part] for part in ("read", "compare", "hash"))
     rows.append({"what": "the unchanged in all", "models": models - stale, "seconds": unchanged})
-    again = _timed(rows, "the next night: nothing out of date", models, lambda: rescan_locally(settings))
+    again = _timed(rows, "next nightly rescan: nothing out of date", models, lambda: rescan_locally(settings))
     assert (again["stale"], again["unchanged"], again["errors"]) == (0, models, []), again
     _timed(rows, "reconcile everything", models, lambda: reconcile(settings))
     _timed(rows, "reconcile one model", 1, lambda: reconcile(settings, NAME.format(0)))

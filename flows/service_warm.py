@@ -115,7 +115,7 @@ def main() -> None:
         return
     listener = socket.socket(fileno=int(sys.argv[1]))
     _import(sys.argv[3:])
-    # whoever presses Ctrl-C means the worker, which ends its runs
+    # Ctrl-C is meant for the worker, which ends its runs
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = Warm(listener).serve()
     if request is not None:
@@ -172,7 +172,7 @@ class Warm:
             connection.settimeout(10)
             request, streams = _received(connection)
         except (OSError, ValueError):
-            # whoever asks so is no launcher of ours, or is gone
+            # such a caller is no launcher of ours, or is gone
             connection.close()
             return None
         parent = os.getpid()

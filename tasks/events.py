@@ -39,7 +39,7 @@ def emit(
 ) -> bool:
     """Send one event about `vetgate.<resource>`; whether the server took it. Never raises.
 
-    The server takes each `once` a single time, so that a step that is done again wakes nobody twice. Triggers match the
+    The server takes each `once` a single time, so that a step done again starts nothing twice. Triggers match the
     resource's `labels` before anything is started.
     """
     server = os.environ.get("PREFECT_API_URL")

@@ -204,7 +204,7 @@ _progress: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 
 def report(fraction: float) -> None:
-    """Tell whoever runs the method that this share of it, in [0, 1], is done."""
+    """Tell the caller of the method that this share of it, in [0, 1], is done."""
     listener = _progress.get()
     if listener is not None:
         listener(min(1.0, max(0.0, fraction)))

@@ -181,7 +181,7 @@ def spread(function: Callable[[Given], Made], tasks: list[Given], jobs: int | No
 
 
 def _begin() -> None:
-    """One thread for each worker, and an end for it when whoever started it was killed: it would wait for ever."""
+    """One thread for each worker, and an end for it when its parent was killed: it would wait for ever."""
     torch.set_num_threads(1)
     Thread(target=_end_with_parent, daemon=True).start()
 

@@ -63,7 +63,7 @@ def issue(context: SigningContext, predicate: Callable[[datetime, str | None], B
     try:
         newest = newest_attestation(context.store, record.id)
     except Denied:
-        # somebody altered an earlier one: promotion will refuse these bytes, and this statement cannot name it
+        # an earlier one was altered: promotion will refuse these bytes, and this statement cannot name it
         newest = None
     if newest is not None:
         after = as_time(newest.claims["issued"], "issued") + timedelta(seconds=1)

@@ -39,7 +39,7 @@ class UnknownFinding(BadSubmission):
 
 @dataclass(frozen=True)
 class Signer:
-    """Somebody with a key, in an installation; `now` is the moment of signing."""
+    """A holder of a key, in an installation; `now` is the moment of signing."""
 
     settings: Settings
     store: Store
@@ -86,11 +86,9 @@ def approve(settings: Settings, digest: str, key: Path) -> Blob:
     if waiver is not None:
         _check_waiver(signer, waiver, submitters)
     if not submitters:
-        raise Denied(
-            f"expected a signed submission, got {manifest}, whose submitter nobody knows; submit it with a key"
-        )
+        raise Denied(f"expected a signed submission, got {manifest}, whose submitter is unknown; submit it with a key")
     if key_id(signer.key) in submitters:
-        raise Denied("expected an approver who is not the submitter, got the submitter's key; ask somebody else")
+        raise Denied("expected an approver who is not the submitter, got the submitter's key; ask another approver")
     envelope = sign_approval(signer.key, of=of, now=signer.now)
     stored = save_approval(signer.store, of, key_id(signer.key), envelope)
     if key_id(signer.key) not in {a.keyid for a in approvals_of(signer.store, signer.trust, of, signer.now)}:

@@ -148,8 +148,6 @@ def _copied(store: Store, manifest: Manifest, room: Path, on_step: Callable[[str
         on_step(f"copied {entry.path}")
     vetted = fetch_all(store, home, room / "vetted")
     if hashed(vetted) != manifest:
-        raise Altered(
-            f"expected {home} to hold exactly the vetted bytes, got others; somebody wrote there: remove them"
-        )
+        raise Altered(f"expected {home} to hold exactly the vetted bytes, got others, written meanwhile; remove them")
     on_step("copy checked")
     return vetted

@@ -1,6 +1,6 @@
 """Reconcile: whatever stands under an alias of production without a verdict that covers it is taken back.
 
-The registry lets whoever may write to it move an alias and does not say who did. So every alias is held against what
+The registry lets every writer move an alias and does not say who did. So every alias is held against what
 the gate promoted and what it says of that now, soon after it was moved and again every few minutes.
 """
 
@@ -135,7 +135,7 @@ def _candidates(seen: Watch, name: str, alias: str, aliases: dict[str, str], kin
 def _last_move(seen: Watch, name: str, alias: str) -> tuple[str, str]:
     """The version that the gate last put an alias on, and the one before; empty where there is none.
 
-    Whoever wrote it, it only says where to look first: what an alias goes back to must be covered.
+    Its writer is unknown, so it only says where to look first: what an alias goes back to must be covered.
     """
     try:
         stored = json.loads(seen.store.read(move_key(name, alias)))
@@ -149,7 +149,7 @@ def _tried(errors: list[StoreError], work: Callable[[], list[TakenBack]]) -> lis
     try:
         found: list[TakenBack] = work()
     except Denied as error:
-        # the ledger is not as it was left: what was taken back stays taken back, and somebody must look
+        # the ledger is not as it was left: what was taken back stays taken back, and an operator must look
         errors.append(StoreError(str(error)))
     except StoreError as error:
         errors.append(error)

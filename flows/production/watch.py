@@ -33,7 +33,7 @@ class Watch:
 
 
 def watch(settings: Settings, now: datetime | None = None) -> Watch:
-    """Raises StoreError without the gate's keys: that is a fault of this machine, and nobody's model must go for it."""
+    """Raises StoreError without the gate's keys: that is a fault of this machine, and no model is taken back for it."""
     try:
         _, trust = gate_key(settings)
     except Denied as error:

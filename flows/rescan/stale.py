@@ -68,7 +68,7 @@ class Present:
 
 
 def outdated_verdicts(present: Present, covering: list[Coverage]) -> dict[str, tuple[str, ...] | VetgateError]:
-    """By manifest, why the verdict that covers it is out of date (empty: it is not), or why nobody knows."""
+    """By manifest, why the verdict that covers it is out of date (empty: it is not), or why that is unknown."""
     found: dict[str, tuple[str, ...] | VetgateError] = {}
     max_age = timedelta(days=present.policy.rescan.max_age_days)
     for coverage, record in zip(covering, _records(present.seen, covering), strict=True):
@@ -83,7 +83,7 @@ def outdated_verdicts(present: Present, covering: list[Coverage]) -> dict[str, t
 
 
 def due_tonight(manifest: str, now: datetime) -> bool:
-    """Whether it is the night on which the bytes of this manifest are hashed."""
+    """Whether this nightly rescan hashes the bytes of this manifest."""
     return (int(manifest[:8], 16) - now.date().toordinal()) % NIGHTS == 0
 
 

@@ -126,7 +126,7 @@ def _written(settings: Settings) -> str:
 def _database(settings: Settings, server: str, ask: Callable[[], str]) -> str:
     ask()
     try:
-        # whoever asks need not have the variables of whoever started it
+        # the caller need not have the variables of the process that started it
         kind = json.loads((settings.home / "run" / "service.json").read_text())["databases"][server]
     except (OSError, ValueError, KeyError):
         kind = databases()[server]

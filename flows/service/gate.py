@@ -1,8 +1,8 @@
 """The gate as a service, one warm process in the gate zone: it decides, one request at a time, and watches aliases.
 
-`python -m flows.service.gate` serves it; with `--separated` its attestations say that whoever asks is another user than
-the gate, which only whoever starts them so can know. POST /decide wants the bearer token in VETGATE_GATE_TOKEN; POST
-/mlflow takes MLflow's signed webhook about an alias of prod.<name>, which has reconcile look at that name.
+`python -m flows.service.gate` serves it; with `--separated` its attestations say that the caller is not the user of
+the gate, which only the operator who starts them can know. POST /decide wants the bearer token in VETGATE_GATE_TOKEN;
+POST /mlflow takes MLflow's signed webhook about an alias of prod.<name>, which has reconcile look at that name.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def gate_service(settings: Settings, *, separated: bool = False) -> Starlette:
 
 
 def decisions(settings: Settings, separated: bool) -> Endpoint:
-    """The endpoint that answers what `flows.gate.decide` answers, to whoever holds the token."""
+    """The endpoint that answers what `flows.gate.decide` answers, to holders of the token."""
     token, turn = secret_at(settings.gate_token), threading.Lock()
 
     def decide(request: Blob) -> Blob:

@@ -1,6 +1,6 @@
 """The parts of the service on one machine: what is run, in which environment, and which secrets each may see.
 
-Whoever starts the same programs some other way, in containers for instance, gives them these variables.
+Where the same programs are started some other way, as in containers, they are given these variables.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
 
 @flow(name="examine", flow_run_name="examine-{manifest_sha256}", persist_result=True, result_serializer="json")
 def examine_flow(manifest_sha256: str, key: str, run: str = "") -> None:
-    """Examine, and leave what the gate is to judge at examinations/<manifest>/<key>.json for whoever asked for it."""
+    """Examine, and leave what the gate is to judge at examinations/<manifest>/<key>.json for the caller."""
     settings = load_settings()
     with opened(settings, manifest_sha256, run) as (vetting, workplace):
         request = request_of(*inspect_submission(vetting, workplace), workplace.sandbox.level)

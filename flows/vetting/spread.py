@@ -34,7 +34,7 @@ def runner(policy: Policy, settings: Settings) -> TaskRunner[Any]:
 
     if settings.dask_scheduler is not None:
         return DaskTaskRunner(address=settings.dask_scheduler)
-    # a thread each, as a detector keeps a sandbox busy; certificates of its own, as whoever reaches Dask runs code
+    # a thread each, as a detector keeps a sandbox busy; certificates of its own, as every client of Dask runs code
     local = {"n_workers": os.cpu_count() or 1, "threads_per_worker": 1, "dashboard_address": None, "security": True}
     return DaskTaskRunner(cluster_kwargs={**local, "env": _environment(settings)})
 

@@ -16,7 +16,7 @@ from vetgate.trust.keys import load_key
 
 
 def submit(settings: Settings, directory: Path, key: Path | None = None) -> intake.Record:
-    """The record of a submission directory; submitting the same bytes again gives the same, waking nobody twice.
+    """The record of a submission directory; submitting the same bytes again gives the same and starts nothing twice.
 
     Signed with the submitter's `key`, or the settings' one: only then can a finding on it ever be waived.
     """

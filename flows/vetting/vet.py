@@ -26,7 +26,7 @@ from vetgate.verdict.policy import load_policy
 
 Blob = dict[str, Any]
 
-# how long a vetting that somebody waits for waits for another one of the same bytes
+# how long a vetting that a caller waits for waits for another one of the same bytes
 WAIT_SECONDS = 24 * 3600.0
 
 
@@ -74,7 +74,7 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
     gate(settings)
     with opened(settings, record.id) as (vetting, workplace):
         vetting, seen = inspect_submission(vetting, workplace)
-        # whoever lost the lease must not write a second verdict
+        # a process that lost the lease must not write a second verdict
         check()
         ruling = step(_decide, "decide")(vetting, seen, workplace.sandbox.level)
         repaired = _repair(vetting, seen, ruling)

@@ -98,7 +98,7 @@ def check_bytes(settings: Settings, promotion: Promotion) -> int:
 def _aliases(client: MlflowClient) -> Iterator[tuple[str, dict[str, str]]]:
     token = None
     while True:
-        # ordered by what does not change, so that no page skips a model that somebody writes to meanwhile
+        # ordered by what does not change, so that no page skips a model that is written to meanwhile
         found = client.search_registered_models(
             f"name LIKE '{PREFIX}%'", max_results=MODELS, order_by=["name ASC"], page_token=token
         )
@@ -156,7 +156,7 @@ def _from_run(settings: Settings, promotion: Promotion, room: Path) -> Path:
 
 def _check_names(found: set[str], where: str, promotion: Promotion) -> None:
     if not found:
-        # a disk that is not mounted must not demote what lies on it; whoever loads from there gets nothing anyway
+        # a disk that is not mounted must not demote what lies on it; loading from there gives nothing anyway
         raise StoreError(f"expected the vetted bytes in {where}, got no file at all; mount the disk or restore them")
     if wrong := sorted(found ^ set(promotion.files)):
         raise Altered(f"expected exactly the promoted files in {where}, got others: {', '.join(wrong)[:300]}")

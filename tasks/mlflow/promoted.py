@@ -1,6 +1,6 @@
 """What MLflow is told of a promotion: a run, a version of prod.<name> with exactly the vetted bytes, and its alias.
 
-A version that is found by its tag is believed by its bytes only, because whoever can write to the registry can tag.
+A version that is found by its tag is believed by its bytes only, because every writer of the registry can tag.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def append(
     """Enter a decision at the end of the ledger, signed by the gate; raises Denied when the end is not as it was left.
 
     With `once`, the entry of that name is returned if there is one after number `since`, which was the last before
-    anybody could have made it.
+    any writer could have made it.
     """
     if kind not in KINDS:
         raise ValueError(f"expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -88,7 +88,7 @@ def head(settings: Settings) -> int:
 def gate_key(settings: Settings) -> tuple[Ed25519PrivateKey, TrustRoot]:
     """The gate's key and the trust root, which must hold it; both are made when neither is there. Raises Denied."""
     if settings.gate_key.exists():
-        # one that somebody took away is not made anew: that would undo it
+        # one that was taken away is not made anew: that would undo it
         read_trust_root(settings.trust_root)
     key = load_or_create_key(settings.gate_key, settings.trust_root, now=utc_now())
     trust = read_trust_root(settings.trust_root)

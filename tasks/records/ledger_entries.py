@@ -109,7 +109,7 @@ def _mark(store: Store, key: str) -> None:
 
 
 def _about(store: Store, trust: TrustRoot, key: str) -> tuple[str, Blob]:
-    """The kind of entry for a stored object and what the entry says; raises Denied when nobody signed it who should."""
+    """The kind of entry for a stored object and what the entry says; raises Denied when unsigned."""
     data = store.read(key)
     kind, said = _READERS[key.partition("/")[0]](store, trust, key, data)
     return kind, {"key": key, "sha256": hashlib.sha256(data).hexdigest(), **said}

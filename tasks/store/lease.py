@@ -1,7 +1,7 @@
 """Leases in the store: at most one worker, on whatever machine, vets a submission at a time.
 
 A lease is renewed while its work lasts. One that ran out, or whose holder on this very machine is no longer alive, can
-be taken by another; whoever lost his lease hears of it before he writes a verdict. Machines need clocks that agree to
+be taken by another; a process that lost its lease stops before its verdict. Machines need clocks that agree to
 a fraction of `lease_seconds`.
 """
 
@@ -27,7 +27,7 @@ POLL_SECONDS = 1.0
 
 
 class LeaseHeld(StoreError):
-    """Somebody else is at work on it."""
+    """Another process is at work on it."""
 
     code = "lease-held"
 
@@ -121,7 +121,7 @@ class Holding(threading.Thread):
         return self._lease.attempt
 
     def check(self) -> None:
-        """Raise Lost when somebody else has taken the lease: what he finds counts, and nothing more may be written."""
+        """Raise Lost when another process took the lease: what it finds counts, and nothing more may be written."""
         self._write(replace(self._lease, until=time.time() + self._seconds))
         if self._lost:
             raise Lost(f"expected to hold the lease on {self._work} to the end, another has taken it; see its result")
@@ -131,7 +131,7 @@ class Holding(threading.Thread):
             self._write(replace(self._lease, until=time.time() + self._seconds))
 
     def end(self, succeeded: bool) -> None:
-        """Stop renewing and give the lease back; whoever comes next after a failure counts on."""
+        """Stop renewing and give the lease back; the next process after a failure counts on."""
         self._ended.set()
         self.join()
         attempt = 0 if succeeded else self._lease.attempt

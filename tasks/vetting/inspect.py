@@ -106,7 +106,7 @@ def recorded(
         answer = run()
     except (SandboxError, DefenceError) as error:
         return asdict(Found(method, None, None, str(error), error.code))
-    # somebody who vets the same submission now may have been first: what the store holds counts
+    # another process that vets the same submission may have been first: what the store holds counts
     store.create(_evidence_path(case.manifest, method, key), canonical_json({"about": about, **answer}))
     return asdict(Found(method, key, answer["seconds"]))
 

@@ -90,7 +90,7 @@ def repair(
 def choose(candidates: list[Blob], policy: RepairPolicy) -> Blob | None:
     """The acceptable repair with the lowest remaining attack success, then the highest accuracy, on `validate`.
 
-    What triggers of the same size do for labels that nobody suspects is not held against a repair: on small images
+    What triggers of the same size do for labels that are not suspected is not held against a repair: on small images
     they mislead clean models too.
     """
 

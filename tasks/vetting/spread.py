@@ -31,7 +31,7 @@ class Pending(Protocol):
         """The answer; raises what the work raised."""
 
     def cancel(self) -> Any:
-        """Nobody waits for the answer any more."""
+        """The caller no longer waits for the answer."""
 
 
 Submit = Callable[[Callable[[str], str], str], Pending]

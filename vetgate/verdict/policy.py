@@ -37,7 +37,7 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
 
 
 class PromotionPolicy(BaseModel, frozen=True, extra="forbid"):
-    """What promotion demands besides a PASS, and whether a PASS is promoted without anybody asking."""
+    """What promotion demands besides a PASS, and whether a PASS is promoted by itself."""
 
     automatic: Literal["champion", "challenger"] | None = None
     """The alias that a PASS is given without being asked for; null: none is."""

@@ -203,7 +203,7 @@ def test_no_verdict_is_denied(home: Home) -> None:
     refused(home, "got no verdict")
     refused(home, "expected a verdict on", submission=manifest)
     refused(home, "expected a verdict on", submission="0" * 64)
-    refused(home, "nobody submitted", submission="0000")
+    refused(home, "never submitted", submission="0000")
 
 
 def test_a_later_fail_takes_an_earlier_pass_away(home: Home) -> None:
