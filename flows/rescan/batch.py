@@ -58,8 +58,8 @@ def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int)
             return {"canary": canary.name, "decision": None, "wrong": f"{canary.name} could not be examined: {error}"}
         return {"canary": canary.name, "decision": verdict["decision"], "wrong": canary.wrong(verdict)}
 
-    heard = {canary.name: blob for canary, blob in in_turn(one, list(canaries(settings)), at_once)}
-    return [heard[name] for name in sorted(heard)]
+    outcomes = {canary.name: blob for canary, blob in in_turn(one, list(canaries(settings)), at_once)}
+    return [outcomes[name] for name in sorted(outcomes)]
 
 
 def renew(settings: Settings, examine: Examine, manifest: str, name: str, check: Callable[[], None]) -> Renewal:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass
 class Batch:
-    """One night: what was looked at, and what came of it."""
+    """One nightly rescan: what was looked at, and what came of it."""
 
     name: str
     seen: Watch
@@ -133,7 +133,7 @@ def _begun(settings: Settings, now: datetime | None) -> Batch:
 
 
 def _hash_some(batch: Batch) -> None:
-    """Hash the bytes whose night it is; altered ones go at once."""
+    """Hash the bytes that are due tonight; altered ones go at once."""
     altered = set()
     for item, coverage in batch.covering:
         if not due_tonight(coverage.manifest, batch.seen.now):

@@ -19,7 +19,7 @@ from vetgate.verdict.calibration import load_calibration
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.staleness import Pin, Pins, outdated
 
-# the bytes of every model are hashed once in so many nights
+# the bytes of every model are hashed once in so many nightly rescans
 NIGHTS = 30
 
 

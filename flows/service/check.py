@@ -49,7 +49,7 @@ def check(settings: Settings) -> Iterator[Health]:
         **{f"{pool} pool": lambda pool=pool: _worker(prefect, pool, login) for pool in POOLS},  # type: ignore[misc]
         "mlflow": lambda: _healthy(f"{mlflow}/health"),
         "receiver": lambda: _healthy(f"{receiver_url(settings)}/health"),
-        "gate": lambda: _hears(gate_url(settings)),
+        "gate": lambda: _listens(gate_url(settings)),
         "store": lambda: _written(settings),
         # these two answer from their databases
         "prefect database": lambda: _database(settings, "prefect", lambda: _healthy(f"{prefect}/ready", login)),
@@ -89,7 +89,7 @@ def _healthy(url: str, login: str = "") -> str:
     return url.partition("?")[0]
 
 
-def _hears(url: str) -> str:
+def _listens(url: str) -> str:
     """Raises StoreError while the gate could not tell MLflow where to send its webhooks."""
     said = _client().get(f"{url}/health").raise_for_status().json()
     if missing := [name for name, registered in said["webhooks"].items() if not registered]:
@@ -105,9 +105,9 @@ def _worker(prefect: str, pool: str, login: str) -> str:
     found = answer.raise_for_status().json()
     ages = {}
     for worker in found:
-        heard = datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp()
-        if time.time() - heard < 3 * float(worker["heartbeat_interval_seconds"] or 30):
-            ages[worker["name"]] = time.time() - heard
+        last_seen = datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp()
+        if time.time() - last_seen < 3 * float(worker["heartbeat_interval_seconds"] or 30):
+            ages[worker["name"]] = time.time() - last_seen
     if not ages:
         raise StoreError(f"expected a worker heard of lately, got none of {len(found)}; start one")
     return ", ".join(f"{name} heard of {age:.0f} s ago" for name, age in sorted(ages.items()))
