@@ -161,7 +161,7 @@ class Warm:
                 elif fd in self._running:
                     self._ended(fd)
                 elif fd in self._asking:
-                    self._told(fd)
+                    self._signalled(fd)
 
     def _accept(self) -> Blob | None:
         connection, _ = self._listener.accept()
@@ -204,7 +204,7 @@ class Warm:
         for ended in self._running:
             os.close(ended)
 
-    def _told(self, fd: int) -> None:
+    def _signalled(self, fd: int) -> None:
         """Pass on the signals that the launcher got; a launcher that is gone takes its run along."""
         connection, pid = self._asking[fd]
         try:

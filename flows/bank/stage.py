@@ -35,11 +35,11 @@ def look() -> None:
     from vetgate.digest import attack_digest, code_digest
 
     settings = load_settings()
-    here = _here(settings)
+    at_hand = _at_hand(settings)
     listed = members().values()
     for name in sorted({m.data for m in listed}):
         found: Blob = {"absent": True}
-        if name in here:
+        if name in at_hand:
             ref = resolve(settings, name)
             about = describe(settings, ref)
             found = {"sha256": ref.sha256, "image": about["image"], "classes": about["classes"]}
@@ -177,8 +177,8 @@ def fill(names: list[str], jobs: int) -> None:
     from tasks.settings import load_settings
 
     settings = load_settings()
-    here = _here(settings)
-    wanted = [m for m in members().values() if m.data in here and (not names or m.name.startswith(tuple(names)))]
+    at_hand = _at_hand(settings)
+    wanted = [m for m in members().values() if m.data in at_hand and (not names or m.name.startswith(tuple(names)))]
     sources = {name: _source(name) for name in {m.data for m in wanted}}
     recipes, place = plan().sets, settings.home / "bank"
     orders = [Order(m, recipes[m.data], sources[m.data], place) for m in wanted]
@@ -190,7 +190,7 @@ def fill(names: list[str], jobs: int) -> None:
             bar.advance(shown)
 
 
-def _here(settings: Settings) -> set[str]:
+def _at_hand(settings: Settings) -> set[str]:
     """The data sets that this installation has; the digits come along."""
     from tasks.data.reference import registered
 

@@ -52,7 +52,7 @@ def demo() -> Outcome:
             directory = Path(repair["artifact"]).parent
             before, after = repair["attack_success"]
             rows[-1] = replace(rows[-1], reversed_trigger=before)
-            rows.append(_row(_kept(settings, repair["submission"]), directory, ask(str(directory)), trigger=after))
+            rows.append(_row(_result_of(settings, repair["submission"]), directory, ask(str(directory)), trigger=after))
     honest, trojaned, *repaired = _at_the_gate(settings, rows)
     ending = Ending(
         honest=honest,
@@ -125,7 +125,7 @@ def _row(result: Blob, directory: Path, measured: Blob, trigger: float | None = 
     return Row(submission.name, submission.supplier, **said, **measured, reversed_trigger=trigger)
 
 
-def _kept(settings: Settings, manifest_sha256: str) -> Blob:
+def _result_of(settings: Settings, manifest_sha256: str) -> Blob:
     """The newest result of a submission that a flow vetted by itself."""
     store = open_store(settings)
     # their names begin with the moment of the verdict

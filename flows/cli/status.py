@@ -140,12 +140,12 @@ def _waiver(waiver: Waiver, approvals: int, why: str | None, policy: WaiverPolic
 
 
 def _last_rescan(store: Store) -> Blob | None:
-    last = max(store.list("rescans/"), key=_night, default=None)
+    last = max(store.list("rescans/"), key=_order, default=None)
     found: Blob | None = None if last is None else json.loads(store.read(last))
     return found
 
 
-def _night(key: str) -> tuple[str, int]:
+def _order(key: str) -> tuple[str, int]:
     # a day and the number of its batch, whose tenth comes after the ninth
     day, _, number = key.removesuffix(".json").rpartition("-")
     return day, int(number) if number.isdecimal() else 0

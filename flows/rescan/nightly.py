@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from flows.production.reconcile import reconcile
 from flows.production.watch import Watch, coverages, watch
 from flows.rescan.batch import Examine, Renewal, batch_name, in_turn, renew, run_canaries
-from flows.rescan.stale import Present, due_tonight, outdated_verdicts
+from flows.rescan.stale import Present, due_for_hashing, outdated_verdicts
 from tasks import events
 from tasks.mlflow.aliases import Aliased, in_production
 from tasks.mlflow.tampered import rehash
@@ -136,7 +136,7 @@ def _hash_some(batch: Batch) -> None:
     """Hash the bytes that are due tonight; altered ones go at once."""
     altered = set()
     for item, coverage in batch.covering:
-        if not due_tonight(coverage.manifest, batch.seen.now):
+        if not due_for_hashing(coverage.manifest, batch.seen.now):
             continue
         try:
             rehash(batch.seen.settings, batch.seen.store, coverage.promotion)

@@ -82,7 +82,7 @@ def outdated_verdicts(present: Present, covering: list[Coverage]) -> dict[str, t
     return found
 
 
-def due_tonight(manifest: str, now: datetime) -> bool:
+def due_for_hashing(manifest: str, now: datetime) -> bool:
     """Whether this nightly rescan hashes the bytes of this manifest."""
     return (int(manifest[:8], 16) - now.date().toordinal()) % NIGHTS == 0
 

@@ -65,7 +65,7 @@ def gate_service(settings: Settings, *, separated: bool = False) -> Starlette:
     reconciler = Reconciler(lambda name: reconcile(settings, name))
     reconciler.start()
 
-    def hear(event: str, data: Blob) -> None:
+    def handle(event: str, data: Blob) -> None:
         found = MODEL.fullmatch(str(data.get("name")))
         if found and event in (ALIAS_CREATED, ALIAS_DELETED):
             reconciler.notify(found[1])
@@ -73,7 +73,7 @@ def gate_service(settings: Settings, *, separated: bool = False) -> Starlette:
     seen = Deliveries(secret_at(settings.webhook_secret), settings.home / "webhooks" / "gate.db")
     webhooks = Webhooks(settings)
     webhooks.start()
-    endpoints = {"/decide": decisions(settings, separated), "/mlflow": deliveries_to(seen, hear)}
+    endpoints = {"/decide": decisions(settings, separated), "/mlflow": deliveries_to(seen, handle)}
     return service(endpoints, lambda: {"webhooks": webhooks.registered})
 
 

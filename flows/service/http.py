@@ -32,8 +32,8 @@ async def body_of(request: Request, limit: int) -> bytes:
     return bytes(taken)
 
 
-def deliveries_to(deliveries: Deliveries, hear: Callable[[str, Blob], None]) -> Endpoint:
-    """The endpoint that MLflow sends to: `hear` is told what a good delivery is about, "entity.action" and its data."""
+def deliveries_to(deliveries: Deliveries, handle: Callable[[str, Blob], None]) -> Endpoint:
+    """The endpoint that MLflow sends to: `handle` gets what a good delivery is about, "entity.action" and its data."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -48,7 +48,7 @@ def deliveries_to(deliveries: Deliveries, hear: Callable[[str, Blob], None]) -> 
             return JSONResponse({"error": "try again later"}, 503)
         delivery = _parsed(body)
         if delivery is not None:
-            await run_in_threadpool(hear, *delivery)
+            await run_in_threadpool(handle, *delivery)
         return Response(status_code=204)
 
     return endpoint
