@@ -26,6 +26,16 @@ def report_progress(what: str, fraction: float) -> None:
         listener(what, fraction)
 
 
+@contextmanager
+def reporting(what: str) -> Iterator[None]:
+    """Say that a piece of work begins, and that it has ended, however it did."""
+    report_progress(what, 0)
+    try:
+        yield
+    finally:
+        report_progress(what, 1)
+
+
 def progress_of(what: str) -> Callable[[float], None]:
     """A callback for one piece of work."""
     return lambda fraction: report_progress(what, fraction)

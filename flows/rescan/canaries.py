@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.digest import canonical_json

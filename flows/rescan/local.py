@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flows.rescan.nightly import rescan
-from flows.service import runtime
 from flows.vetting import local as here
+from flows.vetting import runtime
 from tasks.settings import Settings
 from tasks.vetting.workplace import cool
 
@@ -23,7 +23,7 @@ def rescan_locally(settings: Settings) -> Blob:
 
 def examine_locally(settings: Settings, manifest: str, run: str) -> Blob:
     """Examine in this process, with a Prefect server of its own where none is named."""
-    here.start(settings)
+    here.start_all(settings)
     runtime.ready()
     # after the server is known, which Prefect reads when it is imported
     from flows.vetting.examine import examine

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from flows.params import Params, load_params, needs
-from tasks.progress import report_progress
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
-from tasks.vetting import inspect, intake
-from tasks.vetting.inspect import Case, Data, Found
+from tasks.store.open import open_store
+from tasks.vetting import intake, steps
+from tasks.vetting.inspect import Case, Data, Found, was_looked_at
 from tasks.vetting.intake import Record
-from tasks.vetting.prepare import prepare
 from tasks.vetting.workplace import Workplace, open_workplace
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
@@ -51,20 +47,6 @@ class Seen:
     refused: bool = False
 
 
-def step(function: Callable[..., Any], name: str) -> Any:
-    """One piece of work as a Prefect task; what outlives a run is kept by the work itself, under its own key."""
-
-    def told(*given: Any) -> Any:
-        report_progress(name, 0)
-        try:
-            return function(*given)
-        finally:
-            report_progress(name, 1)
-
-    made = task(name=name, task_run_name=name, persist_result=True, result_serializer="json", cache_policy=NO_CACHE)
-    return made(told)
-
-
 @contextmanager
 def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[tuple[Vetting, Workplace]]:
     """A submission on its workplace, nothing of it read yet."""
@@ -78,6 +60,9 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
             seed=record.seed_for(run),
             limits=Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
         )
+        if not was_looked_at(open_store(settings), case):
+            # importing torch inside takes as long as what comes before the first call
+            workplace.sandbox.start()
         yield Vetting(settings, record, policy, params, case, run), workplace
 
 
@@ -88,10 +73,10 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
     if workplace.sandbox.level < least:
         figures: dict[str, Figure] = {"format": format, "wanted": least, "given": workplace.sandbox.level}
         return vetting, Seen(refusal=Reason(Code.SANDBOX_TOO_WEAK, figures=figures))
-    step(_fetch, "take in")(vetting)
-    pending = step(prepare, "reference data").submit(vetting.settings, vetting.record.submission, vetting.params.data)
+    steps.take_in(vetting.settings, vetting.record, vetting.case)
+    pending = steps.reference_data.submit(vetting.settings, vetting.record.submission, vetting.params.data)
     try:
-        step(inspect.look, "inspect and load")(vetting.case)
+        steps.inspect_and_load(vetting.settings, vetting.case)
         data: Data = Data(**pending.result())
     except (NotUnderstood, SandboxError) as error:
         return vetting, Seen(refusal=of_error(error), refused=isinstance(error, NotUnderstood))
@@ -113,9 +98,8 @@ def _seen(vetting: Vetting, wanted: dict[str, Blob]) -> Seen:
         return Seen(tuple(Found(**f) for f in given), of_error(refused) if refused else None, refused is not None)
     found = []
     for method, params in wanted.items():
-        detect = step(inspect.detect, f"detect {method}")
         try:
-            found.append(Found(**detect(vetting.settings, vetting.case, method, params)))
+            found.append(Found(**steps.detect(vetting.settings, vetting.case, method, params)))
         except NotUnderstood as error:
             return Seen(tuple(found), of_error(error), refused=True)
     return Seen(tuple(found))
@@ -145,7 +129,7 @@ def request_of(vetting: Vetting, seen: Seen, level: int) -> Blob:
 def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
     """Run every detector on a submission, what is known already from the store, and give what the gate can judge.
 
-    `run` names a repetition with another seed. Needs a Prefect server (`flows.vetting.local.start`).
+    `run` names a repetition with another seed. Needs a Prefect server (`flows.vetting.local.start_all`).
     """
 
     @flow(name="examine", flow_run_name=f"examine-{manifest_sha256[:12]}-{run or 'first'}", result_serializer="json")
@@ -164,7 +148,3 @@ def examine_flow(manifest_sha256: str, key: str, run: str = "") -> None:
     with opened(settings, manifest_sha256, run) as (vetting, workplace):
         request = request_of(*inspect_submission(vetting, workplace), workplace.sandbox.level)
     open_store(settings).create(f"examinations/{manifest_sha256}/{key}.json", canonical_json(request))
-
-
-def _fetch(vetting: Vetting) -> None:
-    intake.fetch(open_store(vetting.settings), vetting.record, Path(vetting.case.directory))

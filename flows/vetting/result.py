@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tasks.mlflow.client import SQLITE
 from tasks.mlflow.vettings import record_vetting
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.inspect import Case, Found, read_evidence
 from tasks.vetting.intake import Record
 from vetgate.errors import StoreError
@@ -64,6 +66,11 @@ def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result
             path.parent.mkdir(parents=True, exist_ok=True)
         attestation.unlink(missing_ok=True)
         store.fetch(ruling["attestation"], attestation)
+        stem = Path(ruling["attestation"]).stem
+        if (run := _published(settings, store, record, stem, result)) is not None:
+            page.unlink(missing_ok=True)
+            store.fetch(f"reports/{record.id}/{stem}.html", page)
+            return {**result, "mlflow_run": run}
         stored = [read_evidence(store, record.id, method, key) for method, key in ruling["evidence"].items()]
         evidence = [item for item in stored if item is not None]
         clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
@@ -73,18 +80,33 @@ def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result
             for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
                 files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
                 files[f"triggers/{name}"].write_bytes(content)
-            run = record_vetting(
-                settings, record.submission, record.id, result, files, vetting=Path(ruling["attestation"]).stem
-            )
+            run = record_vetting(settings, record.submission, record.id, result, files, vetting=stem)
         result = {**result, "mlflow_run": run}
         page.write_text(_page(record, result, ruling, evidence, repaired, clean, case))
-        store.create(f"reports/{record.id}/{Path(ruling['attestation']).stem}.html", page.read_bytes())
-        store.create(f"results/{record.id}/{Path(ruling['attestation']).stem}.json", json.dumps(result).encode())
+        store.create(f"reports/{record.id}/{stem}.html", page.read_bytes())
+        store.create(f"results/{record.id}/{stem}.json", json.dumps(result).encode())
     except OSError as error:
         raise StoreError(
             f"expected to write the report of {record.id}, got {error}; free space and vet again"
         ) from error
     return result
+
+
+def _published(settings: Settings, store: Store, record: Record, stem: str, result: Blob) -> str | None:
+    """The run in MLflow of this very result, if it was published whole before; None if any of it is to be done.
+
+    It is written last, so MLflow and the report had all of it; asking MLflow again would take seconds.
+    """
+    database = settings.tracking_uri.removeprefix(SQLITE)
+    if database != settings.tracking_uri and not Path(database).exists():
+        return None
+    try:
+        before: Blob = json.loads(store.read(f"results/{record.id}/{stem}.json"))
+    except (KeyError, ValueError):
+        return None
+    run = before.get("mlflow_run")
+    same = {**before, "mlflow_run": None, "seconds": result["seconds"]} == json.loads(json.dumps(result))
+    return run if same and isinstance(run, str) and store.exists(f"reports/{record.id}/{stem}.html") else None
 
 
 def _page(

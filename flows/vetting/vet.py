@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from prefect import flow
 
 from flows.gate.client import gate
 from flows.params import uses
-from flows.vetting.examine import Seen, Vetting, inspect_submission, opened, request_of, step
+from flows.vetting.examine import Seen, Vetting, inspect_submission, opened, request_of
 from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
 from tasks.store.lease import LeaseHeld, leased
-from tasks.vetting import inspect, intake, repair
+from tasks.store.open import open_store
+from tasks.vetting import inspect, intake, repair, steps
 from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError
 from vetgate.role import role_of, source_of
@@ -76,19 +78,14 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         vetting, seen = inspect_submission(vetting, workplace)
         # a process that lost the lease must not write a second verdict
         check()
-        ruling = step(_decide, "decide")(vetting, seen, workplace.sandbox.level)
+        ruling = steps.decide(gate(settings).decide, request_of(vetting, seen, workplace.sandbox.level))
         repaired = _repair(vetting, seen, ruling)
     if repaired is not None:
         repaired = _vet_again(vetting, repaired, unless_vetted)
     check()
     found = {item.method: item for item in seen.found}
     result = result_of(settings, record, ruling, found, repaired, seen.refusal, workplace.sandbox.level, started)
-    published: Blob = step(publish, "report and register")(settings, record, vetting.case, ruling, result, repaired)
-    return published
-
-
-def _decide(vetting: Vetting, seen: Seen, level: int) -> Blob:
-    return gate(vetting.settings).decide(request_of(vetting, seen, level))
+    return steps.register(partial(publish, settings, record, vetting.case, ruling, result, repaired))
 
 
 def _repair(vetting: Vetting, seen: Seen, ruling: Blob) -> Blob | None:
@@ -104,14 +101,13 @@ def _repair(vetting: Vetting, seen: Seen, ruling: Blob) -> Blob | None:
         evidence = _evidence_for(vetting, seen, method, verdict["suspects"])
         params = vetting.params.repair.get(method, {})
         inversion = vetting.params.detect.get(source_of("triggers", vetting.params.detect) or "", {})
-        mend = step(repair.repair, f"repair {method}")
-        candidates.append(mend(settings, case, method, params, evidence, verdict["suspects"], inversion))
+        candidates.append(steps.repair(settings, case, method, params, evidence, verdict["suspects"], inversion))
     chosen = repair.choose(candidates, policy)
     if chosen is None:
         return {"rejected": candidates}
     directory = settings.home / "repaired" / case.manifest
     repair.restore(settings, case, chosen, directory)
-    figures = step(repair.report_figures, "re-evaluate")(case, chosen, directory)
+    figures = steps.re_evaluate(case, chosen, directory)
     return {"chosen": chosen, "directory": str(directory), "test": figures}
 
 
