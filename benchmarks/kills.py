@@ -54,7 +54,7 @@ def main() -> None:
 
 def measure(folder: Path, only: str) -> list[Blob]:
     """One row for each write whose name `only` finds, and each fate."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
     installation = quick.build(folder / "quick")
     places = {k.removeprefix("VETGATE_").lower(): v for k, v in installation.items()}
     directory = models.honest_submission(folder / "given" / "model", models.read_digits(folder))
@@ -68,7 +68,7 @@ def measure(folder: Path, only: str) -> list[Blob]:
 
     rows: list[Blob] = []
     (folder / "warm").mkdir()
-    with vettings(kept | installation | {"VETGATE_HOME": str(folder / "warm")}) as vet:
+    with vettings(inherited | installation | {"VETGATE_HOME": str(folder / "warm")}) as vet:
         settings = home("undisturbed")
         turn = Turn(str(settings.home), str(directory), "undisturbed", promote=True)
         wanted = state(settings, vet(turn).result)

@@ -93,7 +93,7 @@ def _another_worker(settings: Settings, log: Path) -> Iterator[None]:
     part = next(part for part in parts(settings) if part.name == "vet-worker")
     folder = settings.home / "run" / "another"
     folder.mkdir(parents=True, exist_ok=True)
-    line = ["/bin/sh", "-c", part.kept(os.getpid(), folder)]
+    line = ["/bin/sh", "-c", part.supervised(os.getpid(), folder)]
     with log.open("ab") as out:
         process = subprocess.Popen(line, env=dict(part.environment), stdout=out, stderr=out)
     try:

@@ -1,4 +1,4 @@
-"""A night's rescan of many registered models, a few of them out of date: what do the unchanged ones cost?
+"""A nightly rescan of many registered models, a few of them out of date: what do the unchanged ones cost?
 
 `python -m benchmarks.rescan --models 1000 --stale 10 [--json FILE]` sets up an installation with so many models in
 production, each with its own signed verdict, promotion and ledger entries, and rescans it twice. The models that are
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from flows.production.reconcile import reconcile
 from flows.production.watch import watch
-from flows.rescan.local import rescan_here
+from flows.rescan.local import rescan_locally
 from flows.rescan.stale import Present
 from tasks.mlflow.client import experiment, registry
 from tasks.mlflow.promoted import MODEL, PROMOTIONS
@@ -65,14 +65,14 @@ def measure(folder: Path, models: int, stale: int) -> list[dict[str, Any]]:
     settings = load_settings()
     set_up(settings, folder, models, stale)
     rows: list[dict[str, Any]] = []
-    night = _timed(rows, "the night: everything", models, lambda: rescan_here(settings))
-    assert (night["stale"], night["errors"]) == (stale, []), night
-    assert [item["decision"] for item in night["vetted"]] == ["PASS"] * stale, night["vetted"]
-    spent = night["seconds"]
+    everything = _timed(rows, "nightly rescan: everything", models, lambda: rescan_locally(settings))
+    assert (everything["stale"], everything["errors"]) == (stale, []), everything
+    assert [item["decision"] for item in everything["vetted"]] == ["PASS"] * stale, everything["vetted"]
+    spent = everything["seconds"]
     parts = {
         "read what covers them": models,
         "compare digests": models,
-        "hash a thirtieth": night["hashed"],
+        "hash a thirtieth": everything["hashed"],
         "canaries, and vet what is out of date": stale,
     }
     rows += [
@@ -81,8 +81,8 @@ def measure(folder: Path, models: int, stale: int) -> list[dict[str, Any]]:
     ]
     unchanged = sum(spent[part] for part in ("read", "compare", "hash"))
     rows.append({"what": "the unchanged in all", "models": models - stale, "seconds": unchanged})
-    again = _timed(rows, "the next night: nothing out of date", models, lambda: rescan_here(settings))
-    assert (again["stale"], again["unchanged"], again["errors"]) == (0, models, []), again
+    second = _timed(rows, "next nightly rescan: nothing out of date", models, lambda: rescan_locally(settings))
+    assert (second["stale"], second["unchanged"], second["errors"]) == (0, models, []), second
     _timed(rows, "reconcile everything", models, lambda: reconcile(settings))
     _timed(rows, "reconcile one model", 1, lambda: reconcile(settings, NAME.format(0)))
     verify_ledger(settings)

@@ -118,8 +118,8 @@ class Start:
 
     def _spent(self, home: str, *line: str, codes: tuple[int, ...] = (0,)) -> float:
         """Processor seconds of a command and of all that it started; raises SystemExit when it ends otherwise."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
-        environment = kept | self._installation | {"VETGATE_HOME": str(self.folder / home)}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
+        environment = inherited | self._installation | {"VETGATE_HOME": str(self.folder / home)}
         before = _children()
         done = subprocess.run(
             [str(self._python), *line], env=environment, cwd=self.folder, capture_output=True, text=True

@@ -11,7 +11,7 @@ import vetgate.detect
 import vetgate.repair  # noqa: F401
 from docs.generated import settle
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Method
-from vetgate.role import By, Confirm, mends, role_of
+from vetgate.role import By, Confirm, repair_roles, role_of
 
 PAGE = Path(__file__).with_suffix(".md")
 INSPECTS = {
@@ -46,8 +46,8 @@ def section(method: Method) -> str:
         f"- Needs: {', '.join(sorted(method.needs))} samples"
         + (f", evidence with {method.uses}" if method.uses else "")
     ]
-    role, mended = role_of(method.name), mends().get(method.name)
-    named = role if method.kind == "detector" else mended
+    role, repaired = role_of(method.name), repair_roles().get(method.name)
+    named = role if method.kind == "detector" else repaired
     title = f"**{named.title}.** {named.sentence}" if named else ""
     if role is not None and method.kind == "detector":
         counted = f"weight {role.weight:g}" if role.weight else "advisory: shown, never counted"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from vetgate import shipped
 from vetgate.errors import BadPolicy
-from vetgate.role import mends
+from vetgate.role import repair_roles
 
 SHIPPED = shipped.PARAMS
 PACKAGE = shipped.PACKAGES / "vetgate"
@@ -54,9 +54,10 @@ def needs(kind: str, name: str) -> frozenset[str]:
 
 def uses(name: str) -> str | None:
     """What a repair declares it uses of an evidence: flagged, triggers, neurons or nothing."""
-    if name not in mends():
-        raise BadPolicy(f"expected one of the repairs {', '.join(sorted(mends()))}, got {name}; correct its name")
-    return mends()[name].uses
+    repairs = repair_roles()
+    if name not in repairs:
+        raise BadPolicy(f"expected one of the repairs {', '.join(sorted(repairs))}, got {name}; correct its name")
+    return repairs[name].uses
 
 
 def _checked(kind: str, name: str, section: dict[str, Any], path: Path) -> dict[str, Any]:

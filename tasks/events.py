@@ -24,9 +24,9 @@ BYPASS_DETECTED = "vetgate.gate.bypass_detected"
 
 def verdict_issued(manifest_sha256: str, verdict: str, *, once: str, automatic: bool) -> bool:
     """Tell of a verdict; `automatic` is whether the policy promotes what passed, which is all that a trigger asks."""
-    told = {"manifest_sha256": manifest_sha256, "verdict": verdict}
+    payload = {"manifest_sha256": manifest_sha256, "verdict": verdict}
     due = "due" if automatic and verdict == "PASS" else "not due"
-    return emit(VERDICT_ISSUED, f"verdict.{manifest_sha256}", told, once=once, labels={"vetgate.promotion": due})
+    return emit(VERDICT_ISSUED, f"verdict.{manifest_sha256}", payload, once=once, labels={"vetgate.promotion": due})
 
 
 def emit(
@@ -39,7 +39,7 @@ def emit(
 ) -> bool:
     """Send one event about `vetgate.<resource>`; whether the server took it. Never raises.
 
-    The server takes each `once` a single time, so that a step that is done again wakes nobody twice. Triggers match the
+    The server takes each `once` a single time, so that a step done again starts nothing twice. Triggers match the
     resource's `labels` before anything is started.
     """
     server = os.environ.get("PREFECT_API_URL")

@@ -1,4 +1,4 @@
-"""Where work that takes longer than a second says how far it is; nobody may be listening."""
+"""Where work that takes longer than a second says how far it is; listeners are optional."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tell(what: str, fraction: float) -> None:
+def report_progress(what: str, fraction: float) -> None:
     """Say that this share of `what` is done."""
     for listener in list(_listeners):
         listener(what, fraction)
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
+def reporting(what: str) -> Iterator[None]:
     """Say that a piece of work begins, and that it has ended, however it did."""
-    tell(what, 0)
+    report_progress(what, 0)
     try:
         yield
     finally:
-        tell(what, 1)
+        report_progress(what, 1)
 
 
-def teller(what: str) -> Callable[[float], None]:
+def progress_of(what: str) -> Callable[[float], None]:
     """A callback for one piece of work."""
-    return lambda fraction: tell(what, fraction)
+    return lambda fraction: report_progress(what, fraction)

@@ -1,4 +1,4 @@
-"""Secrets of the installation, each a line in a file of mode 0600 that whoever needs it first makes."""
+"""Secrets of the installation, each a line in a file of mode 0600 that the first process to need it makes."""
 
 from __future__ import annotations
 

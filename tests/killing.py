@@ -131,7 +131,7 @@ def _one(writer: int, turn: Turn) -> None:
     """Vet, and promote if that is asked for, until the fate strikes."""
     from flows.production.promote import promote
     from flows.vetting import runtime
-    from flows.vetting.local import vet_here
+    from flows.vetting.local import vet_locally
     from tasks.settings import load_settings
 
     # the server is the parent's: this process only talks to it
@@ -141,7 +141,7 @@ def _one(writer: int, turn: Turn) -> None:
         _arm(Striking(writer, turn))
     result: dict[str, Any]
     try:
-        result = vet_here(Path(turn.directory))
+        result = vet_locally(Path(turn.directory))
         if turn.promote and result["verdict"] == "PASS":
             result["promoted"] = promote(load_settings(), result["submission"], result["manifest_sha256"])
     except BaseException as error:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vetgate.errors import DefenceError, MissingInput, NotFinite, UnknownParameter
 from vetgate.role import Axis as Axis
-from vetgate.role import Mends, Role, Uses
+from vetgate.role import RepairRole, Role, Uses
 
 Need = Literal["clean", "train", "inputs"]
 Param = int | float | str | bool | None
@@ -204,7 +204,7 @@ _progress: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 
 def report(fraction: float) -> None:
-    """Tell whoever runs the method that this share of it, in [0, 1], is done."""
+    """Tell the caller of the method that this share of it, in [0, 1], is done."""
     listener = _progress.get()
     if listener is not None:
         listener(min(1.0, max(0.0, fraction)))
@@ -349,7 +349,7 @@ def detector(
 
 
 def repair(
-    *, role: Mends, needs: set[Need], paper: str, waived: Mapping[str, str] | None = None
+    *, role: RepairRole, needs: set[Need], paper: str, waived: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Repair]], Callable[..., Repair]]:
     """Register a function (subject, [evidence,] *, hyper=...) -> Repair under its own name."""
 

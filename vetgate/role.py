@@ -1,7 +1,7 @@
 """What a method is to the rest of vetgate, declared once, in the method's own file, and read without torch.
 
-A detector says `ROLE = Role(axis=Axis.CLASS, ...)`, a repair `ROLE = Mends(...)`, of plain values only: they are read
-from the source. The judge, the calibration, the bank, the policy's defaults, reports and docs go by them.
+A detector says `ROLE = Role(axis=Axis.CLASS, ...)`, a repair `ROLE = RepairRole(...)`, of plain values only: they are
+read from the source. The judge, the calibration, the bank, the policy's defaults, reports and docs go by them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Role:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mends:
+class RepairRole:
     """A repair's part: the evidence that it uses, None for none, and its name and sentence for people."""
 
     uses: Uses | None
@@ -90,7 +90,7 @@ class Mends:
     sentence: str
 
 
-R = TypeVar("R", Role, Mends)
+R = TypeVar("R", Role, RepairRole)
 
 
 def roles() -> dict[str, Role]:
@@ -98,9 +98,9 @@ def roles() -> dict[str, Role]:
     return _declared("detect", Role)
 
 
-def mends() -> dict[str, Mends]:
+def repair_roles() -> dict[str, RepairRole]:
     """Every repair's role by name."""
-    return _declared("repair", Mends)
+    return _declared("repair", RepairRole)
 
 
 def role_of(method: str) -> Role | None:
@@ -129,13 +129,13 @@ def source_of(what: Uses, among: Mapping[str, Any] | None = None) -> str | None:
 
 def title_of(method: str) -> str:
     """A method's name for people."""
-    found = roles().get(method) or mends().get(method)
+    found = roles().get(method) or repair_roles().get(method)
     return found.title if found else method.replace("_", " ").capitalize()
 
 
 def sentence_of(method: str) -> str:
     """What a method does, in one sentence; empty for what is no method."""
-    found = roles().get(method) or mends().get(method)
+    found = roles().get(method) or repair_roles().get(method)
     return found.sentence if found else ""
 
 

@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from vetgate.contract import Evidence, Repair, Subject, repair, report
 from vetgate.errors import DefenceError
-from vetgate.role import Mends
+from vetgate.role import RepairRole
 
-ROLE = Mends(
+ROLE = RepairRole(
     uses="triggers",
     title="Plain unlearning",
     sentence="Trains a copy on clean images, half of which carry a reversed trigger.",

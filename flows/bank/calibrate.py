@@ -66,12 +66,12 @@ def own(
     out: Path,
     *,
     jobs: int | None = None,
-    tell: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> Bank:
     """Train clean networks on a data set of one's own, inspect them, and add them to the calibration at `out`.
 
-    `tell` hears what share of the networks is finished. References on other data sets stay, as long as code and
-    parameters are theirs. Whatever is finished is kept under <home>/bank.
+    `on_progress` is given the share of the networks that is finished. References on other data sets stay, as long as
+    code and parameters are theirs. Whatever is finished is kept under <home>/bank.
     """
     from flows.bank.data import source
 
@@ -82,8 +82,8 @@ def own(
     fresh = []
     for group, seen in spread(by_all, groups, jobs):
         fresh.append(reference(trained(group[0])[1], data.classes, seen))
-        tell(len(fresh) / len(listed))
-    bank = _with_kept(Bank(methods=pins(params), references=_ordered(fresh)), out)
+        on_progress(len(fresh) / len(listed))
+    bank = _with_earlier(Bank(methods=pins(params), references=_ordered(fresh)), out)
     write(bank, out)
     return bank
 
@@ -98,14 +98,14 @@ def write(bank: Bank, out: Path) -> None:
     Path(file.name).replace(out)
 
 
-def _with_kept(bank: Bank, out: Path) -> Bank:
+def _with_earlier(bank: Bank, out: Path) -> Bank:
     """A bank with what stands at `out` on other data sets, as long as code and parameters are its own."""
     before = Bank.model_validate_json(out.read_text()) if out.exists() else None
     if before is None or before.methods != bank.methods:
         return bank
     fresh = {r.data for r in bank.references}
-    kept = [r for r in before.references if r.data not in fresh]
-    every = _ordered([*kept, *bank.references])
+    earlier = [r for r in before.references if r.data not in fresh]
+    every = _ordered([*earlier, *bank.references])
     return bank.model_copy(update={"references": every, "transfer": bank.transfer or before.transfer})
 
 
@@ -117,7 +117,7 @@ def main() -> None:
     """Write the shipped calibration, with how far it carries over; what it holds of data without evidence stays."""
     need_checkout("the stage calibrate of dvc.yaml")
     files = Files()
-    write(_with_kept(transfer(of_the_bank(files), files), SHIPPED), SHIPPED)
+    write(_with_earlier(transfer(of_the_bank(files), files), SHIPPED), SHIPPED)
 
 
 if __name__ == "__main__":

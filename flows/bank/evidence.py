@@ -46,7 +46,7 @@ class Task(Order):
 def inspected(task: Task) -> Blob:
     """The evidence as a JSON object, from its place or made now; the member is trained if it is not there."""
     weights, card = trained(task)
-    path = _kept_at(task, card["key"], ".json")
+    path = _stored_at(task, card["key"], ".json")
     return once(path, lambda: _inspect(task, weights, triggers_of(task, card["key"])))
 
 
@@ -57,10 +57,10 @@ def by_all(tasks: Sequence[Task]) -> Blob:
 
 def triggers_of(task: Task, member_key: str) -> Path:
     """Where the reversed triggers of a member lie, once it is inspected by a detector that reverses some."""
-    return _kept_at(task, member_key, ".safetensors")
+    return _stored_at(task, member_key, ".safetensors")
 
 
-def _kept_at(task: Task, member_key: str, suffix: str) -> Path:
+def _stored_at(task: Task, member_key: str, suffix: str) -> Path:
     settled, code = {**DETECTORS[task.method].defaults, **task.params}, code_digest("detect", task.method)
     key = sha256_json([member_key, task.data.splits.digest, task.method, settled, code])[:16]
     return task.place / f"{task.member.name}.{task.method}.{key}{suffix}"
@@ -131,10 +131,10 @@ def evidence_of(method: str, seen: Blob, shape: Sequence[int], params: Blob | No
 
 def read_triggers(path: Path) -> tuple[Trigger, ...]:
     """Triggers from the file that an inspection wrote."""
-    kept = load_file(path)
+    stored = load_file(path)
     return tuple(
         Trigger(mask, pattern, int(target))
-        for mask, pattern, target in zip(kept["mask"], kept["pattern"], kept["target"], strict=True)
+        for mask, pattern, target in zip(stored["mask"], stored["pattern"], stored["target"], strict=True)
     )
 
 
@@ -181,7 +181,7 @@ def spread(function: Callable[[Given], Made], tasks: list[Given], jobs: int | No
 
 
 def _begin() -> None:
-    """One thread for each worker, and an end for it when whoever started it was killed: it would wait for ever."""
+    """One thread for each worker, and an end for it when its parent was killed: it would wait for ever."""
     torch.set_num_threads(1)
     Thread(target=_end_with_parent, daemon=True).start()
 

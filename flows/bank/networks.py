@@ -79,7 +79,7 @@ def key_of(member: Member, recipe: Recipe, data_sha256: str) -> str:
     return sha256_json([about, data_sha256, attack_digest(member.attack, member.architecture)])
 
 
-def kept_at(place: Path, member: Member, recipe: Recipe, data_sha256: str) -> Path:
+def member_file(place: Path, member: Member, recipe: Recipe, data_sha256: str) -> Path:
     """Where a member's file is kept; it is whole once there is a card beside it."""
     return place / f"{member.name}-{key_of(member, recipe, data_sha256)[:16]}.safetensors"
 

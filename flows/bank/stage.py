@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bank.networks import BANK, kept_at, members, plan
+from flows.bank.networks import BANK, member_file, members, plan
 from vetgate.shipped import need_checkout
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def look() -> None:
     from vetgate.digest import attack_digest, code_digest
 
     settings = load_settings()
-    here = _here(settings)
+    at_hand = _at_hand(settings)
     listed = members().values()
     for name in sorted({m.data for m in listed}):
         found: Blob = {"absent": True}
-        if name in here:
+        if name in at_hand:
             ref = resolve(settings, name)
             about = describe(settings, ref)
             found = {"sha256": ref.sha256, "image": about["image"], "classes": about["classes"]}
@@ -70,7 +70,7 @@ def member(name: str) -> None:
     from tasks.settings import load_settings
 
     place, recipe = load_settings().home / "bank", plan().sets[wanted.data]
-    made = kept_at(place, wanted, recipe, json.loads((AT_HAND / f"data-{wanted.data}.json").read_text())["sha256"])
+    made = member_file(place, wanted, recipe, json.loads((AT_HAND / f"data-{wanted.data}.json").read_text())["sha256"])
     if not made.with_suffix(".json").exists():
         # torch takes seconds to import, and is not needed where the member is there already
         from flows.bank.train import Order, trained
@@ -102,8 +102,8 @@ def evidence(method: str, data: str) -> None:
             bar.advance(shown)
     for task in tasks:
         card = json.loads((CARDS / f"{task.member.name}.json").read_text())
-        if (kept := triggers_of(task, card["key"])).exists():
-            shutil.copyfile(kept, triggers / f"{task.member.name}.safetensors")
+        if (stored := triggers_of(task, card["key"])).exists():
+            shutil.copyfile(stored, triggers / f"{task.member.name}.safetensors")
     first = tasks[0]
     about = {
         "method": method,
@@ -177,8 +177,8 @@ def fill(names: list[str], jobs: int) -> None:
     from tasks.settings import load_settings
 
     settings = load_settings()
-    here = _here(settings)
-    wanted = [m for m in members().values() if m.data in here and (not names or m.name.startswith(tuple(names)))]
+    at_hand = _at_hand(settings)
+    wanted = [m for m in members().values() if m.data in at_hand and (not names or m.name.startswith(tuple(names)))]
     sources = {name: _source(name) for name in {m.data for m in wanted}}
     recipes, place = plan().sets, settings.home / "bank"
     orders = [Order(m, recipes[m.data], sources[m.data], place) for m in wanted]
@@ -190,7 +190,7 @@ def fill(names: list[str], jobs: int) -> None:
             bar.advance(shown)
 
 
-def _here(settings: Settings) -> set[str]:
+def _at_hand(settings: Settings) -> set[str]:
     """The data sets that this installation has; the digits come along."""
     from tasks.data.reference import registered
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flows.bank.data import Source, read_samples
-from flows.bank.networks import LEAST_SUCCESS, Member, Recipe, kept_at, key_of, one_thread
+from flows.bank.networks import LEAST_SUCCESS, Member, Recipe, key_of, member_file, one_thread
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.member import Job, Made, make
 from vetgate.contract import Samples, Trigger, private_random
@@ -90,7 +90,7 @@ class Order:
 def trained(order: Order) -> tuple[Path, Blob]:
     """A member's file and card, made now unless they are in their place."""
     member, recipe, data, place = order.member, order.recipe, order.data, order.place
-    key, weights = key_of(member, recipe, data.ref.sha256), kept_at(place, member, recipe, data.ref.sha256)
+    key, weights = key_of(member, recipe, data.ref.sha256), member_file(place, member, recipe, data.ref.sha256)
     card = weights.with_suffix(".json")
     if card.exists():
         return weights, json.loads(card.read_text())
@@ -100,8 +100,8 @@ def trained(order: Order) -> tuple[Path, Blob]:
     for turn in range(TRIES):
         seed = member.seed + turn * STRIDE
         stream = torch.Generator().manual_seed(seed)
-        kept = torch.randperm(len(shared), generator=stream)[: round(SHARE * len(shared))]
-        made = make(member.attack, _job(member, recipe, data, shared[kept], seed))
+        subset = torch.randperm(len(shared), generator=stream)[: round(SHARE * len(shared))]
+        made = make(member.attack, _job(member, recipe, data, shared[subset], seed))
         success = None if made.backdoor is None else made.backdoor.success(made.model, test)
         if success is None or success >= LEAST_SUCCESS:
             break
@@ -113,7 +113,7 @@ def trained(order: Order) -> tuple[Path, Blob]:
         about["robust_accuracy"] = round(made.backdoor.robust_accuracy(made.model, test), 4)
     about["seconds"] = round(seconds, 1)
     scratch = weights.with_suffix(".part")
-    save_file(_tensors(made, shared, kept, test), scratch)
+    save_file(_tensors(made, shared, subset, test), scratch)
     scratch.rename(weights)
     about["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     scratch.write_text(json.dumps(about, indent=1) + "\n")
@@ -130,10 +130,10 @@ def _job(member: Member, recipe: Recipe, data: Source, rows: Samples, seed: int)
     return Job(build, rows, data.classes, recipe.epochs, seed, member.options)
 
 
-def _tensors(made: Made, shared: Samples, kept: Tensor, test: Samples) -> dict[str, Tensor]:
+def _tensors(made: Made, shared: Samples, subset: Tensor, test: Samples) -> dict[str, Tensor]:
     found = {f"model.{k}": v.contiguous() for k, v in made.model.state_dict().items()}
     if made.rows is not None:
-        found |= _rows(made.rows, shared, kept if made.order is None else kept[made.order])
+        found |= _rows(made.rows, shared, subset if made.order is None else subset[made.order])
     if made.backdoor is not None:
         attacked = test[made.backdoor.attacked(test.y)][:KEPT]
         stamped = (made.backdoor.stamp(attacked.x) * 255).round().clamp(0, 255).byte()

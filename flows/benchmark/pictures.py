@@ -50,17 +50,17 @@ def draw(
         _save(norm_boxes(norms), place / NORMS)
     if {row["kind"] for row in rows} >= {"clean", "backdoored"}:
         _save(roc(rows), place / ROC)
-    kept: dict[str, list[Blob]] = json.loads((place / KEPT).read_text()) if (place / KEPT).exists() else {}
+    stored: dict[str, list[Blob]] = json.loads((place / KEPT).read_text()) if (place / KEPT).exists() else {}
     for data in PICTURED:
         if found := pairs_of(rows, data, weights, triggers):
             _save(trigger_pairs(found), place / f"triggers-{data}.png")
-            kept[data] = [_compared(*pair) for pair in found]
-            (place / KEPT).write_text(json.dumps(kept, indent=1) + "\n")
+            stored[data] = [_compared(*pair) for pair in found]
+            (place / KEPT).write_text(json.dumps(stored, indent=1) + "\n")
     return {
         "norms": _shown(place / NORMS),
         "roc": _shown(place / ROC),
         "triggers": {data: _shown(place / f"triggers-{data}.png") for data in PICTURED},
-        "compared": [pair for data in PICTURED for pair in kept.get(data, [])],
+        "compared": [pair for data in PICTURED for pair in stored.get(data, [])],
     }
 
 

@@ -49,19 +49,19 @@ def run(*, sealed: bool) -> Blob:
     files, out = Files(), places()
     scored = list(rows(files, sealed=False))
     calibration = load_calibration()
-    told: Blob = {
+    about: Blob = {
         "repairs": _repairs(),
         "transfer": calibration.bank.model_dump(mode="json")["transfer"] if calibration else None,
         "rule": (LEAST_SUCCESS, MOST_LOST),
     }
     if sealed:
-        found = tables(list(rows(files, sealed=True)), fitted_on=scored, **told)
+        found = tables(list(rows(files, sealed=True)), fitted_on=scored, **about)
         _write(out.tables / "sealed.json", found)
     else:
-        found = tables(scored, **told)
+        found = tables(scored, **about)
         _write(out.tables / "benchmark.json", found)
         _write(out.tables / "rows.json", [_flat(row) for row in scored])
-    open_ = found if not sealed else tables(scored, **told)
+    open_ = found if not sealed else tables(scored, **about)
     last = next((p for p in (out.tables / "sealed.json", BANK / "tables" / "sealed.json") if p.exists()), None)
     hidden = json.loads(last.read_text()) if last else None
     out.page.write_text(page(open_, hidden, draw(out.page.with_suffix(""), scored, files.evidence)))

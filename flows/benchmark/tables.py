@@ -111,14 +111,14 @@ def _detected(by: str, name: str, group: Rows, clean: Rows, view: str) -> Blob:
         "name": name,
         "n": len(group),
         "clean": len(beside),
-        "auroc": _told(_scores(beside, view), _scores(group, view)),
+        "auroc": _separation(_scores(beside, view), _scores(group, view)),
         "level": _rate(_at_most(r["p_value"], LEVEL) for r in ruled),
         "strict": _rate(_at_most(r["p_value"], STRICT) for r in ruled),
         "extrapolated": _extrapolated(group, view),
         "fail": _rate(r["decision"] == "FAIL" for r in ruled),
         "target": _rate(row[view]["right"] for row in single),
         "index": _rate(row["index"] > INDEX for row in group if row["index"] is not None),
-        "detectors": {m: _told(_scores(beside, view, m), _scores(group, view, m)) for m in methods},
+        "detectors": {m: _separation(_scores(beside, view, m), _scores(group, view, m)) for m in methods},
     }
 
 
@@ -243,7 +243,7 @@ def _at_most(p_value: float | None, level: float) -> bool:
     return p_value is not None and p_value <= level
 
 
-def _told(clean: Array, backdoored: Array) -> Blob:
+def _separation(clean: Array, backdoored: Array) -> Blob:
     return _estimate([clean, backdoored], auroc)
 
 

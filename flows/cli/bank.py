@@ -31,7 +31,7 @@ def calibrate(
         from flows.bank.own import recipe, references
         from flows.params import load_params
         from tasks.data.reference import describe, resolve
-        from tasks.progress import teller
+        from tasks.progress import progress_of
         from tasks.settings import load_settings
         from vetgate.verdict.calibration import load_calibration
 
@@ -50,8 +50,8 @@ def calibrate(
         if not place.exists() and (shipped := load_calibration(settings.calibration)) is not None:
             calibration.write(shipped.bank, place)
 
-        told = teller(f"calibrate {name}")
-        bank = calibration.own(settings, params, wanted, how, place, jobs=jobs, tell=told)
+        on_progress = progress_of(f"calibrate {name}")
+        bank = calibration.own(settings, params, wanted, how, place, jobs=jobs, on_progress=on_progress)
         own = [r for r in bank.references if r.data_sha256 == ref.sha256]
         blob = {
             "calibration": str(place),

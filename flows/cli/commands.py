@@ -76,9 +76,9 @@ def vet(directory: Directory, json: AsJson = False) -> int:
 
     def command() -> Outcome:
         from flows.cli.show import EXIT_CODES, show_result
-        from flows.vetting.local import vet_here
+        from flows.vetting.local import vet_locally
 
-        result = vet_here(directory)
+        result = vet_locally(directory)
         return Outcome(EXIT_CODES[result["verdict"]], result, lambda console: show_result(console, result))
 
     return carry_out(command, as_json=json)
@@ -131,10 +131,10 @@ def data_add(
 
     def command() -> Outcome:
         from tasks.data.reference import add
-        from tasks.progress import teller
+        from tasks.progress import progress_of
         from tasks.settings import load_settings
 
-        ref = add(load_settings(), name, file, teller(f"reading {file.name}"))
+        ref = add(load_settings(), name, file, progress_of(f"reading {file.name}"))
         blob = {"name": ref.name, "rev": ref.rev, "path": ref.path, "sha256": ref.sha256}
         return Outcome(0, blob, lambda console: _show_pairs(console, blob))
 

@@ -34,7 +34,7 @@ class Outcome:
 def carry_out(command: Callable[[], Outcome], *, as_json: bool) -> int:
     """Run a command, print its outcome or its error, and return the exit code."""
     try:
-        with _stdout_kept_clean() as stdout:
+        with _clean_stdout() as stdout:
             try:
                 with _progress():
                     outcome = command()
@@ -96,17 +96,17 @@ def _print(outcome: Outcome, stdout: TextIO, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _stdout_kept_clean() -> Iterator[TextIO]:
+def _clean_stdout() -> Iterator[TextIO]:
     """The real stdout; meanwhile whatever libraries and children print there goes to stderr."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved = os.dup(1)
     os.dup2(2, 1)
-    with os.fdopen(kept, "w") as stdout:
+    with os.fdopen(saved, "w") as stdout:
         try:
             yield stdout
         finally:
             sys.stdout.flush()
-            os.dup2(kept, 1)
+            os.dup2(saved, 1)
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def _progress() -> Iterator[None]:
     running: dict[str, TaskID] = {}
     since: dict[str, float] = {}
 
-    def hear(what: str, fraction: float) -> None:
+    def show_progress(what: str, fraction: float) -> None:
         since.setdefault(what, time.monotonic())
         if what not in running:
             running[what] = bars.add_task(what, total=1.0)
@@ -134,5 +134,5 @@ def _progress() -> Iterator[None]:
             if seconds >= 1:
                 console.print(f"  {what}, {seconds:.0f} s")
 
-    with bars, listening(hear):
+    with bars, listening(show_progress):
         yield

@@ -22,7 +22,7 @@ from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
 from flows.vetting import local as here
 from flows.vetting import runtime
-from tasks.progress import tell
+from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
@@ -52,7 +52,7 @@ def run_demo() -> Outcome:
             directory = Path(repair["artifact"]).parent
             before, after = repair["attack_success"]
             rows[-1] = replace(rows[-1], reversed_trigger=before)
-            rows.append(_row(_kept(settings, repair["submission"]), directory, ask(str(directory)), trigger=after))
+            rows.append(_row(_result_of(settings, repair["submission"]), directory, ask(str(directory)), trigger=after))
     honest, trojaned, *repaired = _at_the_gate(settings, rows)
     ending = Ending(
         honest=honest,
@@ -99,9 +99,9 @@ def _suppliers(out: Path) -> Iterator[Ask]:
 def _handed_in(ask: Ask) -> Blob:
     """What the suppliers hand in, once it is trained."""
     training = "two suppliers train their models"
-    tell(training, 0)
+    report_progress(training, 0)
     while "submissions" not in (said := ask(None)):
-        tell(training, said["done"])
+        report_progress(training, said["done"])
     return said
 
 
@@ -111,9 +111,9 @@ def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
 
     records = [intake.take(settings, directory) for directory in directories]
     try:
-        tell("start", 0)
+        report_progress("start", 0)
         runtime.ready()
-        tell("start", 1)
+        report_progress("start", 1)
         return [vet(record.id) for record in records]
     finally:
         cool()
@@ -125,7 +125,7 @@ def _row(result: Blob, directory: Path, measured: Blob, trigger: float | None = 
     return Row(submission.name, submission.supplier, **said, **measured, reversed_trigger=trigger)
 
 
-def _kept(settings: Settings, manifest_sha256: str) -> Blob:
+def _result_of(settings: Settings, manifest_sha256: str) -> Blob:
     """The newest result of a submission that a flow vetted by itself."""
     store = open_store(settings)
     # their names begin with the moment of the verdict
@@ -135,11 +135,11 @@ def _kept(settings: Settings, manifest_sha256: str) -> Blob:
 
 def _at_the_gate(settings: Settings, rows: list[Row]) -> Iterator[Row]:
     """The rows with what promotion says to each."""
-    tell("promoting", 0)
+    report_progress("promoting", 0)
     for turn, row in enumerate(rows, 1):
         try:
             granted = promote(settings, row.submission, submission=row.manifest_sha256)
             yield replace(row, production=f"{granted['model']} v{granted['version']}")
         except Denied as error:
             yield replace(row, refusal=str(error))
-        tell("promoting", turn / len(rows))
+        report_progress("promoting", turn / len(rows))

@@ -145,7 +145,7 @@ def keys_trust(
     days: Days,
     json: AsJson = False,
 ) -> int:
-    """Trust somebody's public key in a role, or give it more days. A key keeps its role."""
+    """Trust a public key in a role, or give it more days. A key keeps its role."""
 
     def command() -> Outcome:
         from flows.gate.keys import trust

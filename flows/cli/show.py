@@ -17,12 +17,12 @@ def show_result(console: Console, result: dict[str, Any]) -> None:
     heading = Text(f"{result['submission']}  ") + _decision(result["verdict"])
     heading.append(f"  p = {_number(result['p_value'])}{'' if result['calibrated'] else ', uncalibrated'}")
     console.print(heading)
-    table = Table("method", "statistic", "rang", "suspects", "seconds", "failure")
+    table = Table("method", "statistic", "alarmed", "suspects", "seconds", "failure")
     for method in result["methods"]:
         table.add_row(
             method["name"],
             _number(method["statistic"]),
-            "yes" if method["rang"] else "",
+            {True: "yes", False: ""}.get(method.get("alarmed"), "unknown"),
             _labels(method["suspects"]),
             _number(method["seconds"], 1),
             Text(method["failure"] or ""),

@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.production.watch import coverages, watch
 from flows.vetting.submit import queue
-from tasks.mlflow.aliases import Held
+from tasks.mlflow.aliases import Aliased
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage
 from tasks.records.submitters import submitters_of
@@ -86,7 +86,7 @@ def _production(settings: Settings, now: datetime) -> list[Blob]:
     return [row for item, answer in rows for row in _rows(item, answer, now)]
 
 
-def _rows(held: Held, answer: Coverage | VetgateError, now: datetime) -> list[Blob]:
+def _rows(held: Aliased, answer: Coverage | VetgateError, now: datetime) -> list[Blob]:
     """One version, a row for each alias that points to it; `covered` is None where an outage kept us from knowing."""
     common: Blob = {"name": held.name, "model": f"prod.{held.name}", "version": held.version}
     if isinstance(answer, VetgateError):
@@ -141,12 +141,12 @@ def _waiver(waiver: Waiver, approvals: int, why: str | None, policy: WaiverPolic
 
 
 def _last_rescan(store: Store) -> Blob | None:
-    last = max(store.list("rescans/"), key=_night, default=None)
+    last = max(store.list("rescans/"), key=_order, default=None)
     found: Blob | None = None if last is None else json.loads(store.read(last))
     return found
 
 
-def _night(key: str) -> tuple[str, int]:
+def _order(key: str) -> tuple[str, int]:
     # a day and the number of its batch, whose tenth comes after the ninth
     day, _, number = key.removesuffix(".json").rpartition("-")
     return day, int(number) if number.isdecimal() else 0

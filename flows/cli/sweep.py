@@ -25,9 +25,9 @@ def sweep(json: Annotated[bool, typer.Option("--json", help="Print one JSON obje
 
             done = sweep_service(settings)
         else:
-            from flows.vetting.local import sweep_here
+            from flows.vetting.local import sweep_locally
 
-            done = sweep_here(settings)
+            done = sweep_locally(settings)
         counts = [f"{len(done[key])} {key.replace('_', ' ')}" for key in ("vetted", "taken", "promoted", "given_up")]
         lines = [", ".join(counts), *done["errors"]]
         return Outcome(2 if done["errors"] else 0, done, lambda console: console.print("\n".join(lines)))

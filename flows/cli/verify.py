@@ -1,4 +1,4 @@
-"""The commands of whoever serves models or watches the gate: `verify` and `status`."""
+"""The commands of the serving side and of operators: `verify` and `status`."""
 
 from __future__ import annotations
 

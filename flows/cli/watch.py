@@ -32,9 +32,9 @@ def rescan(json: AsJson = False) -> int:
 
             blob = rescan_service(settings)
         else:
-            from flows.rescan.local import rescan_here
+            from flows.rescan.local import rescan_locally
 
-            blob = rescan_here(settings)
+            blob = rescan_locally(settings)
         from flows.rescan.nightly import exit_code
 
         return Outcome(exit_code(blob), blob, lambda console: _show_rescan(console, blob))

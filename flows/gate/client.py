@@ -1,7 +1,7 @@
 """The gate as a vetting sees it: something that is asked for a decision.
 
 Without a service it is a child process, started ahead of its first question; with one (VETGATE_GATE_URL) it is asked
-over HTTP, and whoever asks needs the gate's token but never its key.
+over HTTP, and the caller needs the gate's token but never its key.
 """
 
 from __future__ import annotations

@@ -34,21 +34,21 @@ def main() -> None:
 
 
 def make_ready(settings: Settings) -> None:
-    """Do what takes long while nobody waits for an answer yet, and enter what a crash left out of the ledger."""
+    """Do what takes long while no caller waits for an answer yet, and enter what a crash left out of the ledger."""
     with importing():
         import vetgate.verdict.judge  # noqa: F401 - imports torch
 
     try:
         catch_up(settings)
     except VetgateError as error:
-        # whoever asks for a decision hears of it too
+        # the caller is told as well
         logging.getLogger(__name__).warning("the ledger could not be caught up: %s", error)
 
 
 def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blob:
     """What the gate says to one request; an error as {"error", "kind"}. `separated`: the asker is another user.
 
-    Operations (`op`): decide (the default), record (enter what somebody signed and stored under `key`; with `manifest`,
+    Operations (`op`): decide (the default), record (enter what a person signed and stored under `key`; with `manifest`,
     issue a waiver that it completes).
     """
     try:
@@ -68,7 +68,7 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
 
 
 def record(settings: Settings, key: str, manifest: str | None = None) -> Blob:
-    """Enter what somebody signed and stored, and issue the WAIVED verdict that is then due, or say what is lacking."""
+    """Enter what a person signed and stored, and issue the WAIVED verdict that is then due, or say what is lacking."""
     entry = note(settings, key)
     sequence = None if entry is None else entry.sequence
     return {"key": key, "entry": sequence, "waived": None if manifest is None else issue_waived(settings, manifest)}

@@ -32,7 +32,7 @@ MOST_AHEAD = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
-class Docket:
+class SigningContext:
     """What issuing goes by: one submission, the policy, and the keys that are believed."""
 
     settings: Settings
@@ -42,11 +42,11 @@ class Docket:
     trust: TrustRoot
 
 
-def docket_of(settings: Settings, manifest_sha256: str) -> Docket:
-    """The docket of a submission; the gate's key and trust root are made on first use."""
+def signing_context(settings: Settings, manifest_sha256: str) -> SigningContext:
+    """The signing context of a submission; the gate's key and trust root are made on first use."""
     load_or_create_key(settings.gate_key, settings.trust_root, now=utc_now())
     store = open_store(settings)
-    return Docket(
+    return SigningContext(
         settings,
         store,
         load_policy(settings.policy),
@@ -55,50 +55,50 @@ def docket_of(settings: Settings, manifest_sha256: str) -> Docket:
     )
 
 
-def issue(docket: Docket, predicate: Callable[[datetime, str | None], Blob]) -> str:
+def issue(context: SigningContext, predicate: Callable[[datetime, str | None], Blob]) -> str:
     """Sign, keep and enter the predicate that is made of the moment and the digest before it; its attestation's key."""
-    record, settings = docket.record, docket.settings
+    record, settings = context.record, context.settings
     key = load_or_create_key(settings.gate_key, settings.trust_root, now=utc_now())
     since = head(settings)
     now = utc_now().replace(microsecond=0)
     try:
-        newest = newest_attestation(docket.store, record.id)
+        newest = newest_attestation(context.store, record.id)
     except Denied:
-        # somebody altered an earlier one: promotion will refuse these bytes, and this statement cannot name it
+        # an earlier one was altered: promotion will refuse these bytes, and this statement cannot name it
         newest = None
     if newest is not None:
         after = as_time(newest.claims["issued"], "issued") + timedelta(seconds=1)
         now = max(now, min(after, now + MOST_AHEAD))
     previous = attest.digest(newest.envelope) if newest else None
     stated = attest.statement(record.manifest.digests, record.id, predicate(now, previous))
-    kept = save_attestation(docket.store, record.id, attest.sign(stated, key))
-    note(settings, kept, since=since)
-    return kept
+    saved = save_attestation(context.store, record.id, attest.sign(stated, key))
+    note(settings, saved, since=since)
+    return saved
 
 
-def newest_verified(docket: Docket) -> tuple[Attestation, Blob] | None:
+def newest_verified(context: SigningContext) -> tuple[Attestation, Blob] | None:
     """The newest attestation on these bytes and its predicate, which this gate's trust root vouches for; None without.
 
     It may have expired. Raises Denied when it is not the gate's, Stale when it was revoked.
     """
-    newest = newest_attestation(docket.store, docket.record.id)
+    newest = newest_attestation(context.store, context.record.id)
     if newest is None:
         return None
     stated = attest.verify(
         newest.envelope,
-        docket.trust,
-        name=docket.record.submission.name,
-        files=docket.record.manifest.digests,
-        manifest=docket.record.id,
+        context.trust,
+        name=context.record.submission.name,
+        files=context.record.manifest.digests,
+        manifest=context.record.id,
         now=as_time(newest.claims["issued"], "issued"),
-        revoked={attest.digest(newest.envelope)} if is_revoked(docket.store, newest.envelope) else (),
+        revoked={attest.digest(newest.envelope)} if is_revoked(context.store, newest.envelope) else (),
     )
     return newest, stated
 
 
-def waivers_on(docket: Docket, findings: tuple[str, ...]) -> Waived:
+def waivers_on(context: SigningContext, findings: tuple[str, ...]) -> Waived:
     """What covers all these findings now; raises Denied with what is lacking."""
-    return waived_by(docket.store, docket.trust, docket.record.id, findings, docket.policy.waivers, utc_now())
+    return waived_by(context.store, context.trust, context.record.id, findings, context.policy.waivers, utc_now())
 
 
 def waived_predicate(predicate: Blob, waived: Waived) -> Blob:
@@ -122,15 +122,15 @@ def waived_predicate(predicate: Blob, waived: Waived) -> Blob:
 
 def issue_waived(settings: Settings, manifest_sha256: str) -> Blob:
     """Issue a WAIVED attestation if every finding of the newest verdict is covered; which, or what is lacking."""
-    docket = docket_of(settings, manifest_sha256)
+    context = signing_context(settings, manifest_sha256)
     answer: Blob = {"manifest": manifest_sha256, "attestation": None, "until": None, "lacking": None}
     try:
-        found = newest_verified(docket)
+        found = newest_verified(context)
         if found is None:
             raise Denied(f"expected a verdict on {manifest_sha256}, got none; run `vetgate vet` on it")
         newest, stated = found
         if stated["verdict"] not in attest.ADMITTED:
-            newest = _waived(docket, stated)
+            newest = _waived(context, stated)
     except Denied as error:
         return {**answer, "lacking": str(error)}
     return {
@@ -141,17 +141,17 @@ def issue_waived(settings: Settings, manifest_sha256: str) -> Blob:
     }
 
 
-def _waived(docket: Docket, stated: Blob) -> Attestation:
+def _waived(context: SigningContext, stated: Blob) -> Attestation:
     """The new attestation that a verdict with these claims is waived; raises Denied when it cannot be."""
     if utc_now() >= as_time(stated["expires"], "expires"):
         raise Stale(f"expected a verdict in force, got one that expired on {stated['expires']}; vet again")
-    if stated["policy"].get("sha256") != docket.policy.digest:
+    if stated["policy"].get("sha256") != context.policy.digest:
         raise Stale(
-            f"expected a verdict under policy {docket.policy.name} as it is now, got one under another; vet again"
+            f"expected a verdict under policy {context.policy.name} as it is now, got one under another; vet again"
         )
-    covering = waivers_on(docket, tuple(stated.get("findings") or ()))
+    covering = waivers_on(context, tuple(stated.get("findings") or ()))
     key = issue(
-        docket,
+        context,
         lambda now, previous: waived_predicate({**stated, "issued": time_text(now), "previous": previous}, covering),
     )
-    return attestation_at(docket.store, key)
+    return attestation_at(context.store, key)

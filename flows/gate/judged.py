@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flows.gate.issue import Docket
+from flows.gate.issue import SigningContext
 from tasks.vetting.inspect import read_evidence
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import StoreError
@@ -31,19 +31,19 @@ class Judged:
         return str(self.request.get("run", ""))
 
 
-def judged_of(docket: Docket, request: Blob) -> Judged:
+def judged_of(context: SigningContext, request: Blob) -> Judged:
     """The verdict on one run's evidence, read from the store and bound to this submission and run."""
     from vetgate.contract import Evidence, Failure
     from vetgate.verdict.calibration import load_calibration
     from vetgate.verdict.judge import judge
 
-    record = docket.record
+    record = context.record
     found = {
-        method: _needed(read_evidence(docket.store, record.id, method, key), method, key)
+        method: _needed(read_evidence(context.store, record.id, method, key), method, key)
         for method, key in request["evidence"].items()
     }
     for method, item in found.items():
-        _bound(docket, request, method, item)
+        _bound(context, request, method, item)
     codes = request.get("failure_codes") or {}
     seen: list[Evidence | Failure] = [Evidence.from_json(item["evidence"]) for item in found.values()]
     seen += [
@@ -52,8 +52,8 @@ def judged_of(docket: Docket, request: Blob) -> Judged:
     level = min([request["sandbox_level"], *(item["sandbox_level"] for item in found.values())])
     verdict = judge(
         seen,
-        docket.policy,
-        load_calibration(docket.settings.calibration),
+        context.policy,
+        load_calibration(context.settings.calibration),
         classes=record.submission.n_classes,
         data_sha256=(request["reference_data"] or {}).get("sha256"),
         with_training_data=record.submission.training_data is not None,
@@ -64,11 +64,11 @@ def judged_of(docket: Docket, request: Blob) -> Judged:
     return Judged(verdict, found, request, level)
 
 
-def second_of(docket: Docket, request: Blob) -> Judged:
-    second = {**request["second"], "manifest": docket.record.id}
+def second_of(context: SigningContext, request: Blob) -> Judged:
+    second = {**request["second"], "manifest": context.record.id}
     if str(second.get("run", "")) == str(request.get("run", "")):
         raise StoreError("expected a second run with a seed of its own, got the first again; examine under another run")
-    return judged_of(docket, second)
+    return judged_of(context, second)
 
 
 def _needed(found: Blob | None, method: str, key: str) -> Blob:
@@ -77,9 +77,9 @@ def _needed(found: Blob | None, method: str, key: str) -> Blob:
     return found
 
 
-def _bound(docket: Docket, request: Blob, method: str, item: Blob) -> None:
+def _bound(context: SigningContext, request: Blob, method: str, item: Blob) -> None:
     """Raise StoreError when evidence was not made for this submission by this code, on this data, from its seed."""
-    about, evidence, seed = item["about"], item["evidence"], docket.record.seed_for(str(request.get("run", "")))
+    about, evidence, seed = item["about"], item["evidence"], context.record.seed_for(str(request.get("run", "")))
     data = {k: v for k, v in (request["reference_data"] or {}).items() if k in ("splits", "training")}
     expected = {"method": method, "code": code_digest("detect", method), "seed": seed, "data": data}
     given = {name: about.get(name) for name in expected}
@@ -87,16 +87,16 @@ def _bound(docket: Docket, request: Blob, method: str, item: Blob) -> None:
         raise StoreError(f"expected evidence of {method} made with {expected}, got {given}; vet it again")
 
 
-def about_of(docket: Docket, judged: Judged, purpose: str, second: Judged | None = None) -> Blob:
+def about_of(context: SigningContext, judged: Judged, purpose: str, second: Judged | None = None) -> Blob:
     """The record of a decision and, as `key`, its digest."""
     request = judged.request
     about = {
-        "manifest": docket.record.id,
-        "name": docket.record.submission.name,
+        "manifest": context.record.id,
+        "name": context.record.submission.name,
         "verdict": judged.verdict.to_json(),
         "evidence": request["evidence"],
         "failures": request["failures"],
-        "policy": {"name": docket.policy.name, "sha256": docket.policy.digest},
+        "policy": {"name": context.policy.name, "sha256": context.policy.digest},
         "reference_data": request["reference_data"],
         "sandbox_level": judged.sandbox_level,
         "purpose": purpose,
@@ -108,10 +108,10 @@ def about_of(docket: Docket, judged: Judged, purpose: str, second: Judged | None
 
 
 def _confirmation(second: Judged) -> Blob:
-    kept = {name: second.request[name] for name in ("evidence", "failures")}
+    inputs = {name: second.request[name] for name in ("evidence", "failures")}
     verdict = second.verdict
     said = {"decision": verdict.decision.value, "p_value": verdict.p_value, "suspects": list(verdict.suspects)}
-    return {"run": second.run, **said, **kept}
+    return {"run": second.run, **said, **inputs}
 
 
 def key_of(about: Blob) -> str:

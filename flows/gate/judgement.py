@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flows.gate.issue import Docket, docket_of, issue, newest_verified, waived_predicate, waivers_on
+from flows.gate.issue import SigningContext, issue, newest_verified, signing_context, waived_predicate, waivers_on
 from flows.gate.judged import Judged, about_of, judged_of, key_of, methods_of, second_of
 from tasks.records.ledger import append, catch_up
 from tasks.settings import Settings
@@ -29,7 +29,7 @@ ASKED_AGAIN = timedelta(hours=1)
 class Ruling:
     """One decision and what is signed of it: `demote_after` for a rescan's FAIL, `covering` where it is waived."""
 
-    docket: Docket
+    context: SigningContext
     judged: Judged
     about: Blob
     separated: bool
@@ -45,49 +45,49 @@ class Ruling:
 def decide(settings: Settings, request: Blob, *, separated: bool = False) -> Blob:
     """Judge the evidence that a request names, keep and sign the verdict; its record, with its attestation's key.
 
-    What is not signed has the attestation None; a rescan that rings alone also has `wants_second`.
+    What is not signed has the attestation None; a rescan that alone raises an alarm also has `wants_second`.
     """
-    docket = docket_of(settings, request["manifest"])
+    context = signing_context(settings, request["manifest"])
     purpose, signed = request.get("purpose", "submission"), request.get("sign", True)
     if purpose not in ("submission", "rescan"):
         raise BadSubmission(f"expected the purpose submission or rescan, got {purpose!r:.80}")
     if signed:
-        catch_up(settings, docket.record.id)
-    judged = judged_of(docket, request)
+        catch_up(settings, context.record.id)
+    judged = judged_of(context, request)
     if purpose == "rescan":
-        return _rescan(docket, judged, signed, separated)
-    about = about_of(docket, judged, purpose)
-    ruling = Ruling(docket, judged, about, separated, covering=_covering(docket, about))
+        return _rescan(context, judged, signed, separated)
+    about = about_of(context, judged, purpose)
+    ruling = Ruling(context, judged, about, separated, covering=_covering(context, about))
     return {**about, "attestation": _sign(ruling) if signed else None}
 
 
-def _rescan(docket: Docket, judged: Judged, signed: bool, separated: bool) -> Blob:
+def _rescan(context: SigningContext, judged: Judged, signed: bool, separated: bool) -> Blob:
     """Renewed by a PASS, or by waivers; taken back by two FAILs; left as it is by everything else."""
     from vetgate.verdict.judge import Decision, rescanned
 
-    alarm = docket.policy.rescan.false_alarm_rate
-    before = _passed_before(docket) if signed else {}
+    alarm = context.policy.rescan.false_alarm_rate
+    before = _passed_before(context) if signed else {}
     judged = replace(judged, verdict=rescanned(judged.verdict, alarm))
-    about, decision = about_of(docket, judged, "rescan"), judged.verdict.decision
-    ruling = Ruling(docket, judged, about, separated, covering=_covering(docket, about))
+    about, decision = about_of(context, judged, "rescan"), judged.verdict.decision
+    ruling = Ruling(context, judged, about, separated, covering=_covering(context, about))
     if decision is Decision.FAIL and ruling.covering is None:
         if judged.request.get("second") is None:
             return {**about, "attestation": None, "wants_second": True}
-        second = second_of(docket, judged.request)
+        second = second_of(context, judged.request)
         second = replace(second, verdict=rescanned(second.verdict, alarm))
-        about, decision = about_of(docket, judged, "rescan", second), second.verdict.decision
+        about, decision = about_of(context, judged, "rescan", second), second.verdict.decision
         if decision is not Decision.FAIL:
             about, decision = _unsettled(about), Decision.INCONCLUSIVE
-        ruling = replace(ruling, about=about, demote_after=_demote_after(docket, before))
+        ruling = replace(ruling, about=about, demote_after=_demote_after(context, before))
     if not signed:
         return {**about, "attestation": None}
     if decision is Decision.INCONCLUSIVE and ruling.covering is None:
-        told = {name: about[name] for name in ("manifest", "name", "run")}
+        named = {name: about[name] for name in ("manifest", "name", "run")}
         append(
-            docket.settings,
+            context.settings,
             "rescan",
             {
-                **told,
+                **named,
                 "decision": decision.value,
                 **{name: list(about["verdict"][name]) for name in ("reasons", "reason_records")},
             },
@@ -112,28 +112,30 @@ def _findings(about: Blob) -> tuple[str, ...]:
     return findings({**about["verdict"], "refused": about["refused"]})
 
 
-def _covering(docket: Docket, about: Blob) -> Waived | None:
+def _covering(context: SigningContext, about: Blob) -> Waived | None:
     try:
-        return waivers_on(docket, _findings(about))
+        return waivers_on(context, _findings(about))
     except Denied:
         return None
 
 
-def _passed_before(docket: Docket) -> Blob:
+def _passed_before(context: SigningContext) -> Blob:
     """The claims of the verdict that a rescan renews; raises Denied when there is none.
 
-    A rescan rings less often than a first vetting, so a model must have passed that one.
+    A rescan raises an alarm less often than a first vetting, so a model must have passed that one.
     """
-    found = newest_verified(docket)
+    found = newest_verified(context)
     if found is None or not (found[1]["verdict"] in attest.ADMITTED or found[1].get("demote_after")):
         got = "no verdict" if found is None else f"a {found[1]['verdict']}"
-        raise Denied(f"expected {docket.record.id} to have passed before its rescan, got {got}; vet it as a submission")
+        raise Denied(
+            f"expected {context.record.id} to have passed before its rescan, got {got}; vet it as a submission"
+        )
     return found[1]
 
 
-def _demote_after(docket: Docket, before: Blob) -> datetime:
+def _demote_after(context: SigningContext, before: Blob) -> datetime:
     """When a model that failed must go; a second FAIL does not give it more time."""
-    until = utc_now() + timedelta(hours=docket.policy.rescan.grace_hours)
+    until = utc_now() + timedelta(hours=context.policy.rescan.grace_hours)
     given = before.get("demote_after")
     return until if given is None else min(until, as_time(given, "demote_after"))
 
@@ -142,19 +144,19 @@ def _sign(ruling: Ruling) -> str:
     """Keep the decision and sign it; the key of its attestation, the earlier one's if it was signed already."""
     if (signed := _signed_already(ruling)) is not None:
         return signed
-    about, docket = ruling.about, ruling.docket
+    about, context = ruling.about, ruling.context
     decided = {**about, "decided_at": datetime.now(UTC).isoformat(timespec="microseconds")}
-    docket.store.create(f"verdicts/{docket.record.id}/{about['key']}.json", canonical_json(decided))
-    return issue(docket, lambda now, previous: _predicate(ruling, now, previous))
+    context.store.create(f"verdicts/{context.record.id}/{about['key']}.json", canonical_json(decided))
+    return issue(context, lambda now, previous: _predicate(ruling, now, previous))
 
 
 def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:
-    about, docket, verdict = ruling.about, ruling.docket, ruling.about["verdict"]
+    about, context, verdict = ruling.about, ruling.context, ruling.about["verdict"]
     made = attest.verdict_predicate(
-        name=docket.record.submission.name,
+        name=context.record.submission.name,
         verdict=str(verdict["decision"]),
         issued=now,
-        valid=timedelta(days=docket.policy.valid_days),
+        valid=timedelta(days=context.policy.valid_days),
         policy=about["policy"],
         methods=methods_of(ruling.judged, about),
         reference_data=about["reference_data"],
@@ -166,8 +168,8 @@ def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:
         suspects=verdict["suspects"],
         previous=previous,
         duties_separated=ruling.separated,
-        supplier=docket.record.submission.supplier,
-        parent=docket.record.submission.parent,
+        supplier=context.record.submission.supplier,
+        parent=context.record.submission.parent,
         findings=_findings(about),
         purpose=about["purpose"],
         run=about["run"],
@@ -181,7 +183,7 @@ def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:
 def _signed_already(ruling: Ruling) -> str | None:
     """The newest attestation, if it is of exactly this decision and still in force."""
     try:
-        found = newest_verified(ruling.docket)
+        found = newest_verified(ruling.context)
     except Denied:
         return None
     if found is None:

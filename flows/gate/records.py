@@ -11,7 +11,7 @@ from vetgate.errors import VetgateError
 Blob = dict[str, Any]
 
 
-def tell_gate(settings: Settings, key: str, manifest: str | None = None) -> Blob:
+def notify_gate(settings: Settings, key: str, manifest: str | None = None) -> Blob:
     """Have the gate enter what lies under a key, and issue the waiver that it completes; raises what it answers."""
     request: Blob = {"op": "record", "key": key, "manifest": manifest}
     if settings.gate_url is not None:
@@ -21,8 +21,8 @@ def tell_gate(settings: Settings, key: str, manifest: str | None = None) -> Blob
     from flows.gate.decide import answer
 
     # on one machine the gate is a process of the same user, and this one is as good as another
-    told = answer(settings, request)
-    if "error" in told:
-        kind: type[VetgateError] = getattr(errors, str(told["kind"]), VetgateError)
-        raise kind(str(told["error"]))
-    return told
+    answered = answer(settings, request)
+    if "error" in answered:
+        kind: type[VetgateError] = getattr(errors, str(answered["kind"]), VetgateError)
+        raise kind(str(answered["error"]))
+    return answered

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.gate.records import tell_gate
+from flows.gate.records import notify_gate
 from tasks.records.attestations import newest_attestation
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
@@ -33,14 +33,14 @@ def revoke(settings: Settings, what: str, reason: str, key: Path | None = None) 
         public = read_trust_root(settings.trust_root).key(key_id(signing))
         if public.role not in (GATE, APPROVER) or not public.valid(utc_now()):
             raise Denied(f"expected a gate's or approver's key valid now, got a {public.role}'s; revoke without a key")
-    told = tell_gate(settings, save_revocation(store, digest, reason, signing, utc_now()))
+    answered = notify_gate(settings, save_revocation(store, digest, reason, signing, utc_now()))
     return {
         "revoked": digest,
         "kind": kind,
         "manifest_sha256": manifest,
         "reason": reason,
         "by": None if signing is None else key_id(signing),
-        "entry": told["entry"],
+        "entry": answered["entry"],
     }
 
 

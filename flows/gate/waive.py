@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.gate.records import tell_gate
+from flows.gate.records import notify_gate
 from tasks import events
 from tasks.records.attestations import attested_manifests, newest_attestation
 from tasks.records.submitters import submitters_of
@@ -40,7 +40,7 @@ class UnknownFinding(BadSubmission):
 
 @dataclass(frozen=True)
 class Signer:
-    """Somebody with a key, in an installation; `now` is the moment of signing."""
+    """A holder of a key, in an installation; `now` is the moment of signing."""
 
     settings: Settings
     store: Store
@@ -72,8 +72,8 @@ def waive(settings: Settings, submission: str, finding: str | None, reason: str,
         signer.key, manifest=record.id, finding=finding, reason=reason, now=signer.now, valid=timedelta(days=days)
     )
     made = read_waiver(envelope, signer.trust, signer.now)
-    told = tell_gate(settings, save_waiver(store, record.id, envelope), record.id)
-    return {"waiver": made.digest, **made.to_json(), **_standing(signer, made.digest, record.id, told)}
+    answered = notify_gate(settings, save_waiver(store, record.id, envelope), record.id)
+    return {"waiver": made.digest, **made.to_json(), **_standing(signer, made.digest, record.id, answered)}
 
 
 def approve(settings: Settings, digest: str, key: Path) -> Blob:
@@ -87,19 +87,17 @@ def approve(settings: Settings, digest: str, key: Path) -> Blob:
     if waiver is not None:
         _check_waiver(signer, waiver, submitters)
     if not submitters:
-        raise Denied(
-            f"expected a signed submission, got {manifest}, whose submitter nobody knows; submit it with a key"
-        )
+        raise Denied(f"expected a signed submission, got {manifest}, whose submitter is unknown; submit it with a key")
     if key_id(signer.key) in submitters:
-        raise Denied("expected an approver who is not the submitter, got the submitter's key; ask somebody else")
+        raise Denied("expected an approver who is not the submitter, got the submitter's key; ask another approver")
     envelope = sign_approval(signer.key, of=of, now=signer.now)
-    kept = save_approval(signer.store, of, key_id(signer.key), envelope)
+    stored = save_approval(signer.store, of, key_id(signer.key), envelope)
     if key_id(signer.key) not in {a.keyid for a in approvals_of(signer.store, signer.trust, of, signer.now)}:
-        raise Denied(f"expected {kept} to be this key's approval, got another object; remove it and approve again")
-    told = tell_gate(settings, kept, manifest)
+        raise Denied(f"expected {stored} to be this key's approval, got another object; remove it and approve again")
+    answered = notify_gate(settings, stored, manifest)
     policy = signer.policy
     needed = policy.promotion.approvals if waiver is None else policy.waivers.approvals
-    return {"approved": of, **_standing(signer, of, manifest, told), "needed": needed}
+    return {"approved": of, **_standing(signer, of, manifest, answered), "needed": needed}
 
 
 def findings_of(store: Store, record: Record) -> tuple[str, ...]:
@@ -147,10 +145,10 @@ def _check_waiver(signer: Signer, waiver: Waiver, submitters: frozenset[str]) ->
         raise Stale(f"expected a waiver in force, got: {waiver.finding} {why}; waive anew")
 
 
-def _standing(signer: Signer, of: str, manifest: str, told: Blob) -> Blob:
+def _standing(signer: Signer, of: str, manifest: str, answered: Blob) -> Blob:
     """How many approvals a statement has, and what the gate made of them."""
     keys = [a.keyid for a in approved(signer.store, signer.trust, of, manifest, signer.now)]
-    waived = told["waived"] or {}
+    waived = answered["waived"] or {}
     if waived.get("verdict") == "WAIVED":
         events.verdict_issued(manifest, "WAIVED", once=waived["attestation"], automatic=False)
     return {

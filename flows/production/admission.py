@@ -35,7 +35,7 @@ class Request:
     alias: str
     store: Store
     now: datetime
-    told: Callable[[str], None]
+    on_step: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def identified(asked: Request, submission: str) -> str:
     if len(found) > 1:
         raise BadSubmission(f"expected the beginning of one manifest, got {submission}, which fits {len(found)}")
     if not found:
-        raise Denied(f"expected a submission, got {submission}, which nobody submitted; see `vetgate status`")
+        raise Denied(f"expected a submission, got {submission}, which was never submitted; see `vetgate status`")
     return found[0]
 
 
@@ -126,7 +126,7 @@ def _approvals(asked: Request, trust: TrustRoot, policy: Policy, digest: str, ma
     keys = tuple(a.keyid for a in approved(asked.store, trust, digest, manifest_sha256, asked.now))
     if len(keys) < policy.promotion.approvals:
         signed = bool(submitters_of(asked.store, trust, manifest_sha256))
-        why = "" if signed else ": the submission is not signed, so that nobody can tell who is another"
+        why = "" if signed else ": the submission is not signed, so that its submitter is unknown"
         raise Denied(
             f"expected {policy.promotion.approvals} approvals of attestation {digest}, got {len(keys)}{why}; "
             f"run `vetgate approve {digest[:12]}` with another approver's key"

@@ -1,4 +1,4 @@
-"""Promote what passed without anybody asking, where the policy says so."""
+"""Promote what passed without being asked, where the policy says so."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _passed(store: Store, record: Record) -> bool:
     try:
         newest = newest_attestation(store, record.id)
     except Denied:
-        return False  # somebody altered it: promotion by hand says so
+        return False  # it was altered: promotion by hand says so
     if newest is None:
         return False
     return bool(newest.claims["verdict"] == "PASS" and newest.claims["name"] == record.submission.name)

@@ -16,7 +16,7 @@ from typing import Any
 from flows.production.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
 from tasks import events
 from tasks.mlflow.promoted import Promoted, register_promoted
-from tasks.records.alias_moves import Move, begin_move, end_move
+from tasks.records.alias_moves import AliasMove, begin_move, end_move
 from tasks.records.attestations import is_revoked, newest_attestation
 from tasks.records.denials import enter_denial
 from tasks.records.ledger import catch_up, gate_key, note, note_move
@@ -41,16 +41,16 @@ def promote(
     alias: str = "champion",
     *,
     now: datetime | None = None,
-    told: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """What was promoted as prod.<name>: the submission with this manifest SHA-256, by default the newest that may be.
 
-    Raises Denied with the reason, Stale when the attestation or its policy is no longer in force. `told` hears of every
-    step after it is done.
+    Raises Denied with the reason, Stale when the attestation or its policy is no longer in force. `on_step` is given
+    every step after it is done.
     """
     if not NAME.fullmatch(name) or alias not in ALIASES:
         raise BadSubmission(f"expected a model's name and one of {', '.join(ALIASES)}, got {name!r} and {alias!r}")
-    asked = Request(settings, name, alias, open_store(settings), now or utc_now(), told)
+    asked = Request(settings, name, alias, open_store(settings), now or utc_now(), on_step)
     try:
         granted = _promote(asked, submission)
     except Denied as error:
@@ -66,8 +66,8 @@ def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
     catch_up(asked.settings, manifest_sha256)
     with workroom(asked.settings) as room:
         admitted = admitted_by(asked, manifest_sha256, room / "quarantine")
-        asked.told("verified")
-        vetted = _copied(asked.store, admitted.manifest, room, asked.told)
+        asked.on_step("verified")
+        vetted = _copied(asked.store, admitted.manifest, room, asked.on_step)
         document = room / "attestation.json"
         document.write_bytes(canonical_json(admitted.attestation.envelope))
         promoted = register_promoted(
@@ -79,7 +79,7 @@ def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
             tags=admitted.tags,
             documents={"attestation": document},
             record=lambda made, old: _recorded(asked, admitted, made, old),
-            told=asked.told,
+            on_step=asked.on_step,
         )
     return {
         "name": asked.name,
@@ -106,13 +106,13 @@ def _recorded(asked: Request, admitted: Admitted, made: Promoted, old: str | Non
         raise Stale(
             f"expected the verdict on {admitted.manifest.sha256} to stand, got another meanwhile; promote again"
         )
-    move = Move(
+    move = AliasMove(
         asked.name, asked.alias, made.version, old, admitted.manifest.sha256, admitted.digest, admitted.approvals
     )
     moving = old != made.version
     if moving:
         move = begin_move(asked.settings, move)
-        asked.told("move begun")
+        asked.on_step("move begun")
     key, trust = gate_key(asked.settings)
     save_promotion(
         asked.store,
@@ -127,30 +127,28 @@ def _recorded(asked: Request, admitted: Admitted, made: Promoted, old: str | Non
         attestation=admitted.digest,
         now=utc_now(),
     )
-    asked.told("promotion signed")
+    asked.on_step("promotion signed")
     if moving:
         note_move(asked.settings, move)
-        asked.told("ledger entered")
+        asked.on_step("ledger entered")
     else:
         note(asked.settings, promotion_key(asked.name, made.version))
 
     def end() -> None:
         end_move(asked.settings, asked.name, asked.alias, made.version)
-        asked.told("move ended")
+        asked.on_step("move ended")
 
     return end
 
 
-def _copied(store: Store, manifest: Manifest, room: Path, told: Callable[[str], None]) -> Path:
+def _copied(store: Store, manifest: Manifest, room: Path, on_step: Callable[[str], None]) -> Path:
     """The vetted copy of the bytes, in the store and, fetched from there and hashed again, in `room`."""
     home = f"vetted/{manifest.sha256}"
     for entry in manifest.files:
         store.copy_in_file(f"{home}/{entry.path}", room / "quarantine" / entry.path, sha256=entry.sha256)
-        told(f"copied {entry.path}")
+        on_step(f"copied {entry.path}")
     vetted = fetch_all(store, home, room / "vetted")
     if hashed(vetted) != manifest:
-        raise Altered(
-            f"expected {home} to hold exactly the vetted bytes, got others; somebody wrote there: remove them"
-        )
-    told("copy checked")
+        raise Altered(f"expected {home} to hold exactly the vetted bytes, got others, written meanwhile; remove them")
+    on_step("copy checked")
     return vetted

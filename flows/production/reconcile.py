@@ -1,6 +1,6 @@
 """Reconcile: whatever stands under an alias of production without a verdict that covers it is taken back.
 
-The registry lets whoever may write to it move an alias and does not say who did. So every alias is held against what
+The registry lets every writer move an alias and does not say who did. So every alias is held against what
 the gate promoted and what it says of that now, soon after it was moved and again every few minutes.
 """
 
@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from flows.production.watch import Watch, coverage, coverages, watch
-from tasks.mlflow.aliases import Held, in_production, source_of
+from tasks.mlflow.aliases import Aliased, in_production, source_of
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
 from tasks.records.alias_moves import move_key
 from tasks.records.attestations import is_revoked, newest_attestation
@@ -44,7 +44,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     for item, answer in answers:
         if isinstance(answer, Denied):
             taken += _tried(errors, lambda item=item, answer=answer: remove(seen, item, held, answer))
-    told = _tried(errors, lambda: settle(settings))
+    settled = _tried(errors, lambda: settle(settings))
     if errors:
         raise StoreError(
             f"expected an answer for all of {len(held)} versions in production, got {len(errors)} errors, the first: "
@@ -59,11 +59,11 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
             if answer.grace
         ],
         "taken_back": [item.to_json() for item in taken],
-        "recorded": len(told),
+        "recorded": len(settled),
     }
 
 
-def remove(seen: Watch, item: Held, held: Iterable[Held], why: Denied) -> list[TakenBack]:
+def remove(seen: Watch, item: Aliased, held: Iterable[Aliased], why: Denied) -> list[TakenBack]:
     """Take every alias off a version that nothing covers, each put back to what stood there before if that may stay."""
     kind = DEMOTION if isinstance(why, Stale) or _was_let_in(seen, item) else BYPASS
     aliases = {alias: other.version for other in held if other.name == item.name for alias in other.aliases}
@@ -75,7 +75,7 @@ def remove(seen: Watch, item: Held, held: Iterable[Held], why: Denied) -> list[T
     return taken
 
 
-def _was_let_in(seen: Watch, item: Held) -> bool:
+def _was_let_in(seen: Watch, item: Aliased) -> bool:
     """Whether the gate promoted exactly this and its own later verdict is what speaks against it."""
     try:
         promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
@@ -96,7 +96,7 @@ def _was_let_in(seen: Watch, item: Held) -> bool:
     return verified["verdict"] not in attest.ADMITTED
 
 
-def _successor(seen: Watch, item: Held, alias: str, aliases: dict[str, str], kind: str) -> str | None:
+def _successor(seen: Watch, item: Aliased, alias: str, aliases: dict[str, str], kind: str) -> str | None:
     """The version that the alias goes back to: covered, not itself in its grace, and not another alias's by right."""
     other = aliases.get(CHAMPION) if alias == CHALLENGER else None
     for version in dict.fromkeys(_candidates(seen, item.name, alias, aliases, kind)):
@@ -135,11 +135,11 @@ def _candidates(seen: Watch, name: str, alias: str, aliases: dict[str, str], kin
 def _last_move(seen: Watch, name: str, alias: str) -> tuple[str, str]:
     """The version that the gate last put an alias on, and the one before; empty where there is none.
 
-    Whoever wrote it, it only says where to look first: what an alias goes back to must be covered.
+    Its writer is unknown, so it only says where to look first: what an alias goes back to must be covered.
     """
     try:
-        kept = json.loads(seen.store.read(move_key(name, alias)))
-        return str(kept.get("version") or ""), str(kept.get("old") or "")
+        stored = json.loads(seen.store.read(move_key(name, alias)))
+        return str(stored.get("version") or ""), str(stored.get("old") or "")
     except (KeyError, ValueError, AttributeError, BadKey):
         return "", ""
 
@@ -149,7 +149,7 @@ def _tried(errors: list[StoreError], work: Callable[[], list[TakenBack]]) -> lis
     try:
         found: list[TakenBack] = work()
     except Denied as error:
-        # the ledger is not as it was left: what was taken back stays taken back, and somebody must look
+        # the ledger is not as it was left: what was taken back stays taken back, and an operator must look
         errors.append(StoreError(str(error)))
     except StoreError as error:
         errors.append(error)

@@ -1,4 +1,4 @@
-"""Verify: for anybody with the public keys, whether these bytes are exactly those that a gate let pass.
+"""Verify: for every holder of the public keys, whether these bytes are exactly those that a gate let pass.
 
 Files in a directory need nothing but their attestation and the public keys: no store, no registry, no network. A model
 in production is looked up, and its verified bytes can be written out for whatever serves them.
@@ -96,7 +96,7 @@ def write_out(members: Mapping[str, bytes], output: Path) -> None:
         for name, data in members.items():
             _write(room / name, data)
         room.chmod(0o755)
-        # fails where somebody has put files or a link meanwhile: nothing is written into what others made
+        # fails where another process has put files or a link meanwhile: nothing is written into what others made
         os.rename(room, output)
     except OSError as error:
         raise StoreError(f"expected to write {output}, got {error.strerror}; make room there") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flows.production.promote import NAME
-from tasks.mlflow.aliases import Held
+from tasks.mlflow.aliases import Aliased
 from tasks.mlflow.tampered import untampered
 from tasks.records.coverage import Coverage, covered
 from tasks.records.ledger_chain import gate_key
@@ -34,7 +34,7 @@ class Watch:
 
 
 def watch(settings: Settings, now: datetime | None = None) -> Watch:
-    """Raises StoreError without the gate's keys: that is a fault of this machine, and nobody's model must go for it."""
+    """Raises StoreError without the gate's keys: that is a fault of this machine, and no model is taken back for it."""
     try:
         _, trust = gate_key(settings)
     except Denied as error:
@@ -42,11 +42,11 @@ def watch(settings: Settings, now: datetime | None = None) -> Watch:
     return Watch(settings, open_store(settings), trust, now or utc_now())
 
 
-def coverages(seen: Watch, held: Iterable[Held]) -> list[Coverage | Denied | StoreError]:
+def coverages(seen: Watch, held: Iterable[Aliased]) -> list[Coverage | Denied | StoreError]:
     """What covers each version, in their order, or why nothing does, or what kept us from knowing."""
     failed: list[StoreError] = []
 
-    def ask(item: Held) -> Coverage | Denied | StoreError:
+    def ask(item: Aliased) -> Coverage | Denied | StoreError:
         if len(failed) >= OUTAGE:
             return failed[0]
         try:

@@ -1,4 +1,4 @@
-"""The parts of a rescan's batch: its name, its canaries, and one model vetted again, with a second run if it rings."""
+"""The parts of a rescan's batch: its name, its canaries, and one model vetted again, twice if it raises an alarm."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batch_name(seen: Watch) -> str:
     return f"{day}-{1 + sum(1 for _ in seen.store.list(f'rescans/{day}-'))}"
 
 
-def sing(settings: Settings, examine: Examine, batch: str, at_once: int) -> list[Blob]:
+def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int) -> list[Blob]:
     """What came out for each canary, and what is wrong about it; one that could not be examined is wrong."""
 
     def one(canary: Canary) -> Blob:
@@ -58,8 +58,8 @@ def sing(settings: Settings, examine: Examine, batch: str, at_once: int) -> list
             return {"canary": canary.name, "decision": None, "wrong": f"{canary.name} could not be examined: {error}"}
         return {"canary": canary.name, "decision": verdict["decision"], "wrong": canary.wrong(verdict)}
 
-    heard = {canary.name: blob for canary, blob in in_turn(one, list(canaries(settings)), at_once)}
-    return [heard[name] for name in sorted(heard)]
+    outcomes = {canary.name: blob for canary, blob in in_turn(one, list(canaries(settings)), at_once)}
+    return [outcomes[name] for name in sorted(outcomes)]
 
 
 def renew(settings: Settings, examine: Examine, manifest: str, name: str, check: Callable[[], None]) -> Renewal:

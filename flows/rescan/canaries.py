@@ -2,7 +2,7 @@
 
 Both are trained on digits once an installation, in a process of its own (`python -m flows.rescan.canaries OUT`) because
 the caller imports no torch, and then submitted like any model, but marked, so that nothing else vets or promotes them.
-If the clean one fails or the other does not, whatever the detectors say of real models that night means nothing.
+If the clean one fails or the other does not, what the detectors say of real models in this rescan means nothing.
 """
 
 from __future__ import annotations

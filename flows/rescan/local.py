@@ -13,15 +13,15 @@ from tasks.vetting.workplace import cool
 Blob = dict[str, Any]
 
 
-def rescan_here(settings: Settings) -> Blob:
+def rescan_locally(settings: Settings) -> Blob:
     """A batch whose models are examined here, one after the other; nothing is started while nothing is out of date."""
     try:
-        return rescan(settings, examine_here)
+        return rescan(settings, examine_locally)
     finally:
         cool()
 
 
-def examine_here(settings: Settings, manifest: str, run: str) -> Blob:
+def examine_locally(settings: Settings, manifest: str, run: str) -> Blob:
     """Examine in this process, with a Prefect server of its own where none is named."""
     here.start_all(settings)
     runtime.ready()

@@ -1,6 +1,6 @@
 """Rescan: what is in production under a verdict that is out of date is vetted again; the rest costs a comparison.
 
-A rescan rings more rarely than a first vetting and takes nothing back before a second, independent run agrees. Canaries
+A rescan alarms less often than a first vetting and takes nothing back before a second independent run agrees. Canaries
 run first: if one comes out wrong, the batch decides nothing. Killed and started again, a batch goes on where it was.
 """
 
@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from flows.production.reconcile import reconcile
 from flows.production.watch import Watch, coverages, watch
-from flows.rescan.batch import Examine, Renewal, batch_name, in_turn, renew, sing
-from flows.rescan.stale import Present, due_tonight, outdated_verdicts
+from flows.rescan.batch import Examine, Renewal, batch_name, in_turn, renew, run_canaries
+from flows.rescan.stale import Present, due_for_hashing, outdated_verdicts
 from tasks import events
-from tasks.mlflow.aliases import Held, in_production
+from tasks.mlflow.aliases import Aliased, in_production
 from tasks.mlflow.tampered import rehash
 from tasks.records.coverage import Coverage
 from tasks.records.ledger import append, head
@@ -34,13 +34,13 @@ T = TypeVar("T")
 
 @dataclass
 class Batch:
-    """One night: what was looked at, and what came of it."""
+    """One nightly rescan: what was looked at, and what came of it."""
 
     name: str
     seen: Watch
     present: Present
-    covering: list[tuple[Held, Coverage]]
-    uncovered: list[Held]
+    covering: list[tuple[Aliased, Coverage]]
+    uncovered: list[Aliased]
     errors: list[str] = field(default_factory=list)
     hashed: int = 0
     taken_back: list[Blob] = field(default_factory=list)
@@ -60,11 +60,11 @@ def rescan(
     *,
     at_once: int = 1,
     now: datetime | None = None,
-    told: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Blob:
     """What a batch found and did. `examine` runs the detectors on a manifest under the name of a run, somewhere.
 
-    Raises StoreError when the registry does not answer or another batch is at work. `told` hears of every step after
+    Raises StoreError when the registry does not answer or another batch is at work. `on_step` is given every step after
     it is done.
     """
     with leased(settings, LEASE) as lease:
@@ -72,15 +72,15 @@ def rescan(
         batch = _begun(settings, now)
         # what nothing covers is for `reconcile`; a batch that was killed may have left some for it
         _reconcile(batch, {item.name for item in batch.uncovered})
-        told("compared")
+        on_step("compared")
         _timed(batch, "hash", lambda: _hash_some(batch))
-        told("hashed")
+        on_step("hashed")
         stale = _timed(batch, "compare", lambda: _stale(batch))
         if stale:
-            ask = Asking(batch, examine, at_once, lease.check, told)
+            ask = Asking(batch, examine, at_once, lease.check, on_step)
             _timed(batch, "vet", lambda: ask.vet(stale))
         _reconcile(batch, {renewal.name for renewal in batch.renewals if renewal.decision == "FAIL"})
-        told("demoted")
+        on_step("demoted")
         lease.check()
         return _finished(batch, len(stale), since)
 
@@ -93,14 +93,14 @@ class Asking:
     examine: Examine
     at_once: int
     check: Callable[[], None]
-    told: Callable[[str], None]
+    on_step: Callable[[str], None]
 
     def vet(self, stale: dict[str, Coverage]) -> None:
-        """Let the canaries sing, and then renew or reject each verdict."""
+        """Run the canaries, and then renew or reject each verdict."""
         batch, settings = self.batch, self.batch.seen.settings
         if batch.present.policy.rescan.canaries:
-            batch.canaries += sing(settings, self.examine, batch.name, self.at_once)
-            self.told("canaries heard")
+            batch.canaries += run_canaries(settings, self.examine, batch.name, self.at_once)
+            self.on_step("canaries vetted")
         if not batch.conclusive:
             return
 
@@ -115,7 +115,7 @@ class Asking:
                 batch.errors.append(f"{manifest}: {found}")
             else:
                 batch.renewals.append(found)
-            self.told(f"vetted {manifest}")
+            self.on_step(f"vetted {manifest}")
 
 
 def _begun(settings: Settings, now: datetime | None) -> Batch:
@@ -133,10 +133,10 @@ def _begun(settings: Settings, now: datetime | None) -> Batch:
 
 
 def _hash_some(batch: Batch) -> None:
-    """Hash the bytes whose night it is; altered ones go at once."""
+    """Hash the bytes that are due tonight; altered ones go at once."""
     altered = set()
     for item, coverage in batch.covering:
-        if not due_tonight(coverage.manifest, batch.seen.now):
+        if not due_for_hashing(coverage.manifest, batch.seen.now):
             continue
         try:
             rehash(batch.seen.settings, batch.seen.store, coverage.promotion)

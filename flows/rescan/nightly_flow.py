@@ -29,7 +29,7 @@ POLL_SECONDS = 2.0
 
 @flow(name="rescan", persist_result=True, result_serializer="json")
 def rescan_flow(at_once: int = AT_ONCE) -> Blob:
-    """A night's batch; it ends as failed when a canary came out wrong or something could not be done."""
+    """A nightly rescan; it ends as failed when a canary came out wrong or something could not be done."""
     blob = rescan_service(load_settings(), at_once=at_once)
     if exit_code(blob) in (2, 3):
         why = [canary["wrong"] for canary in blob["canaries"] if canary["wrong"]] or blob["errors"]

@@ -19,7 +19,7 @@ from vetgate.verdict.calibration import load_calibration
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.staleness import Pin, Pins, outdated
 
-# the bytes of every model are hashed once in so many nights
+# the bytes of every model are hashed once in so many nightly rescans
 NIGHTS = 30
 
 
@@ -68,7 +68,7 @@ class Present:
 
 
 def outdated_verdicts(present: Present, covering: list[Coverage]) -> dict[str, tuple[str, ...] | VetgateError]:
-    """By manifest, why the verdict that covers it is out of date (empty: it is not), or why nobody knows."""
+    """By manifest, why the verdict that covers it is out of date (empty: it is not), or why that is unknown."""
     found: dict[str, tuple[str, ...] | VetgateError] = {}
     max_age = timedelta(days=present.policy.rescan.max_age_days)
     for coverage, record in zip(covering, _records(present.seen, covering), strict=True):
@@ -82,8 +82,8 @@ def outdated_verdicts(present: Present, covering: list[Coverage]) -> dict[str, t
     return found
 
 
-def due_tonight(manifest: str, now: datetime) -> bool:
-    """Whether it is the night on which the bytes of this manifest are hashed."""
+def due_for_hashing(manifest: str, now: datetime) -> bool:
+    """Whether this nightly rescan hashes the bytes of this manifest."""
     return (int(manifest[:8], 16) - now.date().toordinal()) % NIGHTS == 0
 
 

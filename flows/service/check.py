@@ -50,7 +50,7 @@ def check(settings: Settings) -> Iterator[Health]:
         **{f"{pool} pool": lambda pool=pool: _worker(prefect, pool, login) for pool in POOLS},  # type: ignore[misc]
         "mlflow": lambda: _healthy(f"{mlflow}/health"),
         "receiver": lambda: _healthy(f"{receiver_url(settings)}/health"),
-        "gate": lambda: _hears(gate_url(settings)),
+        "gate": lambda: _listens(gate_url(settings)),
         "store": lambda: _written(settings),
         # these two answer from their databases
         "prefect database": lambda: _database(settings, "prefect", lambda: _healthy(f"{prefect}/ready", login)),
@@ -90,7 +90,7 @@ def _healthy(url: str, login: str = "") -> str:
     return url.partition("?")[0]
 
 
-def _hears(url: str) -> str:
+def _listens(url: str) -> str:
     """Raises StoreError while the gate could not tell MLflow where to send its webhooks."""
     said = _client().get(f"{url}/health").raise_for_status().json()
     if missing := [name for name, registered in said["webhooks"].items() if not registered]:
@@ -106,9 +106,9 @@ def _worker(prefect: str, pool: str, login: str) -> str:
     found = answer.raise_for_status().json()
     ages = {}
     for worker in found:
-        heard = datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp()
-        if time.time() - heard < 3 * float(worker["heartbeat_interval_seconds"] or 30):
-            ages[worker["name"]] = time.time() - heard
+        last_seen = datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp()
+        if time.time() - last_seen < 3 * float(worker["heartbeat_interval_seconds"] or 30):
+            ages[worker["name"]] = time.time() - last_seen
     if not ages:
         raise StoreError(f"expected a worker heard of lately, got none of {len(found)}; start one")
     return ", ".join(f"{name} heard of {age:.0f} s ago" for name, age in sorted(ages.items()))
@@ -127,7 +127,7 @@ def _written(settings: Settings) -> str:
 def _database(settings: Settings, server: str, ask: Callable[[], str]) -> str:
     ask()
     try:
-        # whoever asks need not have the variables of whoever started it
+        # the caller need not have the variables of the process that started it
         kind = json.loads((settings.home / "run" / "service.json").read_text())["databases"][server]
     except (OSError, ValueError, KeyError):
         kind = databases()[server]

@@ -1,8 +1,8 @@
 """The gate as a service, one warm process in the gate zone: it decides, one request at a time, and watches aliases.
 
-`python -m flows.service.gate` serves it; with `--separated` its attestations say that whoever asks is another user than
-the gate, which only whoever starts them so can know. POST /decide wants the bearer token in VETGATE_GATE_TOKEN; POST
-/mlflow takes MLflow's signed webhook about an alias of prod.<name>, which has reconcile look at that name.
+`python -m flows.service.gate` serves it; with `--separated` its attestations say that the caller is not the user of
+the gate, which only the operator who starts them can know. POST /decide wants the bearer token in VETGATE_GATE_TOKEN;
+POST /mlflow takes MLflow's signed webhook about an alias of prod.<name>, which has reconcile look at that name.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Reconciler(threading.Thread):
 
     def __init__(self, reconcile: Callable[[str], object]) -> None:
         super().__init__(name="reconcile", daemon=True)
-        self._reconcile, self._waiting, self._told = reconcile, dict[str, None](), threading.Condition()
+        self._reconcile, self._waiting, self._changed = reconcile, dict[str, None](), threading.Condition()
 
-    def tell(self, name: str) -> None:
+    def notify(self, name: str) -> None:
         """Have it look at this name from now on; what it is looking at already it looks at once more."""
-        with self._told:
+        with self._changed:
             self._waiting[name] = None
-            self._told.notify()
+            self._changed.notify()
 
     def run(self) -> None:
         while True:
-            with self._told:
-                self._told.wait_for(lambda: bool(self._waiting))
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting))
                 name = next(iter(self._waiting))
                 del self._waiting[name]
             try:
@@ -65,20 +65,20 @@ def gate_service(settings: Settings, *, separated: bool = False) -> Starlette:
     reconciler = Reconciler(lambda name: reconcile(settings, name))
     reconciler.start()
 
-    def hear(event: str, data: Blob) -> None:
+    def handle(event: str, data: Blob) -> None:
         found = MODEL.fullmatch(str(data.get("name")))
         if found and event in (ALIAS_CREATED, ALIAS_DELETED):
-            reconciler.tell(found[1])
+            reconciler.notify(found[1])
 
     seen = Deliveries(secret_at(settings.webhook_secret), settings.home / "webhooks" / "gate.db")
     webhooks = Webhooks(settings)
     webhooks.start()
-    endpoints = {"/decide": decisions(settings, separated), "/mlflow": deliveries_to(seen, hear)}
+    endpoints = {"/decide": decisions(settings, separated), "/mlflow": deliveries_to(seen, handle)}
     return service(endpoints, lambda: {"webhooks": webhooks.registered})
 
 
 def decisions(settings: Settings, separated: bool) -> Endpoint:
-    """The endpoint that answers what `flows.gate.decide` answers, to whoever holds the token."""
+    """The endpoint that answers what `flows.gate.decide` answers, to holders of the token."""
     token, turn = secret_at(settings.gate_token), threading.Lock()
 
     def decide(request: Blob) -> Blob:

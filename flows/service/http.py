@@ -32,8 +32,8 @@ async def body_of(request: Request, limit: int) -> bytes:
     return bytes(taken)
 
 
-def deliveries_to(deliveries: Deliveries, hear: Callable[[str, Blob], None]) -> Endpoint:
-    """The endpoint that MLflow sends to: `hear` is told what a good delivery is about, "entity.action" and its data."""
+def deliveries_to(deliveries: Deliveries, handle: Callable[[str, Blob], None]) -> Endpoint:
+    """The endpoint that MLflow sends to: `handle` gets what a good delivery is about, "entity.action" and its data."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -46,9 +46,9 @@ def deliveries_to(deliveries: Deliveries, hear: Callable[[str, Blob], None]) -> 
             # not noted, so not taken: MLflow sends it again
             logger.error("a delivery could not be taken: %s", error)
             return JSONResponse({"error": "try again later"}, 503)
-        told = _parsed(body)
-        if told is not None:
-            await run_in_threadpool(hear, *told)
+        delivery = _parsed(body)
+        if delivery is not None:
+            await run_in_threadpool(handle, *delivery)
         return Response(status_code=204)
 
     return endpoint

@@ -21,9 +21,9 @@ def main() -> None:
     """Hand over the environment and the standard streams, wait, and end alike."""
     name, directory, interpreter = sys.argv[1:4]
     os.chdir(directory)
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
     for number in (signal.SIGTERM, signal.SIGINT):
         # only noted: who waits below passes it on
         signal.signal(number, lambda *_: None)
@@ -34,7 +34,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         os.execv(interpreter, [interpreter, "-m", ENGINE])
-    _end(_status(connection, told))
+    _end(_status(connection, woken))
 
 
 def _asked(name: str, directory: str) -> socket.socket:
@@ -48,12 +48,12 @@ def _asked(name: str, directory: str) -> socket.socket:
     return connection
 
 
-def _status(connection: socket.socket, told: int) -> int:
+def _status(connection: socket.socket, woken: int) -> int:
     """How the run ended; SIGKILL when its parent is gone, which takes it along."""
     while True:
-        ready, _, _ = select.select([connection.fileno(), told], [], [])
-        if told in ready:
-            connection.sendall(os.read(told, 64))
+        ready, _, _ = select.select([connection.fileno(), woken], [], [])
+        if woken in ready:
+            connection.sendall(os.read(woken, 64))
         if connection.fileno() in ready:
             answer = connection.recv(4)
             return struct.unpack("!I", answer)[0] if len(answer) == 4 else signal.SIGKILL

@@ -1,6 +1,6 @@
 """The parts of the service on one machine: what is run, in which environment, and which secrets each may see.
 
-Whoever starts the same programs some other way, in containers for instance, gives them these variables.
+Where the same programs are started some other way, as in containers, they are given these variables.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Part:
     environment: Mapping[str, str]
     linger: float = 0.0
 
-    def kept(self, up: int, folder: Path) -> str:
+    def supervised(self, up: int, folder: Path) -> str:
         """The shell command that keeps it running as long as the process `up` lives."""
         options = ("--name", self.name, "--up", str(up), "--linger", str(self.linger))
         pid_file = ("--pid-file", str(folder / f"{self.name}.pid"))

@@ -2,7 +2,7 @@
 
 As it comes, a transaction that reads and then writes fails at once with "database is locked" when another wrote in
 between, however long it may wait for a lock; a few runs at a time are enough for that. Left to SQLite, those that wait
-starve, because nobody queues there, and each keeps a connection that readers need. So they queue here, first come first
+starve, as there is no queue, and each keeps a connection that readers need. So requests queue here, first come first
 served, before they take a connection, and begin with the right to write.
 """
 

@@ -24,13 +24,13 @@ VERSION = re.compile(r"[1-9][0-9]{0,8}")
 def receiver(settings: Settings) -> Starlette:
     """The application: POST /mlflow, GET /health."""
     seen = Deliveries(secret_at(settings.webhook_secret), settings.home / "webhooks" / "receiver.db")
-    return service({"/mlflow": deliveries_to(seen, hear)})
+    return service({"/mlflow": deliveries_to(seen, handle)})
 
 
-def hear(event: str, data: Blob) -> None:
+def handle(event: str, data: Blob) -> None:
     """Wake the flow that takes a new version of thirdparty.<name> in; whatever else MLflow tells is ignored."""
     model, version, tags = str(data.get("name")), str(data.get("version")), data.get("tags")
-    # each vetting registers what came in: whoever only says that he is one is found by the sweep, which asks the facts
+    # each vetting registers what came in: one that only claims to be is found by the sweep, which asks the facts
     own = isinstance(tags, dict) and MANIFEST_TAG in tags
     if event == VERSION_CREATED and MODEL.fullmatch(model) and VERSION.fullmatch(version) and not own:
         what = {"model": model, "version": version}

@@ -42,13 +42,15 @@ def up(settings: Settings, announce: Callable[[Blob], None]) -> int:
         _check_ports(settings, started)
         # however a part and its keeper end: what they leave behind becomes a child of this process
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        # honcho forks a process for each part, which would outlive us with nobody to read from it
+        # honcho forks a process for each part, which would outlive us with no reader of its output
         os.register_at_fork(after_in_child=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
         manager = Manager(Printer(sys.stderr))
         folder = settings.home / "run"
         for part in started:
             environment = dict(part.environment)
-            manager.add_process(part.name, part.kept(os.getpid(), folder), env=environment, cwd=str(settings.home))
+            manager.add_process(
+                part.name, part.supervised(os.getpid(), folder), env=environment, cwd=str(settings.home)
+            )
         ended = threading.Event()
         watch = threading.Thread(
             target=_watch, args=(settings, len(started), announce, ended), name="watch", daemon=True

@@ -115,7 +115,7 @@ def main() -> None:
         return
     listener = socket.socket(fileno=int(sys.argv[1]))
     _import(sys.argv[3:])
-    # whoever presses Ctrl-C means the worker, which ends its runs
+    # Ctrl-C is meant for the worker, which ends its runs
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = Warm(listener).serve()
     if request is not None:
@@ -163,7 +163,7 @@ class Warm:
                 elif fd in self._running:
                     self._ended(fd)
                 elif fd in self._asking:
-                    self._told(fd)
+                    self._signalled(fd)
 
     def _accept(self) -> Blob | None:
         connection, _ = self._listener.accept()
@@ -174,7 +174,7 @@ class Warm:
             connection.settimeout(10)
             request, streams = _received(connection)
         except (OSError, ValueError):
-            # whoever asks so is no launcher of ours, or is gone
+            # such a caller is no launcher of ours, or is gone
             connection.close()
             return None
         parent = os.getpid()
@@ -206,7 +206,7 @@ class Warm:
         for ended in self._running:
             os.close(ended)
 
-    def _told(self, fd: int) -> None:
+    def _signalled(self, fd: int) -> None:
         """Pass on the signals that the launcher got; a launcher that is gone takes its run along."""
         connection, pid = self._asking[fd]
         try:

@@ -16,7 +16,7 @@ from tasks.store.open import open_store
 from tasks.vetting import intake, steps
 from tasks.vetting.inspect import Case, Data, Found, was_looked_at
 from tasks.vetting.intake import Record
-from tasks.vetting.workplace import Bench, open_bench
+from tasks.vetting.workplace import Workplace, open_workplace
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
 from vetgate.verdict.policy import Policy, load_policy
@@ -48,30 +48,30 @@ class Seen:
 
 
 @contextmanager
-def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[tuple[Vetting, Bench]]:
-    """A submission on its bench, nothing of it read yet."""
+def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[tuple[Vetting, Workplace]]:
+    """A submission on its workplace, nothing of it read yet."""
     policy, params = load_policy(settings.policy), load_params(settings.params)
     record = intake.read_record(open_store(settings), manifest_sha256)
-    with open_bench(settings, record.id) as bench:
+    with open_workplace(settings, record.id) as workplace:
         case = Case(
             manifest=record.id,
-            directory=str(bench.given / "submission"),
+            directory=str(workplace.given / "submission"),
             submission=record.submission.model_dump(mode="json"),
             seed=record.seed_for(run),
             limits=Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
         )
         if not was_looked_at(open_store(settings), case):
             # importing torch inside takes as long as what comes before the first call
-            bench.sandbox.start()
-        yield Vetting(settings, record, policy, params, case, run), bench
+            workplace.sandbox.start()
+        yield Vetting(settings, record, policy, params, case, run), workplace
 
 
-def look_over(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
+def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting, Seen]:
     """The case with its data, and what was seen of it; a submission that is not understood is refused, not an error."""
     format = vetting.record.submission.format
     least = vetting.policy.sandbox_level.get(format, 1)
-    if bench.sandbox.level < least:
-        figures: dict[str, Figure] = {"format": format, "wanted": least, "given": bench.sandbox.level}
+    if workplace.sandbox.level < least:
+        figures: dict[str, Figure] = {"format": format, "wanted": least, "given": workplace.sandbox.level}
         return vetting, Seen(refusal=Reason(Code.SANDBOX_TOO_WEAK, figures=figures))
     steps.take_in(vetting.settings, vetting.record, vetting.case)
     pending = steps.reference_data.submit(vetting.settings, vetting.record.submission, vetting.params.data)
@@ -134,8 +134,8 @@ def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
 
     @flow(name="examine", flow_run_name=f"examine-{manifest_sha256[:12]}-{run or 'first'}", result_serializer="json")
     def examining() -> Blob:
-        with opened(settings, manifest_sha256, run) as (vetting, bench):
-            return request_of(*look_over(vetting, bench), bench.sandbox.level)
+        with opened(settings, manifest_sha256, run) as (vetting, workplace):
+            return request_of(*inspect_submission(vetting, workplace), workplace.sandbox.level)
 
     found: Blob = examining()
     return found
@@ -143,8 +143,8 @@ def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
 
 @flow(name="examine", flow_run_name="examine-{manifest_sha256}", persist_result=True, result_serializer="json")
 def examine_flow(manifest_sha256: str, key: str, run: str = "") -> None:
-    """Examine, and leave what the gate is to judge at examinations/<manifest>/<key>.json for whoever asked for it."""
+    """Examine, and leave what the gate is to judge at examinations/<manifest>/<key>.json for the caller."""
     settings = load_settings()
-    with opened(settings, manifest_sha256, run) as (vetting, bench):
-        request = request_of(*look_over(vetting, bench), bench.sandbox.level)
+    with opened(settings, manifest_sha256, run) as (vetting, workplace):
+        request = request_of(*inspect_submission(vetting, workplace), workplace.sandbox.level)
     open_store(settings).create(f"examinations/{manifest_sha256}/{key}.json", canonical_json(request))

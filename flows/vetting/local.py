@@ -15,7 +15,7 @@ from flows.vetting.result import refused
 from flows.vetting.sweep import sweep
 from tasks.importing import importing
 from tasks.mlflow import client as mlflow_client
-from tasks.progress import tell
+from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
@@ -26,7 +26,7 @@ from vetgate.verdict.policy import load_policy
 from vetgate.verdict.reasons import of_error
 
 
-def vet_here(directory: Path) -> dict[str, Any]:
+def vet_locally(directory: Path) -> dict[str, Any]:
     """Submit a directory and vet it with the settings of the environment; the flow's result."""
     started = time.monotonic()
     settings = load_settings()
@@ -45,19 +45,19 @@ def run(settings: Settings, record: Record) -> dict[str, Any]:
     # what has a result is most likely asked for once more: then no model is opened, and MLflow has it already
     start_all(settings, fresh=next(iter(open_store(settings).list(f"results/{record.id}/")), None) is None)
     try:
-        tell("start", 0)
+        report_progress("start", 0)
         with importing():
             from flows.vetting.vet import vet
 
         runtime.ready()
-        tell("start", 1)
+        report_progress("start", 1)
         result: dict[str, Any] = vet(record.id)
         return result
     finally:
         cool()
 
 
-def sweep_here(settings: Settings) -> dict[str, Any]:
+def sweep_locally(settings: Settings) -> dict[str, Any]:
     """Vet and take in, one after another in this process, whatever waits; for installations without a service."""
     todo: list[tuple[str, dict[str, Any]]] = []
     done = sweep(settings, lambda deployment, parameters, key: todo.append((deployment, parameters)))

@@ -29,15 +29,15 @@ def result_of(
     record: Record,
     ruling: Blob,
     found: dict[str, Found],
-    mended: Blob | None,
+    repaired: Blob | None,
     refusal: Reason | None,
     level: int,
     started: float,
 ) -> Blob:
     """Design.md's object; what it points to is written by `publish`."""
     verdict = ruling["verdict"]
-    more = [refusal] if refusal is not None else _rejections(mended)
-    told = [verdict[name] if refusal is None else [] for name in ("reasons", "reason_records")]
+    more = [refusal] if refusal is not None else _rejections(repaired)
+    shown = [verdict[name] if refusal is None else [] for name in ("reasons", "reason_records")]
     return {
         "submission": record.submission.name,
         "manifest_sha256": record.id,
@@ -46,18 +46,18 @@ def result_of(
         "calibrated": verdict["calibrated"],
         "suspects": verdict["suspects"],
         "methods": [_method(method, found) for method in verdict["methods"]],
-        "repair": _repair(mended),
+        "repair": _repair(repaired),
         "report": str(settings.home / "reports" / f"{record.id}.html"),
         "attestation": str(settings.home / "attestations" / f"{record.id}.json"),
         "mlflow_run": None,
         "sandbox_level": level,
         "seconds": round(time.monotonic() - started, 3),
-        "reasons": [*told[0], *rendered(more)],
-        "reason_records": [*told[1], *records(more)],
+        "reasons": [*shown[0], *rendered(more)],
+        "reason_records": [*shown[1], *records(more)],
     }
 
 
-def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result: Blob, mended: Blob | None) -> Blob:
+def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result: Blob, repaired: Blob | None) -> Blob:
     """Put the attestation and the report where people find them, tell MLflow, and return the result with its run."""
     store = open_store(settings)
     attestation, page = Path(result["attestation"]), Path(result["report"])
@@ -71,18 +71,18 @@ def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result
             page.unlink(missing_ok=True)
             store.fetch(f"reports/{record.id}/{stem}.html", page)
             return {**result, "mlflow_run": run}
-        kept = [read_evidence(store, record.id, method, key) for method, key in ruling["evidence"].items()]
-        evidence = [item for item in kept if item is not None]
+        stored = [read_evidence(store, record.id, method, key) for method, key in ruling["evidence"].items()]
+        evidence = [item for item in stored if item is not None]
         clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
         with tempfile.TemporaryDirectory() as room:
             files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
-            files["report.html"].write_text(_page(record, result, ruling, evidence, mended, clean, case))
+            files["report.html"].write_text(_page(record, result, ruling, evidence, repaired, clean, case))
             for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
                 files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
                 files[f"triggers/{name}"].write_bytes(content)
             run = record_vetting(settings, record.submission, record.id, result, files, vetting=stem)
         result = {**result, "mlflow_run": run}
-        page.write_text(_page(record, result, ruling, evidence, mended, clean, case))
+        page.write_text(_page(record, result, ruling, evidence, repaired, clean, case))
         store.create(f"reports/{record.id}/{stem}.html", page.read_bytes())
         store.create(f"results/{record.id}/{stem}.json", json.dumps(result).encode())
     except OSError as error:
@@ -114,16 +114,16 @@ def _page(
     result: Blob,
     ruling: Blob,
     evidence: list[Blob],
-    mended: Blob | None,
+    repaired: Blob | None,
     clean: Clean | None,
     case: Case,
 ) -> str:
-    chosen = (mended or {}).get("chosen")
+    chosen = (repaired or {}).get("chosen")
     return render(
         result,
         evidence=evidence,
         verdict=ruling["verdict"],
-        repaired=None if chosen is None else {**chosen, "result": (mended or {}).get("result")},
+        repaired=None if chosen is None else {**chosen, "result": (repaired or {}).get("result")},
         calibration=ruling["verdict"].get("calibration"),
         submission=record.submission.model_dump(mode="json"),
         provenance={
@@ -161,18 +161,18 @@ def refused(name: str, reason: Reason, seconds: float) -> Blob:
 
 def _method(method: Blob, found: dict[str, Found]) -> Blob:
     ran = found.get(method["name"])
-    kept = {key: method[key] for key in ("name", "statistic", "rang", "suspects", "failure")}
-    return {**kept, "seconds": None if ran is None else ran.seconds}
+    fields = {key: method[key] for key in ("name", "statistic", "alarmed", "suspects", "failure")}
+    return {**fields, "seconds": None if ran is None else ran.seconds}
 
 
-def _repair(mended: Blob | None) -> Blob | None:
-    if mended is None or "chosen" not in mended:
+def _repair(repaired: Blob | None) -> Blob | None:
+    if repaired is None or "chosen" not in repaired:
         return None
-    before, after = mended["test"]["before"], mended["test"]["after"]
-    child = mended["result"]
+    before, after = repaired["test"]["before"], repaired["test"]["after"]
+    child = repaired["result"]
     return {
-        "method": mended["chosen"]["method"],
-        "artifact": str(Path(mended["directory"]) / mended["record"]["submission"]["model"]),
+        "method": repaired["chosen"]["method"],
+        "artifact": str(Path(repaired["directory"]) / repaired["record"]["submission"]["model"]),
         "submission": child["manifest_sha256"],
         "verdict": child["verdict"],
         "p_value": child["p_value"],
@@ -181,10 +181,10 @@ def _repair(mended: Blob | None) -> Blob | None:
     }
 
 
-def _rejections(mended: Blob | None) -> list[Reason]:
+def _rejections(repaired: Blob | None) -> list[Reason]:
     """Why each repair that was tried was not good enough."""
     reasons = []
-    for record in (mended or {}).get("rejected", []):
+    for record in (repaired or {}).get("rejected", []):
         if record["failure"] is not None:
             reasons.append(Reason(Code.REPAIR_FAILED, record["method"], figures={"said": record["failure"]}))
         else:

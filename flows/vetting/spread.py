@@ -14,7 +14,7 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.progress import tell
+from tasks.progress import report_progress
 from tasks.settings import Settings
 from tasks.vetting.inspect import Case
 from tasks.vetting.steps import detect_on_dask
@@ -33,7 +33,7 @@ def runner(policy: Policy, settings: Settings) -> TaskRunner[Any]:
 
     if settings.dask_scheduler is not None:
         return DaskTaskRunner(address=settings.dask_scheduler)
-    # a thread each, as a detector keeps a sandbox busy; certificates of its own, as whoever reaches Dask runs code
+    # a thread each, as a detector keeps a sandbox busy; certificates of its own, as every client of Dask runs code
     local = {"n_workers": os.cpu_count() or 1, "threads_per_worker": 1, "dashboard_address": None, "security": True}
     return DaskTaskRunner(cluster_kwargs={**local, "env": _environment(settings)})
 
@@ -50,7 +50,7 @@ def detect_all(
     def detecting() -> tuple[list[Blob], NotUnderstood | None]:
         running = {}
         for method, params in methods.items():
-            tell(f"detect {method}", 0)
+            report_progress(f"detect {method}", 0)
             running[method] = detect_on_dask.submit(json.dumps(case_to_json(case)), sizes, method, params)
         found: list[Blob] = []
         refused: NotUnderstood | None = None
@@ -60,7 +60,7 @@ def detect_all(
                 found += [answer] if refused is None else []
             except NotUnderstood as error:
                 refused = refused or error
-            tell(f"detect {method}", 1)
+            report_progress(f"detect {method}", 1)
         return found, refused
 
     return detecting()

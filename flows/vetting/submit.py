@@ -16,7 +16,7 @@ from vetgate.trust.keys import load_key
 
 
 def submit(settings: Settings, directory: Path, key: Path | None = None) -> intake.Record:
-    """The record of a submission directory; submitting the same bytes again gives the same, waking nobody twice.
+    """The record of a submission directory; submitting the same bytes again gives the same and starts nothing twice.
 
     Signed with the submitter's `key`, or the settings' one: only then can a finding on it ever be waived.
     """
@@ -60,11 +60,11 @@ def local_report(settings: Settings, submission: str) -> tuple[intake.Record, Pa
     store = open_store(settings)
     record = intake.find_record(store, submission)
     path = settings.home / "reports" / f"{record.id}.html"
-    kept = list(store.list(f"reports/{record.id}/"))
-    if kept and not path.exists():
+    reports = list(store.list(f"reports/{record.id}/"))
+    if reports and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # their names begin with the moment of the verdict
-        store.fetch(kept[-1], path)
+        store.fetch(reports[-1], path)
     if not path.exists():
         raise BadSubmission(f"expected a vetted submission, got {record.id}, which has no report; run `vetgate vet`")
     return record, path

@@ -1,4 +1,4 @@
-"""Take in what somebody registered in MLflow: the payload of a webhook names it, its bytes are read from MLflow."""
+"""Take in what was registered in MLflow: the payload of a webhook names it, its bytes are read from MLflow."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Sweep: whatever events and webhooks missed is found in store and registry, and started once.
 
-Submissions without a result, vettings that died, versions in MLflow that nobody took in, and promotions that are due.
+Submissions without a result, vettings that died, versions in MLflow not taken in, and promotions that are due.
 With every event lost, everything still gets vetted, only later.
 """
 

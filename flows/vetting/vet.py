@@ -13,12 +13,12 @@ from prefect import flow
 
 from flows.gate.client import gate
 from flows.params import uses
-from flows.vetting.examine import Seen, Vetting, look_over, opened, request_of
+from flows.vetting.examine import Seen, Vetting, inspect_submission, opened, request_of
 from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store
-from tasks.store.lease import Held, leased
+from tasks.store.lease import LeaseHeld, leased
 from tasks.store.open import open_store
 from tasks.vetting import inspect, intake, repair, steps
 from tasks.vetting.workplace import warm
@@ -28,7 +28,7 @@ from vetgate.verdict.policy import load_policy
 
 Blob = dict[str, Any]
 
-# how long a vetting that somebody waits for waits for another one of the same bytes
+# how long a vetting that a caller waits for waits for another one of the same bytes
 WAIT_SECONDS = 24 * 3600.0
 
 
@@ -46,16 +46,16 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
         uses(method)
     store = open_store(settings)
     record = intake.read_record(store, manifest_sha256)
-    kept = last_result(store, record.id) if unless_vetted else None
-    if kept is not None:
-        return kept
+    stored = last_result(store, record.id) if unless_vetted else None
+    if stored is not None:
+        return stored
     if wait_seconds is None:
         wait_seconds = 0.0 if unless_vetted else WAIT_SECONDS
     try:
         with leased(settings, record.id, wait=wait_seconds) as lease:
-            kept = last_result(store, record.id) if unless_vetted else None
-            result = kept or _vet(settings, record, unless_vetted, lease.check)
-    except Held as error:
+            stored = last_result(store, record.id) if unless_vetted else None
+            result = stored or _vet(settings, record, unless_vetted, lease.check)
+    except LeaseHeld as error:
         if wait_seconds:
             raise
         return {"submission": record.submission.name, "manifest_sha256": record.id, "verdict": None, "held": str(error)}
@@ -74,18 +74,18 @@ def last_result(store: Store, manifest_sha256: str) -> Blob | None:
 def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: Callable[[], None]) -> Blob:
     started = time.monotonic()
     gate(settings)
-    with opened(settings, record.id) as (vetting, bench):
-        vetting, seen = look_over(vetting, bench)
-        # whoever lost the lease must not write a second verdict
+    with opened(settings, record.id) as (vetting, workplace):
+        vetting, seen = inspect_submission(vetting, workplace)
+        # a process that lost the lease must not write a second verdict
         check()
-        ruling = steps.decide(gate(settings).decide, request_of(vetting, seen, bench.sandbox.level))
-        mended = _repair(vetting, seen, ruling)
-    if mended is not None:
-        mended = _vet_again(vetting, mended, unless_vetted)
+        ruling = steps.decide(gate(settings).decide, request_of(vetting, seen, workplace.sandbox.level))
+        repaired = _repair(vetting, seen, ruling)
+    if repaired is not None:
+        repaired = _vet_again(vetting, repaired, unless_vetted)
     check()
     found = {item.method: item for item in seen.found}
-    result = result_of(settings, record, ruling, found, mended, seen.refusal, bench.sandbox.level, started)
-    return steps.register(partial(publish, settings, record, vetting.case, ruling, result, mended))
+    result = result_of(settings, record, ruling, found, repaired, seen.refusal, workplace.sandbox.level, started)
+    return steps.register(partial(publish, settings, record, vetting.case, ruling, result, repaired))
 
 
 def _repair(vetting: Vetting, seen: Seen, ruling: Blob) -> Blob | None:
@@ -131,12 +131,12 @@ def _evidence_for(vetting: Vetting, seen: Seen, method: str, suspects: list[int]
     return holding
 
 
-def _vet_again(vetting: Vetting, mended: Blob, unless_vetted: bool) -> Blob:
+def _vet_again(vetting: Vetting, repaired: Blob, unless_vetted: bool) -> Blob:
     """The repaired model as a submission of its own, vetted from the first step by the same rules."""
-    if "chosen" not in mended:
-        return mended
-    record = intake.take(vetting.settings, Path(mended["directory"]))
+    if "chosen" not in repaired:
+        return repaired
+    record = intake.take(vetting.settings, Path(repaired["directory"]))
     submission = record.submission
     if submission.parent != vetting.record.id or submission.name != vetting.record.submission.name:
         raise StoreError(f"expected a repair of {vetting.record.id}, got one of {submission.parent}; it is refused")
-    return {**mended, "record": record.to_json(), "result": vet(record.id, unless_vetted, WAIT_SECONDS)}
+    return {**repaired, "record": record.to_json(), "result": vet(record.id, unless_vetted, WAIT_SECONDS)}

@@ -56,11 +56,11 @@ def _exists(s3: Any, bucket: str) -> bool:
 
 def _lock(s3: Any, bucket: str) -> None:
     try:
-        kept = s3.get_object_lock_configuration(Bucket=bucket)["ObjectLockConfiguration"]["ObjectLockEnabled"]
+        lock = s3.get_object_lock_configuration(Bucket=bucket)["ObjectLockConfiguration"]["ObjectLockEnabled"]
     except ClientError as error:
-        kept = _code(error)
-    if kept != "Enabled":
-        raise Unfit(f"expected {bucket} to have object lock, got {kept}; make a new bucket, or use another S3 server")
+        lock = _code(error)
+    if lock != "Enabled":
+        raise Unfit(f"expected {bucket} to have object lock, got {lock}; make a new bucket, or use another S3 server")
 
 
 def prove_conditional_writes(s3: Any, bucket: str, prefix: str = "") -> None:

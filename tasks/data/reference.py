@@ -22,7 +22,7 @@ from tasks.data.npz import Progress, read_array, read_rows
 from tasks.data.registry import DataRef, add, describe, read, registered, resolve
 from tasks.data.splits import Rows, partition, resize, sample
 from tasks.settings import Settings
-from tasks.store.directory_cache import METADATA, copied, kept
+from tasks.store.directory_cache import METADATA, cached, copied
 from vetgate.errors import BadSubmission, NotUnderstood
 
 __all__ = [
@@ -112,7 +112,7 @@ def materialise(
         (directory / "rows.safetensors").write_bytes(save(rows))
         return {"counts": {purpose: len(r) for purpose, r in rows.items()}}
 
-    place = kept(settings.home / "splits", _key("splits", ref, input_shape, contents, limits), make)
+    place = cached(settings.home / "splits", _key("splits", ref, input_shape, contents, limits), make)
     return _paths(copied(place, out), place.name, limits)
 
 
@@ -143,7 +143,7 @@ def materialise_training(
         (directory / "rows.safetensors").write_bytes(save(rows))
         return {"counts": {"training": len(rows["training"])}}
 
-    place = kept(settings.home / "splits", _key("training", ref, input_shape, contents, {"training": cap}), make)
+    place = cached(settings.home / "splits", _key("training", ref, input_shape, contents, {"training": cap}), make)
     return copied(place, out) / "training.safetensors"
 
 

@@ -1,6 +1,6 @@
 """Reference data under DVC: a git repository of pointers at <home>/data, the bytes on a directory or S3 remote.
 
-A set is NAME.npz.dvc (DVC's pointer) and NAME.json (SHA-256, shapes, classes) in one commit. Whoever reads names a
+A set is NAME.npz.dvc (DVC's pointer) and NAME.json (SHA-256, shapes, classes) in one commit. A reader names a
 commit; the bytes come from the remote through DVC and count only if their SHA-256 is the committed one.
 """
 

@@ -27,7 +27,7 @@ MODELS, VERSIONS = 1000, 10_000
 
 
 @dataclass(frozen=True)
-class Held:
+class Aliased:
     """One version of prod.<name> that aliases point to, and its source; empty when the registry has no such version."""
 
     name: str
@@ -36,7 +36,7 @@ class Held:
     aliases: tuple[str, ...]
 
 
-def in_production(settings: Settings, name: str | None = None) -> list[Held]:
+def in_production(settings: Settings, name: str | None = None) -> list[Aliased]:
     """Every version of a prod.* model, or of prod.<name>, that has an alias: in a few calls however many there are.
 
     Raises StoreError when the registry does not answer.
@@ -44,13 +44,13 @@ def in_production(settings: Settings, name: str | None = None) -> list[Held]:
     with registry(settings) as client:
         aliases = dict(_aliases(client) if name is None else [(f"{PREFIX}{name}", aliases_of(client, name))])
         sources = _sources(client, aliases, "" if name is None else f"{PREFIX}{name}")
-    return held_by(aliases, sources)
+    return by_version(aliases, sources)
 
 
-def held_by(aliases: dict[str, dict[str, str]], sources: dict[tuple[str, str], str]) -> list[Held]:
+def by_version(aliases: dict[str, dict[str, str]], sources: dict[tuple[str, str], str]) -> list[Aliased]:
     """A version each, in order, from alias to version by model and source by model and version."""
     return [
-        Held(model.removeprefix(PREFIX), version, sources.get((model, version), ""), tuple(sorted(names)))
+        Aliased(model.removeprefix(PREFIX), version, sources.get((model, version), ""), tuple(sorted(names)))
         for model, found in sorted(aliases.items())
         for version, names in sorted(_by_version(found).items())
     ]
@@ -99,7 +99,7 @@ def check_bytes(settings: Settings, promotion: Promotion) -> int:
 def _aliases(client: MlflowClient) -> Iterator[tuple[str, dict[str, str]]]:
     token = None
     while True:
-        # ordered by what does not change, so that no page skips a model that somebody writes to meanwhile
+        # ordered by what does not change, so that no page skips a model that is written to meanwhile
         found = client.search_registered_models(
             f"name LIKE '{PREFIX}%'", max_results=MODELS, order_by=["name ASC"], page_token=token
         )
@@ -157,7 +157,7 @@ def _from_run(settings: Settings, promotion: Promotion, room: Path) -> Path:
 
 def _check_names(found: set[str], where: str, promotion: Promotion) -> None:
     if not found:
-        # a disk that is not mounted must not demote what lies on it; whoever loads from there gets nothing anyway
+        # a disk that is not mounted must not demote what lies on it; loading from there gives nothing anyway
         raise StoreError(f"expected the vetted bytes in {where}, got no file at all; mount the disk or restore them")
     if wrong := sorted(found ^ set(promotion.files)):
         raise Altered(f"expected exactly the promoted files in {where}, got others: {', '.join(wrong)[:300]}")

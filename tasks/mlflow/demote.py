@@ -55,12 +55,12 @@ def take_back(
     """Put the alias back to `to`, or delete it; None when it no longer stands for `version`. `settle` records it."""
     done = TakenBack(uuid.uuid4().hex, kind, name, alias, version, to, reason, _last_entry(settings))
     with _alone(settings) as folder, registry(settings) as client:
-        # read again right before: MLflow cannot compare and set, and somebody else may have moved it
+        # read again right before: MLflow cannot compare and set, and another client may have moved it
         if aliases_of(client, name).get(alias) != version:
             return None
         for path, noted in _noted(folder):
             if (noted.name, noted.alias, noted.version) == (name, alias, version):
-                path.unlink()  # whoever noted it was killed before he moved the alias
+                path.unlink()  # its process was killed before it moved the alias
         write_whole(folder / f"{done.id}.json", lambda file: str(file.write(canonical_json(asdict(done)))))
         if to is None:
             client.delete_registered_model_alias(f"{PREFIX}{name}", alias)

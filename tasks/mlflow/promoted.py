@@ -1,6 +1,6 @@
 """What MLflow is told of a promotion: a run, a version of prod.<name> with exactly the vetted bytes, and its alias.
 
-A version that is found by its tag is believed by its bytes only, because whoever can write to the registry can tag.
+A version that is found by its tag is believed by its bytes only, because every writer of the registry can tag.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODEL = "model"
 
 MOST_TAKEN = 100
 
-Told = Callable[[str], None]
+OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def register_promoted(
     tags: Mapping[str, str],
     documents: Mapping[str, Path],
     record: Record,
-    told: Told,
+    on_step: OnStep,
 ) -> Promoted:
     """A version of prod.<name> with exactly these bytes and tags, and then, last, the alias on it.
 
@@ -70,10 +70,10 @@ def register_promoted(
         for _ in range(MOST_TAKEN):
             version = _promoted_version(client, settings, model, manifest, taken)
             if version is None:
-                run_id, source = _promotion_run(client, settings, name, manifest, directory, documents, told)
+                run_id, source = _promotion_run(client, settings, name, manifest, directory, documents, on_step)
                 registered_model(client, model)
                 version = client.create_model_version(model, source=source, run_id=run_id, tags=fresh)
-                told("version registered")
+                on_step("version registered")
             for key, value in fresh.items():
                 client.set_model_version_tag(model, str(version.version), key, value)
             current = {a: str(v) for a, v in client.get_registered_model(model).aliases.items()}
@@ -84,7 +84,7 @@ def register_promoted(
                 # a registry that was made anew counts from 1 again, and that number has stood for other bytes
                 taken.add(made.version)
                 continue
-            previous = _set_alias(client, model, alias, made.version, current, told)
+            previous = _set_alias(client, model, alias, made.version, current, on_step)
             finished()
             return replace(made, previous=previous)
     raise StoreError(
@@ -93,16 +93,16 @@ def register_promoted(
 
 
 def _set_alias(
-    client: MlflowClient, model: str, alias: str, version: str, current: Mapping[str, str], told: Told
+    client: MlflowClient, model: str, alias: str, version: str, current: Mapping[str, str], on_step: OnStep
 ) -> str | None:
     """Put the alias on the version, keeping an old champion as previous; which version is previous now."""
     old, previous = current.get(alias), current.get("previous")
     if alias == "champion" and old is not None and old != version:
         client.set_registered_model_alias(model, "previous", old)
         previous = old
-        told("old champion kept as previous")
+        on_step("old champion kept as previous")
     client.set_registered_model_alias(model, alias, version)
-    told("alias set")
+    on_step("alias set")
     return previous
 
 
@@ -129,7 +129,7 @@ def _promotion_run(
     manifest: Manifest,
     directory: Path,
     documents: Mapping[str, Path],
-    told: Told,
+    on_step: OnStep,
 ) -> tuple[str, str]:
     """The id of a run with the promoted bytes and the source that a version of them has."""
     vetted = open_store(settings).url(f"vetted/{manifest.sha256}")
@@ -137,17 +137,17 @@ def _promotion_run(
     # twice, because a run of an earlier try may hold what does not belong there
     for _ in range(2):
         run_id = str(run_with(client, settings, PROMOTIONS, tags, f"prod.{name}").info.run_id)
-        told("promotion run made")
+        on_step("promotion run made")
         for artifact, path in documents.items():
             client.log_artifact(run_id, str(path), artifact)
         source: str | None = vetted
         if not vetted.startswith("s3://"):
             # a server refuses paths outside a run's artifacts, so the bytes go there, and are hashed there
             client.log_artifacts(run_id, str(directory), MODEL)
-            told("bytes logged")
+            on_step("bytes logged")
             source = _bytes_of_run(client, run_id, manifest)
         client.set_terminated(run_id, "FINISHED" if source else "FAILED")
-        told("promotion run finished")
+        on_step("promotion run finished")
         if source:
             return run_id, source
     raise StoreError(f"expected run {run_id} to hold the vetted bytes, got others; check the disk of the artifacts")

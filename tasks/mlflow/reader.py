@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Held, held_by, in_production
+from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Aliased, by_version, in_production
 from tasks.mlflow.client import ENVIRONMENT, SQLITE
 from tasks.settings import Settings
 from vetgate.errors import StoreError
@@ -29,20 +29,20 @@ Aliases = dict[str, dict[str, str]]
 Sources = dict[tuple[str, str], str]
 
 
-def read_production(settings: Settings) -> list[Held]:
+def read_production(settings: Settings) -> list[Aliased]:
     """What `in_production` gives; raises StoreError when the registry does not answer."""
     uri = settings.tracking_uri
     if any(os.environ.get(name) for name in OTHERWISE):
         return in_production(settings)
     if uri.startswith(("http://", "https://")):
-        return held_by(*_from_server(uri.rstrip("/")))
+        return by_version(*_from_server(uri.rstrip("/")))
     if not uri.startswith(SQLITE) or "?" in uri:
         return in_production(settings)
     path = Path(uri.removeprefix(SQLITE))
     if not path.exists():
         return []  # nothing was ever registered
     try:
-        return held_by(*_from_database(path))
+        return by_version(*_from_database(path))
     except sqlite3.Error:
         # another version's tables, or a fault that MLflow has words for
         return in_production(settings)

@@ -1,4 +1,4 @@
-"""Models that somebody registered in MLflow as thirdparty.<name>: found, and copied out of MLflow's artifacts.
+"""Models registered in MLflow as thirdparty.<name>: found, and copied out of MLflow's artifacts.
 
 A version is a submission when its source is a directory with submission.yaml among the artifacts of its own run.
 """

@@ -1,4 +1,4 @@
-"""What became of each version of thirdparty.<name>, noted once in the store: anybody can write MLflow's tags."""
+"""What became of each version of thirdparty.<name>, noted once in the store: MLflow's tags can be written by all."""
 
 from __future__ import annotations
 

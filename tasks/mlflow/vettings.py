@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 VETTINGS = "vetgate"
 MANIFEST_TAG = "vet.manifest_sha256"
-METRICS = ("statistic", "p_value", "rang", "seconds")
+METRICS = ("statistic", "p_value", "alarmed", "seconds")
 
 
 def record_vetting(
@@ -98,7 +98,7 @@ def _version_of_what_came_in(
         source = f"{client.get_run(run_id).info.artifact_uri}/submission"
     made = None
     for version in versions(client, model, manifest_sha256):
-        # anybody can tag a version; what was taken in from it is noted in the store
+        # every client can tag a version; what was taken in from it is noted in the store
         if _noted(store, version) == manifest_sha256:
             return version
         if version.source == source:

@@ -1,6 +1,6 @@
 """MLflow's webhooks: whether a delivery is from our MLflow, fresh and new, and the order to send them.
 
-A delivery says that something happened, never what is true: whoever takes one reads the facts from the registry.
+A delivery says that something happened, never what is true: the receiver reads the facts from the registry.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from vetgate.trust.strict_json import as_object, parse
 
 
 @dataclass(frozen=True)
-class Move:
+class AliasMove:
     """The `number`-th move of an alias of prod.<name>: onto a version, from `old` (None: it was not set).
 
     `since` is the last entry of the ledger before it began.
@@ -38,7 +38,7 @@ class Move:
     done: bool = False
 
 
-def begin_move(settings: Settings, wanted: Move) -> Move:
+def begin_move(settings: Settings, wanted: AliasMove) -> AliasMove:
     """The move to be made: the one that was begun and not ended, if it is this one, else a new one."""
     store = open_store(settings)
     where = move_key(wanted.name, wanted.alias)
@@ -46,15 +46,15 @@ def begin_move(settings: Settings, wanted: Move) -> Move:
         first = replace(wanted, since=head(settings))
         if store.create(where, _bytes(first)):
             return first
-    kept, etag = _read(store, wanted.name, wanted.alias)
-    if kept == replace(wanted, number=kept.number, since=kept.since):
-        return kept
-    following = replace(wanted, number=kept.number + 1, since=head(settings))
+    stored, etag = _read(store, wanted.name, wanted.alias)
+    if stored == replace(wanted, number=stored.number, since=stored.since):
+        return stored
+    following = replace(wanted, number=stored.number + 1, since=head(settings))
     store.replace(where, _bytes(following), if_match=etag)
     return following
 
 
-def enter_move(settings: Settings, move: Move) -> Entry:
+def enter_move(settings: Settings, move: AliasMove) -> Entry:
     """The ledger's entry of a move, made once; the promotion of its version must be kept already."""
     key = promotion_key(move.name, move.version)
     said = {k: v for k, v in asdict(move).items() if k not in ("since", "done", "number")}
@@ -69,17 +69,17 @@ def end_move(settings: Settings, name: str, alias: str, version: str) -> None:
     store = open_store(settings)
     if not store.exists(move_key(name, alias)):
         return
-    kept, etag = _read(store, name, alias)
-    if kept.version == version and not kept.done:
-        store.replace(move_key(name, alias), _bytes(replace(kept, done=True)), if_match=etag)
+    stored, etag = _read(store, name, alias)
+    if stored.version == version and not stored.done:
+        store.replace(move_key(name, alias), _bytes(replace(stored, done=True)), if_match=etag)
 
 
-def unfinished_move(store: Store, name: str, version: str) -> Move | None:
+def unfinished_move(store: Store, name: str, version: str) -> AliasMove | None:
     """A move onto this version that was begun and not ended, or None."""
     for key in store.list(f"moves/{name}/"):
-        kept, _ = _read(store, name, key.rpartition("/")[2].removesuffix(".json"))
-        if kept.version == version and not kept.done:
-            return kept
+        stored, _ = _read(store, name, key.rpartition("/")[2].removesuffix(".json"))
+        if stored.version == version and not stored.done:
+            return stored
     return None
 
 
@@ -88,14 +88,14 @@ def move_key(name: str, alias: str) -> str:
     return f"moves/{name}/{alias}.json"
 
 
-def _read(store: Store, name: str, alias: str) -> tuple[Move, str]:
+def _read(store: Store, name: str, alias: str) -> tuple[AliasMove, str]:
     """The last move of an alias and its etag; raises KeyError when there was none."""
     data, etag = store.read_tagged(move_key(name, alias))
-    fields = as_object(parse(data, "a move"), Move.__dataclass_fields__, "a move")
+    fields = as_object(parse(data, "a move"), AliasMove.__dataclass_fields__, "a move")
     if (fields["name"], fields["alias"]) != (name, alias):
         raise Denied(f"expected the move of {alias} of {name}, got another; remove {move_key(name, alias)}")
-    return Move(**{**fields, "approvals": tuple(fields["approvals"])}), etag
+    return AliasMove(**{**fields, "approvals": tuple(fields["approvals"])}), etag
 
 
-def _bytes(move: Move) -> bytes:
+def _bytes(move: AliasMove) -> bytes:
     return canonical_json(asdict(move))

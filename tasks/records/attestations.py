@@ -1,6 +1,6 @@
 """Attestations in the store: each written once, under a name that its signed payload gives it.
 
-A name that does not fit its content means that somebody altered one of the two; then nothing about these bytes is
+A name that does not fit its content means that one of the two was altered; then nothing about these bytes is
 believed any more, because the altered one may have been the newest and a FAIL.
 """
 
@@ -18,7 +18,7 @@ from vetgate.trust import attest
 
 @dataclass(frozen=True)
 class Attestation:
-    """One envelope in the store; `claims` is its predicate, whose signature nobody has verified yet."""
+    """One envelope in the store; `claims` is its predicate, whose signature is not verified yet."""
 
     key: str
     envelope: attest.Envelope
@@ -52,12 +52,12 @@ def attested_manifests(store: Store) -> Iterator[str]:
 
 
 def is_revoked(store: Store, envelope: attest.Envelope) -> bool:
-    """Whether somebody revoked the statement."""
+    """Whether the statement is revoked."""
     return was_revoked(store, attest.digest(envelope))
 
 
 def was_revoked(store: Store, digest: str) -> bool:
-    """Whether somebody revoked the statement with this digest; who can write to the store can revoke, not attest."""
+    """Whether the statement with this digest is revoked; who can write to the store can revoke, not attest."""
     return store.exists(revocation_key(digest))
 
 

@@ -50,7 +50,7 @@ def covered(
 ) -> Coverage:
     """What covers this version of prod.<name>, whose bytes lie at `source`; raises Denied or Stale with the reason.
 
-    Whoever asks for many hands in `store` and `trust`, which are otherwise the settings'.
+    A caller that asks for many hands in `store` and `trust`, which are otherwise the settings'.
     """
     moment = now or utc_now()
     store = store or open_store(settings)

@@ -1,4 +1,4 @@
-"""What the gate refused, for the ledger and for whoever listens."""
+"""What the gate refused, for the ledger and as events."""
 
 from __future__ import annotations
 

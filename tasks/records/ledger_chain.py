@@ -55,7 +55,7 @@ def append(
     """Enter a decision at the end of the ledger, signed by the gate; raises Denied when the end is not as it was left.
 
     With `once`, the entry of that name is returned if there is one after number `since`, which was the last before
-    anybody could have made it.
+    any writer could have made it.
     """
     if kind not in KINDS:
         raise ValueError(f"expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -89,7 +89,7 @@ def head(settings: Settings) -> int:
 def gate_key(settings: Settings) -> tuple[Ed25519PrivateKey, TrustRoot]:
     """The gate's key and the trust root, which must hold it; both are made when neither is there. Raises Denied."""
     if settings.gate_key.exists():
-        # one that somebody took away is not made anew: that would undo it
+        # one that was taken away is not made anew: that would undo it
         read_trust_root(settings.trust_root)
     key = load_or_create_key(settings.gate_key, settings.trust_root, now=utc_now())
     trust = read_trust_root(settings.trust_root)
@@ -131,14 +131,14 @@ def remembered(settings: Settings) -> tuple[int, str] | None:
     """Number and SHA-256 of the last entry that this gate knows of its store; None when it knows none."""
     path = _memory(settings)
     try:
-        kept = parse(path.read_bytes(), str(path)).get(settings.store)
+        stored = parse(path.read_bytes(), str(path)).get(settings.store)
     except FileNotFoundError:
         return None
     except (OSError, AttributeError) as error:
         raise StoreError(f"expected to read {path}, got {error}; check the disk") from error
-    if kept is None:
+    if stored is None:
         return None
-    fields = as_object(kept, {"sequence", "sha256"}, str(path))
+    fields = as_object(stored, {"sequence", "sha256"}, str(path))
     return int(fields["sequence"]), as_sha256(fields["sha256"], "sha256")
 
 
@@ -220,9 +220,9 @@ def _remember(settings: Settings, entry: Entry) -> None:
             known = remembered(settings)
             if known is not None and known[0] >= entry.sequence:
                 return
-            kept = parse(path.read_bytes(), str(path)) if path.exists() else {}
-            kept[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
-            write_whole(path, lambda file: str(file.write(canonical_json(kept))))
+            stored = parse(path.read_bytes(), str(path)) if path.exists() else {}
+            stored[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
+            write_whole(path, lambda file: str(file.write(canonical_json(stored))))
     except OSError as error:
         raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from tasks.records.alias_moves import Move, enter_move, unfinished_move
+from tasks.records.alias_moves import AliasMove, enter_move, unfinished_move
 from tasks.records.attestations import attestation_at
 from tasks.records.ledger_chain import Entry, append, gate_key, head
 from tasks.records.ledger_index import entered
@@ -84,14 +84,14 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
     return added
 
 
-def note_move(settings: Settings, move: Move) -> Entry:
+def note_move(settings: Settings, move: AliasMove) -> Entry:
     """Enter the move of an alias onto a version whose promotion is kept, once."""
     entry = enter_move(settings, move)
     _mark(open_store(settings), promotion_key(move.name, move.version))
     return entry
 
 
-def _move(store: Store, key: str) -> Move | None:
+def _move(store: Store, key: str) -> AliasMove | None:
     """The move that a promotion was written for, when it was killed before its entry was."""
     if not key.startswith("promotions/"):
         return None
@@ -110,7 +110,7 @@ def _mark(store: Store, key: str) -> None:
 
 
 def _about(store: Store, trust: TrustRoot, key: str) -> tuple[str, Blob]:
-    """The kind of entry for a stored object and what the entry says; raises Denied when nobody signed it who should."""
+    """The kind of entry for a stored object and what the entry says; raises Denied when unsigned."""
     data = store.read(key)
     kind, said = _READERS[key.partition("/")[0]](store, trust, key, data)
     return kind, {"key": key, "sha256": hashlib.sha256(data).hexdigest(), **said}

@@ -71,14 +71,14 @@ def save_promotion(
     envelope = sign_statement(PROMOTION, made.predicate(), key)
     if store.create(promotion_key(name, version), canonical_json(envelope)):
         return made
-    kept: Promotion | None
+    found: Promotion | None
     try:
-        kept = promotion_of(store, trust, name, version, now=now)
+        found = promotion_of(store, trust, name, version, now=now)
     except Denied:
-        kept = None
-    if kept is None or (kept.manifest, kept.files, kept.source, kept.run_id) != (manifest, files, source, run_id):
+        found = None
+    if found is None or (found.manifest, found.files, found.source, found.run_id) != (manifest, files, source, run_id):
         raise Taken(f"expected version {version} of prod.{name} to be new, got another record of it; see the ledger")
-    return kept
+    return found
 
 
 def promotion_of(

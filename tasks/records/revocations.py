@@ -1,4 +1,4 @@
-"""Revocations in the store: what is there counts, whoever wrote it, because refusing too much is the safe mistake.
+"""Revocations in the store: what is there counts, by any writer, because refusing too much is the safe mistake.
 
 One that a gate's or approver's key signed also tells by whom.
 """

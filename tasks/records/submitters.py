@@ -48,7 +48,7 @@ def submitter_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> str | 
 def submitters_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> frozenset[str]:
     """The keys that signed this submission and those that it was repaired from; none when any of them is unsigned.
 
-    One whose submitter is unknown may be anybody's, also an approver's.
+    One whose submitter is unknown may be an approver's.
     """
     found: set[str] = set()
     manifest: str | None = manifest_sha256

@@ -48,7 +48,7 @@ class Row:
     about: str
     statistic: float | None
     p_value: float | None
-    rang: bool
+    alarmed: bool
     suspects: list[str]
     seconds: float | None
     failure: str | None
@@ -164,7 +164,7 @@ def _row(method: Blob, record: Blob | None, result: Blob, names: Sequence[str], 
         about=sentence_of(method["name"]),
         statistic=method.get("statistic"),
         p_value=method.get("p_value"),
-        rang=bool(method.get("rang")),
+        alarmed=bool(method.get("alarmed")),
         suspects=[name_of(k, names) for k in suspects],
         seconds=method.get("seconds"),
         failure=failure,

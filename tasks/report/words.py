@@ -45,7 +45,7 @@ def _decision(result: Blob) -> list[str]:
         case "FAIL":
             return [
                 "A model with a backdoor works normally until its input carries a certain mark, and then gives "
-                "the answer that somebody chose beforehand. Do not use this model. The gate refuses it."
+                "the answer that the attacker chose beforehand. Do not use this model. The gate refuses it."
             ]
         case _:
             return [
@@ -70,8 +70,8 @@ def _certainty(result: Blob, calibration: Blob | None) -> list[str]:
         ]
     if about.get("data"):
         others = ", ".join(about["data"])
-        return [words + f" It was measured on other data ({others}): nobody measured how often it is wrong on this."]
-    return [words + " It comes from a simulation, not from reference models: nobody measured how often it is wrong."]
+        return [words + f" It was measured on other data ({others}): how often it is wrong on this was never measured."]
+    return [words + " It comes from a simulation, not from reference models: how often it is wrong was never measured."]
 
 
 def _far(p: float, references: int | None) -> str:

@@ -140,7 +140,7 @@ def _strict(answer: bytes) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise ValueError("no object")
     if b"\\ud" in answer.lower():
-        # half a surrogate pair passes the parser and fails whoever writes it down later
+        # half a surrogate pair passes the parser and fails the process that writes it down later
         json.dumps(read, ensure_ascii=False).encode()
     return read
 

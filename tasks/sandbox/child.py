@@ -103,7 +103,7 @@ def _serve(ops: Mapping[str, Op], request: int, call: dict[str, Any], requests: 
         end = fork.end()
     with suppress(BlockingIOError):
         while outcome is None and fork.listen():
-            outcome = fork.heard()
+            outcome = fork.received()
     with suppress(BlockingIOError):
         while fork.keep_errors():
             pass
@@ -158,7 +158,7 @@ class Fork:
                         return None
                     if not (self.keep_errors() if fd == self.errors else self.listen()):
                         poller.unregister(fd)
-                    elif fd == self.answers and (outcome := self.heard()):
+                    elif fd == self.answers and (outcome := self.received()):
                         return outcome
             return "wall"
         finally:
@@ -176,7 +176,7 @@ class Fork:
         self.tail = (self.tail + chunk)[-STDERR_BYTES:]
         return bool(chunk)
 
-    def heard(self) -> str | None:
+    def received(self) -> str | None:
         """Forward every whole frame; "result" after the answer, "garbage" or "oversized" for anything else."""
         while len(self.buffer) >= HEADER.size:
             kind, request, length = HEADER.unpack_from(self.buffer)

@@ -173,7 +173,7 @@ def _read(payload: Payload, name: str, loaded: Loaded) -> Samples | None:
 
 
 def _inputs(payload: Payload) -> torch.Tensor | None:
-    """The images (M, C, H, W) to be screened, of all the files named, whose labels nobody knows; None where none is."""
+    """The images (M, C, H, W) to be screened, of all the files named, whose labels are unknown; None where none is."""
     paths = payload.get("inputs") or []
     if not paths:
         return None

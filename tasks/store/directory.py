@@ -1,7 +1,7 @@
 """The store in a local directory: the embedded default.
 
 An object is written to a temporary file of the same file system, synced, and then given its name with a hard link,
-which fails when the name is taken: nobody ever sees half of an object, and exactly one of several creators wins.
+which fails when the name is taken: no reader ever sees half of an object, and exactly one of several creators wins.
 """
 
 from __future__ import annotations

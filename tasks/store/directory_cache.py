@@ -17,10 +17,10 @@ from vetgate.errors import StoreError
 METADATA = "metadata.json"
 
 
-def kept(parent: Path, key: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Path:
+def cached(parent: Path, key: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Path:
     """The directory that `make` filled for this key, now or earlier; METADATA in it holds the key and what it returned.
 
-    Whoever is first gives it its name, which is the SHA-256 of the key.
+    The first process gives it its name, which is the SHA-256 of the key.
     """
     place = parent / sha256_json(dict(key))
     if _sound(place):

@@ -1,7 +1,7 @@
 """Leases in the store: at most one worker, on whatever machine, vets a submission at a time.
 
 A lease is renewed while its work lasts. One that ran out, or whose holder on this very machine is no longer alive, can
-be taken by another; whoever lost his lease hears of it before he writes a verdict. Machines need clocks that agree to
+be taken by another; a process that lost its lease stops before its verdict. Machines need clocks that agree to
 a fraction of `lease_seconds`.
 """
 
@@ -27,8 +27,8 @@ from vetgate.errors import StoreError
 POLL_SECONDS = 1.0
 
 
-class Held(StoreError):
-    """Somebody else is at work on it."""
+class LeaseHeld(StoreError):
+    """Another process is at work on it."""
 
     code = "lease-held"
 
@@ -71,7 +71,7 @@ def read_lease(store: Store, work: str) -> Lease | None:
 
 @contextmanager
 def leased(settings: Settings, work: str, *, wait: float = 0.0) -> Iterator[Holding]:
-    """Hold the lease on `work`, such as a manifest's SHA-256; raises Held if another's is live after `wait` seconds."""
+    """Hold the lease on `work`, such as a SHA-256; raises LeaseHeld if another's is live after `wait` seconds."""
     store = open_store(settings)
     holding = Holding(store, work, *_taken(store, work, settings.lease_seconds, wait), settings.lease_seconds)
     holding.start()
@@ -103,7 +103,7 @@ def _taken(store: Store, work: str, seconds: int, wait: float) -> tuple[Lease, s
                 pass  # another was faster; hear what it says
         if time.monotonic() >= until:
             who = f"{old.host}, process {old.pid}" if old is not None else "another"
-            raise Held(f"expected {work} to be free, got a vetting by {who} at work on it; wait for its verdict")
+            raise LeaseHeld(f"expected {work} to be free, got a vetting by {who} at work on it; wait for its verdict")
         time.sleep(POLL_SECONDS)
 
 
@@ -122,7 +122,7 @@ class Holding(threading.Thread):
         return self._lease.attempt
 
     def check(self) -> None:
-        """Raise Lost when somebody else has taken the lease: what he finds counts, and nothing more may be written."""
+        """Raise Lost when another process took the lease: what it finds counts, and nothing more may be written."""
         self._write(replace(self._lease, until=time.time() + self._seconds))
         if self._lost:
             raise Lost(f"expected to hold the lease on {self._work} to the end, another has taken it; see its result")
@@ -132,7 +132,7 @@ class Holding(threading.Thread):
             self._write(replace(self._lease, until=time.time() + self._seconds))
 
     def end(self, succeeded: bool) -> None:
-        """Stop renewing and give the lease back; whoever comes next after a failure counts on."""
+        """Stop renewing and give the lease back; the next process after a failure counts on."""
         self._ended.set()
         self.join()
         attempt = 0 if succeeded else self._lease.attempt

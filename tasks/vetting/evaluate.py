@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.progress import teller
+from tasks.progress import progress_of
 from tasks.vetting.inspect import Case
-from tasks.vetting.workplace import bench_of
+from tasks.vetting.workplace import workplace_of
 
 Blob = dict[str, Any]
 
@@ -31,7 +31,7 @@ class Measured:
 def evaluate(case: Case, model: Blob, triggers: list[Blob], purpose: str) -> Measured:
     """Accuracy and the highest success of any trigger on the images kept for a purpose (`validate` or `test`)."""
     payload = {**model, "samples": case.data.files(purpose), "triggers": triggers}
-    answer = bench_of(case.manifest).sandbox.call("evaluate", payload, limits=case.limits)
+    answer = workplace_of(case.manifest).sandbox.call("evaluate", payload, limits=case.limits)
     return Measured(answer["clean_accuracy"], max(answer["attack_success"], default=0.0))
 
 
@@ -51,10 +51,10 @@ def reinvert(case: Case, model: Blob, triggers: list[Blob], params: Blob) -> lis
         "params": params,
         "seed": case.seed,
     }
-    sandbox = bench_of(case.manifest).sandbox
-    told = teller("reverse triggers anew")
-    answer = sandbox.call("reinvert", payload, limits=case.limits, on_progress=told)
-    told(1)
+    sandbox = workplace_of(case.manifest).sandbox
+    on_progress = progress_of("reverse triggers anew")
+    answer = sandbox.call("reinvert", payload, limits=case.limits, on_progress=on_progress)
+    on_progress(1)
     return [cut(trigger, areas[trigger["target"]]) for trigger in answer["triggers"]]
 
 
@@ -73,9 +73,9 @@ def cut(trigger: Blob, most: float) -> Blob:
     """The trigger with only the largest pixels of its mask, `most` of them by L1 norm."""
     mask = _mask(trigger)
     order = np.argsort(-mask, axis=None, kind="stable")
-    kept = np.zeros(mask.size, np.float32)
-    kept[order] = np.clip(most - (np.cumsum(mask.flat[order]) - mask.flat[order]), 0, mask.flat[order])
-    packed = base64.b64encode(kept.tobytes()).decode()
+    clipped = np.zeros(mask.size, np.float32)
+    clipped[order] = np.clip(most - (np.cumsum(mask.flat[order]) - mask.flat[order]), 0, mask.flat[order])
+    packed = base64.b64encode(clipped.tobytes()).decode()
     return {**trigger, "mask": {**trigger["mask"], "base64": packed}}
 
 

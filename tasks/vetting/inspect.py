@@ -13,12 +13,12 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from tasks.progress import teller
+from tasks.progress import progress_of
 from tasks.sandbox.host import OPS, Limits, SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.vetting.workplace import bench_of
+from tasks.vetting.workplace import workplace_of
 from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, StoreError
 
@@ -71,7 +71,7 @@ def look(settings: Settings, case: Case) -> None:
     """
     store, about = open_store(settings), _looked(case)
     if not was_looked_at(store, case):
-        sandbox = bench_of(case.manifest).sandbox
+        sandbox = workplace_of(case.manifest).sandbox
         sandbox.call("inspect", case.model, limits=case.limits)
         described = sandbox.call("describe", case.model, limits=case.limits)
         store.create(_look_path(about), canonical_json({"about": about, "described": described}))
@@ -92,7 +92,7 @@ def was_looked_at(store: Store, case: Case) -> bool:
 
 
 def _looked(case: Case) -> dict[str, Any]:
-    level = bench_of(case.manifest).sandbox.level
+    level = workplace_of(case.manifest).sandbox.level
     return {"manifest": case.manifest, "code": _readers(), "limits": case.limits.to_json(), "sandbox_level": level}
 
 
@@ -115,11 +115,11 @@ def _readers() -> str:
 
 def run_detector(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The fields of what one detector found: from the store, else run and saved; raises StoreError if it cannot be."""
-    sandbox = bench_of(case.manifest).sandbox
+    sandbox = workplace_of(case.manifest).sandbox
 
     def run() -> dict[str, Any]:
-        payload, told = payload_of(case, method, params), teller(f"detect {method}")
-        answer = sandbox.call("detect", payload, limits=case.limits, on_progress=told)
+        payload, on_progress = payload_of(case, method, params), progress_of(f"detect {method}")
+        answer = sandbox.call("detect", payload, limits=case.limits, on_progress=on_progress)
         return {**answer, "sandbox_level": sandbox.level}
 
     return recorded(settings, case, method, params, run)
@@ -152,7 +152,7 @@ def recorded(
         answer = run()
     except (SandboxError, DefenceError) as error:
         return asdict(Found(method, None, None, str(error), error.code))
-    # somebody who vets the same submission now may have been first: what the store holds counts
+    # another process that vets the same submission may have been first: what the store holds counts
     store.create(_evidence_path(case.manifest, method, key), canonical_json({"about": about, **answer}))
     return asdict(Found(method, key, answer["seconds"]))
 

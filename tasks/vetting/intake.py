@@ -30,7 +30,7 @@ MAX_FILES = 64
 
 @dataclass(frozen=True)
 class Record:
-    """One submission as the store keeps it; written once, by whoever submits these bytes first."""
+    """One submission as the store keeps it; written once, by the first to submit these bytes."""
 
     submission: Submission
     manifest: Manifest
@@ -164,7 +164,7 @@ def _sweep(where: Path) -> None:
     for room in where.iterdir():
         if not room.is_dir():
             continue
-        # whoever works there holds its lock; one that can be taken belongs to a process that died
+        # a process that works there holds its lock; one that can be taken belongs to a process that died
         with suppress(OSError), (room / ".lock").open("a") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(room)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tasks.data.reference import materialise, materialise_training, resolve
-from tasks.progress import teller
+from tasks.progress import progress_of
 from tasks.settings import Settings
 from tasks.vetting.inspect import Data
 from vetgate.formats.submission import Submission
@@ -23,13 +23,13 @@ def prepare(settings: Settings, submission: Submission, sizes: dict[str, int]) -
     if submission.reference_data is not None:
         ref = resolve(settings, submission.reference_data)
         what = "reference data"
-        paths = materialise(settings, ref, shape, sizes=sizes, classes=classes, progress=teller(what))
+        paths = materialise(settings, ref, shape, sizes=sizes, classes=classes, progress=progress_of(what))
         splits = {purpose: str(getattr(paths, purpose)) for purpose in PURPOSES}
         source = {**asdict(ref), "splits": paths.digest}
     if submission.training_data is not None:
         ref = resolve(settings, submission.training_data)
         what = "training data"
-        file = materialise_training(settings, ref, shape, classes=classes, progress=teller(what))
+        file = materialise_training(settings, ref, shape, classes=classes, progress=progress_of(what))
         training = str(file)
         source["training"] = file.parent.name
         source["training_data"] = asdict(ref)

@@ -1,4 +1,4 @@
-"""What waits to be vetted: submissions without a result, whoever forgot them."""
+"""What waits to be vetted: submissions without a result."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def _waiting(store: Store, record: Record, now: float) -> Waiting:
         return Waiting(record, None, False, 0.0)
     if lease.live(now):
         return Waiting(record, lease, True, lease.until)
-    # one that was killed ended before its lease ran out; when exactly nobody knows
+    # one that was killed ended before its lease ran out; when exactly is unknown
     pause = min(FIRST_PAUSE_SECONDS * 2.0 ** max(lease.attempt - 1, 0), LONGEST_PAUSE_SECONDS) if lease.done else 0.0
     return Waiting(record, lease, False, lease.until + pause if lease.done else 0.0)

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.progress import teller
+from tasks.progress import progress_of
 from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.evaluate import Measured, evaluate, natural_success, reinvert
 from tasks.vetting.inspect import Case, log_invocation, provenance
-from tasks.vetting.workplace import bench_of
+from tasks.vetting.workplace import workplace_of
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
@@ -51,7 +51,7 @@ def run_repair(
     else:
         return saved
     log_invocation(store, case.manifest, method, key)
-    out = bench_of(case.manifest).made / key
+    out = workplace_of(case.manifest).made / key
     payload = {
         **case.model,
         "method": method,
@@ -64,8 +64,8 @@ def run_repair(
         "out": str(out),
     }
     try:
-        sandbox = bench_of(case.manifest).sandbox
-        answer = sandbox.call("repair", payload, limits=case.limits, on_progress=teller(f"repair {method}"))
+        sandbox = workplace_of(case.manifest).sandbox
+        answer = sandbox.call("repair", payload, limits=case.limits, on_progress=progress_of(f"repair {method}"))
         repaired = adopt(case, out)
         after = [*triggers, *reinvert(case, repaired.model, triggers, inversion)]
         measured = _compare(case, repaired, triggers, after, "validate")
@@ -91,7 +91,7 @@ def run_repair(
 def choose(candidates: list[Blob], policy: RepairPolicy) -> Blob | None:
     """The acceptable repair with the lowest remaining attack success, then the highest accuracy, on `validate`.
 
-    What triggers of the same size do for labels that nobody suspects is not held against a repair: on small images
+    What triggers of the same size do for labels that are not suspected is not held against a repair: on small images
     they mislead clean models too.
     """
 
@@ -130,7 +130,7 @@ def report_figures(case: Case, record: Blob, directory: Path) -> Blob:
 
 def adopt(case: Case, directory: Path) -> Case:
     """The same case with a repaired model: its submission is ours with the parent set, whatever the sandbox wrote."""
-    given = bench_of(case.manifest).given / f"repaired-{directory.name}"
+    given = workplace_of(case.manifest).given / f"repaired-{directory.name}"
     shutil.rmtree(given, ignore_errors=True)
     shutil.copytree(directory, given, symlinks=True)
     hash_directory(given)

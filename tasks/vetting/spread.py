@@ -31,7 +31,7 @@ class Pending(Protocol):
         """The answer; raises what the work raised."""
 
     def cancel(self) -> Any:
-        """Nobody waits for the answer any more."""
+        """The caller no longer waits for the answer."""
 
 
 Submit = Callable[[Callable[[str], str], str], Pending]
@@ -68,7 +68,7 @@ def _compute(settings: Settings, job: Blob) -> str:
         raise StoreError(f"expected the same code of {job['method']} on every worker, got other; install one version")
     with place_for(settings, case_from_json(job["case"]), job["sizes"]) as place:
         payload = payload_of(place.case, job["method"], job["params"]) | {"replay": job["replay"]}
-        sandbox, started = place.bench.sandbox, time.monotonic()
+        sandbox, started = place.workplace.sandbox, time.monotonic()
         answer = sandbox.call("detect", payload, limits=place.case.limits)
         spent = {"seconds": time.monotonic() - started, "cpu_seconds": sandbox.cpu_seconds}
         return json.dumps(answer | spent | {"sandbox_level": sandbox.level})
@@ -91,7 +91,7 @@ class _Asking:
     def run(self) -> Blob:
         """The evidence, the seconds of all parts, and the lowest sandbox level of any."""
         while True:
-            answer = self._heard(self.ask(self.job | {"replay": {"done": self.done, "blocks": self.blocks}}))
+            answer = self._received(self.ask(self.job | {"replay": {"done": self.done, "blocks": self.blocks}}))
             if "evidence" in answer:
                 return {"evidence": answer["evidence"], "seconds": self.seconds, "sandbox_level": min(self.levels)}
             needs = self._needed(answer)
@@ -119,7 +119,7 @@ class _Asking:
             for name, start in needs.items()
         }
         try:
-            answers = {name: self._heard(json.loads(part.result())) for name, part in pending.items()}
+            answers = {name: self._received(json.loads(part.result())) for name, part in pending.items()}
         except BaseException:
             for part in pending.values():
                 part.cancel()
@@ -128,7 +128,7 @@ class _Asking:
             raise Crashed("expected a block from detect, got none; refuse the model")
         return {name: answer["block"] for name, answer in answers.items()}
 
-    def _heard(self, answer: Blob) -> Blob:
+    def _received(self, answer: Blob) -> Blob:
         self.seconds += answer["seconds"]
         self.levels.add(answer["sandbox_level"])
         # the processor time of all workers together, so that a busy cluster fails nothing

@@ -16,7 +16,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.progress import telling
+from tasks.progress import reporting
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
@@ -42,7 +42,7 @@ Blob = dict[str, Any]
 )
 def take_in(settings: Settings, record: Record, case: Case) -> None:
     """The vetting's own copy of the submitted files, checked against the manifest."""
-    with telling("take in"):
+    with reporting("take in"):
         # a first try may have left half of them
         shutil.rmtree(case.directory, ignore_errors=True)
         intake.fetch(open_store(settings), record, Path(case.directory))
@@ -57,7 +57,7 @@ def take_in(settings: Settings, record: Record, case: Case) -> None:
 )
 def reference_data(settings: Settings, submission: Submission, sizes: dict[str, int]) -> Blob:
     """The fields of the Data that a submission is vetted on."""
-    with telling("reference data"):
+    with reporting("reference data"):
         return prepare(settings, submission, sizes)
 
 
@@ -70,7 +70,7 @@ def reference_data(settings: Settings, submission: Submission, sizes: dict[str, 
 )
 def inspect_and_load(settings: Settings, case: Case) -> None:
     """Have the sandbox read every file to its last byte and load the model; raises NotUnderstood or SandboxError."""
-    with telling("inspect and load"):
+    with reporting("inspect and load"):
         inspect.look(settings, case)
 
 
@@ -79,7 +79,7 @@ def inspect_and_load(settings: Settings, case: Case) -> None:
 )
 def detect(settings: Settings, case: Case, method: str, params: Blob) -> Blob:
     """The fields of what one detector Found, which is in the store when this ends."""
-    with telling(f"detect {method}"):
+    with reporting(f"detect {method}"):
         return inspect.run_detector(settings, case, method, params)
 
 
@@ -101,7 +101,7 @@ def detect_on_dask(case: str, sizes: dict[str, int], method: str, params: Blob) 
 @task(name="decide", task_run_name="decide", persist_result=True, result_serializer="json", cache_policy=NO_CACHE)
 def decide(ask: Callable[[Blob], Blob], request: Blob) -> Blob:
     """The gate's ruling, by whatever asks the gate; that signs once, so that asking twice is for people to choose."""
-    with telling("decide"):
+    with reporting("decide"):
         return ask(request)
 
 
@@ -118,7 +118,7 @@ def repair(
     inversion: Blob,
 ) -> Blob:
     """The record of one repair, measured on the images for choosing."""
-    with telling(f"repair {method}"):
+    with reporting(f"repair {method}"):
         return run_repair(settings, case, method, params, evidence, suspects, inversion)
 
 
@@ -131,7 +131,7 @@ def repair(
 )
 def re_evaluate(case: Case, chosen: Blob, directory: Path) -> Blob:
     """Before and after the chosen repair, on the test images."""
-    with telling("re-evaluate"):
+    with reporting("re-evaluate"):
         return report_figures(case, chosen, directory)
 
 
@@ -144,5 +144,5 @@ def re_evaluate(case: Case, chosen: Blob, directory: Path) -> Blob:
 )
 def register(publish: Callable[[], Blob]) -> Blob:
     """The result with its report written and MLflow told, by whatever publishes it."""
-    with telling("report and register"):
+    with reporting("report and register"):
         return publish()

@@ -1,4 +1,4 @@
-"""The benches of a worker that computes parts of vettings which others lead: set up for a part, kept for the next.
+"""The workplaces of a worker that computes parts of vettings which others lead: set up for a part, kept for the next.
 
 A worker fetches the submission from the store and splits the reference data itself. What it holds must be what the one
 who asks holds, by SHA-256; otherwise it refuses.
@@ -18,21 +18,21 @@ from tasks.store.open import open_store
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.intake import fetch, read_record
 from tasks.vetting.prepare import prepare
-from tasks.vetting.workplace import Bench, set_up
+from tasks.vetting.workplace import Workplace, set_up
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
 
-# how long an unused bench holds its memory
+# how long an unused workplace holds its memory
 LINGER_SECONDS = 60.0
 
 
 @dataclass(eq=False)
 class Place:
-    """A bench on which one submission lies, and the case with the paths as they are here."""
+    """A workplace with one submission in it, and the case with the paths as they are here."""
 
     key: str
     stack: ExitStack
-    bench: Bench
+    workplace: Workplace
     case: Case
 
 
@@ -42,7 +42,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def place_for(settings: Settings, case: Case, sizes: dict[str, int]) -> Iterator[Place]:
-    """A bench for a case that was described elsewhere; nobody else uses it meanwhile."""
+    """A workplace for a case that was described elsewhere; no other part uses it meanwhile."""
     key = sha256_json([str(settings.home), case.manifest, case.data.source, sizes])
     place = _taken(key) or _laid_out(settings, case, sizes, key)
     try:
@@ -56,7 +56,7 @@ def place_for(settings: Settings, case: Case, sizes: dict[str, int]) -> Iterator
 
 
 def clear() -> None:
-    """Clear away the benches that wait for another part."""
+    """Clear away the workplaces that wait for another part."""
     with _lock:
         found, _idle[:] = list(_idle), []
     for place in found:
@@ -86,7 +86,7 @@ def _taken(key: str) -> Place | None:
         if found is not None:
             _idle.remove(found)
             return found
-    # a bench of another vetting would only hold memory that this one needs
+    # a workplace of another vetting would only hold memory that this one needs
     clear()
     return None
 
@@ -94,14 +94,14 @@ def _taken(key: str) -> Place | None:
 def _laid_out(settings: Settings, case: Case, sizes: dict[str, int], key: str) -> Place:
     record = read_record(open_store(settings), case.manifest)
     with ExitStack() as stack:
-        bench = set_up(settings, stack)
-        bench.sandbox.start()
-        directory = bench.given / "submission"
+        workplace = set_up(settings, stack)
+        workplace.sandbox.start()
+        directory = workplace.given / "submission"
         fetch(open_store(settings), record, directory)
         data = Data(**prepare(settings, record.submission, sizes))
         _same(case.data.source, data.source)
         own = replace(case, directory=str(directory), submission=record.submission.model_dump(mode="json"), data=data)
-        return Place(key, stack.pop_all(), bench, own)
+        return Place(key, stack.pop_all(), workplace, own)
 
 
 def _same(wanted: dict[str, Any], got: dict[str, Any]) -> None:

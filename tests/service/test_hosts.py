@@ -27,7 +27,7 @@ from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.prepare import prepare
-from tasks.vetting.workplace import cool, open_bench
+from tasks.vetting.workplace import cool, open_workplace
 from tests.service.hosts import Host, other_host
 from tests.service.running import Service, tail, until_true
 from vetgate.architectures import ARCHITECTURES
@@ -118,9 +118,9 @@ def alone(home: Path, directory: Path, seed: int, installation: dict[str, str]) 
     data = Data(**prepare(settings, record.submission, params.data))
     store = open_store(settings)
     try:
-        with open_bench(settings, record.id) as bench:
+        with open_workplace(settings, record.id) as workplace:
             submission = record.submission.model_dump(mode="json")
-            case = Case(record.id, str(bench.given / "submission"), submission, seed, Limits(cpu_seconds=300), data)
+            case = Case(record.id, str(workplace.given / "submission"), submission, seed, Limits(cpu_seconds=300), data)
             intake.fetch(store, record, Path(case.directory))
             found = inspect.run_detector(settings, case, "neural_cleanse", params.detect["neural_cleanse"])
     finally:

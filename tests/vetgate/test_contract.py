@@ -25,7 +25,7 @@ from vetgate.contract import (
     select,
 )
 from vetgate.errors import DefenceError, MissingInput, NotFinite, UnknownParameter
-from vetgate.role import Mends, roles
+from vetgate.role import RepairRole, roles
 
 
 @pytest.fixture(autouse=True)
@@ -136,9 +136,9 @@ def test_a_repair_works_on_its_own_copy_and_needs_evidence() -> None:
                 parameter.mul_(keep)
         return Repair(subject.model, {"tensors": 6.0})
 
-    repair(role=Mends(uses="flagged", title="Wipe", sentence="Wipes."), needs={"clean"}, paper="https://example.org")(
-        wipe
-    )
+    repair(
+        role=RepairRole(uses="flagged", title="Wipe", sentence="Wipes."), needs={"clean"}, paper="https://example.org"
+    )(wipe)
     given = subject()
     with pytest.raises(MissingInput, match="flagged"):
         REPAIRS["wipe"](given)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vetgate.test_judge import BACKDOOR, POLICY, Case, label_norms, reference, rows, stimulation
-from tests.vetgate.test_judge import calibration as calibrated
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers every method
+from tests.vetgate.verdict.test_judge import BACKDOOR, POLICY, Case, label_norms, reference, rows, stimulation
+from tests.vetgate.verdict.test_judge import calibration as calibrated
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Failure
 from vetgate.errors import BadPolicy
-from vetgate.role import By, Confirm, Role, _read, by_label, mends, roles, source_of, title_of, weight_of
+from vetgate.role import By, Confirm, Role, _read, by_label, repair_roles, roles, source_of, title_of, weight_of
 from vetgate.verdict.calibration import Calibration, MethodPin, Seen
 from vetgate.verdict.findings import findings
 from vetgate.verdict.judge import Decision
@@ -30,21 +30,20 @@ BY_LABEL = Role(
 
 
 def test_what_is_declared_is_what_is_registered() -> None:
-    assert set(roles()) == set(DETECTORS) and set(mends()) == set(REPAIRS)
+    assert set(roles()) == set(DETECTORS) and set(repair_roles()) == set(REPAIRS)
     assert all(roles()[name].axis is method.axis for name, method in DETECTORS.items())
-    assert all(mends()[name].uses == method.uses for name, method in REPAIRS.items())
+    assert all(repair_roles()[name].uses == method.uses for name, method in REPAIRS.items())
     assert all(title_of(name) and not title_of(name).islower() for name in [*DETECTORS, *REPAIRS])
 
 
 def test_roles_are_read_without_torch() -> None:
-    program = (
-        "import sys, vetgate.role as r, vetgate.verdict.policy; r.roles(); r.mends(); sys.exit('torch' in sys.modules)"
-    )
+    imports = "import sys, vetgate.role as r, vetgate.verdict.policy"
+    program = f"{imports}; r.roles(); r.repair_roles(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_no_method_is_named_outside_its_own_file() -> None:
-    names = {*roles(), *mends()}
+    names = {*roles(), *repair_roles()}
     files = [f for folder in ("vetgate", "tasks", "flows", "docs", "benchmarks") for f in (ROOT / folder).rglob("*.py")]
     assert len(files) > 150
     named = {
@@ -115,7 +114,7 @@ def test_a_new_detector_of_labels_never_speaks_of_poisoned_rows(
     by = fakes("fake_a", "fake_c")
     extreme = replace(stimulation(backdoor=BACKDOOR, statistic=50.0), method="fake_c")
     verdict = judged(replace(label_norms(), method="fake_a"), extreme, by=by)
-    assert next(m for m in verdict.methods if m.name == "fake_c").rang
+    assert next(m for m in verdict.methods if m.name == "fake_c").alarmed
     codes = {reason.code for reason in verdict.reasons}
     assert Code.POISONED_DATA not in codes
     assert verdict.decision is (Decision.FAIL if confirm is Confirm.SUCCESS else Decision.INCONCLUSIVE)
@@ -138,7 +137,7 @@ def test_what_is_advisory_is_shown_and_decides_nothing(monkeypatch: pytest.Monke
     twice = judged(norms, extreme, extreme, by=by, required=("fake_a",))
     assert twice.decision is Decision.PASS
     shown = judged(norms, extreme, by=by, required=("fake_a",)).methods[1]
-    assert shown.rang and shown.suspects == (BACKDOOR,)
+    assert shown.alarmed and shown.suspects == (BACKDOOR,)
     for required in (Failure("fake_c", "boom"), replace(extreme, params={"x": 1})):
         assert judged(norms, required, by=by).decision is Decision.INCONCLUSIVE
     assert weight_of("fake_c") == 0

@@ -7,7 +7,7 @@ with the smallest masks runs again from the later starts, and the smallest of al
 Source    Wang et al., "Neural Cleanse", IEEE S&P 2019.
 Deviates  Log norms instead of norms, the smallest of several starts, the averaged median, success over images of other
           classes only; the published index (MAD, both tails, one start) is in the details as `anomaly_index`, and the
-          rule "index > 2" is not used: on clean models it rings for a third (10 classes) to two thirds (43).
+          rule "index > 2" is not used: it alarms for a third (10 classes) to two thirds (43) of clean models.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from vetgate.contract import Evidence, Repair, Samples, Subject, Trigger, repair
 from vetgate.errors import DefenceError, MissingInput, NotFinite
 from vetgate.inversion import attack_success, invert
 from vetgate.probe import accuracy
-from vetgate.role import Mends
+from vetgate.role import RepairRole
 
-ROLE = Mends(
+ROLE = RepairRole(
     uses="triggers",
     title="Neural Cleanse unlearning",
     sentence="Fine-tunes a copy on clean images that carry the reversed trigger and keep their true label.",

@@ -94,7 +94,7 @@ def check_issued(issued: datetime, key: PublicKey, now: datetime, skew: timedelt
     """Raise Denied unless a statement was issued by now, by a key that was valid then and still is."""
     if issued > now + skew:
         raise Denied(f"expected a statement issued by now, got {time_text(issued)}; set the clock right")
-    # both moments: whoever holds a key that ran out could otherwise date a statement back
+    # both moments: the holder of a key that ran out could otherwise date a statement back
     if not key.valid(issued) or not key.valid(max(now, issued)):
         raise Denied(
             f"expected a key that is valid now and on {time_text(issued)}, got key {key.id}, valid from "

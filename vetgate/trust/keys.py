@@ -67,7 +67,7 @@ def new_key(path: Path) -> Ed25519PrivateKey:
     key = Ed25519PrivateKey.generate()
     _create(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
     if raw_public(made := load_key(path)) != raw_public(key):
-        raise BadSubmission(f"expected a new file for the key, got {path}, which somebody wrote first; name another")
+        raise BadSubmission(f"expected a new file for the key, got {path}, which was written meanwhile; name another")
     public = made.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     _create(path.with_name(f"{path.name}.pub"), public, 0o644)
     return made
@@ -120,7 +120,7 @@ def load_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _create(path: Path, data: bytes, mode: int) -> None:
-    """Write a new file whole; when somebody else is first, theirs stays."""
+    """Write a new file whole; when another process is first, its file stays."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # mkstemp opens with O_EXCL and 0600; the link fails if the name is taken and never shows half a file

@@ -1,6 +1,6 @@
 """The trust root: the public keys whose signatures are believed, each with a role and a window of validity.
 
-It is a JSON file that anybody may hold. A key's id is the SHA-256 of the raw public key; the file may also name
+It is a JSON file with nothing secret in it. A key's id is the SHA-256 of the raw public key; the file may also name
 statements that were revoked.
 """
 
@@ -121,7 +121,7 @@ def read_trust_root(path: Path) -> TrustRoot:
 def trust_key(path: Path, raw: bytes, role: str, *, now: datetime, valid: timedelta) -> PublicKey:
     """Add a public key to the trust root in a file, or give the one that is there this window; raises Denied.
 
-    A key keeps the role that it has: whoever may approve must not become a gate by a second line.
+    A key keeps the role that it has: an approver must not become a gate by a second line.
     """
     if role not in ROLES:
         raise BadSubmission(f"expected one of the roles {', '.join(ROLES)}, got {role!r}")
@@ -139,7 +139,7 @@ def trust_key(path: Path, raw: bytes, role: str, *, now: datetime, valid: timede
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Give a file other content whole; whoever reads it meanwhile sees the old or the new."""
+    """Give a file other content whole; a reader meanwhile sees the old or the new."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent)
         with open(handle, "wb") as file:

@@ -26,7 +26,7 @@ IsRevoked = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Waiver:
-    """Somebody's signed wish that a finding on the bytes of this manifest be let pass; `digest` names it."""
+    """A signed request that a finding on the bytes of this manifest be let pass; `digest` names it."""
 
     digest: str
     manifest: str
@@ -67,7 +67,7 @@ class Waived:
 def sign_waiver(
     key: Ed25519PrivateKey, *, manifest: str, finding: str, reason: str, now: datetime, valid: timedelta
 ) -> Envelope:
-    """A waiver, signed by whoever asks for it."""
+    """A waiver, signed by the one who asks for it."""
     predicate = {
         "manifest": as_sha256(manifest, "manifest"),
         "finding": as_text(finding, "finding"),
@@ -113,7 +113,7 @@ def counted(
 ) -> tuple[Approval, ...]:
     """The approvals of one statement that count: one for each key, none of a submitter's, none that was revoked.
 
-    Where no submitter is known nothing counts, because nobody can tell that the approver is another.
+    Where no submitter is known nothing counts, because the approver may be the submitter.
     """
     if not submitters:
         return ()
@@ -170,11 +170,11 @@ def why_never(finding: str, policy: WaiverPolicy, submitters: Collection[str]) -
     if not policy.allowed:
         return f"{finding} cannot be waived under this policy"
     if finding == NOT_UNDERSTOOD:
-        return f"{finding} can never be waived: nobody knows what the file does"
+        return f"{finding} can never be waived: what the file does is unknown"
     if finding == UNEXPLAINED:
         return f"{finding} can never be waived: the verdict does not say what it rests on; vet again"
     if not submitters:
-        return f"{finding} cannot be waived: the submission is not signed, so that anybody may be its submitter"
+        return f"{finding} cannot be waived: the submission is not signed, so that its submitter is unknown"
     return None
 
 

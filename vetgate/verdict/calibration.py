@@ -76,7 +76,7 @@ class MethodPin(BaseModel, frozen=True, extra="forbid"):
 
 
 class Left(BaseModel, frozen=True, extra="forbid"):
-    """Clean models judged by references that are all of another kind: how many, and how many rang at 5 %."""
+    """Clean models judged by references that are all of another kind: how many, and how many alarms at 5 %."""
 
     models: NonNegativeInt
     alarms: NonNegativeInt

@@ -16,31 +16,31 @@ from vetgate.verdict.reasons import Code, Reason
 FEWEST_CLASSES = 4
 
 
-def blind_spots(
+def gaps_of(
     seen: Sequence[Evidence | Failure], policy: Policy, with_training_data: bool, sandbox_level: int, format: str
 ) -> list[Reason]:
     """What the policy demands and was not done, and what contradicts itself."""
-    blind = []
+    gaps = []
     required = [*policy.required, *(policy.required_with_training_data if with_training_data else ())]
     for name in required:
         of_it = [s for s in seen if s.method == name]
         if not of_it:
-            blind.append(Reason(Code.DID_NOT_RUN, name))
-        blind += [failed(s) for s in of_it if isinstance(s, Failure)]
+            gaps.append(Reason(Code.DID_NOT_RUN, name))
+        gaps += [failed(s) for s in of_it if isinstance(s, Failure)]
     # what is advisory and not required can leave no question open
     seen = [s for s in seen if s.method in required or not advisory(s.method)]
     twice = [(name, n) for name, n in sorted(answers(seen).items()) if n > 1]
-    blind += [Reason(Code.ANSWERED_TWICE, name, figures={"answers": n}) for name, n in twice]
+    gaps += [Reason(Code.ANSWERED_TWICE, name, figures={"answers": n}) for name, n in twice]
     seeds = {s.seed for s in seen if isinstance(s, Evidence)}
     if len(seeds) > 1:
-        blind.append(Reason(Code.SEEDS_DIFFER, figures={"seeds": len(seeds)}))
+        gaps.append(Reason(Code.SEEDS_DIFFER, figures={"seeds": len(seeds)}))
     wanted = policy.sandbox_level.get(format)
     if wanted is None:
-        blind.append(Reason(Code.FORMAT_NOT_ACCEPTED, figures={"format": format}))
+        gaps.append(Reason(Code.FORMAT_NOT_ACCEPTED, figures={"format": format}))
     elif sandbox_level < wanted:
         levels = {"wanted": wanted, "given": sandbox_level}
-        blind.append(Reason(Code.SANDBOX_TOO_WEAK, figures={"format": format, **levels}))
-    return blind
+        gaps.append(Reason(Code.SANDBOX_TOO_WEAK, figures={"format": format, **levels}))
+    return gaps
 
 
 def advisory(method: str) -> bool:

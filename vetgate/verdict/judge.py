@@ -36,7 +36,7 @@ from vetgate.verdict.calibration import (
     outlier_null,
     tail,
 )
-from vetgate.verdict.gaps import advisory, answers, blind_spots, failed, incomparable, unreached, unreadable
+from vetgate.verdict.gaps import advisory, answers, failed, gaps_of, incomparable, unreached, unreadable
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Bearing, Code, Reason, records
 from vetgate.verdict.wording import render_failure, rendered
@@ -60,12 +60,12 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method in a verdict: its statistic against its null, whether it rang, which labels, or why it is missing."""
+    """One method in a verdict: its statistic against its null, whether it is an alarm, which labels, or why none."""
 
     name: str
     statistic: float | None = None
     p_value: float | None = None
-    rang: bool = False
+    alarmed: bool = False
     suspects: tuple[int, ...] = ()
     failure: Reason | None = None
     null: Mapping[str, Any] | None = None
@@ -105,7 +105,7 @@ class _Standing:
     labels: Array | None
     p_value: float
     confirmed: tuple[int, ...]
-    ringing: tuple[int, ...]
+    alarming: tuple[int, ...]
 
 
 def judge(
@@ -122,13 +122,13 @@ def judge(
 ) -> Verdict:
     """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred."""
     level = policy.false_alarm_rate
-    blind = blind_spots(seen, policy, with_training_data, sandbox_level, format)
+    gaps = gaps_of(seen, policy, with_training_data, sandbox_level, format)
     evidence = {e.method: e for e in seen if isinstance(e, Evidence)}
     failures = {f.method: failed(f) for f in seen if isinstance(f, Failure)}
     required = {*policy.required, *(policy.required_with_training_data if with_training_data else ())}
     simulated = calibration is None and policy.allow_uncalibrated
     unread = {n: why for n, e in evidence.items() if (why := unreadable(e, classes, level)) is not None}
-    blind += [why for name, why in unread.items() if name in required]
+    gaps += [why for name, why in unread.items() if name in required]
     readable = {n: e for n, e in evidence.items() if n not in unread and answers(seen)[n] == 1}
     uncounted = {
         n: why
@@ -137,11 +137,11 @@ def judge(
         and (why := incomparable(e, calibration, data_sha256, level)) is not None
     }
     # a policy that allows a verdict without references cannot require what only they give a meaning
-    blind += [why for name, why in uncounted.items() if name in required and not simulated]
+    gaps += [why for name, why in uncounted.items() if name in required and not simulated]
     comparable = {n: e for n, e in readable.items() if n not in uncounted}
     usable = {n: e for n, e in comparable.items() if not advisory(n)}
     if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
-        blind.append(other)
+        gaps.append(other)
 
     every = {n: calibration.null(n, data_sha256, level) if calibration else SIMULATED for n in comparable}
     shown = {name: _standing(found, every[name], calibration, data_sha256, level) for name, found in comparable.items()}
@@ -153,9 +153,9 @@ def judge(
         for name in sorted({*evidence, *failures, *required})
     )
     if p_value is None:
-        blind.append(Reason(Code.NOTHING_INSPECTED))
+        gaps.append(Reason(Code.NOTHING_INSPECTED))
     else:
-        blind += [hidden for found in usable.values() if (hidden := unreached(found)) is not None]
+        gaps += [hidden for found in usable.values() if (hidden := unreached(found)) is not None]
     low = p_value is not None and p_value <= level
     confirmed = {label for s in standings.values() for label in s.confirmed}
     suspects = tuple(sorted(label for label in confirmed if low and labels_p is not None and labels_p[label] <= level))
@@ -165,9 +165,9 @@ def judge(
         reasons = [_why(label, evidence, standings) for label in suspects]
         reasons += [Reason(Code.POISONED_DATA, name) for name in by_data]
         # what could not run cannot make a found backdoor harmless
-        reasons += blind
-    elif blind:
-        decision, reasons = Decision.INCONCLUSIVE, blind
+        reasons += gaps
+    elif gaps:
+        decision, reasons = Decision.INCONCLUSIVE, gaps
     elif low:
         decision, reasons = Decision.INCONCLUSIVE, _unproven(standings, p_value, level)
     else:
@@ -191,7 +191,7 @@ def judge(
 def rescanned(verdict: Verdict, alarm: float) -> Verdict:
     """The verdict on a model that passed before, at a rescan's own, lower rate of false alarms.
 
-    What rings at the rate of a first vetting but not at this one passes; what could not be seen stays INCONCLUSIVE.
+    An alarm at the rate of a first vetting that is none at this one passes; what could not be seen stays INCONCLUSIVE.
     """
     if verdict.decision is Decision.PASS or verdict.p_value is None:
         return verdict
@@ -199,11 +199,11 @@ def rescanned(verdict: Verdict, alarm: float) -> Verdict:
     references = int((verdict.calibration or {}).get("references", 0))
     if references + 1 < 1 / alarm:
         notes.append(Reason(Code.RESCAN_EXTRAPOLATED, figures={"alarm": alarm, "references": references}))
-    blind = [reason for reason in verdict.reasons if reason.open and reason.bearing is not Bearing.UNPROVEN]
+    gaps = [reason for reason in verdict.reasons if reason.open and reason.bearing is not Bearing.UNPROVEN]
     if verdict.p_value <= alarm:
         return replace(verdict, reasons=(*verdict.reasons, *notes))
-    if blind:
-        return replace(verdict, decision=Decision.INCONCLUSIVE, suspects=(), reasons=(*blind, *notes))
+    if gaps:
+        return replace(verdict, decision=Decision.INCONCLUSIVE, suspects=(), reasons=(*gaps, *notes))
     quiet = Reason(Code.RESCAN_NO_ALARM, figures={"p_value": verdict.p_value, "alarm": alarm})
     return replace(verdict, decision=Decision.PASS, suspects=(), reasons=(quiet, *notes))
 
@@ -228,28 +228,28 @@ def _standing(
         p = label_p_values(scores, null)
         units = label_units(scores, p, null.least)
         effects = np.array(scores) - np.median(scores)
-        ringing = np.flatnonzero((p <= level) & (effects > null.least)).tolist()
-        confirmed = _confirmed(found, role, ringing, null)
-        return _Standing(float(units.max()), units, float(p.min()), confirmed, tuple(ringing))
+        alarming = np.flatnonzero((p <= level) & (effects > null.least)).tolist()
+        confirmed = _confirmed(found, role, alarming, null)
+        return _Standing(float(units.max()), units, float(p.min()), confirmed, tuple(alarming))
     assert calibration is not None  # without one, no other method is usable
     unit = calibration.standardise(found.method, found.statistic, data_sha256)
     p_value = float(tail(np.sort(null.statistics), unit))
     if not role.scores_labels:
         return _Standing(unit, None, p_value, (), ())
     of_labels = np.array([calibration.standardise(found.method, v, data_sha256) for v in found.scores.tolist()])
-    ringing = sorted(t.target for t in found.triggers if float(found.scores[t.target]) > null.least)
-    return _Standing(unit, of_labels, p_value, _confirmed(found, role, ringing, null), tuple(ringing))
+    alarming = sorted(t.target for t in found.triggers if float(found.scores[t.target]) > null.least)
+    return _Standing(unit, of_labels, p_value, _confirmed(found, role, alarming, null), tuple(alarming))
 
 
-def _confirmed(found: Evidence, role: Role, ringing: Sequence[int], null: Null) -> tuple[int, ...]:
+def _confirmed(found: Evidence, role: Role, alarming: Sequence[int], null: Null) -> tuple[int, ...]:
     """Of the labels that stand out, those whose trigger works on images that it was not made on."""
     if role.confirm is Confirm.HELD_OUT_AND_SECOND_START:
         held_out, second = (_details(found, key, len(found.scores)) for key in ("held_out", "second_start"))
-        return tuple(k for k in ringing if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least)
+        return tuple(k for k in alarming if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least)
     if role.confirm is Confirm.SUCCESS:
         targets = [t.target for t in found.triggers]
         success = dict(zip(targets, _details(found, "success", len(targets)), strict=True))
-        return tuple(k for k in ringing if success.get(k, -1.0) >= HELD_OUT)
+        return tuple(k for k in alarming if success.get(k, -1.0) >= HELD_OUT)
     return ()
 
 
@@ -287,19 +287,19 @@ def _result(
         return MethodResult(name, failure=unread.get(name, Reason(Code.DID_NOT_RUN, name)))
     if standing is None or null is None:
         return MethodResult(name, found.statistic, failure=unread.get(name, Reason(Code.ANSWERED_TWICE, name)))
-    rang = standing.p_value <= level
+    alarmed = standing.p_value <= level
     shown = {
         "values": [round(float(v), 4) for v in null.raw],
         "cutoff": round(null.least, 4),
         "floor": round(null.floor, 4),
     }
     return MethodResult(
-        name, found.statistic, round(standing.p_value, 5), rang, standing.ringing if rang else (), None, shown
+        name, found.statistic, round(standing.p_value, 5), alarmed, standing.alarming if alarmed else (), None, shown
     )
 
 
 def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: float) -> list[Reason]:
-    named = sorted({label for s in standings.values() for label in s.ringing})
+    named = sorted({label for s in standings.values() for label in s.alarming})
     if named:
         return [Reason(Code.TRIGGER_NOT_CONFIRMED, label=label) for label in named]
     return [Reason(Code.NO_LABEL_NAMED, figures={"p_value": p_value, "level": level})]
@@ -329,7 +329,7 @@ def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str 
 
 
 def _elsewhere(calibration: Calibration, about: Mapping[str, Any]) -> Reason:
-    """That a verdict rests on other data sets, and how often clean models of a set that was left out rang there."""
+    """That a verdict rests on other data sets, and how often clean models of a set left out raised an alarm there."""
     left, pooled = calibration.bank.transfer.get("data", {}).values(), ", ".join(about["data"])
     if not left:
         return Reason(Code.ELSEWHERE, figures={"data": pooled})

@@ -1,4 +1,4 @@
-"""The policy: which methods must have run, how often a clean model may ring, what a repair may cost.
+"""The policy: which methods must have run, how often a clean model may raise an alarm, what a repair may cost.
 
 The text below a key describes it in docs/reference/policy.md.
 """
@@ -15,7 +15,7 @@ from vetgate import shipped
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
 from vetgate.formats.readers import formats
-from vetgate.role import mends
+from vetgate.role import repair_roles
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SHIPPED = shipped.POLICY
@@ -28,7 +28,7 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
     """Whether a model that fails is repaired on a copy."""
     blind: bool = False
     """Whether models that pass are repaired as well."""
-    methods: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(mends())))
+    methods: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(repair_roles())))
     """The repairs to try, in this order."""
     max_accuracy_loss: Share = 0.02
     """How much accuracy a repair may cost."""
@@ -37,7 +37,7 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
 
 
 class PromotionPolicy(BaseModel, frozen=True, extra="forbid"):
-    """What promotion demands besides a PASS, and whether a PASS is promoted without anybody asking."""
+    """What promotion demands besides a PASS, and whether a PASS is promoted by itself."""
 
     automatic: Literal["champion", "challenger"] | None = None
     """The alias that a PASS is given without being asked for; null: none is."""

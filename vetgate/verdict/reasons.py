@@ -94,8 +94,8 @@ class Reason:
 
     def __post_init__(self) -> None:
         # JSON has no NaN; a figure that is none is told as a word
-        told = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in self.figures.items()}
-        object.__setattr__(self, "figures", told)
+        finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in self.figures.items()}
+        object.__setattr__(self, "figures", finite)
 
     @property
     def bearing(self) -> Bearing:

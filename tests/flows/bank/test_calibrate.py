@@ -73,7 +73,7 @@ def test_references_on_other_data_stay_as_long_as_code_and_parameters_are_theirs
     before = Bank(methods={}, references=(on("signs", 1), on("digits", 1)))
     calibrate.write(before, tmp_path / "c.json")
     fresh = Bank(methods={}, references=(on("digits", 2),))
-    kept = calibrate._with_kept(fresh, tmp_path / "c.json")
+    kept = calibrate._with_earlier(fresh, tmp_path / "c.json")
     assert [(r.data, r.seed) for r in kept.references] == [("digits", 2), ("signs", 1)]
 
 

@@ -150,7 +150,7 @@ class TestRescan:
         assert (newest(court, manifest)["verdict"], newest(court, manifest)["purpose"]) == ("PASS", "rescan")
         assert kinds(court) == ["verdict", "verdict"]
 
-    def test_what_rings_at_five_percent_only_passes_a_rescan(self, court: Court, manifest: str) -> None:
+    def test_what_is_an_alarm_at_five_percent_only_passes_a_rescan(self, court: Court, manifest: str) -> None:
         assert asked(court, manifest, ODD, sign=False)["verdict"]["decision"] == "FAIL"
         assert self.rescan(court, manifest, ODD)["verdict"]["decision"] == "PASS"
         assert "no alarm at the rate 0.005" in newest(court, manifest)["reasons"][0]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows.cli.gate import app
-from flows.gate.issue import docket_of, newest_verified
+from flows.gate.issue import newest_verified, signing_context
 from flows.gate.waive import UnknownFinding, approve, waive
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
@@ -373,7 +373,7 @@ class TestCommands:
         (entry,) = [entry for entry in entries(trial.store) if entry.kind == "revocation"]
         assert (entry.subject["digest"], entry.subject["by"]) == (unsigned.blob["revoked"], None)
         with pytest.raises(Stale, match="revoked"):
-            newest_verified(docket_of(trial.settings, trial.manifest))
+            newest_verified(signing_context(trial.settings, trial.manifest))
         trial.manifest = trial.signed(b"another", trial.sam)
         trial.judge(BACKDOORED)
         signed = run(trial, "revoke", trial.manifest, "--reason", "leaked", "--key", trial.alice)

@@ -126,7 +126,7 @@ def refused(home: Home, reason: str, code: int = 1, submission: str | None = Non
 def test_exactly_the_vetted_bytes_are_let_through(home: Home) -> None:
     manifest = home.vetted(b"honest")
     steps: list[str] = []
-    granted = promote(home.settings, "digits", told=steps.append)
+    granted = promote(home.settings, "digits", on_step=steps.append)
     assert granted["manifest_sha256"] == granted["submission"] == manifest
     assert granted["version"] == "1"
     assert home.aliases() == {"champion": manifest}
@@ -203,7 +203,7 @@ def test_no_verdict_is_denied(home: Home) -> None:
     refused(home, "got no verdict")
     refused(home, "expected a verdict on", submission=manifest)
     refused(home, "expected a verdict on", submission="0" * 64)
-    refused(home, "nobody submitted", submission="0000")
+    refused(home, "never submitted", submission="0000")
 
 
 def test_a_later_fail_takes_an_earlier_pass_away(home: Home) -> None:
@@ -362,7 +362,7 @@ def test_a_promotion_run_that_holds_more_than_the_bytes_is_not_used(home: Home) 
             planted.append(run / "artifacts" / "model" / "extra")
             planted[0].write_bytes(b"")
 
-    granted = promote(home.settings, "digits", told=plant)
+    granted = promote(home.settings, "digits", on_step=plant)
     assert granted["mlflow_run"] not in str(planted[0])
     assert home.aliases() == {"champion": manifest}
 
@@ -380,7 +380,7 @@ def test_killed_after_any_step_production_is_whole_and_the_next_try_ends_the_sam
     promote(home.settings, "digits", old)
     steps: list[str] = []
     reference = home.vetted(b"seen once")
-    promote(home.settings, "digits", reference, told=steps.append)
+    promote(home.settings, "digits", reference, on_step=steps.append)
     assert len(steps) == 14
     # another name of the same database: a child may not use a connection that its parent has opened
     uri = f"sqlite:///{home.settings.home}/./mlflow.db"
@@ -388,7 +388,7 @@ def test_killed_after_any_step_production_is_whole_and_the_next_try_ends_the_sam
     for i, step in enumerate(steps):
         before = home.aliases()
         manifest = home.vetted(b"%d" % i)
-        die_after(step, lambda told, m=manifest: promote(child, "digits", m, told=told))
+        die_after(step, lambda on_step, m=manifest: promote(child, "digits", m, on_step=on_step))
         left = home.aliases()
         assert left["champion"] == (manifest if step in ("alias set", "move ended") else before["champion"])
         promote(home.settings, "digits", manifest)
@@ -411,7 +411,7 @@ def test_a_gate_that_starts_between_the_kill_and_the_next_try_enters_the_promoti
     manifest = home.vetted(b"weights")
     uri = f"sqlite:///{home.settings.home}/./mlflow.db"
     child = home.settings.model_copy(update={"tracking_uri": uri})
-    die_after(step, lambda told: promote(child, "digits", manifest, told=told))
+    die_after(step, lambda on_step: promote(child, "digits", manifest, on_step=on_step))
     catch_up(home.settings)
     verify_ledger(home.settings)
     promote(home.settings, "digits", manifest)
@@ -445,7 +445,7 @@ def test_a_verdict_that_is_superseded_while_it_is_promoted_sets_no_alias(home: H
         if step == "version registered":
             home.decide(manifest, "FAIL")
 
-    refused(home, "got another meanwhile", 5, manifest, told=supersede)
+    refused(home, "got another meanwhile", 5, manifest, on_step=supersede)
     assert home.aliases() == {}
 
 
@@ -478,11 +478,11 @@ def test_a_trust_root_that_was_taken_away_is_not_made_anew_by_a_refusal(home: Ho
 
 
 def die_after(step: str, work: Callable[[Callable[[str], None]], object]) -> None:
-    def told(done: str) -> None:
+    def on_step(done: str) -> None:
         if done == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    child = FORK.Process(target=work, args=(told,))
+    child = FORK.Process(target=work, args=(on_step,))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

@@ -26,7 +26,7 @@ from flows.production.watch import watch
 from flows.rescan.batch import SECOND
 from flows.rescan.canaries import BACKDOORED, CLEAN, canaries
 from flows.rescan.nightly import exit_code, rescan
-from flows.rescan.stale import NIGHTS, Present, due_tonight
+from flows.rescan.stale import NIGHTS, Present, due_for_hashing
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger import Entry, entries, verify_ledger
 from tasks.settings import Settings, location
@@ -41,10 +41,10 @@ DAY = NOW.date().isoformat()
 BATCH = f"{DAY}-1"
 EXAMINING = """
 import json, sys
-from flows.rescan.local import cool, examine_here
+from flows.rescan.local import cool, examine_locally
 from tasks.settings import load_settings
 settings = load_settings()
-done = [[*item, examine_here(settings, *item)] for item in json.load(sys.stdin)]
+done = [[*item, examine_locally(settings, *item)] for item in json.load(sys.stdin)]
 cool()
 print(json.dumps(done), file=open(sys.argv[1], "w"))
 """
@@ -272,13 +272,13 @@ def test_what_cannot_be_examined_is_an_error_and_stays(home: Home, base: Base) -
 
 def test_every_manifest_has_one_night_in_thirty() -> None:
     for manifest in ("0" * 64, "f" * 64, "1234567" + "8" * 57):
-        nights = [due_tonight(manifest, NOW + timedelta(days=day)) for day in range(2 * NIGHTS)]
+        nights = [due_for_hashing(manifest, NOW + timedelta(days=day)) for day in range(2 * NIGHTS)]
         assert sum(nights) == 2 and nights.index(True) + NIGHTS == len(nights) - 1 - nights[::-1].index(True)
 
 
 def test_altered_bytes_are_taken_back_on_the_night_they_are_hashed(home: Home, base: Base) -> None:
     today = utc_now()
-    (night,) = (today + timedelta(day) for day in range(NIGHTS) if due_tonight(base.honest, today + timedelta(day)))
+    (night,) = (today + timedelta(day) for day in range(NIGHTS) if due_for_hashing(base.honest, today + timedelta(day)))
     home.let_in(base.honest, now=night, **pinned(home, base.honest, night - timedelta(days=1)))
     assert rescan(home.settings, nobody, now=night)["hashed"] == 1
     with_bytes = home.aliases()
@@ -301,7 +301,7 @@ def _held(home: Home) -> list[Any]:
 
 def test_killed_after_any_step_it_ends_the_same_and_demotes_once(home: Home, base: Base) -> None:
     bad_champion(home, base)
-    for step in ("compared", "hashed", "canaries heard", f"vetted {base.trojaned}", "demoted"):
+    for step in ("compared", "hashed", "canaries vetted", f"vetted {base.trojaned}", "demoted"):
         child = FORK.Process(target=die_after, args=(step, home.settings, base))
         child.start()
         child.join()
@@ -318,7 +318,7 @@ def die_after(step: str, settings: Settings, base: Base) -> None:
             gate(settings).close()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rescan(settings, base.examine, now=utc_now(), told=heard)
+    rescan(settings, base.examine, now=utc_now(), on_step=heard)
 
 
 def test_two_batches_at_once_are_one(home: Home, base: Base) -> None:

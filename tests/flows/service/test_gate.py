@@ -125,11 +125,11 @@ def test_a_name_that_is_told_of_again_and_again_is_reconciled_once_more_and_an_e
 
     reconciler = Reconciler(reconcile)
     reconciler.start()
-    reconciler.tell("x")
+    reconciler.notify("x")
     assert begun.wait(10)
     for _ in range(100):
-        reconciler.tell("x")
-        reconciler.tell("y")
+        reconciler.notify("x")
+        reconciler.notify("y")
     go_on.set()
     until = time.monotonic() + 10
     while len(seen) < 3 and time.monotonic() < until:

@@ -73,9 +73,9 @@ from __future__ import annotations
 import torch
 
 from vetgate.contract import Evidence, Repair, Subject, repair
-from vetgate.role import Mends
+from vetgate.role import RepairRole
 
-ROLE = Mends(uses="flagged", title="Row removal", sentence="Trains on the rows that were not flagged.")
+ROLE = RepairRole(uses="flagged", title="Row removal", sentence="Trains on the rows that were not flagged.")
 
 
 @repair(role=ROLE, needs={"train"}, paper="https://example.org/removal")
@@ -200,10 +200,10 @@ def main():
         found = sandbox.call("detect", {**case, **asked})
         flagged = sandbox.call("detect", {**model, "train": [str(rows)], "method": "spectral_signatures",
                                           "params": params.detect["spectral_signatures"], "seed": 1})
-        mended = sandbox.call("repair", {**model, "train": [str(rows)], "method": "row_removal", "seed": 1,
+        written = sandbox.call("repair", {**model, "train": [str(rows)], "method": "row_removal", "seed": 1,
                                          "params": params.repair["row_removal"], "evidence": [flagged["evidence"]],
-                                         "parent": "0" * 64, "out": str(out / "mended")})
-        repaired = {"directory": mended["directory"], "submission": submission | {"parent": "0" * 64}}
+                                         "parent": "0" * 64, "out": str(out / "repaired")})
+        repaired = {"directory": written["directory"], "submission": submission | {"parent": "0" * 64}}
         told["repaired parameters"] = sandbox.call("describe", repaired)["parameters"]
 
     # judge
@@ -216,7 +216,7 @@ def main():
     # report and docs
     result = {"submission": "new", "manifest_sha256": "0" * 64, "verdict": verdict["decision"], "seconds": 1.0,
               "p_value": verdict["p_value"], "calibrated": verdict["calibrated"], "suspects": verdict["suspects"],
-              "methods": [{k: m[k] for k in ("name", "statistic", "rang", "suspects", "failure")} | {"seconds": 1.0}
+              "methods": [{k: m[k] for k in ("name", "statistic", "alarmed", "suspects", "failure")} | {"seconds": 1.0}
                           for m in verdict["methods"]],
               "repair": None, "attestation": None, "mlflow_run": None, "sandbox_level": 1,
               "reasons": verdict["reasons"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.mlflow import reader as registry_reader
-from tasks.mlflow.aliases import Held, check_bytes, in_production, source_of
+from tasks.mlflow.aliases import Aliased, check_bytes, in_production, source_of
 from tasks.mlflow.client import registry
 from tasks.mlflow.reader import read_production
 from tasks.mlflow.tampered import rehash, untampered
@@ -46,9 +46,9 @@ def test_every_alias_is_found_with_its_version_and_source(home: Home) -> None:
     home.registered(b"without an alias", name="third")
     first, second = (promotion(home, version).source for version in "12")
     assert in_production(home.settings) == [
-        Held("digits", "1", first, ("previous",)),
-        Held("digits", "2", second, ("champion",)),
-        Held("other", "1", promotion(home, name="other").source, ("challenger",)),
+        Aliased("digits", "1", first, ("previous",)),
+        Aliased("digits", "2", second, ("champion",)),
+        Aliased("other", "1", promotion(home, name="other").source, ("challenger",)),
     ]
     assert in_production(home.settings, "other") == in_production(home.settings)[2:]
     assert in_production(home.settings, "nobody") == []

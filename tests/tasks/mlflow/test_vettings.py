@@ -35,8 +35,8 @@ FORK = multiprocessing.get_context("fork")
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    method = {"name": "abs", "statistic": 2.5, "rang": True, "suspects": [3], "seconds": 1.5, "failure": None}
-    failed = {"name": "strip", "statistic": None, "rang": False, "suspects": [], "seconds": None, "failure": "late"}
+    method = {"name": "abs", "statistic": 2.5, "alarmed": True, "suspects": [3], "seconds": 1.5, "failure": None}
+    failed = {"name": "strip", "statistic": None, "alarmed": False, "suspects": [], "seconds": None, "failure": "late"}
     repair = {"method": "unlearn", "clean_accuracy": [0.98, 0.97], "attack_success": [1.0, 0.02], "verdict": "PASS"}
     made = {
         "submission": "digits-cnn",
@@ -83,9 +83,9 @@ def test_a_vetting_is_one_run_with_its_numbers_and_artifacts(
         "p_value": 0.01,
         "seconds": 12.5,
         "abs.statistic": 2.5,
-        "abs.rang": 1.0,
+        "abs.alarmed": 1.0,
         "abs.seconds": 1.5,
-        "strip.rang": 0.0,
+        "strip.alarmed": 0.0,
         "repair.clean_accuracy.before": 0.98,
         "repair.clean_accuracy.after": 0.97,
         "repair.attack_success.before": 1.0,
@@ -174,7 +174,7 @@ def test_with_an_s3_store_prod_points_at_the_vetted_copy_and_no_version_elsewher
             tags={},
             documents={},
             record=record,
-            told=lambda _: None,
+            on_step=lambda _: None,
         )
 
     assert promoted().source == f"s3://vetgate/registry/vetted/{manifest.sha256}"

@@ -34,7 +34,7 @@ def result(**changed: Any) -> dict[str, Any]:
     method = {
         "name": "neural_cleanse",
         "statistic": 3.5,
-        "rang": True,
+        "alarmed": True,
         "suspects": [2],
         "seconds": 1.5,
         "failure": None,
@@ -63,7 +63,7 @@ def text(page: str) -> str:
 def test_the_page_says_what_was_decided_and_from_what() -> None:
     found = evidence()
     null = {"values": [0.5, 0.7, 1.0, 1.3, 0.9], "cutoff": 2.0}
-    verdict = {"methods": [{"name": "neural_cleanse", "p_value": 0.125, "null": null}], "reasons": ["label 2 rang"]}
+    verdict = {"methods": [{"name": "neural_cleanse", "p_value": 0.125, "null": null}], "reasons": ["label 2 alarmed"]}
     page = render(
         result(),
         evidence=[{"about": {"code": "cd" * 32}, "evidence": found.to_json()}],
@@ -75,7 +75,7 @@ def test_the_page_says_what_was_decided_and_from_what() -> None:
     words = text(page)
     for expected in (
         "FAIL This model carries signs of a backdoor. A hidden trigger makes it answer label 2 (stop).",
-        "label 2 rang",
+        "label 2 alarmed",
         "Do not use this model",
         "about 5 in 100 look at least as suspicious",
         "bank-1",
@@ -225,7 +225,14 @@ def test_evidence_that_cannot_be_shown_is_said_to_be_so(damage: dict[str, Any]) 
 
 
 def test_an_inconclusive_vetting_says_what_could_not_run() -> None:
-    method = {"name": "abs", "statistic": None, "rang": False, "suspects": [], "seconds": None, "failure": "timed out"}
+    method = {
+        "name": "abs",
+        "statistic": None,
+        "alarmed": False,
+        "suspects": [],
+        "seconds": None,
+        "failure": "timed out",
+    }
     page = render(
         result(verdict="INCONCLUSIVE", p_value=None, calibrated=False, suspects=[], methods=[method]), evidence=[]
     )

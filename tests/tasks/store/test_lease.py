@@ -13,7 +13,7 @@ import pytest
 
 from tasks.settings import Settings
 from tasks.store.base import Store
-from tasks.store.lease import Held, Lost, leased, read_lease
+from tasks.store.lease import LeaseHeld, Lost, leased, read_lease
 from tasks.store.open import open_store
 
 # leases run out by the clock
@@ -29,7 +29,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_second_worker_is_told_who_is_at_work(settings: Settings) -> None:
-    with leased(settings, WORK), pytest.raises(Held, match=f"process {os.getpid()}"), leased(settings, WORK):
+    with leased(settings, WORK), pytest.raises(LeaseHeld, match=f"process {os.getpid()}"), leased(settings, WORK):
         pass
 
 

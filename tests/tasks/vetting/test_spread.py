@@ -17,12 +17,11 @@ from sklearn.datasets import load_digits
 from tasks.sandbox.host import Crashed, Limits, TimedOut
 from tasks.settings import Settings
 from tasks.store.open import open_store
-from tasks.vetting import inspect, intake
-from tasks.vetting import workplaces as workbench
+from tasks.vetting import inspect, intake, workplaces
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.prepare import prepare
 from tasks.vetting.spread import _Asking, compute, detect_spread
-from tasks.vetting.workplace import cool, open_bench
+from tasks.vetting.workplace import cool, open_workplace
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.badnets import poison, square
 from vetgate.attacks.training import train
@@ -85,8 +84,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, handed_in: Path) -> dict[str
     settings, case = taken_in(tmp_path_factory.mktemp("alone"), handed_in)
     store, given = open_store(settings), {}
     try:
-        with open_bench(settings, case.manifest) as bench:
-            own = replace(case, directory=str(bench.given / "submission"))
+        with open_workplace(settings, case.manifest) as workplace:
+            own = replace(case, directory=str(workplace.given / "submission"))
             intake.fetch(store, intake.read_record(store, case.manifest), Path(own.directory))
             for method, params in {"neural_cleanse": PARAMS, "abs": {"steps": 10}}.items():
                 given[method] = evidence(settings, own, method, inspect.run_detector(settings, own, method, params))
@@ -118,7 +117,7 @@ def here(elsewhere: tuple[Settings, Case], monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("VETGATE_HOME", str(elsewhere[0].home))
     with Here() as pool:
         yield pool
-    workbench.clear()
+    workplaces.clear()
 
 
 def test_the_evidence_is_the_same_on_two_dask_workers_byte_for_byte(alone, elsewhere):
@@ -140,7 +139,7 @@ def test_the_evidence_is_the_same_on_two_dask_workers_byte_for_byte(alone, elsew
         found = detect_spread(settings, case, SIZES, "neural_cleanse", PARAMS, submit)
         for who in client.who_has(futures).values():
             workers.update(who)
-    workbench.clear()
+    workplaces.clear()
     assert evidence(settings, case, "neural_cleanse", found) == alone["neural_cleanse"]
     assert len(workers) == 2
     named = [json.loads(job)["replay"]["only"] for job in jobs]
@@ -160,7 +159,7 @@ def test_what_is_in_the_store_is_not_computed_again(elsewhere, here, alone):
 def test_a_worker_with_other_code_or_other_data_refuses(elsewhere, here):
     _, case = elsewhere
     replay = {"only": "0.0.0"}
-    job = {"case": workbench.case_to_json(case), "sizes": SIZES, "method": "abs", "params": {}, "replay": replay}
+    job = {"case": workplaces.case_to_json(case), "sizes": SIZES, "method": "abs", "params": {}, "replay": replay}
     with pytest.raises(StoreError, match="same code of abs"):
         compute(json.dumps(job | {"code": "0" * 64}))
     from vetgate.digest import code_digest

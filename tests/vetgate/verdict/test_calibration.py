@@ -88,7 +88,7 @@ def test_few_labels_lean_on_the_floor_and_many_speak_for_themselves():
     assert steadied(0.0, 10, 0.0) > 0
 
 
-def test_labels_that_are_all_alike_do_not_ring_for_a_hair():
+def test_labels_that_are_all_alike_raise_no_alarm_for_a_hair():
     alike = [-2.2, -2.2, -2.2, -2.2, -2.199]
     assert outliers(alike, 0.0).max() > 100 and outliers(alike, 0.15).max() < 0.01
 
@@ -106,7 +106,7 @@ def test_the_simulated_null_holds_its_level_for_any_number_of_classes(classes):
     assert np.mean(tail(null, np.array(clean)) <= 0.05) == pytest.approx(0.05, abs=0.015)
 
 
-def test_a_cut_of_two_spreads_rings_for_a_tenth_of_clean_ten_class_models_and_most_larger_ones():
+def test_a_cut_of_two_spreads_alarms_for_a_tenth_of_clean_ten_class_models_and_most_larger_ones():
     ten, many = (outlier_null(k, null_of([1.0], 1.0)).outliers for k in (10, 43))
     assert tail(ten, 2.0) > 0.1 and tail(many, 2.0) > 0.5
 
@@ -152,7 +152,7 @@ def test_beyond_all_clean_models_the_simulated_tail_goes_on_from_where_they_end(
 
 
 def test_each_reference_is_scored_by_the_others_and_a_calibration_holds_its_own_level():
-    rang = []
+    alarmed = []
     for turn in range(12):
         bank = calibration(*(reference(1000 * turn + seed) for seed in range(40)))
         scores, null = bank.clean_scores(METHODS, "digits", 0.05), bank.null("neural_cleanse", "digits", 0.05)
@@ -163,9 +163,9 @@ def test_each_reference_is_scored_by_the_others_and_a_calibration_holds_its_own_
             units = dict(
                 zip(METHODS, (label, bank.standardise("abs", fresh.seen["abs"].statistic, "digits")), strict=True)
             )
-            rang.append(tail(scores, combined(units)) <= 0.05)
+            alarmed.append(tail(scores, combined(units)) <= 0.05)
     # with 40 references, 2 of 41 is the last step at or below 0.05
-    assert np.mean(rang) == pytest.approx(2 / 41, abs=0.02)
+    assert np.mean(alarmed) == pytest.approx(2 / 41, abs=0.02)
 
 
 def test_few_references_of_a_data_set_are_scored_among_their_own_and_pooled_with_all():

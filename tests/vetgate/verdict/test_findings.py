@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 import pytest
-from tests.vetgate.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
 
+from tests.vetgate.verdict.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
 from vetgate.contract import Failure
 from vetgate.verdict.findings import UNEXPLAINED, findings
 from vetgate.verdict.judge import Decision, Verdict, judge, rescanned
@@ -125,8 +125,8 @@ class TestRescanned:
         beside = verdict(label_norms(backdoor=BACKDOOR, effect=4.0), Failure("abs", "it took 900 s"))
         assert beside.decision is Decision.FAIL and beside.p_value is not None
         assert rescanned(beside, beside.p_value / 2).decision is Decision.INCONCLUSIVE
-        blind = verdict(Failure("neural_cleanse", "x"), Failure("abs", "x"))
-        assert rescanned(blind, 0.005) == blind
+        unseen = verdict(Failure("neural_cleanse", "x"), Failure("abs", "x"))
+        assert rescanned(unseen, 0.005) == unseen
 
     def test_evidence_that_is_rare_but_proves_nothing_is_no_more_than_a_fail(self) -> None:
         rare = verdict(label_norms(), stimulation(statistic=3.0))

@@ -135,7 +135,7 @@ def not_finite(evidence: Evidence) -> Evidence:
 def test_an_unremarkable_model_passes():
     verdict = CLEAN.judged()
     assert verdict.decision is Decision.PASS and verdict.calibrated and verdict.suspects == ()
-    assert verdict.p_value > 0.05 and not any(m.rang for m in verdict.methods)
+    assert verdict.p_value > 0.05 and not any(m.alarmed for m in verdict.methods)
 
 
 def test_a_confirmed_label_fails_and_is_named():
@@ -245,8 +245,8 @@ def test_every_subset_of_what_was_seen_is_judged_without_a_pass_for_a_backdoor()
         for seen in itertools.combinations(parts, count):
             verdict = replace(CLEAN, seen=seen).judged()
             silent = {s.method for s in seen if isinstance(s, Evidence)} >= {"neural_cleanse", "abs"}
-            rang = any(s in TROJANED.seen for s in seen)
-            assert verdict.decision is not Decision.PASS or (silent and not rang), [s.method for s in seen]
+            alarmed = any(s in TROJANED.seen for s in seen)
+            assert verdict.decision is not Decision.PASS or (silent and not alarmed), [s.method for s in seen]
 
 
 def test_contradicting_evidence_is_judged_alike_in_either_order():
@@ -271,7 +271,7 @@ def test_what_is_too_rare_for_clean_models_never_passes_though_nothing_can_be_na
     third = {name: sorted(r.seen[name].statistic for r in references)[-3] for name in STATISTICS}
     seen = (label_norms(), stimulation(statistic=third["abs"]), *(rows(name, third[name]) for name in DATA_METHODS))
     verdict = replace(CLEAN, seen=seen, with_training_data=True, calibration=calibration(*references)).judged()
-    assert verdict.p_value <= 0.05 and not any(m.rang for m in verdict.methods)
+    assert verdict.p_value <= 0.05 and not any(m.alarmed for m in verdict.methods)
     assert verdict.decision is Decision.INCONCLUSIVE and "names no label" in render(verdict.reasons[0])
 
 
@@ -303,14 +303,14 @@ def test_clean_training_data_leaves_a_silent_model_a_pass():
 
 
 @pytest.mark.parametrize("method", DATA_METHODS)
-def test_a_data_method_may_be_as_far_out_as_it_likes_and_still_rings(method):
+def test_a_data_method_may_be_as_far_out_as_it_likes_and_still_alarms(method):
     # one reference beyond the clip must not make the method deaf
     outlier = reference(99)
     outlier = outlier.model_copy(update={"seen": {**outlier.seen, method: Seen(statistic=1.8)}})
     case = replace(CLEAN, calibration=calibration(*map(reference, range(24)), outlier), with_training_data=True)
     others = tuple(rows(name) for name in DATA_METHODS if name != method)
     verdict = replace(case, seen=(*CLEAN.seen, rows(method, 5.0), *others)).judged()
-    assert next(m for m in verdict.methods if m.name == method).rang
+    assert next(m for m in verdict.methods if m.name == method).alarmed
 
 
 def test_a_model_whose_labels_no_trigger_reaches_is_inconclusive():
@@ -397,7 +397,7 @@ def test_clean_models_pass_about_as_often_as_the_policy_promises():
     assert alarms <= 6
 
 
-def test_each_shipped_reference_judged_by_the_others_rings_no_more_often_than_promised():
+def test_each_shipped_reference_judged_by_the_others_alarms_no_more_often_than_promised():
     shipped = load_calibration()
     alarms = []
     for left_out in shipped.bank.references:
@@ -422,7 +422,7 @@ def test_each_shipped_reference_judged_by_the_others_rings_no_more_often_than_pr
         )
         verdict = case.judged()
         alarms += [(left_out.data, left_out.seed, words(verdict))] * (verdict.decision is not Decision.PASS)
-    # made for 30 references, of which more than 4 ring once in 60 times; with more references it is the stricter
+    # made for 30 references, of which more than 4 raise an alarm once in 60 times; with more it is the stricter
     assert len(shipped.bank.references) >= 20 and len(alarms) <= 4, alarms
 
 
@@ -463,7 +463,7 @@ def test_a_verdict_on_other_data_is_uncalibrated_and_quotes_what_was_measured_of
     left = {"digits": Left(models=24, alarms=3), "signs": Left(models=24, alarms=1)}
     measured = Calibration(bank.model_copy(update={"transfer": {"data": left}}), "bank-2")
     abroad = replace(CLEAN, calibration=measured, data_sha256="unseen").judged()
-    assert not abroad.calibrated and "4 of 48 clean models rang" in words(abroad)
+    assert not abroad.calibrated and "4 of 48 clean models raised an alarm" in words(abroad)
     assert replace(CLEAN, calibration=measured).judged().calibrated
 
 
@@ -476,7 +476,7 @@ def test_a_rate_that_references_are_too_few_to_count_to_is_called_extrapolated()
     assert "extrapolated" not in words(enough)
 
 
-def test_references_on_other_bytes_of_the_same_data_set_blind_the_verdict():
+def test_references_on_other_bytes_of_the_same_data_set_leave_the_verdict_open():
     verdict = judge(
         CLEAN.seen,
         POLICY,

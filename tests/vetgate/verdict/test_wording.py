@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vetgate.test_judge import CLEAN as SILENT
-from tests.vetgate.test_judge import GAPS, TROJANED
 
 import flows.gate.decide
 import flows.production.verify  # noqa: F401 - the errors of everything that verification imports
@@ -20,6 +18,8 @@ from tasks.records.ledger import entries
 from tasks.sandbox import answers as sandbox_answers
 from tasks.store import lease
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, Court
+from tests.vetgate.verdict.test_judge import CLEAN as SILENT
+from tests.vetgate.verdict.test_judge import GAPS, TROJANED
 from vetgate import errors
 from vetgate.errors import VetgateError
 from vetgate.verdict.findings import findings
@@ -114,7 +114,7 @@ def test_every_error_has_a_code_an_exit_code_and_a_rule_that_no_word_changes() -
             yield from every(special)
 
     ours = [k for k in every(VetgateError) if k.__module__.partition(".")[0] in ("vetgate", "tasks", "flows")]
-    assert {errors.Altered, sandbox_answers.TimedOut, lease.Held, webhooks.Forged} <= set(ours)
+    assert {errors.Altered, sandbox_answers.TimedOut, lease.LeaseHeld, webhooks.Forged} <= set(ours)
     assert len({kind.code for kind in ours}) == len(ours)
     for kind in ours:
         made = [kind.__new__(kind, words) for words in ("", "expected a PASS, got one for x, which was revoked")]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One input format. Every function is given bytes that nobody has checked, and runs in the sandbox.
+    """One input format. Every function is given bytes that are unchecked, and runs in the sandbox.
 
     `accepts` says what to hand in. `sniff(data)`: whether a file begins like one of it. `inspect(data, submission)`:
     understood to the last byte, else NotUnderstood. `load(data, submission)`: the network in eval mode, the name of the

@@ -1,5 +1,5 @@
 # What each trust zone does in the store, by prefix, as the code does it today. `creates` and `replaces` include reading
-# the same names: whoever loses a conditional write looks whether the winner was himself.
+# the same names: a process that loses a conditional write checks whether it had won itself.
 locals {
   zones = {
     # people and programs that submit; what a person asks beyond that, such as `vetgate status`, is asked in the gate's
@@ -11,7 +11,7 @@ locals {
       data      = "none"
       artifacts = "none"
     }
-    # opens models. It submits too: a repaired model, and a version that somebody registered in MLflow
+    # opens models. It submits too: a repaired model, and a version registered in MLflow
     vet = {
       account   = "vet"
       reads     = ["attestations", "canaries", "submitters"]
