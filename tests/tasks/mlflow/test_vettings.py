@@ -3,7 +3,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,12 +188,15 @@ def test_with_an_s3_store_prod_points_at_the_vetted_copy_and_no_version_elsewher
 def test_a_killed_first_use_leaves_no_half_database_and_four_processes_then_make_one(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
     open_store(settings).create(f"quarantine/{MANIFEST}/model.onnx", b"weights")
-    child = FORK.Process(target=prepare, args=(settings,))
+
+    def die_before_it_is_there() -> None:
+        os.link = lambda draft, path: os.kill(os.getpid(), signal.SIGKILL)
+        prepare(settings)
+
+    child = FORK.Process(target=die_before_it_is_there)
     child.start()
-    time.sleep(0.4)
-    child.kill()
     child.join()
-    assert not (settings.home / "mlflow.db").exists()
+    assert child.exitcode == -signal.SIGKILL and not (settings.home / "mlflow.db").exists()
     answers = FORK.SimpleQueue()
 
     def record(i: int) -> None:
