@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.vetgate.test_judge import label_norms
 
 from flows.gate import keys
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.vetting import intake
 from tests.production import Home
+from tests.vetgate.verdict.test_judge import label_norms
 from vetgate.digest import canonical_json, code_digest, sha256_json
 from vetgate.trust.keys import load_key
 from vetgate.verdict.calibration import SHIPPED, load_calibration

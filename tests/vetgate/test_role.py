@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vetgate.test_judge import BACKDOOR, POLICY, Case, label_norms, reference, rows, stimulation
-from tests.vetgate.test_judge import calibration as calibrated
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers every method
+from tests.vetgate.verdict.test_judge import BACKDOOR, POLICY, Case, label_norms, reference, rows, stimulation
+from tests.vetgate.verdict.test_judge import calibration as calibrated
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Failure
 from vetgate.errors import BadPolicy
 from vetgate.role import By, Confirm, Role, _read, by_label, mends, roles, source_of, title_of, weight_of

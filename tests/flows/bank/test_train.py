@@ -155,7 +155,7 @@ def test_workers_end_with_whoever_started_them(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
         "from flows.bank.evidence import spread\n"
-        "from tests.flows.test_bank_members import slow\n"
+        "from tests.flows.bank.test_train import slow\n"
         "if __name__ == '__main__':\n"
         f"    for _, found in spread(slow, [0.0, 600.0], 2): Path({str(told)!r}).write_text(str(found['pid']))\n"
     )

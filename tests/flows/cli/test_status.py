@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
-from tests.flows.test_serving import NOW, Production, overwrite, production, weights
 
 from flows.cli.show_status import show_status
 from flows.cli.status import status
@@ -22,6 +21,7 @@ from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.records.waivers import save_approval, save_waiver
 from tasks.store.lease import leased, read_lease
+from tests.flows.production.test_serving import NOW, Production, overwrite, production, weights
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
 from vetgate.trust import dsse

@@ -15,7 +15,6 @@ from typing import Any
 import jsonschema
 import pytest
 from junitparser import Error, Failure, JUnitXml
-from tests.flows.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 
 from flows.cli.junit import junit_xml
 from flows.cli.sarif import RULES, Checked, sarif_log
@@ -24,6 +23,7 @@ from flows.production.promote import promote
 from flows.production.serving import deliver
 from flows.production.verify import verify, write_out
 from tasks.records.attestations import newest_attestation
+from tests.flows.production.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale, StoreError
 from vetgate.trust import attest
 from vetgate.trust.keys import load_or_create_key

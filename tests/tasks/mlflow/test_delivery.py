@@ -17,7 +17,6 @@ from typing import Any
 
 import boto3
 import pytest
-from tests.flows.test_serving import CHAMPION, Production, weights
 
 from flows.production.serving import deliver
 from tasks.mlflow import delivery
@@ -25,6 +24,7 @@ from tasks.mlflow.aliases import in_production
 from tasks.mlflow.reader import read_production
 from tasks.settings import Settings
 from tests.databases import with_registry
+from tests.flows.production.test_serving import CHAMPION, Production, weights
 from vetgate.errors import Denied, StoreError
 
 

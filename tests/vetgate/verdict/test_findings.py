@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 import pytest
-from tests.vetgate.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
 
+from tests.vetgate.verdict.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
 from vetgate.contract import Failure
 from vetgate.verdict.findings import UNEXPLAINED, findings
 from vetgate.verdict.judge import Decision, Verdict, judge, rescanned

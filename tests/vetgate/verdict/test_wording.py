@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vetgate.test_judge import CLEAN as SILENT
-from tests.vetgate.test_judge import GAPS, TROJANED
 
 import flows.gate.decide
 import flows.production.verify  # noqa: F401 - the errors of everything that verification imports
@@ -20,6 +18,8 @@ from tasks.records.ledger import entries
 from tasks.sandbox import answers as sandbox_answers
 from tasks.store import lease
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, Court
+from tests.vetgate.verdict.test_judge import CLEAN as SILENT
+from tests.vetgate.verdict.test_judge import GAPS, TROJANED
 from vetgate import errors
 from vetgate.errors import VetgateError
 from vetgate.verdict.findings import findings
