@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flows.gate.client import gate
+from flows.gate.client import decision
+from flows.gate.question import Question
 from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.sandbox.host import Limits
@@ -29,15 +30,15 @@ def give_up(settings: Settings, manifest_sha256: str) -> Blob:
     # nothing was opened, so nothing was opened outside a sandbox
     level = max(policy.sandbox_level.values(), default=1)
     with leased(settings, record.id):
-        request = {
-            "manifest": record.id,
-            "evidence": {},
-            "failures": dict.fromkeys(policy.required, render(reason)),
-            "failure_codes": dict.fromkeys(policy.required, reason.code.value),
-            "reference_data": None,
-            "sandbox_level": level,
-        }
-        ruling = gate(settings).decide(request)
+        question = Question(
+            manifest=record.id,
+            evidence={},
+            failures=dict.fromkeys(policy.required, render(reason)),
+            failure_codes=dict.fromkeys(policy.required, reason.code.value),
+            reference_data=None,
+            sandbox_level=level,
+        )
+        ruling = decision(settings, question).to_json()
         limits = Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes)
         case = Case(record.id, "", record.submission.model_dump(mode="json"), record.seed, limits)
         result = result_of(settings, record, ruling, {}, None, reason, level, time.monotonic())

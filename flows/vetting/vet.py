@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.gate.client import gate
+from flows.gate.client import decision, gate
 from flows.params import uses
 from flows.vetting.examine import Seen, Vetting, look_over, opened, request_of, step
 from flows.vetting.result import publish, result_of
@@ -88,7 +88,7 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
 
 
 def _decide(vetting: Vetting, seen: Seen, level: int) -> Blob:
-    return gate(vetting.settings).decide(request_of(vetting, seen, level))
+    return decision(vetting.settings, request_of(vetting, seen, level)).to_json()
 
 
 def _repair(vetting: Vetting, seen: Seen, ruling: Blob) -> Blob | None:
