@@ -38,10 +38,10 @@ def give_up(settings: Settings, manifest_sha256: str) -> Blob:
             reference_data=None,
             sandbox_level=level,
         )
-        ruling = decision(settings, question).to_json()
+        answer = decision(settings, question)
         limits = Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes)
         case = Case(record.id, "", record.submission.model_dump(mode="json"), record.seed, limits)
-        result = result_of(settings, record, ruling, {}, None, reason, level, time.monotonic())
-        published = publish(settings, record, case, ruling, result, None)
+        result = result_of(settings, record, answer, {}, None, reason, level, time.monotonic())
+        published = publish(settings, record, case, answer, result, None)
     events.verdict_issued(record.id, published["verdict"], once=published["mlflow_run"], automatic=False)
     return published

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from flows.gate.decided import Answer
 from tasks.mlflow.vettings import record_vetting
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs
@@ -15,100 +16,104 @@ from tasks.settings import Settings
 from tasks.store.base import open_store
 from tasks.vetting.inspect import Case, Found, read_evidence
 from tasks.vetting.intake import Record
+from tasks.vetting.results import Result, ResultMethod, ResultRepair
 from vetgate.errors import StoreError
+from vetgate.shape import Blob
 from vetgate.verdict.reasons import Code, Reason, records
+from vetgate.verdict.stated import StatedMethod
 from vetgate.verdict.wording import rendered
-
-Blob = dict[str, Any]
 
 
 def result_of(
     settings: Settings,
     record: Record,
-    ruling: Blob,
+    answer: Answer,
     found: dict[str, Found],
     mended: Blob | None,
     refusal: Reason | None,
     level: int,
     started: float,
-) -> Blob:
+) -> Result:
     """Design.md's object; what it points to is written by `publish`."""
-    verdict = ruling["verdict"]
+    verdict = answer.decided.verdict
     more = [refusal] if refusal is not None else _rejections(mended)
-    told = [verdict[name] if refusal is None else [] for name in ("reasons", "reason_records")]
-    return {
-        "submission": record.submission.name,
-        "manifest_sha256": record.id,
-        "verdict": verdict["decision"],
-        "p_value": verdict["p_value"],
-        "calibrated": verdict["calibrated"],
-        "suspects": verdict["suspects"],
-        "methods": [_method(method, found) for method in verdict["methods"]],
-        "repair": _repair(mended),
-        "report": str(settings.home / "reports" / f"{record.id}.html"),
-        "attestation": str(settings.home / "attestations" / f"{record.id}.json"),
-        "mlflow_run": None,
-        "sandbox_level": level,
-        "seconds": round(time.monotonic() - started, 3),
-        "reasons": [*told[0], *rendered(more)],
-        "reason_records": [*told[1], *records(more)],
-    }
+    # where nothing could be looked for, the verdict only repeats the refusal for every method
+    said, recorded = (verdict.reasons, verdict.reason_records) if refusal is None else ((), ())
+    return Result(
+        submission=record.submission.name,
+        manifest_sha256=record.id,
+        verdict=verdict.decision,
+        p_value=verdict.p_value,
+        calibrated=verdict.calibrated,
+        suspects=verdict.suspects,
+        methods=tuple(_method(method, found) for method in verdict.methods),
+        repair=_repair(mended),
+        report=str(settings.home / "reports" / f"{record.id}.html"),
+        attestation=str(settings.home / "attestations" / f"{record.id}.json"),
+        mlflow_run=None,
+        sandbox_level=level,
+        seconds=round(time.monotonic() - started, 3),
+        reasons=(*said, *rendered(more)),
+        reason_records=(*recorded, *records(more)),
+    )
 
 
-def publish(settings: Settings, record: Record, case: Case, ruling: Blob, result: Blob, mended: Blob | None) -> Blob:
-    """Put the attestation and the report where people find them, tell MLflow, and return the result with its run."""
-    store = open_store(settings)
-    attestation, page = Path(result["attestation"]), Path(result["report"])
+def publish(
+    settings: Settings, record: Record, case: Case, answer: Answer, result: Result, mended: Blob | None
+) -> Blob:
+    """Put the attestation and the report where people find them, tell MLflow; the result as JSON, with its run."""
+    if answer.attestation is None:
+        raise StoreError(f"expected a signed verdict on {record.id}, got one without attestation; vet it again")
+    store, vetting = open_store(settings), Path(answer.attestation).stem
+    attestation, page = Path(result.attestation), Path(result.report)
     try:
         for path in (attestation, page):
             path.parent.mkdir(parents=True, exist_ok=True)
         attestation.unlink(missing_ok=True)
-        store.fetch(ruling["attestation"], attestation)
-        kept = [read_evidence(store, record.id, method, key) for method, key in ruling["evidence"].items()]
+        store.fetch(answer.attestation, attestation)
+        kept = [read_evidence(store, record.id, method, key) for method, key in answer.decided.evidence.items()]
         evidence = [item for item in kept if item is not None]
         clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
         with tempfile.TemporaryDirectory() as room:
             files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
-            files["report.html"].write_text(_page(record, result, ruling, evidence, mended, clean, case))
+            files["report.html"].write_text(_page(record, result, answer, evidence, mended, clean, case))
             for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
                 files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
                 files[f"triggers/{name}"].write_bytes(content)
-            run = record_vetting(
-                settings, record.submission, record.id, result, files, vetting=Path(ruling["attestation"]).stem
-            )
-        result = {**result, "mlflow_run": run}
-        page.write_text(_page(record, result, ruling, evidence, mended, clean, case))
-        store.create(f"reports/{record.id}/{Path(ruling['attestation']).stem}.html", page.read_bytes())
-        store.create(f"results/{record.id}/{Path(ruling['attestation']).stem}.json", json.dumps(result).encode())
+            run = record_vetting(settings, record.submission, record.id, result.to_json(), files, vetting=vetting)
+        result = replace(result, mlflow_run=run)
+        page.write_text(_page(record, result, answer, evidence, mended, clean, case))
+        store.create(f"reports/{record.id}/{vetting}.html", page.read_bytes())
+        store.create(f"results/{record.id}/{vetting}.json", json.dumps(result.to_json()).encode())
     except OSError as error:
         raise StoreError(
             f"expected to write the report of {record.id}, got {error}; free space and vet again"
         ) from error
-    return result
+    return result.to_json()
 
 
 def _page(
     record: Record,
-    result: Blob,
-    ruling: Blob,
+    result: Result,
+    answer: Answer,
     evidence: list[Blob],
     mended: Blob | None,
     clean: Clean | None,
     case: Case,
 ) -> str:
-    chosen = (mended or {}).get("chosen")
+    chosen, policy, verdict = (mended or {}).get("chosen"), answer.decided.policy, answer.decided.verdict.to_json()
     return render(
-        result,
+        result.to_json(),
         evidence=evidence,
-        verdict=ruling["verdict"],
+        verdict=verdict,
         repaired=None if chosen is None else {**chosen, "result": (mended or {}).get("result")},
-        calibration=ruling["verdict"].get("calibration"),
+        calibration=verdict["calibration"],
         submission=record.submission.model_dump(mode="json"),
         provenance={
             "Submitted": record.submitted_at,
             "Supplier": record.submission.supplier,
             "Repairs": record.submission.parent,
-            "Policy": f"{ruling['policy']['name']}, SHA-256 {ruling['policy']['sha256']}",
+            "Policy": f"{policy.name}, SHA-256 {policy.sha256}",
             "Reference data": _source(case),
         },
         clean=clean,
@@ -137,26 +142,32 @@ def refused(name: str, reason: Reason, seconds: float) -> Blob:
     }
 
 
-def _method(method: Blob, found: dict[str, Found]) -> Blob:
-    ran = found.get(method["name"])
-    kept = {key: method[key] for key in ("name", "statistic", "rang", "suspects", "failure")}
-    return {**kept, "seconds": None if ran is None else ran.seconds}
+def _method(method: StatedMethod, found: dict[str, Found]) -> ResultMethod:
+    ran = found.get(method.name)
+    return ResultMethod(
+        method.name,
+        method.statistic,
+        method.rang,
+        method.suspects,
+        method.failure,
+        None if ran is None else ran.seconds,
+    )
 
 
-def _repair(mended: Blob | None) -> Blob | None:
+def _repair(mended: Blob | None) -> ResultRepair | None:
     if mended is None or "chosen" not in mended:
         return None
     before, after = mended["test"]["before"], mended["test"]["after"]
     child = mended["result"]
-    return {
-        "method": mended["chosen"]["method"],
-        "artifact": str(Path(mended["directory"]) / mended["record"]["submission"]["model"]),
-        "submission": child["manifest_sha256"],
-        "verdict": child["verdict"],
-        "p_value": child["p_value"],
-        "clean_accuracy": [before["clean_accuracy"], after["clean_accuracy"]],
-        "attack_success": [before["attack_success"], after["attack_success"]],
-    }
+    return ResultRepair(
+        method=mended["chosen"]["method"],
+        artifact=str(Path(mended["directory"]) / mended["record"]["submission"]["model"]),
+        submission=child["manifest_sha256"],
+        verdict=child["verdict"],
+        p_value=child["p_value"],
+        clean_accuracy=(before["clean_accuracy"], after["clean_accuracy"]),
+        attack_success=(before["attack_success"], after["attack_success"]),
+    )
 
 
 def _rejections(mended: Blob | None) -> list[Reason]:

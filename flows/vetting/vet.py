@@ -11,6 +11,7 @@ from typing import Any
 from prefect import flow
 
 from flows.gate.client import decision, gate
+from flows.gate.decided import Answer
 from flows.params import uses
 from flows.vetting.examine import Seen, Vetting, look_over, opened, request_of, step
 from flows.vetting.result import publish, result_of
@@ -76,7 +77,7 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         vetting, seen = look_over(vetting, bench)
         # whoever lost the lease must not write a second verdict
         check()
-        ruling = step(_decide, "decide")(vetting, seen, bench.sandbox.level)
+        ruling = Answer.from_json(step(_decide, "decide")(vetting, seen, bench.sandbox.level))
         mended = _repair(vetting, seen, ruling)
     if mended is not None:
         mended = _vet_again(vetting, mended, unless_vetted)
@@ -91,21 +92,21 @@ def _decide(vetting: Vetting, seen: Seen, level: int) -> Blob:
     return decision(vetting.settings, request_of(vetting, seen, level)).to_json()
 
 
-def _repair(vetting: Vetting, seen: Seen, ruling: Blob) -> Blob | None:
+def _repair(vetting: Vetting, seen: Seen, ruling: Answer) -> Blob | None:
     """The chosen repair, restored under <home>/repaired and measured on the test images; None if none is allowed."""
-    policy, verdict, settings, case = vetting.policy.repair, ruling["verdict"], vetting.settings, vetting.case
-    wanted = policy.enabled and (verdict["decision"] == "FAIL" or (policy.blind and verdict["decision"] == "PASS"))
+    policy, verdict, settings, case = vetting.policy.repair, ruling.decided.verdict, vetting.settings, vetting.case
+    wanted = policy.enabled and (verdict.decision == "FAIL" or (policy.blind and verdict.decision == "PASS"))
     # what came from a repair is not repaired again: a supplier could otherwise keep this machine busy for ever
     if not wanted or vetting.record.submission.parent is not None or not case.data.splits:
         return None
     warm(settings)
-    candidates = []
+    suspects, candidates = list(verdict.suspects), []
     for method in policy.methods:
-        evidence = _evidence_for(vetting, seen, method, verdict["suspects"])
+        evidence = _evidence_for(vetting, seen, method, suspects)
         params = vetting.params.repair.get(method, {})
         inversion = vetting.params.detect.get(source_of("triggers", vetting.params.detect) or "", {})
         mend = step(repair.repair, f"repair {method}")
-        candidates.append(mend(settings, case, method, params, evidence, verdict["suspects"], inversion))
+        candidates.append(mend(settings, case, method, params, evidence, suspects, inversion))
     chosen = repair.choose(candidates, policy)
     if chosen is None:
         return {"rejected": candidates}

@@ -13,7 +13,7 @@ import pytest
 from tasks.store.base import open_store
 
 RESULT = ["submission", "manifest_sha256", "verdict", "p_value", "calibrated", "suspects", "methods", "repair"]
-RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons"]
+RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons", "reason_records"]
 METHOD = ["name", "statistic", "rang", "suspects", "failure", "seconds"]
 REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]
 
