@@ -25,7 +25,7 @@ from rich.table import Table
 from tasks.mlflow.client import registry
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tests import models, quick
 from tests.killing import Turn, Vettings, vettings
 

@@ -29,15 +29,16 @@ from flows.vetting.submit import submit
 from tasks.data.digits import write_digits
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tests import quick
 from tests.service.running import running_service
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.training import train
 from vetgate.contract import Samples
 
-WARM = "flows.service_warm"
-RUNS = ("prefect.engine", "prefect.flow_engine", "service_run.py", "sandbox")
+WARM = "flows.service.warm"
+RUNS = ("prefect.engine", "prefect.flow_engine", "launch.py", "sandbox")
 LOCKED = re.compile(r"database is locked|deadlock detected|could not serialize", re.IGNORECASE)
 
 

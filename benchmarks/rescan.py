@@ -33,7 +33,7 @@ from tasks.records.attestations import save_attestation
 from tasks.records.ledger import gate_key, note, verify_ledger
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting.intake import Record, take
 from tests import steady
 from vetgate.trust import attest

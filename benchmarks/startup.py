@@ -32,7 +32,7 @@ from tests import quick
 OWN = ("VETGATE_", "PREFECT_", "MLFLOW_")
 IMPORTS = ("flows.cli.commands", "flows.vetting.vet", "mlflow.tracking", "prefect", "torch")
 DATABASES = """
-from flows.service import runtime
+from flows.vetting import runtime
 from tasks.mlflow import client as mlflow_client
 from tasks.settings import load_settings
 settings = load_settings()

@@ -26,6 +26,16 @@ def tell(what: str, fraction: float) -> None:
         listener(what, fraction)
 
 
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Say that a piece of work begins, and that it has ended, however it did."""
+    tell(what, 0)
+    try:
+        yield
+    finally:
+        tell(what, 1)
+
+
 def teller(what: str) -> Callable[[float], None]:
     """A callback for one piece of work."""
     return lambda fraction: tell(what, fraction)

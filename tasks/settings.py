@@ -86,7 +86,7 @@ class Settings(BaseSettings):
 
     @property
     def store_url(self) -> str:
-        """What `tasks.store.base.open_store` opens: a path or s3://bucket/prefix."""
+        """What `tasks.store.open.open_store` opens: a path or s3://bucket/prefix."""
         return self.store
 
 

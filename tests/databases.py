@@ -20,7 +20,7 @@ from tests.cached import made_once
 
 MIGRATIONS = ("sqlalchemy", "alembic")
 # a server that came up once: Prefect remembers beside its database what it has entered there
-PREFECT = "from pathlib import Path; from flows.service import runtime; runtime.start(Path({!r})); runtime.ready()"
+PREFECT = "from pathlib import Path; from flows.vetting import runtime; runtime.start(Path({!r})); runtime.ready()"
 
 
 def with_registry(home: Path) -> Path:

@@ -102,7 +102,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     import mlflow.tracking  # noqa: F401 - once for all
 
-    from flows.service import runtime
+    from flows.vetting import runtime
     from tasks.settings import load_settings
 
     # Prefect reads where its server is when it is imported
@@ -130,7 +130,7 @@ def main() -> None:
 def _one(writer: int, turn: Turn) -> None:
     """Vet, and promote if that is asked for, until the fate strikes."""
     from flows.production.promote import promote
-    from flows.service import runtime
+    from flows.vetting import runtime
     from flows.vetting.local import vet_here
     from tasks.settings import load_settings
 

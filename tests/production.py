@@ -13,7 +13,7 @@ from tasks.mlflow.client import registry
 from tasks.records.attestations import save_attestation
 from tasks.records.ledger import note
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
 from vetgate.trust import attest

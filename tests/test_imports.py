@@ -32,7 +32,7 @@ CASES = {
     "serving and verifying": "import flows.production.serving, flows.production.verify",
     "the receiver": (
         "from flows.service.receiver import receiver; from tasks.settings import load_settings; "
-        "receiver(load_settings())",
+        "receiver(load_settings())"
     ),
 }
 RUNNER = """

@@ -11,9 +11,16 @@ from torch.nn.functional import cross_entropy
 
 from vetgate.contract import Evidence, Repair, Subject, repair, report
 from vetgate.errors import DefenceError
+from vetgate.role import Mends
+
+ROLE = Mends(
+    uses="triggers",
+    title="Plain unlearning",
+    sentence="Trains a copy on clean images, half of which carry a reversed trigger.",
+)
 
 
-@repair(needs={"clean"}, uses="triggers", paper="https://doi.org/10.1109/SP.2019.00031")
+@repair(role=ROLE, needs={"clean"}, paper="https://doi.org/10.1109/SP.2019.00031")
 def plain_unlearning(
     subject: Subject, *evidence: Evidence, steps: int = 100, rate: float = 0.001, batch: int = 64
 ) -> Repair:

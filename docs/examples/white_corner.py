@@ -11,11 +11,21 @@ from __future__ import annotations
 
 import torch
 
-from vetgate.contract import Axis, Evidence, Subject, detector, report
+from vetgate.contract import Evidence, Subject, detector, report
 from vetgate.probe import logits
+from vetgate.role import Axis, By, Confirm, Role
+
+ROLE = Role(
+    axis=Axis.CLASS,
+    weight=0.0,
+    null=By.MODEL,
+    confirm=Confirm.NEVER,
+    title="White corner",
+    sentence="Tries a white square in each corner.",
+)
 
 
-@detector(axis=Axis.CLASS, needs={"clean"}, paper="https://arxiv.org/abs/1708.06733")
+@detector(role=ROLE, needs={"clean"}, paper="https://arxiv.org/abs/1708.06733")
 def white_corner(subject: Subject, *, size: int = 3, alarm: float = 0.5) -> Evidence:
     """Score each label by the share of other labels' images that a white square of `size` pixels sends to it."""
     assert subject.clean is not None

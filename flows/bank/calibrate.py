@@ -17,6 +17,7 @@ from flows.bank.evidence import Task, by_all, spread
 from flows.bank.files import Files, pins
 from flows.bank.networks import Member, Recipe
 from flows.bank.train import trained
+from flows.bank.transfer import transfer
 from flows.params import Params
 from vetgate.role import by_label
 from vetgate.shipped import need_checkout
@@ -114,8 +115,6 @@ def _ordered(references: Iterable[Reference]) -> tuple[Reference, ...]:
 
 def main() -> None:
     """Write the shipped calibration, with how far it carries over; what it holds of data without evidence stays."""
-    from flows.bank.transfer import transfer
-
     need_checkout("the stage calibrate of dvc.yaml")
     files = Files()
     write(_with_kept(transfer(of_the_bank(files), files), SHIPPED), SHIPPED)

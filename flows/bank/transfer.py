@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flows.bank.files import Files
-from flows.benchmark.score import verdict
+from flows.bank.verdict import verdict
 from vetgate.verdict.calibration import Bank, Calibration, Left, Reference
 from vetgate.verdict.policy import load_policy
 

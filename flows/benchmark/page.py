@@ -1,4 +1,4 @@
-"""docs/benchmark.md from the tables of flows/benchmark/tables.py: all numbers are theirs, "–" where there is none."""
+"""docs/benchmark.md from the tables of tables.py: all numbers are theirs, "–" where there is none."""
 
 from __future__ import annotations
 

@@ -6,17 +6,17 @@ sealed members are in none. Rows are made from what git holds, so that this need
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from flows.bank.calibrate import of_the_bank
 from flows.bank.files import Files
 from flows.bank.networks import Member
-from vetgate.contract import Evidence
+from flows.bank.verdict import verdict
 from vetgate.digest import sha256_json
 from vetgate.role import source_of
 from vetgate.verdict.calibration import Bank, Calibration
-from vetgate.verdict.judge import Verdict, judge
+from vetgate.verdict.judge import Verdict
 from vetgate.verdict.policy import Policy, load_policy
 
 Blob = dict[str, Any]
@@ -53,20 +53,6 @@ def row(files: Files, member: Member, calibration: Calibration, policy: Policy) 
     if by_data:
         found["with_data"] = _ruled(verdict([*model_only, *by_data], calibration, policy, card, files), card)
     return found
-
-
-def verdict(seen: Sequence[Evidence], calibration: Calibration, policy: Policy, card: Blob, files: Files) -> Verdict:
-    """The verdict of a policy on the evidence of one member."""
-    return judge(
-        seen,
-        policy,
-        calibration,
-        classes=files.images[card["data"]][1],
-        data_sha256=card["data_sha256"],
-        with_training_data=any(e.method in policy.required_with_training_data for e in seen),
-        sandbox_level=max(policy.sandbox_level.values(), default=1),
-        format="safetensors",
-    )
 
 
 def _ruled(found: Verdict, card: Blob) -> Blob:

@@ -8,12 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli import bank as commands_bank
-from flows.cli import gate as commands_gate
-from flows.cli import service as commands_service
-from flows.cli import sweep as commands_sweep
-from flows.cli import verify as commands_verify
-from flows.cli import watch as commands_watch
+from flows.cli import bank, gate, service, sweep, verify, watch
 from flows.cli.console import Outcome, carry_out, usage_error
 
 app = typer.Typer(
@@ -26,21 +21,21 @@ app = typer.Typer(
 data_app = typer.Typer(help="Reference data: trusted images that models are vetted on.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 for command in (
-    commands_bank.bench,
-    commands_bank.calibrate,
-    commands_service.up,
-    commands_sweep.sweep,
-    commands_watch.rescan,
-    commands_watch.reconcile,
-    commands_gate.waive,
-    commands_gate.approve,
-    commands_gate.revoke,
-    commands_verify.status,
-    commands_verify.verify,
+    bank.bench,
+    bank.calibrate,
+    service.up,
+    sweep.sweep,
+    watch.rescan,
+    watch.reconcile,
+    gate.waive,
+    gate.approve,
+    gate.revoke,
+    verify.status,
+    verify.verify,
 ):
     app.command()(command)
-app.add_typer(commands_gate.ledger_app, name="ledger")
-app.add_typer(commands_gate.keys_app, name="keys")
+app.add_typer(gate.ledger_app, name="ledger")
+app.add_typer(gate.keys_app, name="keys")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Directory = Annotated[Path, typer.Argument(help="Directory with submission.yaml and the model.", metavar="DIR")]
@@ -171,9 +166,9 @@ def demo(json: AsJson = False) -> int:
     """Two suppliers, one of them dishonest: submit, vet, repair and promote on scikit-learn's digits."""
 
     def command() -> Outcome:
-        from flows.cli.demo import demo as run
+        from flows.cli.demo import run_demo
 
-        return run()
+        return run_demo()
 
     return carry_out(command, as_json=json)
 

@@ -20,11 +20,11 @@ from typing import Any
 from flows.cli.console import Outcome
 from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
-from flows.service import runtime
 from flows.vetting import local as here
+from flows.vetting import runtime
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.workplace import cool
 from vetgate.errors import Denied, StoreError
@@ -34,13 +34,13 @@ Blob = dict[str, Any]
 Ask = Callable[[str | None], Blob]
 
 
-def demo() -> Outcome:
+def run_demo() -> Outcome:
     """Run it on this installation; the same installation may run it again."""
     started = time.monotonic()
     settings = load_settings()
     server = os.environ.get("PREFECT_API_URL")
     with _suppliers(settings.home / "demo") as ask:
-        here.start(settings)
+        here.start_all(settings)
         # imports Prefect while the suppliers train
         importlib.import_module("flows.vetting.vet")
         handed = _handed_in(ask)

@@ -111,7 +111,7 @@ def ledger_list(
 
         from tasks.records.ledger import entries
         from tasks.settings import load_settings
-        from tasks.store.base import open_store
+        from tasks.store.open import open_store
 
         rows = [asdict(e) for e in entries(open_store(load_settings())) if kind in (None, e.kind)]
         return Outcome(0, {"entries": rows}, lambda console: _entries(console, rows))

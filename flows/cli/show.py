@@ -45,21 +45,6 @@ def show_result(console: Console, result: dict[str, Any]) -> None:
     console.print("the gate ran as the same user on this machine: duties are not separated", style="dim")
 
 
-def show_status(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Every submission and its newest verdict."""
-    table = Table("submission", "supplier", "manifest", "submitted", "verdict", "parent")
-    for row in rows:
-        table.add_row(
-            row["submission"],
-            Text(row["supplier"]),
-            row["manifest_sha256"][:16],
-            row["submitted_at"],
-            _decision(row["verdict"]) if row["verdict"] else "queued",
-            (row["parent"] or "")[:16],
-        )
-    console.print(table)
-
-
 def show_data(console: Console, rows: list[dict[str, Any]]) -> None:
     """The registered reference data sets."""
     table = Table("name", "classes", "commit", "sha256")

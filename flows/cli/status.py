@@ -20,7 +20,8 @@ from tasks.records.coverage import Coverage
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, revoked, waivers_of
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
 from vetgate.trust.keys import read_trust_root, utc_now
@@ -32,7 +33,7 @@ Blob = dict[str, Any]
 SOON = timedelta(days=7)
 
 
-def status(settings: Settings, *, now: datetime | None = None) -> Blob:
+def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
     """Queue, verdicts, production, waivers and the last rescan, each with what its people ask about it first."""
     moment, store = now or utc_now(), open_store(settings)
     errors: dict[str, str] = {}

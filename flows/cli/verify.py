@@ -71,7 +71,7 @@ def status(json: AsJson = False) -> int:
 
     def command() -> Outcome:
         from flows.cli.show_status import show_status
-        from flows.cli.status import status as at_a_glance
+        from flows.cli.status import at_a_glance
         from tasks.settings import load_settings
 
         seen = at_a_glance(load_settings())

@@ -16,6 +16,7 @@ from typing import IO
 from flows.gate.issue import issue_waived
 from flows.gate.judgement import decide
 from flows.gate.question import Question
+from tasks.importing import importing
 from tasks.records.ledger import catch_up, note
 from tasks.settings import Settings, load_settings
 from vetgate.errors import BadSubmission, VetgateError
@@ -34,7 +35,8 @@ def main() -> None:
 
 def make_ready(settings: Settings) -> None:
     """Do what takes long while nobody waits for an answer yet, and enter what a crash left out of the ledger."""
-    import vetgate.verdict.judge  # noqa: F401 - imports torch
+    with importing():
+        import vetgate.verdict.judge  # noqa: F401 - imports torch
 
     try:
         catch_up(settings)

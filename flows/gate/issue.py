@@ -14,7 +14,8 @@ from tasks.records.attestations import Attestation, attestation_at, is_revoked, 
 from tasks.records.ledger import head, note
 from tasks.records.waivers import waived_by
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record
 from vetgate.errors import Denied, Stale
 from vetgate.trust import attest

@@ -10,7 +10,8 @@ from flows.gate.records import tell_gate
 from tasks.records.attestations import newest_attestation
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, Denied
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import APPROVER, GATE, key_id, load_key, read_trust_root, utc_now

@@ -15,7 +15,8 @@ from tasks.records.attestations import attested_manifests, newest_attestation
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, approved, revoked, save_approval, save_waiver
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.intake import Record, find_record
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.trust import attest, dsse

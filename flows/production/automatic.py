@@ -7,9 +7,10 @@ from typing import Any
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.settings import Settings
-from tasks.settled import Settled
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record, submitted
+from tasks.vetting.settled import Settled
 from vetgate.errors import BadSubmission, Denied
 from vetgate.trust import dsse
 from vetgate.trust.statements import PROMOTION, claimed

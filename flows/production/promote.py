@@ -22,7 +22,8 @@ from tasks.records.denials import enter_denial
 from tasks.records.ledger import catch_up, gate_key, note, note_move
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
-from tasks.store.base import Store, fetch_all, open_store
+from tasks.store.base import Store, fetch_all
+from tasks.store.open import open_store
 from tasks.vetting.intake import workroom
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, BadSubmission, Denied, Stale

@@ -17,7 +17,7 @@ from tasks.mlflow.delivery import attested_bytes, registered_version
 from tasks.records.coverage import Coverage, covered
 from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, Denied
 from vetgate.trust.keys import read_trust_root
 

@@ -13,7 +13,8 @@ from tasks.mlflow.tampered import untampered
 from tasks.records.coverage import Coverage, covered
 from tasks.records.ledger_chain import gate_key
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.errors import Denied, StoreError
 from vetgate.trust.keys import TrustRoot, utc_now
 

@@ -15,7 +15,7 @@ from flows.production.watch import Watch
 from flows.rescan.canaries import Canary, canaries
 from tasks.records.attestations import attestation_at
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from vetgate.errors import VetgateError
 from vetgate.shape import Blob
 

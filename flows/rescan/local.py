@@ -6,8 +6,8 @@ from typing import Any
 
 from flows.gate.question import Question
 from flows.rescan.nightly import rescan
-from flows.service import runtime
 from flows.vetting import local as here
+from flows.vetting import runtime
 from tasks.settings import Settings
 from tasks.vetting.workplace import cool
 
@@ -24,7 +24,7 @@ def rescan_here(settings: Settings) -> Blob:
 
 def examine_here(settings: Settings, manifest: str, run: str) -> Question:
     """Examine in this process, with a Prefect server of its own where none is named."""
-    here.start(settings)
+    here.start_all(settings)
     runtime.ready()
     # after the server is known, which Prefect reads when it is imported
     from flows.vetting.examine import examine

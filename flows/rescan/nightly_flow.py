@@ -15,7 +15,8 @@ from flows.rescan.batch import Examine
 from flows.rescan.nightly import exit_code, rescan
 from flows.rescan.stale import Present
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
 

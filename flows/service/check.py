@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from flows.service.parts import POOLS
 from flows.service.urls import gate_url, mlflow_url, prefect_url, receiver_url
 from tasks.settings import Settings
-from tasks.store.base import Changed, open_store
+from tasks.store.base import Changed
+from tasks.store.open import open_store
 from vetgate.errors import StoreError
 
 if TYPE_CHECKING:

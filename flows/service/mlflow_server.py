@@ -14,7 +14,7 @@ from pathlib import Path
 from tasks.mlflow import client as mlflow_client
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 
 
 def database(settings: Settings) -> str:

@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+from tasks.importing import importing
 from tasks.templates import is_current, make_from_template
 
 DATABASES = ("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")
@@ -27,8 +28,11 @@ def main() -> None:
     if make_database():
         # asking whether there are migrations to run takes as long as importing all of them
         os.environ.setdefault("PREFECT_SERVER_DATABASE_MIGRATE_ON_START", "false")
-    import uvicorn
-    from prefect.server.api.server import create_app
+    with importing():
+        import uvicorn
+        from prefect.server.api.server import create_app
+
+        application = create_app(ephemeral=True, final=True)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -38,7 +42,7 @@ def main() -> None:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 await super().startup(sockets)
 
-    Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error")).run(sockets=[listener])
+    Server(uvicorn.Config(application, log_level="error")).run(sockets=[listener])
 
 
 def make_database() -> bool:

@@ -29,7 +29,7 @@ from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from flows.service.deploy import create_pool, deploy, own_flows
-from flows.service_warm import WarmProcess
+from flows.service.warm import WarmProcess
 from tasks.settings import Settings, load_settings
 from vetgate.errors import StoreError
 from vetgate.shipped import PACKAGES

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from flows.gate.question import Question
 from flows.params import Params, load_params, needs
-from tasks.progress import tell
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
-from tasks.vetting import inspect, intake
-from tasks.vetting.inspect import Case, Data, Found
+from tasks.store.open import open_store
+from tasks.vetting import intake, steps
+from tasks.vetting.inspect import Case, Data, Found, was_looked_at
 from tasks.vetting.intake import Record
-from tasks.vetting.prepare import prepare
 from tasks.vetting.workplace import Bench, open_bench
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
@@ -52,20 +48,6 @@ class Seen:
     refused: bool = False
 
 
-def step(function: Callable[..., Any], name: str) -> Any:
-    """One piece of work as a Prefect task; what outlives a run is kept by the work itself, under its own key."""
-
-    def told(*given: Any) -> Any:
-        tell(name, 0)
-        try:
-            return function(*given)
-        finally:
-            tell(name, 1)
-
-    made = task(name=name, task_run_name=name, persist_result=True, result_serializer="json", cache_policy=NO_CACHE)
-    return made(told)
-
-
 @contextmanager
 def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[tuple[Vetting, Bench]]:
     """A submission on its bench, nothing of it read yet."""
@@ -79,6 +61,9 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
             seed=record.seed_for(run),
             limits=Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
         )
+        if not was_looked_at(open_store(settings), case):
+            # importing torch inside takes as long as what comes before the first call
+            bench.sandbox.start()
         yield Vetting(settings, record, policy, params, case, run), bench
 
 
@@ -89,10 +74,10 @@ def look_over(vetting: Vetting, bench: Bench) -> tuple[Vetting, Seen]:
     if bench.sandbox.level < least:
         figures: dict[str, Figure] = {"format": format, "wanted": least, "given": bench.sandbox.level}
         return vetting, Seen(refusal=Reason(Code.SANDBOX_TOO_WEAK, figures=figures))
-    step(_fetch, "take in")(vetting)
-    pending = step(prepare, "reference data").submit(vetting.settings, vetting.record.submission, vetting.params.data)
+    steps.take_in(vetting.settings, vetting.record, vetting.case)
+    pending = steps.reference_data.submit(vetting.settings, vetting.record.submission, vetting.params.data)
     try:
-        step(inspect.look, "inspect and load")(vetting.case)
+        steps.inspect_and_load(vetting.settings, vetting.case)
         data: Data = Data(**pending.result())
     except (NotUnderstood, SandboxError) as error:
         return vetting, Seen(refusal=of_error(error), refused=isinstance(error, NotUnderstood))
@@ -114,9 +99,8 @@ def _seen(vetting: Vetting, wanted: dict[str, Blob]) -> Seen:
         return Seen(tuple(Found(**f) for f in given), of_error(refused) if refused else None, refused is not None)
     found = []
     for method, params in wanted.items():
-        detect = step(inspect.detect, f"detect {method}")
         try:
-            found.append(Found(**detect(vetting.settings, vetting.case, method, params)))
+            found.append(Found(**steps.detect(vetting.settings, vetting.case, method, params)))
         except NotUnderstood as error:
             return Seen(tuple(found), of_error(error), refused=True)
     return Seen(tuple(found))
@@ -146,7 +130,7 @@ def request_of(vetting: Vetting, seen: Seen, level: int) -> Question:
 def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Question:
     """Run every detector on a submission, what is known already from the store, and give what the gate can judge.
 
-    `run` names a repetition with another seed. Needs a Prefect server (`flows.vetting.local.start`).
+    `run` names a repetition with another seed. Needs a Prefect server (`flows.vetting.local.start_all`).
     """
 
     @flow(name="examine", flow_run_name=f"examine-{manifest_sha256[:12]}-{run or 'first'}", result_serializer="json")
@@ -164,7 +148,3 @@ def examine_flow(manifest_sha256: str, key: str, run: str = "") -> None:
     with opened(settings, manifest_sha256, run) as (vetting, bench):
         request = request_of(*look_over(vetting, bench), bench.sandbox.level)
     open_store(settings).create(f"examinations/{manifest_sha256}/{key}.json", canonical_json(request.to_json()))
-
-
-def _fetch(vetting: Vetting) -> None:
-    intake.fetch(open_store(vetting.settings), vetting.record, Path(vetting.case.directory))

@@ -11,8 +11,8 @@ from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
-from tasks.store.base import open_store
 from tasks.store.lease import leased
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.inspect import Case
 from vetgate.verdict.policy import load_policy

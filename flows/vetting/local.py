@@ -10,12 +10,14 @@ from typing import Any
 from flows.gate.client import gate
 from flows.params import load_params
 from flows.production.automatic import promote_all_due
-from flows.service import runtime
+from flows.vetting import runtime
 from flows.vetting.result import refused
 from flows.vetting.sweep import sweep
+from tasks.importing import importing
 from tasks.mlflow import client as mlflow_client
 from tasks.progress import tell
 from tasks.settings import Settings, load_settings
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.intake import Record
 from tasks.vetting.workplace import cool, warm
@@ -40,10 +42,12 @@ def vet_here(directory: Path) -> dict[str, Any]:
 
 def run(settings: Settings, record: Record) -> dict[str, Any]:
     """Vet a submission that was taken in."""
-    start(settings)
+    # what has a result is most likely asked for once more: then no model is opened, and MLflow has it already
+    start_all(settings, fresh=next(iter(open_store(settings).list(f"results/{record.id}/")), None) is None)
     try:
         tell("start", 0)
-        from flows.vetting.vet import vet
+        with importing():
+            from flows.vetting.vet import vet
 
         runtime.ready()
         tell("start", 1)
@@ -59,7 +63,7 @@ def sweep_here(settings: Settings) -> dict[str, Any]:
     done = sweep(settings, lambda deployment, parameters, key: todo.append((deployment, parameters)))
     if not todo:
         return done
-    start(settings)
+    start_all(settings)
     try:
         from flows.vetting.submitted import take_version
         from flows.vetting.vet import vet
@@ -81,12 +85,17 @@ def sweep_here(settings: Settings) -> dict[str, Any]:
     return done
 
 
-def start(settings: Settings) -> None:
-    """Begin to start the Prefect server, the sandbox, the gate and MLflow; returns before they are up."""
+def start_all(settings: Settings, *, fresh: bool = True) -> None:
+    """Begin to start the Prefect server, the sandbox, the gate and MLflow; returns before they are up.
+
+    If nothing `fresh` is to be vetted, sandbox and MLflow are left until they are needed.
+    """
     runtime.start(settings.home)
-    warm(settings)
+    if fresh:
+        warm(settings)
     gate(settings)
-    threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True).start()
+    if fresh:
+        threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True).start()
 
 
 def _import_mlflow(settings: Settings) -> None:

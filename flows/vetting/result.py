@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from flows.gate.decided import Answer
+from tasks.mlflow.client import SQLITE
 from tasks.mlflow.vettings import record_vetting
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.inspect import Case, Found, read_evidence
 from tasks.vetting.intake import Record
 from tasks.vetting.results import Result, ResultMethod, ResultRepair
@@ -71,6 +73,10 @@ def publish(
             path.parent.mkdir(parents=True, exist_ok=True)
         attestation.unlink(missing_ok=True)
         store.fetch(answer.attestation, attestation)
+        if (run := _published(settings, store, record, vetting, result)) is not None:
+            page.unlink(missing_ok=True)
+            store.fetch(f"reports/{record.id}/{vetting}.html", page)
+            return replace(result, mlflow_run=run).to_json()
         kept = [read_evidence(store, record.id, method, key) for method, key in answer.decided.evidence.items()]
         evidence = [item for item in kept if item is not None]
         clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
@@ -90,6 +96,23 @@ def publish(
             f"expected to write the report of {record.id}, got {error}; free space and vet again"
         ) from error
     return result.to_json()
+
+
+def _published(settings: Settings, store: Store, record: Record, vetting: str, result: Result) -> str | None:
+    """The run in MLflow of this very result, if it was published whole before; None if any of it is to be done.
+
+    It is written last, so MLflow and the report had all of it; asking MLflow again would take seconds.
+    """
+    database = settings.tracking_uri.removeprefix(SQLITE)
+    if database != settings.tracking_uri and not Path(database).exists():
+        return None
+    try:
+        before: Blob = json.loads(store.read(f"results/{record.id}/{vetting}.json"))
+    except (KeyError, ValueError):
+        return None
+    run = before.get("mlflow_run")
+    same = {**before, "mlflow_run": None, "seconds": result.seconds} == result.to_json()
+    return run if same and isinstance(run, str) and store.exists(f"reports/{record.id}/{vetting}.html") else None
 
 
 def _page(

@@ -11,15 +11,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.progress import tell
-from tasks.settings import Settings, load_settings
+from tasks.settings import Settings
 from tasks.vetting.inspect import Case
-from tasks.vetting.spread import detect_spread
-from tasks.vetting.workplaces import case_from_json, case_to_json
+from tasks.vetting.steps import detect_on_dask
+from tasks.vetting.workplaces import case_to_json
 from vetgate.errors import NotUnderstood
 from vetgate.verdict.policy import Policy
 
@@ -52,8 +51,7 @@ def detect_all(
         running = {}
         for method, params in methods.items():
             tell(f"detect {method}", 0)
-            made = _detect.with_options(name=f"detect {method}", task_run_name=f"detect {method}")
-            running[method] = made.submit(json.dumps(case_to_json(case)), sizes, method, params)
+            running[method] = detect_on_dask.submit(json.dumps(case_to_json(case)), sizes, method, params)
         found: list[Blob] = []
         refused: NotUnderstood | None = None
         for method, future in running.items():
@@ -66,21 +64,6 @@ def detect_all(
         return found, refused
 
     return detecting()
-
-
-@task(result_serializer="json", cache_policy=NO_CACHE)
-def _detect(case: str, sizes: dict[str, int], method: str, params: Blob) -> Blob:
-    """Run one detector on a Dask worker; what it found is in the store when this ends."""
-    from distributed import worker_client
-
-    # leaves this worker's thread to the blocks that it waits for
-    with worker_client() as client:
-
-        def submit(work: Any, job: str) -> Any:
-            # a pure call with the same job would be answered from an earlier one
-            return client.submit(work, job, pure=False)
-
-        return detect_spread(load_settings(), case_from_json(json.loads(case)), sizes, method, params, submit)
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -9,7 +9,7 @@ from tasks import events
 from tasks.records.attestations import newest_attestation
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from vetgate.errors import BadSubmission, Denied
 from vetgate.trust.keys import load_key

@@ -10,7 +10,7 @@ from tasks import events
 from tasks.mlflow import submitted as registered
 from tasks.mlflow import submitted_notes as registered_notes
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from vetgate.errors import BadSubmission, NotUnderstood
 

@@ -7,7 +7,7 @@ import re
 from tasks.mlflow import submitted as registered
 from tasks.mlflow import submitted_notes as registered_notes
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 
 
 def note_own_version(settings: Settings, found: registered.Registered) -> bool:

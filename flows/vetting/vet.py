@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from flows.gate.client import decision, gate
+from flows.gate.client import gate
 from flows.gate.decided import Answer
 from flows.params import uses
-from flows.vetting.examine import Seen, Vetting, look_over, opened, request_of, step
+from flows.vetting.examine import Seen, Vetting, look_over, opened, request_of
 from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
 from tasks.store.lease import Held, leased
-from tasks.vetting import inspect, intake, repair
+from tasks.store.open import open_store
+from tasks.vetting import inspect, intake, repair, steps
 from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError
 from vetgate.role import role_of, source_of
@@ -77,19 +79,15 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         vetting, seen = look_over(vetting, bench)
         # whoever lost the lease must not write a second verdict
         check()
-        ruling = Answer.from_json(step(_decide, "decide")(vetting, seen, bench.sandbox.level))
+        question = request_of(vetting, seen, bench.sandbox.level)
+        ruling = Answer.from_json(steps.decide(gate(settings).ask, question.to_json()))
         mended = _repair(vetting, seen, ruling)
     if mended is not None:
         mended = _vet_again(vetting, mended, unless_vetted)
     check()
     found = {item.method: item for item in seen.found}
     result = result_of(settings, record, ruling, found, mended, seen.refusal, bench.sandbox.level, started)
-    published: Blob = step(publish, "report and register")(settings, record, vetting.case, ruling, result, mended)
-    return published
-
-
-def _decide(vetting: Vetting, seen: Seen, level: int) -> Blob:
-    return decision(vetting.settings, request_of(vetting, seen, level)).to_json()
+    return steps.register(partial(publish, settings, record, vetting.case, ruling, result, mended))
 
 
 def _repair(vetting: Vetting, seen: Seen, ruling: Answer) -> Blob | None:
@@ -105,14 +103,13 @@ def _repair(vetting: Vetting, seen: Seen, ruling: Answer) -> Blob | None:
         evidence = _evidence_for(vetting, seen, method, suspects)
         params = vetting.params.repair.get(method, {})
         inversion = vetting.params.detect.get(source_of("triggers", vetting.params.detect) or "", {})
-        mend = step(repair.repair, f"repair {method}")
-        candidates.append(mend(settings, case, method, params, evidence, suspects, inversion))
+        candidates.append(steps.repair(settings, case, method, params, evidence, suspects, inversion))
     chosen = repair.choose(candidates, policy)
     if chosen is None:
         return {"rejected": candidates}
     directory = settings.home / "repaired" / case.manifest
     repair.restore(settings, case, chosen, directory)
-    figures = step(repair.report_figures, "re-evaluate")(case, chosen, directory)
+    figures = steps.re_evaluate(case, chosen, directory)
     return {"chosen": chosen, "directory": str(directory), "test": figures}
 
 

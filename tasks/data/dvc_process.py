@@ -32,14 +32,14 @@ def main() -> None:
         print(json.dumps(line), file=answers, flush=True)
 
     try:
-        operations: dict[str, Callable[..., dict[str, Any]]] = {"add": add, "read": read}
+        operations: dict[str, Callable[..., dict[str, Any]]] = {"add": upload, "read": download}
         operation = operations[request.pop("operation")]
         say({"done": operation(say, **request)})
     except Exception as error:
         say({"error": f"{type(error).__name__}: {error}".strip()[:600]})
 
 
-def add(say: Say, root: str, remote: dict[str, Any], file: str, out: str) -> dict[str, Any]:
+def upload(say: Say, root: str, remote: dict[str, Any], file: str, out: str) -> dict[str, Any]:
     """Put `file` under DVC as `out`: its bytes go to the remote, its pointer into the work tree of the git `root`."""
     from dvc.repo import Repo
 
@@ -68,7 +68,7 @@ def add(say: Say, root: str, remote: dict[str, Any], file: str, out: str) -> dic
     return {}
 
 
-def read(say: Say, root: str, remote: dict[str, Any], rev: str, path: str, to: str) -> dict[str, Any]:
+def download(say: Say, root: str, remote: dict[str, Any], rev: str, path: str, to: str) -> dict[str, Any]:
     """Copy `path` as it was at commit `rev` into the new file `to`, hashing on the way."""
     import dvc.api
 

@@ -38,7 +38,7 @@ class Header:
     start: int
 
 
-def describe(path: Path, progress: Progress | None = None) -> dict[str, Any]:
+def contents(path: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Read every byte of a data set and return what it holds, as JSON; raises NotUnderstood."""
     with _opened(path) as archive:
         headers = {name: _header(archive, name, path) for name in _names(archive, path)}

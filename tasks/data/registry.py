@@ -53,7 +53,7 @@ def add(settings: Settings, name: str, file: Path, progress: npz.Progress | None
     with _locked(settings.home), _staging(settings.home) as staging:
         copy = staging / Path(file).name
         sha256, size = _copy(Path(file), copy)
-        contents = npz.describe(copy, progress)
+        contents = npz.contents(copy, progress)
         root = _root(settings)
         begins = not root.exists()
         # a registry appears whole or not at all: the first set is added before it gets its name

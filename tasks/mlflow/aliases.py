@@ -12,7 +12,8 @@ from tasks.mlflow.client import registry
 from tasks.mlflow.promoted import MODEL
 from tasks.records.promotions import Promotion
 from tasks.settings import Settings
-from tasks.store.base import Store, fetch_all, open_store
+from tasks.store.base import Store, fetch_all
+from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
 from vetgate.formats.manifest import hash_directory

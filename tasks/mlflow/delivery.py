@@ -16,7 +16,8 @@ from tasks.mlflow.client import registry
 from tasks.mlflow.promoted import MODEL
 from tasks.records.coverage import Coverage
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.errors import Altered, Denied, StoreError
 from vetgate.formats.manifest import FILE_NAME

@@ -15,7 +15,7 @@ from tasks.mlflow.client import registry
 from tasks.mlflow.vettings import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.records.promotions import Taken
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.errors import StoreError, VetgateError
 from vetgate.formats.manifest import Manifest, hash_directory

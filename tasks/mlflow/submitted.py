@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tasks.mlflow.client import registry
 from tasks.mlflow.submitted_notes import note_key
 from tasks.settings import Settings, location
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.errors import BadSubmission, NotUnderstood
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.mlflow.client import experiment, registry
 from tasks.mlflow.submitted_notes import note, noted
 from tasks.settings import Settings
-from tasks.store.base import Store, fetch_all, open_store
+from tasks.store.base import Store, fetch_all
+from tasks.store.open import open_store
 from vetgate.digest import sha256_json
 from vetgate.formats.submission import Submission
 

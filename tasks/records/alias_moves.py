@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from tasks.records.ledger_chain import Entry, append, head
 from tasks.records.promotions import promotion_key
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
 from vetgate.trust.strict_json import as_object, parse

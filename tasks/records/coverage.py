@@ -13,7 +13,8 @@ from typing import Any
 from tasks.records.attestations import Attestation, is_revoked, newest_attestation, was_revoked
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.errors import Denied, NotPassed, Stale
 from vetgate.trust import attest
 from vetgate.trust.keys import TrustRoot, read_trust_root, utc_now

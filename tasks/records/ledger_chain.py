@@ -17,8 +17,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
 from tasks.store.directory import write_whole
+from tasks.store.open import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
 from vetgate.trust import dsse

@@ -10,14 +10,15 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from tasks.ledger_index import entered
 from tasks.records.alias_moves import Move, enter_move, unfinished_move
 from tasks.records.attestations import attestation_at
 from tasks.records.ledger_chain import Entry, append, gate_key, head
+from tasks.records.ledger_index import entered
 from tasks.records.promotions import promotion_key, promotion_of
 from tasks.records.revocations import said_by
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.errors import Denied
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import GATE, TrustRoot

@@ -9,7 +9,8 @@ from typing import Any
 
 from tasks.records.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remembered
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.errors import Denied
 from vetgate.trust.dsse import MAX_CLOCK_SKEW
 from vetgate.trust.keys import TrustRoot, read_trust_root, utc_now

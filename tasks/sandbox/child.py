@@ -43,9 +43,11 @@ def main(ops_file: str) -> NoReturn:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
+    gc.disable()
     import torch
 
     ops = _load(ops_file)
+    gc.enable()
     gc.collect()
     # keeps the collector of a fork from touching, and so copying, every page it shares
     gc.freeze()

@@ -6,13 +6,10 @@ overwritten; the few objects that change are replaced only if they are still wha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from tasks.settings import Settings, location
 from vetgate.errors import StoreError
 
 CHUNK = 1 << 20
@@ -64,28 +61,6 @@ class Store(Protocol):
 
     def url(self, key: str) -> str:
         """Where others find the object: a file:// or s3:// URL; `key` may be a prefix without its last slash."""
-
-
-def open_store(where: Settings | str, *, endpoint: str | None = None) -> Store:
-    """The store at a path, file:// or s3://bucket/prefix URL, or the one that the settings name.
-
-    An S3 endpoint other than AWS is `endpoint`, VETGATE_S3_ENDPOINT or AWS_ENDPOINT_URL, in this order.
-    """
-    if isinstance(where, Settings):
-        endpoint = endpoint or where.s3_endpoint
-        where = where.store
-    try:
-        parts = urlsplit(where := location(where))
-    except ValueError as error:
-        raise StoreError(str(error)) from error
-    if parts.scheme == "s3":
-        from tasks.store.s3 import S3Store
-
-        endpoint = endpoint or os.environ.get("VETGATE_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL")
-        return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint)
-    from tasks.store.directory import DirectoryStore
-
-    return DirectoryStore(Path(where))
 
 
 def fetch_all(store: Store, prefix: str, destination: Path) -> Path:

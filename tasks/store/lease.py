@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tasks.settings import Settings
-from tasks.store.base import Changed, Store, open_store
+from tasks.store.base import Changed, Store
+from tasks.store.open import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError
 

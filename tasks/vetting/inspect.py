@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 from tasks.progress import teller
-from tasks.sandbox.host import Limits, SandboxError
+from tasks.sandbox.host import OPS, Limits, SandboxError
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.workplace import bench_of
-from vetgate.digest import canonical_json, code_digest, sha256_json
+from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, StoreError
 
 
@@ -60,14 +64,56 @@ class Found:
     failure_code: str | None = None
 
 
-def look(case: Case) -> dict[str, Any]:
-    """Read every submitted file to its last byte and load the model; raises NotUnderstood or SandboxError."""
-    sandbox = bench_of(case.manifest).sandbox
-    sandbox.call("inspect", case.model, limits=case.limits)
-    return sandbox.call("describe", case.model, limits=case.limits)
+def look(settings: Settings, case: Case) -> None:
+    """Read every submitted file to its last byte and load the model; raises NotUnderstood or SandboxError.
+
+    What the same code understood of the same bytes is not read again.
+    """
+    store, about = open_store(settings), _looked(case)
+    if not was_looked_at(store, case):
+        sandbox = bench_of(case.manifest).sandbox
+        sandbox.call("inspect", case.model, limits=case.limits)
+        described = sandbox.call("describe", case.model, limits=case.limits)
+        store.create(_look_path(about), canonical_json({"about": about, "described": described}))
 
 
-def detect(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
+def was_looked_at(store: Store, case: Case) -> bool:
+    """Whether the files were understood before, by this very code; raises StoreError when the record is another's."""
+    about = _looked(case)
+    try:
+        record = json.loads(store.read(_look_path(about)))
+    except KeyError:
+        return False
+    except ValueError as error:
+        raise StoreError(f"the inspection of {case.manifest} is no JSON; the store was tampered with") from error
+    if not isinstance(record, dict) or record.get("about") != about:
+        raise StoreError(f"the inspection of {case.manifest} is about something else; the store was tampered with")
+    return True
+
+
+def _looked(case: Case) -> dict[str, Any]:
+    level = bench_of(case.manifest).sandbox.level
+    return {"manifest": case.manifest, "code": _readers(), "limits": case.limits.to_json(), "sandbox_level": level}
+
+
+def _look_path(about: dict[str, Any]) -> str:
+    return f"inspections/{about['manifest']}/{sha256_json(about)}.json"
+
+
+@cache
+def _readers() -> str:
+    """SHA-256 over all that opens a submitted file: our readers of formats, and the versions of what they call."""
+    folders = (PACKAGE / "formats", PACKAGE / "architectures")
+    files = [OPS, PACKAGE / "errors.py", *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+    for package in ("onnx", "safetensors", "torch"):
+        digest.update(f"{package} {version(package)}".encode())
+    return digest.hexdigest()
+
+
+def run_detector(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The fields of what one detector found: from the store, else run and saved; raises StoreError if it cannot be."""
     sandbox = bench_of(case.manifest).sandbox
 

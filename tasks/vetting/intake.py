@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory, take_in
 from vetgate.formats.submission import Submission, read_submission

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.settings import Settings
-from tasks.settled import Settled
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
 from tasks.store.lease import Lease, read_lease
+from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record, submitted
+from tasks.vetting.settled import Settled
 
 # a vetting that died is tried again after this long, then after twice as long, and so on
 FIRST_PAUSE_SECONDS = 30.0

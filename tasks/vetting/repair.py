@@ -11,7 +11,8 @@ from typing import Any
 from tasks.progress import teller
 from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tasks.vetting.evaluate import Measured, evaluate, natural_success, reinvert
 from tasks.vetting.inspect import Case, log_invocation, provenance
 from tasks.vetting.workplace import bench_of
@@ -23,7 +24,7 @@ from vetgate.verdict.policy import RepairPolicy
 Blob = dict[str, Any]
 
 
-def repair(
+def run_repair(
     settings: Settings,
     case: Case,
     method: str,

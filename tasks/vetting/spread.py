@@ -40,7 +40,7 @@ Submit = Callable[[Callable[[str], str], str], Pending]
 def detect_spread(
     settings: Settings, case: Case, sizes: dict[str, int], method: str, params: Blob, submit: Submit
 ) -> Blob:
-    """The fields of what one detector found, as `detect` gives them, its blocks computed by `submit`.
+    """The fields of what one detector found, as `run_detector` gives them, its blocks computed by `submit`.
 
     `submit(work, job)` has work(job) done by a worker. The case's own paths are not used.
     """

@@ -6,7 +6,7 @@ Tasks are handed JSON only, so an open bench is found by the manifest it serves.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def warm(settings: Settings) -> None:
     if not any(home == settings.home for home, _, _ in _spare):
         with ExitStack() as stack:
             bench = set_up(settings, stack)
+            bench.sandbox.start()
             _spare.append((settings.home, stack.pop_all(), bench))
 
 
@@ -44,11 +45,14 @@ def cool() -> None:
 
 @contextmanager
 def open_bench(settings: Settings, manifest_sha256: str) -> Iterator[Bench]:
-    """The bench for the vetting of this submission, the warm one if there is one."""
-    warm(settings)
-    taken = next(entry for entry in _spare if entry[0] == settings.home)
-    _spare.remove(taken)
-    _, stack, bench = taken
+    """The bench for this vetting: the warm one if there is one, else one whose sandbox starts when it is needed."""
+    taken = next((entry for entry in _spare if entry[0] == settings.home), None)
+    if taken is not None:
+        _spare.remove(taken)
+        _, stack, bench = taken
+    else:
+        stack = ExitStack()
+        bench = set_up(settings, stack)
     with stack:
         _open[manifest_sha256] = bench
         try:
@@ -63,11 +67,11 @@ def bench_of(manifest_sha256: str) -> Bench:
 
 
 def set_up(settings: Settings, stack: ExitStack) -> Bench:
-    """A bench that `stack` clears away."""
+    """A bench that `stack` clears away; its sandbox starts at its first call, or when it is told to."""
     room = stack.enter_context(workroom(settings))
     given, made = room / "given", room / "made"
     splits = settings.home / "splits"
     for directory in (given, made, splits):
         directory.mkdir(mode=0o700, exist_ok=True)
-    sandbox = stack.enter_context(Sandbox(scratch=made, read_only=[given, splits]))
+    sandbox = stack.enter_context(closing(Sandbox(scratch=made, read_only=[given, splits])))
     return Bench(given, made, sandbox)

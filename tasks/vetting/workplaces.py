@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.intake import fetch, read_record
 from tasks.vetting.prepare import prepare

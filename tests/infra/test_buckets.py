@@ -13,7 +13,7 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tests.infra.known import ROOT
 
 NAMES = ("--store", "the-store", "--reference", "the-reference", "--artifacts", "the-artifacts")

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from flows.params import load_params
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.prepare import prepare
@@ -122,7 +122,7 @@ def alone(home: Path, directory: Path, seed: int, installation: dict[str, str]) 
             submission = record.submission.model_dump(mode="json")
             case = Case(record.id, str(bench.given / "submission"), submission, seed, Limits(cpu_seconds=300), data)
             intake.fetch(store, record, Path(case.directory))
-            found = inspect.detect(settings, case, "neural_cleanse", params.detect["neural_cleanse"])
+            found = inspect.run_detector(settings, case, "neural_cleanse", params.detect["neural_cleanse"])
     finally:
         cool()
     kept = inspect.read_evidence(store, record.id, "neural_cleanse", found["key"])

@@ -105,5 +105,5 @@ def swept(world: World) -> bool:
 def runs(world: World) -> list[psutil.Process]:
     """The processes of flow runs of the vet worker: the forks of its warm process."""
     worker = psutil.Process(world.service.pid("vet-worker"))
-    warm = [child for child in worker.children() if "flows.service_warm" in child.cmdline()]
+    warm = [child for child in worker.children() if "flows.service.warm" in child.cmdline()]
     return [fork for process in warm for fork in process.children()]

@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import service_run
-from flows.service_warm import Warm, WarmProcess, _import
+from flows.service import launch
+from flows.service.warm import Warm, WarmProcess, _import
 from tests.service.running import until_true
 
-LAUNCHER = Path(service_run.__file__)
+LAUNCHER = Path(launch.__file__)
 SEEN: list[str] = []
 
 
@@ -149,7 +149,7 @@ def test_a_process_with_a_second_thread_does_not_fork(tmp_path: Path) -> None:
     (tmp_path / "busy.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=[999], daemon=True).start()\n"
     )
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from flows.service_warm import _import; _import(['busy'])"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from flows.service.warm import _import; _import(['busy'])"
     quiet = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env=os.environ | quiet, capture_output=True, text=True

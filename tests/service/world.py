@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tests.service.running import Service, tail, until_true
 
 Blob = dict[str, Any]

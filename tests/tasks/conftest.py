@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 
 
 @pytest.fixture(params=["directory", "s3"])

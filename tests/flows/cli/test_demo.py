@@ -102,11 +102,11 @@ def test_a_supplier_hands_in_the_same_bytes_every_time(
     assert measure(again, test) == handed_in[1][-1]
 
 
-def test_the_python_of_the_readme_names_the_backdoor(
+def test_the_python_of_the_docs_names_the_backdoor(
     handed_in: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    readme = Path(__file__).parents[3] / "README.md"
-    (block,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "python.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     (tmp_path / ".vetgate").mkdir()
     (tmp_path / ".vetgate" / "demo").symlink_to(handed_in[0])
     done = subprocess.run(

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from flows.cli.show_status import show_status
-from flows.cli.status import status
+from flows.cli.status import at_a_glance
 from flows.cli.verify import app
 from flows.production.promote import promote
 from tasks.mlflow.client import registry
@@ -45,7 +45,7 @@ def shown(seen: dict[str, Any]) -> str:
 
 def test_an_empty_installation_has_nothing_to_say_and_asks_no_registry(production: Production) -> None:
     (production.settings.home / "mlflow.db").unlink()
-    seen = status(production.settings)
+    seen = at_a_glance(production.settings)
     assert seen == {
         "submissions": [],
         "queue": {"waiting": 0, "at work": 0},
@@ -60,7 +60,7 @@ def test_an_empty_installation_has_nothing_to_say_and_asks_no_registry(productio
 
 def test_what_waits_is_told_from_what_somebody_is_at_work_on(production: Production) -> None:
     manifest = production.submit(1)
-    row = only(status(production.settings)["submissions"])
+    row = only(at_a_glance(production.settings)["submissions"])
     assert (row["manifest_sha256"], row["verdict"], row["state"]) == (manifest, None, "waiting")
     assert row["attempts"] == 0 and row["held_by"] is None
 
@@ -69,14 +69,14 @@ def test_what_waits_is_told_from_what_somebody_is_at_work_on(production: Product
     with pytest.raises(ZeroDivisionError), leased(production.settings, manifest):
         lease = read_lease(production.store, manifest)
         assert lease is not None
-        seen = status(production.settings)
+        seen = at_a_glance(production.settings)
         row = only(seen["submissions"])
         assert (row["state"], row["attempts"]) == ("at work", 2)
         assert row["held_by"]["pid"] == lease.pid and row["held_by"]["host"] == lease.host.split("/")[0]
         assert seen["queue"] == {"waiting": 0, "at work": 1}
         assert f"attempt 2 by {row['held_by']['host']}, process {lease.pid}" in shown(seen)
         1 / 0  # noqa: B018
-    seen = status(production.settings)
+    seen = at_a_glance(production.settings)
     assert "queued, 2 attempts died" in shown(seen)
     assert seen["queue"] == {"waiting": 1, "at work": 0}
 
@@ -86,14 +86,14 @@ def test_verdicts_are_counted(production: Production) -> None:
         manifest = production.submit(seed)
         production.decide(manifest, verdict)
         production.store.create(f"results/{manifest}/x.json", b"{}")
-    seen = status(production.settings)
+    seen = at_a_glance(production.settings)
     assert seen["verdicts"] == {"PASS": 1, "FAIL": 2}
     assert {row["state"] for row in seen["submissions"]} == {"decided"}
 
 
 def test_what_is_in_production_is_shown_with_what_covers_it_until_when(production: Production) -> None:
     manifest = production.promoted(1)
-    row = only(status(production.settings)["production"])
+    row = only(at_a_glance(production.settings)["production"])
     assert row == {
         "name": "digits",
         "model": "prod.digits",
@@ -107,9 +107,9 @@ def test_what_is_in_production_is_shown_with_what_covers_it_until_when(productio
         "grace": False,
         "why": None,
     }
-    later = status(production.settings, now=NOW + timedelta(days=23))
+    later = at_a_glance(production.settings, now=NOW + timedelta(days=23))
     assert only(later["production"])["soon"]
-    expired = only(status(production.settings, now=NOW + timedelta(days=30))["production"])
+    expired = only(at_a_glance(production.settings, now=NOW + timedelta(days=30))["production"])
     assert not expired["covered"] and "expired" in expired["why"]
 
 
@@ -123,7 +123,7 @@ def test_every_alias_has_its_row_and_a_bypass_stands_out(production: Production)
         made = client.create_model_version("prod.digits", "s3://anywhere/else")
         client.set_registered_model_alias("prod.digits", "shadow", made.version)
 
-    rows = {row["alias"]: row for row in status(production.settings)["production"]}
+    rows = {row["alias"]: row for row in at_a_glance(production.settings)["production"]}
 
     covered = {alias: (row["version"], row["covered"]) for alias, row in rows.items()}
     assert covered == {
@@ -133,7 +133,7 @@ def test_every_alias_has_its_row_and_a_bypass_stands_out(production: Production)
         "shadow": ("3", False),
     }
     assert "never promoted" in rows["shadow"]["why"]
-    assert "NOT COVERED" in shown(status(production.settings))
+    assert "NOT COVERED" in shown(at_a_glance(production.settings))
 
 
 def test_what_a_rescan_found_altered_is_not_covered_until_it_is_restored(production: Production) -> None:
@@ -141,9 +141,9 @@ def test_what_a_rescan_found_altered_is_not_covered_until_it_is_restored(product
     overwrite(registered, weights(2))
     with pytest.raises(Denied):
         rehash(production.settings, production.store, deliverable(production))
-    assert only(status(production.settings)["production"])["covered"] is False
+    assert only(at_a_glance(production.settings)["production"])["covered"] is False
     overwrite(registered, weights(1))
-    assert only(status(production.settings)["production"])["covered"] is True
+    assert only(at_a_glance(production.settings)["production"])["covered"] is True
 
 
 def deliverable(production: Production) -> Promotion:
@@ -156,7 +156,7 @@ def test_a_rescan_s_grace_is_marked(production: Production) -> None:
     manifest = production.promoted(1)
     demote_after = NOW + timedelta(hours=4)
     production.decide(manifest, "FAIL", issued=NOW, purpose="rescan", demote_after=demote_after)
-    seen = status(production.settings)
+    seen = at_a_glance(production.settings)
     row = only(seen["production"])
     assert row["grace"] and row["soon"] and row["verdict"] == "FAIL"
     assert "(grace)" in shown(seen)
@@ -166,7 +166,7 @@ def test_with_the_registry_away_the_rest_is_shown(production: Production, monkey
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     manifest = production.promoted(1)
     away = production.settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
-    seen = status(away)
+    seen = at_a_glance(away)
     assert seen["production"] == [] and "http://127.0.0.1:9" in seen["errors"]["production"]
     assert only(seen["submissions"])["manifest_sha256"] == manifest
     assert "production: not known" in shown(seen)
@@ -177,7 +177,7 @@ def test_without_its_store_there_is_no_status(production: Production, monkeypatc
         monkeypatch.setenv(name, "test")
     away = {"store": "s3://vetgate", "s3_endpoint": "http://127.0.0.1:9"}
     with pytest.raises(StoreError):
-        status(production.settings.model_copy(update=away))
+        at_a_glance(production.settings.model_copy(update=away))
 
 
 class TestWaivers:
@@ -204,7 +204,7 @@ class TestWaivers:
         """Ask for a waiver and have it approved: (*approvers, days=...) -> its digest."""
 
         def ask(*approvers: str, days: int) -> str:
-            manifest = only(status(production.settings)["submissions"])["manifest_sha256"]
+            manifest = only(at_a_glance(production.settings)["submissions"])["manifest_sha256"]
             wish = sign_waiver(
                 keys["one"],
                 manifest=manifest,
@@ -225,7 +225,7 @@ class TestWaivers:
         self, production: Production, waive: Callable[..., str]
     ) -> None:
         digest = waive("one", "two", days=20)
-        row = only(status(production.settings)["waivers"])
+        row = only(at_a_glance(production.settings)["waivers"])
         assert (row["waiver"], row["finding"], row["approvals"]) == (digest, self.FINDING, 2)
         assert row["in_force"] and not row["soon"] and row["why"] is None
         assert row["expires"] == f"{NOW + timedelta(days=20):%Y-%m-%dT%H:%M:%SZ}"
@@ -235,7 +235,7 @@ class TestWaivers:
     ) -> None:
         waive("one", "two", days=20)
         first = waive("one", "two", days=3)
-        seen = status(production.settings)
+        seen = at_a_glance(production.settings)
         assert [row["soon"] for row in seen["waivers"]] == [True, False]
         assert seen["waivers"][0]["waiver"] == first and " soon" in shown(seen)
 
@@ -243,24 +243,24 @@ class TestWaivers:
         self, production: Production, waive: Callable[..., str]
     ) -> None:
         waive("one", "submitter", days=20)
-        row = only(status(production.settings)["waivers"])
+        row = only(at_a_glance(production.settings)["waivers"])
         assert not row["in_force"] and row["why"] == "has 1 of 2 approvals"
 
     def test_one_that_expired_is_revoked_or_asks_for_too_much_says_so(
         self, production: Production, waive: Callable[..., str]
     ) -> None:
         digest = waive("one", "two", days=20)
-        after = only(status(production.settings, now=NOW + timedelta(days=21))["waivers"])
+        after = only(at_a_glance(production.settings, now=NOW + timedelta(days=21))["waivers"])
         assert not after["in_force"] and "expired" in after["why"] and not after["soon"]
         production.store.create(f"revocations/{digest}.json", b"{}")
-        assert "revoked" in only(status(production.settings)["waivers"])["why"]
+        assert "revoked" in only(at_a_glance(production.settings)["waivers"])["why"]
 
     def test_without_the_public_keys_they_are_not_known(
         self, production: Production, waive: Callable[..., str]
     ) -> None:
         waive("one", "two", days=20)
         production.settings.trust_root.unlink()
-        seen = status(production.settings)
+        seen = at_a_glance(production.settings)
         assert seen["waivers"] == [] and "expected a trust root" in seen["errors"]["waivers"]
 
 
@@ -277,7 +277,7 @@ def test_the_last_rescan_is_shown(production: Production) -> None:
             "errors": [],
         }
         production.store.create(f"rescans/2026-01-01-{number}.json", json.dumps(blob).encode())
-    seen = status(production.settings)
+    seen = at_a_glance(production.settings)
     assert seen["rescan"] is not None and seen["rescan"]["batch"] == "2026-01-01-10"
     line = "last rescan 2026-01-01-10: INCONCLUSIVE, 5 checked, 3 unchanged, 1 stale, 1 uncovered, 1 taken back"
     assert line in shown(seen)

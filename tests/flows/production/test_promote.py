@@ -21,7 +21,7 @@ from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import covered
 from tasks.records.ledger import catch_up, entries, verify_ledger
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
 from vetgate.errors import BadSubmission, Denied, Stale

@@ -24,7 +24,7 @@ from tasks.mlflow import delivery
 from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
 from vetgate.architectures import ARCHITECTURES

@@ -6,7 +6,7 @@ import pytest
 
 from flows.rescan.canaries import BACKDOORED, CLEAN, Canary, canaries
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import intake
 from vetgate.errors import StoreError
 from vetgate.verdict.stated import StatedVerdict

@@ -24,7 +24,7 @@ from flows.service.receiver import receiver
 from tasks.mlflow.webhooks import MAX_BODY_BYTES, signature
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting.intake import take
 from tests.service.running import free_ports
 from vetgate.errors import BadSubmission, StoreError

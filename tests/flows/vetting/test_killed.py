@@ -12,7 +12,8 @@ import pytest
 from tasks.mlflow.client import registry
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from tests import killing
 from tests.killing import Turn
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tests.databases import with_databases
 
 # an interrupt that comes while the machine is busy elsewhere is heard at another step

@@ -16,8 +16,8 @@ from tasks.mlflow import submitted as registered
 from tasks.mlflow import submitted_notes as registered_notes
 from tasks.mlflow.client import registry
 from tasks.settings import Settings
-from tasks.store.base import open_store
 from tasks.store.lease import leased
+from tasks.store.open import open_store
 from tasks.vetting import intake, queue
 from tests.databases import with_registry
 

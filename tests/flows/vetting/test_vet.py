@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 
 RESULT = ["submission", "manifest_sha256", "verdict", "p_value", "calibrated", "suspects", "methods", "repair"]
 RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons", "reason_records"]
@@ -35,6 +35,32 @@ def test_an_honest_model_passes(passed):
     assert list(result) == RESULT and [list(method) for method in result["methods"]] == [METHOD] * 2
     assert result["p_value"] > 0.05 and result["calibrated"] and result["repair"] is None
     assert "no script" not in Path(result["report"]).read_text() and result["mlflow_run"]
+
+
+def test_vetting_the_same_once_more_opens_no_model_and_asks_mlflow_nothing(passed, alone, honest, home):
+    before = (home / "mlflow.db").read_bytes()
+    # a sandbox that started would fail, and so would MLflow
+    prelude = "import sys, tasks.sandbox.host\nsys.modules['mlflow'] = None\ndel tasks.sandbox.host.Sandbox._attend"
+
+    again = alone("vet", honest, "--json", prelude=prelude)
+
+    assert again.code == 0, again.err
+    assert {**again.blob, "seconds": None} == {**passed.blob, "seconds": None}
+    assert (home / "mlflow.db").read_bytes() == before
+
+
+def test_an_inspection_that_is_about_something_else_is_an_error(vetgate, passed, honest, settings):
+    (key,) = open_store(settings).list(f"inspections/{passed.blob['manifest_sha256']}/")
+    file = Path(settings.store, key)
+    said = file.read_bytes()
+    file.chmod(0o644)
+    try:
+        file.write_bytes(said.replace(passed.blob["manifest_sha256"].encode(), b"0" * 64))
+        done = vetgate("vet", honest, "--json")
+    finally:
+        file.write_bytes(said)
+
+    assert done.code == 2 and "the store was tampered with" in done.err
 
 
 def test_a_trojaned_model_fails_and_names_its_label(failed):

@@ -178,7 +178,8 @@ def test_a_full_disk_is_an_error_and_loses_nothing(shared: Settings, tmp_path: P
     given = write(tmp_path / "big.npz", arrays(x_train=random, y_train=np.zeros(4000, np.int64)))
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from tasks.data import reference as data; from tasks.settings import load_settings\n"
+        "from tasks.data import reference as data\n"
+        "from tasks.settings import load_settings\n"
         "s = load_settings(home=Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))\n"
         "try:\n    data.add(s, 'big', Path(sys.argv[2]))\nexcept Exception as e: print(type(e).__name__, e)"
     )
@@ -239,9 +240,9 @@ def test_an_s3_remote_serves_and_an_unreachable_one_is_an_error(
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    assert npz.describe(write(tmp_path / "right.npz", arrays()))["classes"] == 4
+    assert npz.contents(write(tmp_path / "right.npz", arrays()))["classes"] == 4
     with pytest.raises(NotUnderstood, match=message):
-        npz.describe(write(tmp_path / "wrong.npz", arrays(**change)))
+        npz.contents(write(tmp_path / "wrong.npz", arrays(**change)))
 
 
 class Canary:
@@ -272,7 +273,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     for wrong in (whole[: len(whole) // 2], bytes(damaged), b"", b"\x80\x04K\x01.", missing):
         (tmp_path / "wrong.npz").write_bytes(wrong)
         with pytest.raises(NotUnderstood, match=r"wrong.npz: expected"):
-            npz.describe(tmp_path / "wrong.npz")
+            npz.contents(tmp_path / "wrong.npz")
 
 
 def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
@@ -283,5 +284,5 @@ def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
         archive.writestr("x_train.npy", header.getvalue() + bytes(60))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(NotUnderstood, match="does not fill its"):
-        npz.describe(given)
+        npz.contents(given)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 16

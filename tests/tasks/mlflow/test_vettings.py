@@ -15,7 +15,7 @@ from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.mlflow.submitted_notes import noted
 from tasks.mlflow.vettings import record_vetting
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tests.databases import with_registry
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.manifest import hash_directory

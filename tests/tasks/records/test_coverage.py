@@ -12,7 +12,7 @@ from tasks.records.coverage import Coverage, covered
 from tasks.records.promotions import save_promotion
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, Stale
 from vetgate.trust import attest

@@ -17,7 +17,8 @@ from tasks.records.ledger import append, catch_up, entries, head, note, verify_l
 from tasks.records.ledger_chain import START, entry_key
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
 from vetgate.trust import attest, dsse

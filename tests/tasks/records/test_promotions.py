@@ -8,7 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.promotions import Promotion, Taken, promotion_key, promotion_of, promotions_of, save_promotion
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
 from vetgate.errors import Denied
 from vetgate.trust.keys import APPROVER, GATE, PublicKey, TrustRoot, raw_public
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tasks.records.submitters import save_submitter, sign_submission, submitter_of, submitters_of
 from tasks.records.waivers import approvals_of, approved, save_approval, save_waiver, waivers_of
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting.intake import take
 from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, utc_now
 from vetgate.trust.statements import sign_statement

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tasks.settings import Settings
-from tasks.store.base import Store, open_store
+from tasks.store.base import Store
 from tasks.store.lease import Held, Lost, leased, read_lease
+from tasks.store.open import open_store
 
 # leases run out by the clock
 pytestmark = pytest.mark.serial

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tasks.settings import Settings
-from tasks.store.base import BadKey, Changed, Store, open_store
+from tasks.store.base import BadKey, Changed, Store
 from tasks.store.directory import ABANDONED_SECONDS, DirectoryStore
+from tasks.store.open import open_store
 from vetgate.errors import StoreError
 
 FORK = multiprocessing.get_context("fork")

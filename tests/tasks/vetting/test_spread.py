@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from tasks.sandbox.host import Crashed, Limits, TimedOut
 from tasks.settings import Settings
-from tasks.store.base import open_store
+from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
 from tasks.vetting import workplaces as workbench
 from tasks.vetting.inspect import Case, Data
@@ -89,7 +89,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, handed_in: Path) -> dict[str
             own = replace(case, directory=str(bench.given / "submission"))
             intake.fetch(store, intake.read_record(store, case.manifest), Path(own.directory))
             for method, params in {"neural_cleanse": PARAMS, "abs": {"steps": 10}}.items():
-                given[method] = evidence(settings, own, method, inspect.detect(settings, own, method, params))
+                given[method] = evidence(settings, own, method, inspect.run_detector(settings, own, method, params))
     finally:
         cool()
     return given

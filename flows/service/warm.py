@@ -1,6 +1,6 @@
 """A process that has imported what flow runs need, and forks for each: a run then starts in no time.
 
-It listens on a socket of its worker. `flows/service_run.py`, which the worker starts for a run, hands in environment
+It listens on a socket of its worker. `flows/service/launch.py`, which the worker starts for a run, hands in environment
 and standard streams; the fork becomes the run, and the launcher ends as the run does. This process has one thread, no
 event loop, no connection and no flow of its own, so that nothing of one run reaches the next. It ends with the worker
 that started it, and every run ends with it.
@@ -47,7 +47,7 @@ IMPORTS = (
     "tasks.vetting.prepare",
     "tasks.store.directory",
 )
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 Blob = dict[str, Any]
 REQUEST = struct.Struct("!I")
 MOST_BYTES = 1 << 22
@@ -76,7 +76,7 @@ class WarmProcess:
             line = [
                 sys.executable,
                 "-m",
-                "flows.service_warm",
+                "flows.service.warm",
                 str(listener.fileno()),
                 str(os.getpid()),
                 *sorted(modules),
@@ -104,7 +104,7 @@ class WarmProcess:
 
     def command(self) -> str:
         """What the worker runs for a flow run."""
-        launcher = str(Path(__file__).with_name("service_run.py"))
+        launcher = str(Path(__file__).with_name("launch.py"))
         return shlex.join([sys.executable, "-I", "-S", launcher, self.name, str(ROOT), sys.executable])
 
 
@@ -129,10 +129,12 @@ def _import(flows: Iterable[str]) -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    gc.disable()
     for module in (*flows, *IMPORTS):
         importlib.import_module(module)
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"expected one thread in a process that forks, got {threads}; see what an import starts")
+    gc.enable()
     gc.collect()
     # keeps the collector of a fork from touching, and so copying, every page it shares
     gc.freeze()
@@ -251,7 +253,7 @@ def _received(connection: socket.socket) -> tuple[Blob, list[int]]:
     except (ValueError, struct.error, OSError) as error:
         for stream in streams:
             os.close(stream)
-        raise ValueError(f"expected a request of flows/service_run.py, got {error}") from error
+        raise ValueError(f"expected a request of flows/service/launch.py, got {error}") from error
 
 
 def _be(request: Blob) -> None:

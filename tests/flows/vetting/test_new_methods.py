@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DETECTOR = '''"""A white square that sends nearly every image to one label is a backdoor, wherever it stands.
 
 Source    None: a worked example.

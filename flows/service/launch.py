@@ -1,6 +1,6 @@
 """Start one flow run as a fork of the worker's warm process: what a worker runs in place of `python -m prefect.engine`.
 
-A script of its own that imports nothing beyond the standard library: `python -I -S service_run.py SOCKET DIRECTORY
+A script of its own that imports nothing beyond the standard library: `python -I -S launch.py SOCKET DIRECTORY
 INTERPRETER`. It passes signals on and ends as the run does. Where the warm process does not answer, the run is started
 as ever.
 """

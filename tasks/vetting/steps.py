@@ -1,0 +1,148 @@
+"""The steps of a vetting as Prefect tasks, in the order in which a submission goes through them; flows chain these.
+
+This is the one module of `tasks/` that imports Prefect. What a step leaves is kept by the step itself, in the store
+under its own key, so that a run that is started again redoes nothing that had finished; Prefect keeps the same as JSON,
+for people. Only what is quick and can be done again without harm is retried by Prefect; the rest waits for the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.progress import telling
+from tasks.settings import Settings, load_settings
+from tasks.store.open import open_store
+from tasks.vetting import inspect, intake
+from tasks.vetting.inspect import Case
+from tasks.vetting.intake import Record
+from tasks.vetting.prepare import prepare
+from tasks.vetting.repair import report_figures, run_repair
+from tasks.vetting.spread import detect_spread
+from tasks.vetting.workplaces import case_from_json
+from vetgate.formats.submission import Submission
+
+Blob = dict[str, Any]
+
+
+@task(
+    name="take in",
+    task_run_name="take in",
+    retries=1,
+    retry_delay_seconds=1,
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=NO_CACHE,
+)
+def take_in(settings: Settings, record: Record, case: Case) -> None:
+    """The vetting's own copy of the submitted files, checked against the manifest."""
+    with telling("take in"):
+        # a first try may have left half of them
+        shutil.rmtree(case.directory, ignore_errors=True)
+        intake.fetch(open_store(settings), record, Path(case.directory))
+
+
+@task(
+    name="reference data",
+    task_run_name="reference data",
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=NO_CACHE,
+)
+def reference_data(settings: Settings, submission: Submission, sizes: dict[str, int]) -> Blob:
+    """The fields of the Data that a submission is vetted on."""
+    with telling("reference data"):
+        return prepare(settings, submission, sizes)
+
+
+@task(
+    name="inspect and load",
+    task_run_name="inspect and load",
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=NO_CACHE,
+)
+def inspect_and_load(settings: Settings, case: Case) -> None:
+    """Have the sandbox read every file to its last byte and load the model; raises NotUnderstood or SandboxError."""
+    with telling("inspect and load"):
+        inspect.look(settings, case)
+
+
+@task(
+    name="detect", task_run_name="detect {method}", persist_result=True, result_serializer="json", cache_policy=NO_CACHE
+)
+def detect(settings: Settings, case: Case, method: str, params: Blob) -> Blob:
+    """The fields of what one detector Found, which is in the store when this ends."""
+    with telling(f"detect {method}"):
+        return inspect.run_detector(settings, case, method, params)
+
+
+@task(name="detect", task_run_name="detect {method}", result_serializer="json", cache_policy=NO_CACHE)
+def detect_on_dask(case: str, sizes: dict[str, int], method: str, params: Blob) -> Blob:
+    """`detect` on a Dask worker, with the blocks of its inversions computed by all of them; `case` is JSON."""
+    from distributed import worker_client
+
+    # leaves this worker's thread to the blocks that it waits for
+    with worker_client() as client:
+
+        def submit(work: Any, job: str) -> Any:
+            # a pure call with the same job would be answered from an earlier one
+            return client.submit(work, job, pure=False)
+
+        return detect_spread(load_settings(), case_from_json(json.loads(case)), sizes, method, params, submit)
+
+
+@task(name="decide", task_run_name="decide", persist_result=True, result_serializer="json", cache_policy=NO_CACHE)
+def decide(ask: Callable[[Blob], Blob], request: Blob) -> Blob:
+    """The gate's ruling, by whatever asks the gate; that signs once, so that asking twice is for people to choose."""
+    with telling("decide"):
+        return ask(request)
+
+
+@task(
+    name="repair", task_run_name="repair {method}", persist_result=True, result_serializer="json", cache_policy=NO_CACHE
+)
+def repair(
+    settings: Settings,
+    case: Case,
+    method: str,
+    params: Blob,
+    evidence: list[Blob],
+    suspects: list[int],
+    inversion: Blob,
+) -> Blob:
+    """The record of one repair, measured on the images for choosing."""
+    with telling(f"repair {method}"):
+        return run_repair(settings, case, method, params, evidence, suspects, inversion)
+
+
+@task(
+    name="re-evaluate",
+    task_run_name="re-evaluate",
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=NO_CACHE,
+)
+def re_evaluate(case: Case, chosen: Blob, directory: Path) -> Blob:
+    """Before and after the chosen repair, on the test images."""
+    with telling("re-evaluate"):
+        return report_figures(case, chosen, directory)
+
+
+@task(
+    name="report and register",
+    task_run_name="report and register",
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=NO_CACHE,
+)
+def register(publish: Callable[[], Blob]) -> Blob:
+    """The result with its report written and MLflow told, by whatever publishes it."""
+    with telling("report and register"):
+        return publish()
