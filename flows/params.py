@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from vetgate import shipped
 from vetgate.errors import BadPolicy
-from vetgate.role import repair_roles
+from vetgate.role import Uses, repair_roles
 
 SHIPPED = shipped.PARAMS
 PACKAGE = shipped.PACKAGES / "vetgate"
@@ -52,7 +52,7 @@ def needs(kind: str, name: str) -> frozenset[str]:
     return frozenset(_declared(kind, name).get("needs") or ())
 
 
-def uses(name: str) -> str | None:
+def uses(name: str) -> Uses | None:
     """What a repair declares it uses of an evidence: flagged, triggers, neurons or nothing."""
     repairs = repair_roles()
     if name not in repairs:

@@ -31,7 +31,8 @@ from vetgate.contract import DETECTORS, Axis, Evidence, Subject, Trigger
 from vetgate.digest import code_digest, sha256_json
 
 Blob = dict[str, Any]
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 DIGITS = 5
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -22,6 +23,8 @@ from vetgate.shipped import BANK, CALIBRATION, need_checkout
 from vetgate.shipped import PACKAGES as ROOT
 
 LOCK = ROOT / "dvc.lock"
+Kind = Literal["detect", "repair"]
+Method = tuple[Kind, str]
 AT_HAND = "infra/bank/at-hand"
 ASK = """
 import json, sys
@@ -55,10 +58,11 @@ def restamp(commit: str) -> dict[str, str]:
     return renewed
 
 
-def _stamped() -> dict[str, tuple[str, str]]:
+def _stamped() -> dict[str, Method]:
     """The digests in the bank's files and the calibration, with the method that each is of."""
-    found: dict[str, tuple[str, str]] = {}
-    for folder, kind, key in (("evidence", "detect", "method"), ("repairs", "repair", "repair")):
+    found: dict[str, Method] = {}
+    folders: tuple[tuple[str, Kind, str], ...] = (("evidence", "detect", "method"), ("repairs", "repair", "repair"))
+    for folder, kind, key in folders:
         for path in sorted((BANK / folder).glob("*.json")):
             blob = json.loads(path.read_text())
             if "absent" not in blob:

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,9 +231,15 @@ def main() -> None:
     filling.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = vars(parser.parse_args())
     need_checkout("a stage of dvc.yaml")
-    stage = {"look": look, "member": member, "evidence": evidence, "repairs": repairs, "fill": fill}[given.pop("stage")]
-    stage(**given)
+    run: dict[str, Callable[..., None]] = {
+        "look": look,
+        "member": member,
+        "evidence": evidence,
+        "repairs": repairs,
+        "fill": fill,
+    }
+    run[given.pop("stage")](**given)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -53,15 +53,16 @@ def calibrate(
         on_progress = progress_of(f"calibrate {name}")
         bank = calibration.own(settings, params, wanted, how, place, jobs=jobs, on_progress=on_progress)
         own = [r for r in bank.references if r.data_sha256 == ref.sha256]
+        accuracy = [min(r.accuracy for r in own), max(r.accuracy for r in own)]
         blob = {
             "calibration": str(place),
             "data": name,
             "data_sha256": ref.sha256,
             "references": len(own),
-            "accuracy": [min(r.accuracy for r in own), max(r.accuracy for r in own)],
+            "accuracy": accuracy,
             "estimated_minutes": round(estimate, 1),
         }
-        low, high = (100 * v for v in blob["accuracy"])
+        low, high = (100 * v for v in accuracy)
         lines = [
             f"{len(own)} clean references on {name}, accuracy {low:.1f} to {high:.1f} %",
             f"export VETGATE_CALIBRATION={place}",

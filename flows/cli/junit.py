@@ -27,8 +27,8 @@ def junit_xml(checked: Checked) -> bytes:
     suite.add_testcase(case)
     document = JUnitXml()
     document.add_testsuite(suite)
-    document.update_statistics()
-    text: bytes = document.tostring()
+    document.update_statistics()  # type: ignore[no-untyped-call]
+    text: bytes = document.tostring()  # type: ignore[no-untyped-call]
     return text
 
 

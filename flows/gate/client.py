@@ -12,15 +12,17 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
+from flows.gate.decided import Answer
+from flows.gate.question import Question
 from tasks.secret_file import secret_at
 from tasks.settings import Settings
 from vetgate import errors
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError, VetgateError
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 # a decision reads its evidence from the store and judges it; one that is asked for at the same time goes first
 ANSWER_SECONDS = 600.0
 # as long as a gate service that ended takes to be up again
@@ -34,7 +36,7 @@ class Gate(Protocol):
     def alive(self) -> bool:
         """Whether it can be asked."""
 
-    def decide(self, request: Blob) -> Blob:
+    def ask(self, request: Blob) -> Blob:
         """Its answer to one request; raises the error that it answers with."""
 
     def close(self) -> None:
@@ -67,7 +69,7 @@ class LocalGate:
         """Whether it can be asked."""
         return self._child.poll() is None
 
-    def decide(self, request: Blob) -> Blob:
+    def ask(self, request: Blob) -> Blob:
         """Its answer to one request; raises the error that it answers with."""
         assert self._child.stdin is not None and self._child.stdout is not None
         try:
@@ -98,7 +100,7 @@ class RemoteGate:
     def __init__(self, url: str, token: str, *, patience: float = PATIENCE_SECONDS) -> None:
         self._url, self._token, self._patience = url.rstrip("/"), token, patience
 
-    def decide(self, request: Blob) -> Blob:
+    def ask(self, request: Blob) -> Blob:
         """Its answer to one request; raises the error that it answers with, StoreError when it does not answer."""
         import httpx
 
@@ -136,6 +138,11 @@ def _answered(answer: object) -> Blob:
         known = isinstance(kind, type) and issubclass(kind, VetgateError)
         raise (kind if known else VetgateError)(str(answer["error"]))
     return answer
+
+
+def decision(settings: Settings, question: Question) -> Answer:
+    """What the gate for these settings decides; raises the error that it answers with."""
+    return Answer.from_json(gate(settings).ask(question.to_json()))
 
 
 _gates: dict[Settings, Gate] = {}

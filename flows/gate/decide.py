@@ -11,16 +11,16 @@ import logging
 import os
 import sys
 import traceback
-from typing import IO, Any
+from typing import IO
 
 from flows.gate.issue import issue_waived
 from flows.gate.judgement import decide
+from flows.gate.question import Question
 from tasks.importing import importing
 from tasks.records.ledger import catch_up, note
 from tasks.settings import Settings, load_settings
 from vetgate.errors import BadSubmission, VetgateError
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 def main() -> None:
@@ -54,7 +54,8 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
     try:
         operation = request.get("op", "decide")
         if operation == "decide":
-            return decide(settings, request, separated=separated)
+            question = Question.from_json({name: value for name, value in request.items() if name != "op"})
+            return decide(settings, question, separated=separated).to_json()
         if operation == "record":
             return record(settings, str(request["key"]), request.get("manifest"))
         raise BadSubmission(

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from flows.gate.decided import Confirmation, Decided, PolicyPin
 from flows.gate.issue import SigningContext
+from flows.gate.question import Question
 from tasks.vetting.inspect import read_evidence
-from vetgate.digest import code_digest, sha256_json
+from vetgate.digest import code_digest
 from vetgate.errors import StoreError
+from vetgate.shape import Blob
+from vetgate.verdict.stated import StatedVerdict
 
 if TYPE_CHECKING:
     from vetgate.verdict.judge import Verdict
 
-Blob = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Judged:
-    """One run of the detectors, judged: the verdict, the evidence by method, and the request that named it."""
+    """One run of the detectors, judged: the verdict, the evidence by method, and the question that named it."""
 
     verdict: Verdict
     found: dict[str, Blob]
-    request: Blob
+    question: Question
     sandbox_level: int
 
     @property
     def run(self) -> str:
         """The name of the run, whose seed the evidence carries."""
-        return str(self.request.get("run", ""))
+        return self.question.run
 
 
-def judged_of(context: SigningContext, request: Blob) -> Judged:
+def judged_of(context: SigningContext, question: Question) -> Judged:
     """The verdict on one run's evidence, read from the store and bound to this submission and run."""
     from vetgate.contract import Evidence, Failure
     from vetgate.verdict.calibration import load_calibration
@@ -40,35 +42,32 @@ def judged_of(context: SigningContext, request: Blob) -> Judged:
     record = context.record
     found = {
         method: _needed(read_evidence(context.store, record.id, method, key), method, key)
-        for method, key in request["evidence"].items()
+        for method, key in question.evidence.items()
     }
     for method, item in found.items():
-        _bound(context, request, method, item)
-    codes = request.get("failure_codes") or {}
+        _bound(context, question, method, item)
+    codes = question.failure_codes or {}
     seen: list[Evidence | Failure] = [Evidence.from_json(item["evidence"]) for item in found.values()]
-    seen += [
-        Failure(method, reason, str(codes.get(method, "failed"))) for method, reason in request["failures"].items()
-    ]
-    level = min([request["sandbox_level"], *(item["sandbox_level"] for item in found.values())])
+    seen += [Failure(method, reason, codes.get(method, "failed")) for method, reason in question.failures.items()]
+    level = min([question.sandbox_level, *(item["sandbox_level"] for item in found.values())])
     verdict = judge(
         seen,
         context.policy,
         load_calibration(context.settings.calibration),
         classes=record.submission.n_classes,
-        data_sha256=(request["reference_data"] or {}).get("sha256"),
+        data_sha256=(question.reference_data or {}).get("sha256"),
         with_training_data=record.submission.training_data is not None,
         sandbox_level=level,
         format=record.submission.format,
-        data_name=(request["reference_data"] or {}).get("name"),
+        data_name=(question.reference_data or {}).get("name"),
     )
-    return Judged(verdict, found, request, level)
+    return Judged(verdict, found, question, level)
 
 
-def second_of(context: SigningContext, request: Blob) -> Judged:
-    second = {**request["second"], "manifest": context.record.id}
-    if str(second.get("run", "")) == str(request.get("run", "")):
+def second_of(context: SigningContext, first: Question, second: Question) -> Judged:
+    if second.run == first.run:
         raise StoreError("expected a second run with a seed of its own, got the first again; examine under another run")
-    return judged_of(context, second)
+    return judged_of(context, replace(second, manifest=context.record.id))
 
 
 def _needed(found: Blob | None, method: str, key: str) -> Blob:
@@ -77,54 +76,51 @@ def _needed(found: Blob | None, method: str, key: str) -> Blob:
     return found
 
 
-def _bound(context: SigningContext, request: Blob, method: str, item: Blob) -> None:
+def _bound(context: SigningContext, question: Question, method: str, item: Blob) -> None:
     """Raise StoreError when evidence was not made for this submission by this code, on this data, from its seed."""
-    about, evidence, seed = item["about"], item["evidence"], context.record.seed_for(str(request.get("run", "")))
-    data = {k: v for k, v in (request["reference_data"] or {}).items() if k in ("splits", "training")}
+    about, evidence, seed = item["about"], item["evidence"], context.record.seed_for(question.run)
+    data = {k: v for k, v in (question.reference_data or {}).items() if k in ("splits", "training")}
     expected = {"method": method, "code": code_digest("detect", method), "seed": seed, "data": data}
     given = {name: about.get(name) for name in expected}
     if given != expected or (evidence["method"], evidence["seed"]) != (method, seed):
         raise StoreError(f"expected evidence of {method} made with {expected}, got {given}; vet it again")
 
 
-def about_of(context: SigningContext, judged: Judged, purpose: str, second: Judged | None = None) -> Blob:
-    """The record of a decision and, as `key`, its digest."""
-    request = judged.request
-    about = {
-        "manifest": context.record.id,
-        "name": context.record.submission.name,
-        "verdict": judged.verdict.to_json(),
-        "evidence": request["evidence"],
-        "failures": request["failures"],
-        "policy": {"name": context.policy.name, "sha256": context.policy.digest},
-        "reference_data": request["reference_data"],
-        "sandbox_level": judged.sandbox_level,
-        "purpose": purpose,
-        "run": judged.run,
-        "refused": bool(request.get("refused", False)),
-        "second": None if second is None else _confirmation(second),
-    }
-    return {**about, "key": key_of(about)}
+def decided_of(context: SigningContext, judged: Judged, purpose: str, second: Judged | None = None) -> Decided:
+    """The record of a decision."""
+    question = judged.question
+    return Decided(
+        manifest=context.record.id,
+        name=context.record.submission.name,
+        verdict=StatedVerdict.from_json(judged.verdict.to_json()),
+        evidence=question.evidence,
+        failures=question.failures,
+        policy=PolicyPin(context.policy.name, context.policy.digest),
+        reference_data=question.reference_data,
+        sandbox_level=judged.sandbox_level,
+        purpose=purpose,
+        run=judged.run,
+        refused=question.refused,
+        second=None if second is None else _confirmation(second),
+    )
 
 
-def _confirmation(second: Judged) -> Blob:
-    inputs = {name: second.request[name] for name in ("evidence", "failures")}
-    verdict = second.verdict
-    said = {"decision": verdict.decision.value, "p_value": verdict.p_value, "suspects": list(verdict.suspects)}
-    return {"run": second.run, **said, **inputs}
+def _confirmation(second: Judged) -> Confirmation:
+    verdict, question = second.verdict, second.question
+    return Confirmation(
+        second.run,
+        verdict.decision.value,
+        verdict.p_value,
+        verdict.suspects,
+        question.evidence,
+        question.failures,
+    )
 
 
-def key_of(about: Blob) -> str:
-    """The digest of a decision: of what it rests on, not of the words for it."""
-    verdict = {name: value for name, value in about["verdict"].items() if name != "reasons"}
-    verdict["methods"] = [{**method, "failure": method["failure"] is not None} for method in verdict["methods"]]
-    return sha256_json({**{name: value for name, value in about.items() if name != "key"}, "verdict": verdict})
-
-
-def methods_of(judged: Judged, about: Blob) -> list[Blob]:
+def methods_of(judged: Judged, decided: Decided) -> list[Blob]:
     made = {name: item["about"] for name, item in judged.found.items()}
     return [
         {k: v for k, v in method.items() if k != "null"}
         | {k: made[method["name"]][k] for k in ("params", "seed", "code") if method["name"] in made}
-        for method in about["verdict"]["methods"]
+        for method in decided.verdict.to_json()["methods"]
     ]

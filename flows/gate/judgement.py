@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
+from flows.gate.decided import Answer, Confirmation, Decided
 from flows.gate.issue import SigningContext, issue, newest_verified, signing_context, waived_predicate, waivers_on
-from flows.gate.judged import Judged, about_of, judged_of, key_of, methods_of, second_of
+from flows.gate.judged import Judged, decided_of, judged_of, methods_of, second_of
+from flows.gate.question import Question
 from tasks.records.ledger import append, catch_up
 from tasks.settings import Settings
+from vetgate import shape
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied
+from vetgate.shape import Blob
 from vetgate.trust import attest
 from vetgate.trust.keys import utc_now
 from vetgate.trust.strict_json import as_time
@@ -20,7 +23,6 @@ from vetgate.verdict.findings import findings
 from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.wording import render
 
-Blob = dict[str, Any]
 # a gate that died after it had signed is asked again
 ASKED_AGAIN = timedelta(hours=1)
 
@@ -31,7 +33,7 @@ class Ruling:
 
     context: SigningContext
     judged: Judged
-    about: Blob
+    decided: Decided
     separated: bool
     demote_after: datetime | None = None
     covering: Waived | None = None
@@ -39,82 +41,84 @@ class Ruling:
     @property
     def verdict(self) -> str:
         """The verdict of the attestation."""
-        return "WAIVED" if self.covering else str(self.about["verdict"]["decision"])
+        return "WAIVED" if self.covering else self.decided.verdict.decision
 
 
-def decide(settings: Settings, request: Blob, *, separated: bool = False) -> Blob:
-    """Judge the evidence that a request names, keep and sign the verdict; its record, with its attestation's key.
+def decide(settings: Settings, question: Question, *, separated: bool = False) -> Answer:
+    """Judge the evidence that a question names, keep and sign the verdict; its record, with its attestation's key.
 
     What is not signed has the attestation None; a rescan that alone raises an alarm also has `wants_second`.
     """
-    context = signing_context(settings, request["manifest"])
-    purpose, signed = request.get("purpose", "submission"), request.get("sign", True)
+    context = signing_context(settings, question.manifest)
+    purpose, signed = question.purpose, question.sign
     if purpose not in ("submission", "rescan"):
         raise BadSubmission(f"expected the purpose submission or rescan, got {purpose!r:.80}")
     if signed:
         catch_up(settings, context.record.id)
-    judged = judged_of(context, request)
+    judged = judged_of(context, question)
     if purpose == "rescan":
         return _rescan(context, judged, signed, separated)
-    about = about_of(context, judged, purpose)
-    ruling = Ruling(context, judged, about, separated, covering=_covering(context, about))
-    return {**about, "attestation": _sign(ruling) if signed else None}
+    decided = decided_of(context, judged, purpose)
+    ruling = Ruling(context, judged, decided, separated, covering=_covering(context, decided))
+    return Answer(decided, _sign(ruling) if signed else None)
 
 
-def _rescan(context: SigningContext, judged: Judged, signed: bool, separated: bool) -> Blob:
+def _rescan(context: SigningContext, judged: Judged, signed: bool, separated: bool) -> Answer:
     """Renewed by a PASS, or by waivers; taken back by two FAILs; left as it is by everything else."""
     from vetgate.verdict.judge import Decision, rescanned
 
     alarm = context.policy.rescan.false_alarm_rate
     before = _passed_before(context) if signed else {}
     judged = replace(judged, verdict=rescanned(judged.verdict, alarm))
-    about, decision = about_of(context, judged, "rescan"), judged.verdict.decision
-    ruling = Ruling(context, judged, about, separated, covering=_covering(context, about))
+    decided, decision = decided_of(context, judged, "rescan"), judged.verdict.decision
+    ruling = Ruling(context, judged, decided, separated, covering=_covering(context, decided))
     if decision is Decision.FAIL and ruling.covering is None:
-        if judged.request.get("second") is None:
-            return {**about, "attestation": None, "wants_second": True}
-        second = second_of(context, judged.request)
+        if judged.question.second is None:
+            return Answer(decided, wants_second=True)
+        second = second_of(context, judged.question, judged.question.second)
         second = replace(second, verdict=rescanned(second.verdict, alarm))
-        about, decision = about_of(context, judged, "rescan", second), second.verdict.decision
-        if decision is not Decision.FAIL:
-            about, decision = _unsettled(about), Decision.INCONCLUSIVE
-        ruling = replace(ruling, about=about, demote_after=_demote_after(context, before))
+        decided, decision = decided_of(context, judged, "rescan", second), second.verdict.decision
+        if decision is not Decision.FAIL and decided.second is not None:
+            decided, decision = _unsettled(decided, decided.second), Decision.INCONCLUSIVE
+        ruling = replace(ruling, decided=decided, demote_after=_demote_after(context, before))
     if not signed:
-        return {**about, "attestation": None}
+        return Answer(decided)
     if decision is Decision.INCONCLUSIVE and ruling.covering is None:
-        named = {name: about[name] for name in ("manifest", "name", "run")}
         append(
             context.settings,
             "rescan",
             {
-                **named,
+                "manifest": decided.manifest,
+                "name": decided.name,
+                "run": decided.run,
                 "decision": decision.value,
-                **{name: list(about["verdict"][name]) for name in ("reasons", "reason_records")},
+                "reasons": list(decided.verdict.reasons),
+                "reason_records": [dict(record) for record in decided.verdict.reason_records],
             },
         )
-        return {**about, "attestation": None}
-    return {**about, "attestation": _sign(ruling)}
+        return Answer(decided)
+    return Answer(decided, _sign(ruling))
 
 
-def _unsettled(about: Blob) -> Blob:
+def _unsettled(decided: Decided, second: Confirmation) -> Decided:
     """The record of a FAIL that an independent run did not confirm."""
-    reason = Reason(Code.SECOND_RUN_DIFFERS, figures={"decision": about["second"]["decision"]})
-    verdict = about["verdict"]
-    more = {
-        "reasons": [*verdict["reasons"], render(reason)],
-        "reason_records": [*verdict["reason_records"], reason.to_json()],
-    }
-    changed = {**about, "verdict": {**verdict, "decision": "INCONCLUSIVE", **more}}
-    return {**changed, "key": key_of(changed)}
+    reason, verdict = Reason(Code.SECOND_RUN_DIFFERS, figures={"decision": second.decision}), decided.verdict
+    changed = replace(
+        verdict,
+        decision="INCONCLUSIVE",
+        reasons=(*verdict.reasons, render(reason)),
+        reason_records=(*verdict.reason_records, reason.to_json()),
+    )
+    return replace(decided, verdict=changed)
 
 
-def _findings(about: Blob) -> tuple[str, ...]:
-    return findings({**about["verdict"], "refused": about["refused"]})
+def _findings(decided: Decided) -> tuple[str, ...]:
+    return findings({**decided.verdict.to_json(), "refused": decided.refused})
 
 
-def _covering(context: SigningContext, about: Blob) -> Waived | None:
+def _covering(context: SigningContext, decided: Decided) -> Waived | None:
     try:
-        return waivers_on(context, _findings(about))
+        return waivers_on(context, _findings(decided))
     except Denied:
         return None
 
@@ -144,38 +148,38 @@ def _sign(ruling: Ruling) -> str:
     """Keep the decision and sign it; the key of its attestation, the earlier one's if it was signed already."""
     if (signed := _signed_already(ruling)) is not None:
         return signed
-    about, context = ruling.about, ruling.context
-    decided = {**about, "decided_at": datetime.now(UTC).isoformat(timespec="microseconds")}
-    context.store.create(f"verdicts/{context.record.id}/{about['key']}.json", canonical_json(decided))
+    decided, context = ruling.decided, ruling.context
+    dated = {**decided.to_json(), "decided_at": datetime.now(UTC).isoformat(timespec="microseconds")}
+    context.store.create(f"verdicts/{context.record.id}/{decided.key}.json", canonical_json(dated))
     return issue(context, lambda now, previous: _predicate(ruling, now, previous))
 
 
 def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:
-    about, context, verdict = ruling.about, ruling.context, ruling.about["verdict"]
+    decided, context, verdict = ruling.decided, ruling.context, ruling.decided.verdict
     made = attest.verdict_predicate(
         name=context.record.submission.name,
-        verdict=str(verdict["decision"]),
+        verdict=verdict.decision,
         issued=now,
         valid=timedelta(days=context.policy.valid_days),
-        policy=about["policy"],
-        methods=methods_of(ruling.judged, about),
-        reference_data=about["reference_data"],
-        calibration=verdict.get("calibration"),
-        sandbox_level=about["sandbox_level"],
-        reasons=verdict["reasons"],
-        reason_records=verdict["reason_records"],
-        p_value=verdict["p_value"],
-        suspects=verdict["suspects"],
+        policy=shape.to_json(decided.policy),
+        methods=methods_of(ruling.judged, decided),
+        reference_data=decided.reference_data,
+        calibration=verdict.calibration,
+        sandbox_level=decided.sandbox_level,
+        reasons=verdict.reasons,
+        reason_records=verdict.reason_records,
+        p_value=verdict.p_value,
+        suspects=verdict.suspects,
         previous=previous,
         duties_separated=ruling.separated,
         supplier=context.record.submission.supplier,
         parent=context.record.submission.parent,
-        findings=_findings(about),
-        purpose=about["purpose"],
-        run=about["run"],
-        second=about["second"],
+        findings=_findings(decided),
+        purpose=decided.purpose,
+        run=decided.run,
+        second=shape.to_json(decided.second),
         demote_after=ruling.demote_after,
-        decision=about["key"],
+        decision=decided.key,
     )
     return waived_predicate(made, ruling.covering) if ruling.covering else made
 
@@ -191,11 +195,11 @@ def _signed_already(ruling: Ruling) -> str | None:
     newest, stated = found
     waivers = [waiver.to_json() for waiver in ruling.covering.waivers] if ruling.covering else []
     if (stated.get("decision"), stated["verdict"], stated.get("waivers")) != (
-        ruling.about["key"],
+        ruling.decided.key,
         ruling.verdict,
         waivers,
     ):
         return None
     issued, expires = (as_time(stated[field], field) for field in ("issued", "expires"))
-    lasting = expires if ruling.about["purpose"] == "submission" else min(expires, issued + ASKED_AGAIN)
+    lasting = expires if ruling.decided.purpose == "submission" else min(expires, issued + ASKED_AGAIN)
     return newest.key if utc_now() < lasting else None

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from flows.production.watch import Watch, coverage, coverages, watch
@@ -43,7 +44,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     taken: list[TakenBack] = []
     for item, answer in answers:
         if isinstance(answer, Denied):
-            taken += _tried(errors, lambda item=item, answer=answer: remove(seen, item, held, answer))
+            taken += _tried(errors, partial(remove, seen, item, held, answer))
     settled = _tried(errors, lambda: settle(settings))
     if errors:
         raise StoreError(

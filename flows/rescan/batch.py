@@ -5,20 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
-from flows.gate.client import gate
+from flows.gate.client import decision
+from flows.gate.decided import Answer
+from flows.gate.question import Question
 from flows.production.watch import Watch
 from flows.rescan.canaries import Canary, canaries
 from tasks.records.attestations import attestation_at
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from vetgate.errors import VetgateError
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 # (settings, manifest, name of the run) -> what the gate is asked to judge
-Examine = Callable[[Settings, str, str], Blob]
+Examine = Callable[[Settings, str, str], Question]
 FIRST, SECOND = "", "second"
 _asking = threading.Lock()
 A = TypeVar("A")
@@ -48,18 +50,32 @@ def batch_name(seen: Watch) -> str:
     return f"{day}-{1 + sum(1 for _ in seen.store.list(f'rescans/{day}-'))}"
 
 
-def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int) -> list[Blob]:
+@dataclass(frozen=True)
+class Heard:
+    """What came out for one canary, and what is wrong about it."""
+
+    canary: str
+    decision: str | None
+    wrong: str | None
+
+    def to_json(self) -> Blob:
+        """A JSON object."""
+        return asdict(self)
+
+
+def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int) -> list[Heard]:
     """What came out for each canary, and what is wrong about it; one that could not be examined is wrong."""
 
-    def one(canary: Canary) -> Blob:
+    def one(canary: Canary) -> Heard:
         try:
-            verdict = _ask(settings, examine(settings, canary.manifest, f"canary {batch}") | {"sign": False})["verdict"]
+            question = examine(settings, canary.manifest, f"canary {batch}")
+            verdict = _ask(settings, replace(question, sign=False)).decided.verdict
         except VetgateError as error:
-            return {"canary": canary.name, "decision": None, "wrong": f"{canary.name} could not be examined: {error}"}
-        return {"canary": canary.name, "decision": verdict["decision"], "wrong": canary.wrong(verdict)}
+            return Heard(canary.name, None, f"{canary.name} could not be examined: {error}")
+        return Heard(canary.name, verdict.decision, canary.wrong(verdict))
 
-    outcomes = {canary.name: blob for canary, blob in in_turn(one, list(canaries(settings)), at_once)}
-    return [outcomes[name] for name in sorted(outcomes)]
+    heard = {canary.name: found for canary, found in in_turn(one, list(canaries(settings)), at_once)}
+    return [heard[name] for name in sorted(heard)]
 
 
 def renew(settings: Settings, examine: Examine, manifest: str, name: str, check: Callable[[], None]) -> Renewal:
@@ -67,14 +83,14 @@ def renew(settings: Settings, examine: Examine, manifest: str, name: str, check:
     first = examine(settings, manifest, FIRST)
     check()
     answer = _ask(settings, first)
-    second = bool(answer.get("wants_second"))
+    second = answer.wants_second
     if second:
         confirming = examine(settings, manifest, SECOND)
         check()
-        answer = _ask(settings, first | {"second": confirming})
-    key = answer["attestation"]
+        answer = _ask(settings, replace(first, second=confirming))
+    key = answer.attestation
     if key is None:
-        return Renewal(name, manifest, "INCONCLUSIVE", second, None, None, list(answer["verdict"]["reasons"]))
+        return Renewal(name, manifest, "INCONCLUSIVE", second, None, None, list(answer.decided.verdict.reasons))
     signed = attestation_at(open_store(settings), key).claims
     return Renewal(name, manifest, signed["verdict"], second, key, signed["demote_after"], list(signed["reasons"]))
 
@@ -91,7 +107,7 @@ def in_turn(work: Callable[[A], B], items: list[A], at_once: int) -> Iterator[tu
             yield futures[future], future.result()
 
 
-def _ask(settings: Settings, request: Blob) -> Blob:
+def _ask(settings: Settings, question: Question) -> Answer:
     # one question at a time: the gate's process answers in the order in which it is asked
     with _asking:
-        return gate(settings).decide(request | {"purpose": "rescan"})
+        return decision(settings, replace(question, purpose="rescan"))

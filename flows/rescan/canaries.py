@@ -13,10 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tasks.settings import Settings
 from tasks.store.open import open_store
@@ -25,6 +23,7 @@ from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError
 from vetgate.formats.manifest import hash_directory
+from vetgate.verdict.stated import StatedVerdict
 
 COMPANY = "vetgate canary"
 CLEAN, BACKDOORED = NAMES = ("canary-clean", "canary-backdoored")
@@ -42,9 +41,9 @@ class Canary:
     manifest: str
     label: int | None
 
-    def wrong(self, verdict: Mapping[str, Any]) -> str | None:
+    def wrong(self, verdict: StatedVerdict) -> str | None:
         """What is wrong about a verdict on it, in words; None when it is as it should be."""
-        decision, suspects = verdict["decision"], list(verdict["suspects"])
+        decision, suspects = verdict.decision, list(verdict.suspects)
         if self.label is None:
             return f"{self.name} came out {decision}" if decision == "FAIL" else None
         if decision != "FAIL":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows.gate.question import Question
 from flows.rescan.nightly import rescan
 from flows.vetting import local as here
 from flows.vetting import runtime
@@ -21,7 +22,7 @@ def rescan_locally(settings: Settings) -> Blob:
         cool()
 
 
-def examine_locally(settings: Settings, manifest: str, run: str) -> Blob:
+def examine_locally(settings: Settings, manifest: str, run: str) -> Question:
     """Examine in this process, with a Prefect server of its own where none is named."""
     here.start_all(settings)
     runtime.ready()

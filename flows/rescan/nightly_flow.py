@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow
 from prefect.deployments import run_deployment
 
+from flows.gate.question import Question
 from flows.production.watch import watch
 from flows.rescan.batch import Examine
 from flows.rescan.nightly import exit_code, rescan
@@ -47,7 +48,7 @@ def on_the_pool(settings: Settings) -> Examine:
     seen = watch(settings)
     about = [Present.of(seen).digest, seen.now.date().isoformat()]
 
-    def examine(settings: Settings, manifest: str, run: str) -> Blob:
+    def examine(settings: Settings, manifest: str, run: str) -> Question:
         store = open_store(settings)
         for attempt in count(1):
             key = sha256_json([*about, manifest, run, attempt])
@@ -55,14 +56,14 @@ def on_the_pool(settings: Settings) -> Examine:
             if done is None:
                 return _run(store, manifest, run, key)
             # what a batch that was killed had examined counts, unless a method failed then
-            if not done["failures"]:
+            if not done.failures:
                 return done
         raise AssertionError("unreachable")
 
     return examine
 
 
-def _run(store: Store, manifest: str, run: str, key: str) -> Blob:
+def _run(store: Store, manifest: str, run: str, key: str) -> Question:
     parameters = {"manifest_sha256": manifest, "run": run, "key": key}
     try:
         # a plain run, not a subflow: it must go on, and count, when this batch is killed
@@ -78,9 +79,11 @@ def _run(store: Store, manifest: str, run: str, key: str) -> Blob:
     return done
 
 
-def _examination(store: Store, manifest: str, key: str) -> Blob | None:
+def _examination(store: Store, manifest: str, key: str) -> Question | None:
+    path = f"examinations/{manifest}/{key}.json"
     try:
-        found: Blob = json.loads(store.read(f"examinations/{manifest}/{key}.json"))
+        return Question.from_json(json.loads(store.read(path)))
     except KeyError:
         return None
-    return found
+    except ValueError as error:
+        raise StoreError(f"expected JSON at {path}, got {error}; remove it, it is made anew") from error

@@ -47,7 +47,7 @@ def take_turns() -> None:
             finally:
                 _has_turn.reset(token)
 
-    AioSqliteConfiguration.begin_transaction = begin_in_turn  # type: ignore[method-assign, assignment]
+    AioSqliteConfiguration.begin_transaction = begin_in_turn  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.gate.question import Question
 from flows.params import Params, load_params, needs
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
@@ -105,7 +106,7 @@ def _seen(vetting: Vetting, wanted: dict[str, Blob]) -> Seen:
     return Seen(tuple(found))
 
 
-def request_of(vetting: Vetting, seen: Seen, level: int) -> Blob:
+def request_of(vetting: Vetting, seen: Seen, level: int) -> Question:
     """What the gate is asked to judge: the keys of the evidence, and what failed."""
     policy, submission = vetting.policy, vetting.record.submission
     failures = {item.method: item.failure for item in seen.found if item.failure is not None}
@@ -114,19 +115,19 @@ def request_of(vetting: Vetting, seen: Seen, level: int) -> Blob:
         required = policy.required + (policy.required_with_training_data if submission.training_data else ())
         failures = dict.fromkeys(required, render(seen.refusal)) | failures
         codes = dict.fromkeys(required, str(seen.refusal.figures.get("error", seen.refusal.code))) | codes
-    return {
-        "manifest": vetting.record.id,
-        "run": vetting.run,
-        "evidence": {item.method: item.key for item in seen.found if item.key is not None},
-        "failures": failures,
-        "failure_codes": codes,
-        "reference_data": vetting.case.data.source or None,
-        "sandbox_level": level,
-        "refused": seen.refused,
-    }
+    return Question(
+        manifest=vetting.record.id,
+        run=vetting.run,
+        evidence={item.method: item.key for item in seen.found if item.key is not None},
+        failures=failures,
+        failure_codes=codes,
+        reference_data=vetting.case.data.source or None,
+        sandbox_level=level,
+        refused=seen.refused,
+    )
 
 
-def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
+def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Question:
     """Run every detector on a submission, what is known already from the store, and give what the gate can judge.
 
     `run` names a repetition with another seed. Needs a Prefect server (`flows.vetting.local.start_all`).
@@ -135,10 +136,9 @@ def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Blob:
     @flow(name="examine", flow_run_name=f"examine-{manifest_sha256[:12]}-{run or 'first'}", result_serializer="json")
     def examining() -> Blob:
         with opened(settings, manifest_sha256, run) as (vetting, workplace):
-            return request_of(*inspect_submission(vetting, workplace), workplace.sandbox.level)
+            return request_of(*inspect_submission(vetting, workplace), workplace.sandbox.level).to_json()
 
-    found: Blob = examining()
-    return found
+    return Question.from_json(examining())
 
 
 @flow(name="examine", flow_run_name="examine-{manifest_sha256}", persist_result=True, result_serializer="json")
@@ -147,4 +147,4 @@ def examine_flow(manifest_sha256: str, key: str, run: str = "") -> None:
     settings = load_settings()
     with opened(settings, manifest_sha256, run) as (vetting, workplace):
         request = request_of(*inspect_submission(vetting, workplace), workplace.sandbox.level)
-    open_store(settings).create(f"examinations/{manifest_sha256}/{key}.json", canonical_json(request))
+    open_store(settings).create(f"examinations/{manifest_sha256}/{key}.json", canonical_json(request.to_json()))

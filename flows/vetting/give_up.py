@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flows.gate.client import gate
+from flows.gate.client import decision
+from flows.gate.question import Question
 from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.sandbox.host import Limits
@@ -26,21 +27,21 @@ def give_up(settings: Settings, manifest_sha256: str) -> Blob:
     policy = load_policy(settings.policy)
     record = intake.read_record(open_store(settings), manifest_sha256)
     reason = Reason(Code.GIVEN_UP, figures={"attempts": policy.max_attempts})
+    # nothing was opened, so nothing was opened outside a sandbox
+    level = max(policy.sandbox_level.values(), default=1)
     with leased(settings, record.id):
-        request = {
-            "manifest": record.id,
-            "evidence": {},
-            "failures": dict.fromkeys(policy.required, render(reason)),
-            "failure_codes": dict.fromkeys(policy.required, reason.code.value),
-            "reference_data": None,
-            # nothing was opened, so nothing was opened outside a sandbox
-            "sandbox_level": max(policy.sandbox_level.values(), default=1),
-        }
-        ruling = gate(settings).decide(request)
+        question = Question(
+            manifest=record.id,
+            evidence={},
+            failures=dict.fromkeys(policy.required, render(reason)),
+            failure_codes=dict.fromkeys(policy.required, reason.code.value),
+            reference_data=None,
+            sandbox_level=level,
+        )
+        answer = decision(settings, question)
         limits = Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes)
         case = Case(record.id, "", record.submission.model_dump(mode="json"), record.seed, limits)
-        level, started = request["sandbox_level"], time.monotonic()
-        result = result_of(settings, record, ruling, {}, None, reason, level, started)
-        published = publish(settings, record, case, ruling, result, None)
+        result = result_of(settings, record, answer, {}, None, reason, level, time.monotonic())
+        published = publish(settings, record, case, answer, result, None)
     events.verdict_issued(record.id, published["verdict"], once=published["mlflow_run"], automatic=False)
     return published

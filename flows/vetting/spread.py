@@ -29,7 +29,7 @@ def runner(policy: Policy, settings: Settings) -> TaskRunner[Any]:
     """Threads of this process; with `spread: dask` the cluster at dask_scheduler, or one of this machine's own."""
     if policy.spread != "dask":
         return ThreadPoolTaskRunner()
-    from prefect_dask import DaskTaskRunner
+    from prefect_dask.task_runners import DaskTaskRunner
 
     if settings.dask_scheduler is not None:
         return DaskTaskRunner(address=settings.dask_scheduler)

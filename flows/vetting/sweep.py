@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from flows.production.automatic import promote_all_due
@@ -36,7 +37,7 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
         elif item.record.id in queued:
             done["queued"] += 1
         elif item.attempts >= most:
-            _tried(done, lambda id=item.record.id: done["given_up"].append(give_up(settings, id)["manifest_sha256"]))
+            _tried(done, partial(_give_up, settings, item.record.id, done))
         elif item.due <= moment:
             parameters = {"manifest_sha256": item.record.id, "unless_vetted": True}
             start("vet/default", parameters, f"vet:{item.record.id}:{item.attempts + 1}:{_period(moment)}")
@@ -44,6 +45,10 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
     _tried(done, lambda: done["taken"].extend(_take_versions(settings, start, moment)))
     _tried(done, lambda: done["promoted"].extend(promote_all_due(settings)))
     return done
+
+
+def _give_up(settings: Settings, manifest_sha256: str, done: Blob) -> None:
+    done["given_up"].append(give_up(settings, manifest_sha256)["manifest_sha256"])
 
 
 def _take_versions(settings: Settings, start: Start, moment: float) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow
 
 from flows.gate.client import gate
+from flows.gate.decided import Answer
 from flows.params import uses
 from flows.vetting.examine import Seen, Vetting, inspect_submission, opened, request_of
 from flows.vetting.result import publish, result_of
@@ -78,7 +79,8 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         vetting, seen = inspect_submission(vetting, workplace)
         # a process that lost the lease must not write a second verdict
         check()
-        ruling = steps.decide(gate(settings).decide, request_of(vetting, seen, workplace.sandbox.level))
+        question = request_of(vetting, seen, workplace.sandbox.level)
+        ruling = Answer.from_json(steps.decide(gate(settings).ask, question.to_json()))
         repaired = _repair(vetting, seen, ruling)
     if repaired is not None:
         repaired = _vet_again(vetting, repaired, unless_vetted)
@@ -88,20 +90,20 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
     return steps.register(partial(publish, settings, record, vetting.case, ruling, result, repaired))
 
 
-def _repair(vetting: Vetting, seen: Seen, ruling: Blob) -> Blob | None:
+def _repair(vetting: Vetting, seen: Seen, ruling: Answer) -> Blob | None:
     """The chosen repair, restored under <home>/repaired and measured on the test images; None if none is allowed."""
-    policy, verdict, settings, case = vetting.policy.repair, ruling["verdict"], vetting.settings, vetting.case
-    wanted = policy.enabled and (verdict["decision"] == "FAIL" or (policy.blind and verdict["decision"] == "PASS"))
+    policy, verdict, settings, case = vetting.policy.repair, ruling.decided.verdict, vetting.settings, vetting.case
+    wanted = policy.enabled and (verdict.decision == "FAIL" or (policy.blind and verdict.decision == "PASS"))
     # what came from a repair is not repaired again: a supplier could otherwise keep this machine busy for ever
     if not wanted or vetting.record.submission.parent is not None or not case.data.splits:
         return None
     warm(settings)
-    candidates = []
+    suspects, candidates = list(verdict.suspects), []
     for method in policy.methods:
-        evidence = _evidence_for(vetting, seen, method, verdict["suspects"])
+        evidence = _evidence_for(vetting, seen, method, suspects)
         params = vetting.params.repair.get(method, {})
         inversion = vetting.params.detect.get(source_of("triggers", vetting.params.detect) or "", {})
-        candidates.append(steps.repair(settings, case, method, params, evidence, verdict["suspects"], inversion))
+        candidates.append(steps.repair(settings, case, method, params, evidence, suspects, inversion))
     chosen = repair.choose(candidates, policy)
     if chosen is None:
         return {"rejected": candidates}

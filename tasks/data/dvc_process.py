@@ -32,7 +32,8 @@ def main() -> None:
         print(json.dumps(line), file=answers, flush=True)
 
     try:
-        operation = {"add": upload, "read": download}[request.pop("operation")]
+        operations: dict[str, Callable[..., dict[str, Any]]] = {"add": upload, "read": download}
+        operation = operations[request.pop("operation")]
         say({"done": operation(say, **request)})
     except Exception as error:
         say({"error": f"{type(error).__name__}: {error}".strip()[:600]})

@@ -9,9 +9,14 @@ from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from vetgate.errors import StoreError
+from vetgate.verdict.stated import StatedVerdict
 
-PASSED, FAILED = {"decision": "PASS", "suspects": []}, {"decision": "FAIL", "suspects": [7]}
-OPEN = {"decision": "INCONCLUSIVE", "suspects": []}
+
+def verdict(decision: str, *suspects: int) -> StatedVerdict:
+    return StatedVerdict(decision, 0.5, True, suspects, (), (), None, ())
+
+
+PASSED, FAILED, OPEN = verdict("PASS"), verdict("FAIL", 7), verdict("INCONCLUSIVE")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +37,8 @@ def test_the_backdoored_canary_must_fail_for_its_label() -> None:
     assert backdoored.wrong(FAILED) is None
     assert backdoored.wrong(PASSED) == "canary-backdoored came out PASS, expected FAIL for label 7"
     assert backdoored.wrong(OPEN) == "canary-backdoored came out INCONCLUSIVE, expected FAIL for label 7"
-    assert backdoored.wrong({**FAILED, "suspects": [3]}) == "canary-backdoored failed for [3], expected label 7"
-    assert backdoored.wrong({**FAILED, "suspects": [3, 7]}) is not None
+    assert backdoored.wrong(verdict("FAIL", 3)) == "canary-backdoored failed for [3], expected label 7"
+    assert backdoored.wrong(verdict("FAIL", 3, 7)) is not None
 
 
 def test_both_are_trained_once_and_submitted_once(installation_of: Settings) -> None:

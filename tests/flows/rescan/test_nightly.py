@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from flows.gate.client import gate
+from flows.gate.question import Question
 from flows.production.reconcile import reconcile
 from flows.production.watch import watch
 from flows.rescan.batch import SECOND
@@ -44,7 +45,7 @@ import json, sys
 from flows.rescan.local import cool, examine_locally
 from tasks.settings import load_settings
 settings = load_settings()
-done = [[*item, examine_locally(settings, *item)] for item in json.load(sys.stdin)]
+done = [[*item, examine_locally(settings, *item).to_json()] for item in json.load(sys.stdin)]
 cool()
 print(json.dumps(done), file=open(sys.argv[1], "w"))
 """
@@ -58,14 +59,14 @@ class Base:
     settled: dict[str, str]
     honest: str
     trojaned: str
-    requests: dict[tuple[str, str], dict[str, Any]]
+    requests: dict[tuple[str, str], Question]
 
     def environment(self, home: Path) -> dict[str, str]:
         """The environment of a command in a home with these settings."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
         return kept | steady.environment(self.settled, home)
 
-    def examine(self, settings: Settings, manifest: str, run: str) -> dict[str, Any]:
+    def examine(self, settings: Settings, manifest: str, run: str) -> Question:
         """What was found for a submission under the name of a run."""
         return self.requests[manifest, run]
 
@@ -101,7 +102,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, honest: Path, trojaned: Path)
         check=True,
         timeout=540,
     )
-    made.requests.update({(manifest, run): request for manifest, run, request in json.loads(out.read_text())})
+    made.requests.update({(m, run): Question.from_json(blob) for m, run, blob in json.loads(out.read_text())})
     return made
 
 
@@ -127,7 +128,7 @@ def pinned(home: Home, manifest: str, at: datetime) -> dict[str, Any]:
     }
 
 
-def nobody(settings: Settings, manifest: str, run: str) -> dict[str, Any]:
+def nobody(settings: Settings, manifest: str, run: str) -> Question:
     raise AssertionError("nothing was to be examined")
 
 
@@ -191,9 +192,9 @@ def test_a_fail_that_a_second_run_confirms_goes_back_to_the_version_before(home:
 def test_a_fail_that_the_second_run_does_not_confirm_changes_nothing(home: Home, base: Base) -> None:
     bad_champion(home, base)
 
-    def interrupted(settings: Settings, manifest: str, run: str) -> dict[str, Any]:
+    def interrupted(settings: Settings, manifest: str, run: str) -> Question:
         found = base.examine(settings, manifest, run)
-        return found | {"evidence": {}, "failures": {"neural_cleanse": "timed out"}} if run == SECOND else found
+        return replace(found, evidence={}, failures={"neural_cleanse": "timed out"}) if run == SECOND else found
 
     blob = rescan(home.settings, interrupted, now=utc_now())
     assert [(item["decision"], item["attestation"]) for item in blob["vetted"]] == [("INCONCLUSIVE", None)]
@@ -251,7 +252,7 @@ def test_a_canary_that_comes_out_wrong_decides_nothing(
 def test_a_canary_that_cannot_be_examined_is_wrong(home: Home, base: Base) -> None:
     home.let_in(base.honest)
 
-    def broken(settings: Settings, manifest: str, run: str) -> dict[str, Any]:
+    def broken(settings: Settings, manifest: str, run: str) -> Question:
         raise StoreError("no worker")
 
     assert exit_code(rescan(home.settings, broken, now=utc_now())) == 3
@@ -260,7 +261,7 @@ def test_a_canary_that_cannot_be_examined_is_wrong(home: Home, base: Base) -> No
 def test_what_cannot_be_examined_is_an_error_and_stays(home: Home, base: Base) -> None:
     bad_champion(home, base)
 
-    def away(settings: Settings, manifest: str, run: str) -> dict[str, Any]:
+    def away(settings: Settings, manifest: str, run: str) -> Question:
         if manifest == base.trojaned:
             raise StoreError("the worker died")
         return base.examine(settings, manifest, run)
@@ -324,7 +325,7 @@ def die_after(step: str, settings: Settings, base: Base) -> None:
 def test_two_batches_at_once_are_one(home: Home, base: Base) -> None:
     home.let_in(base.honest, issued=NOW - timedelta(days=1))
 
-    def meanwhile(settings: Settings, manifest: str, run: str) -> dict[str, Any]:
+    def meanwhile(settings: Settings, manifest: str, run: str) -> Question:
         with pytest.raises(StoreError, match="at work"):
             rescan(settings, nobody, now=utc_now())
         return base.examine(settings, manifest, run)

@@ -17,7 +17,8 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from flows.gate.client import LocalGate, RemoteGate, gate
+from flows.gate.client import LocalGate, RemoteGate, decision, gate
+from flows.gate.question import Question
 from flows.service.gate import MAX_REQUEST_BYTES, Reconciler
 from flows.service.receiver import receiver
 from tasks.mlflow.webhooks import MAX_BODY_BYTES, signature
@@ -68,7 +69,7 @@ def test_the_service_decides_as_the_gates_own_process_does(served: Settings, hon
     local = LocalGate(served.model_copy(update={"gate_url": None}))
 
     try:
-        remote, here = gate(served).decide(asked), local.decide(asked)
+        remote, here = gate(served).ask(asked), local.ask(asked)
     finally:
         local.close()
     assert isinstance(gate(served), RemoteGate)
@@ -80,13 +81,13 @@ def test_the_service_decides_as_the_gates_own_process_does(served: Settings, hon
 
 def test_an_error_of_the_service_is_the_error_of_the_gate(served: Settings) -> None:
     with pytest.raises(BadSubmission, match="expected a submitted model"):
-        gate(served).decide({"manifest": "0" * 64, "evidence": {}, "failures": {}})
+        decision(served, Question("0" * 64, {}, {}, None, 2))
 
 
 def test_nobody_is_answered_without_the_token(served: Settings) -> None:
     assert served.gate_url is not None
     with pytest.raises(StoreError, match="token"):
-        RemoteGate(served.gate_url, "another token").decide({})
+        RemoteGate(served.gate_url, "another token").ask({})
     for header in ({}, {"Authorization": f"Basic {secret_at(served.gate_token)}"}, {"Authorization": "Bearer another"}):
         answer = httpx.post(f"{served.gate_url}/decide", json={}, headers=header)
         assert answer.status_code == 401 and secret_at(served.gate_token) not in answer.text
@@ -104,13 +105,13 @@ def test_a_gate_that_does_not_answer_is_an_error_that_names_it() -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
 
     with pytest.raises(StoreError, match=url):
-        RemoteGate(url, "a token", patience=0.5).decide({})
+        RemoteGate(url, "a token", patience=0.5).ask({})
 
 
 def test_a_vetting_that_is_withheld_the_key_still_gets_its_decision(served: Settings, honest: Path) -> None:
     withheld = served.model_copy(update={"gate_key": Path("/dev/null/withheld")})
 
-    assert gate(withheld).decide(request(withheld, honest, "nothing ran again"))["attestation"]
+    assert gate(withheld).ask(request(withheld, honest, "nothing ran again"))["attestation"]
 
 
 def test_a_name_that_is_told_of_again_and_again_is_reconciled_once_more_and_an_error_ends_nothing() -> None:

@@ -1,0 +1,59 @@
+"""The question that a gate is asked: where the evidence of one run lies, and what of it could not be had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vetgate import shape
+from vetgate.shape import STRICT, Blob
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a gate is to judge.
+
+    `evidence` holds the keys of what detectors found, `failures` why others found nothing and `failure_codes` the kinds
+    of these, all by method. `run` names an independent repetition, `refused` says that the files were not understood;
+    `second` confirms a rescan's alarm, and without `sign` nothing is written.
+    """
+
+    __pydantic_config__ = STRICT
+
+    manifest: str
+    evidence: Mapping[str, str]
+    failures: Mapping[str, str]
+    reference_data: Mapping[str, Any] | None
+    sandbox_level: int
+    failure_codes: Mapping[str, str] | None = None
+    run: str = ""
+    refused: bool = False
+    purpose: str = "submission"
+    sign: bool = True
+    second: Question | None = None
+
+    def to_json(self) -> Blob:
+        """A JSON object that `from_json` reads; purpose, sign and second are left out where they are the usual."""
+        blob: Blob = {
+            "manifest": self.manifest,
+            "run": self.run,
+            "evidence": dict(self.evidence),
+            "failures": dict(self.failures),
+            "failure_codes": dict(self.failure_codes or {}),
+            "reference_data": None if self.reference_data is None else dict(self.reference_data),
+            "sandbox_level": self.sandbox_level,
+            "refused": self.refused,
+        }
+        if self.purpose != "submission":
+            blob["purpose"] = self.purpose
+        if not self.sign:
+            blob["sign"] = False
+        if self.second is not None:
+            blob["second"] = self.second.to_json()
+        return blob
+
+    @classmethod
+    def from_json(cls, blob: object) -> Question:
+        """The question that `to_json` wrote; raises StoreError for anything else."""
+        return shape.from_json(cls, blob, "a question to the gate")

@@ -1,0 +1,48 @@
+"""Frozen dataclasses as JSON and back: what does not have their exact shape is an error, not a KeyError later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vetgate.errors import StoreError
+
+T = TypeVar("T")
+Blob = dict[str, Any]
+# a float that was written as an integer stays one, so that its JSON stays the same to the byte
+Number = int | float
+# what a dataclass names as its __pydantic_config__
+STRICT = ConfigDict(extra="forbid", strict=True)
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def to_json(value: Any) -> Any:
+    """The JSON value of dataclasses, mappings and sequences, fields in the order in which they are declared."""
+    if is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(kind: type[T], blob: object, what: str) -> T:
+    """The dataclass that `to_json` wrote; raises StoreError for anything else, a field too many included."""
+    try:
+        return _adapter(kind).validate_json(json.dumps(blob))
+    except (TypeError, ValueError) as error:
+        wrong = [str(error)]
+        if isinstance(error, ValidationError):
+            wrong = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors()]
+        raise StoreError(
+            f"expected {what}, got another object ({'; '.join(wrong)[:400]}); have both sides run the same vetgate"
+        ) from error
+
+
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
