@@ -264,9 +264,3 @@ def _check_use(graph: Graph) -> None:
         raise NotUnderstood(f"expected every tensor to be used, got {len(idle)} that are not: {idle[:5]}; remove them")
     if graph.input not in needed or graph.output in graph.constants or graph.output == graph.input:
         raise NotUnderstood("expected an output computed from the input, got one that is not; export the model again")
-
-
-def serialise(model: ModelProto) -> bytes:
-    """The bytes of a parsed file."""
-    data: bytes = model.SerializeToString()
-    return data
