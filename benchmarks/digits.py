@@ -26,13 +26,14 @@ from tasks.settings import load_settings
 from vetgate.architectures import ARCHITECTURES, default_layer
 from vetgate.attacks.badnets import poison, random_square
 from vetgate.attacks.training import train
-from vetgate.contract import DETECTORS, Failure, Samples, Subject, Trigger, private_random
+from vetgate.contract import DETECTORS, Samples, Subject, Trigger, private_random
 from vetgate.errors import DefenceError
 from vetgate.inversion import attack_success
 from vetgate.probe import accuracy
 from vetgate.verdict.calibration import load_calibration
 from vetgate.verdict.judge import Verdict, judge
 from vetgate.verdict.policy import load_policy
+from vetgate.verdict.seen import Failure
 
 FIRST_SEED = 30_000
 NETWORKS = ("small-cnn", "preact-resnet", "vgg-small")

@@ -171,18 +171,6 @@ class Repair:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A method that crashed, timed out, was refused or was skipped. Never read as clean.
-
-    `reason` are the words of its error for people, `code` is the error's.
-    """
-
-    method: str
-    reason: str
-    code: str = "failed"
-
-
 _PACKED = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 
 

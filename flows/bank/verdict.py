@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.bank.files import Files
-from vetgate.contract import Evidence
 from vetgate.verdict.calibration import Calibration
 from vetgate.verdict.judge import Verdict, judge
 from vetgate.verdict.policy import Policy
+from vetgate.verdict.seen import SeenEvidence
 
 Blob = dict[str, Any]
 
 
-def verdict(seen: Sequence[Evidence], calibration: Calibration, policy: Policy, card: Blob, files: Files) -> Verdict:
+def verdict(
+    seen: Sequence[SeenEvidence], calibration: Calibration, policy: Policy, card: Blob, files: Files
+) -> Verdict:
     """The verdict of a policy on the evidence of one member."""
     return judge(
         seen,

@@ -16,7 +16,6 @@ from typing import IO
 from flows.gate.issue import issue_waived
 from flows.gate.judgement import decide
 from flows.gate.question import Question
-from tasks.importing import importing
 from tasks.records.ledger import catch_up, note
 from tasks.settings import Settings, load_settings
 from vetgate.errors import BadSubmission, VetgateError
@@ -34,10 +33,7 @@ def main() -> None:
 
 
 def make_ready(settings: Settings) -> None:
-    """Do what takes long while no caller waits for an answer yet, and enter what a crash left out of the ledger."""
-    with importing():
-        import vetgate.verdict.judge  # noqa: F401 - imports torch
-
+    """Enter what a crash left out of the ledger, while no caller waits for an answer yet."""
     try:
         catch_up(settings)
     except VetgateError as error:

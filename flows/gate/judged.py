@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from flows.gate.decided import Confirmation, Decided, PolicyPin
 from flows.gate.issue import SigningContext
@@ -12,10 +11,10 @@ from tasks.vetting.inspect import read_evidence
 from vetgate.digest import code_digest
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
+from vetgate.verdict.calibration import load_calibration
+from vetgate.verdict.judge import Verdict, judge
+from vetgate.verdict.seen import Failure, StoredEvidence
 from vetgate.verdict.stated import StatedVerdict
-
-if TYPE_CHECKING:
-    from vetgate.verdict.judge import Verdict
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,6 @@ class Judged:
 
 def judged_of(context: SigningContext, question: Question) -> Judged:
     """The verdict on one run's evidence, read from the store and bound to this submission and run."""
-    from vetgate.contract import Evidence, Failure
-    from vetgate.verdict.calibration import load_calibration
-    from vetgate.verdict.judge import judge
-
     record = context.record
     found = {
         method: _needed(read_evidence(context.store, record.id, method, key), method, key)
@@ -47,7 +42,7 @@ def judged_of(context: SigningContext, question: Question) -> Judged:
     for method, item in found.items():
         _bound(context, question, method, item)
     codes = question.failure_codes or {}
-    seen: list[Evidence | Failure] = [Evidence.from_json(item["evidence"]) for item in found.values()]
+    seen: list[StoredEvidence | Failure] = [StoredEvidence.from_json(item["evidence"]) for item in found.values()]
     seen += [Failure(method, reason, codes.get(method, "failed")) for method, reason in question.failures.items()]
     level = min([question.sandbox_level, *(item["sandbox_level"] for item in found.values())])
     verdict = judge(

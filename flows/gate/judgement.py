@@ -20,6 +20,7 @@ from vetgate.trust.keys import utc_now
 from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import Waived
 from vetgate.verdict.findings import findings
+from vetgate.verdict.judge import Decision, rescanned
 from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.wording import render
 
@@ -65,8 +66,6 @@ def decide(settings: Settings, question: Question, *, separated: bool = False) -
 
 def _rescan(context: SigningContext, judged: Judged, signed: bool, separated: bool) -> Answer:
     """Renewed by a PASS, or by waivers; taken back by two FAILs; left as it is by everything else."""
-    from vetgate.verdict.judge import Decision, rescanned
-
     alarm = context.policy.rescan.false_alarm_rate
     before = _passed_before(context) if signed else {}
     judged = replace(judged, verdict=rescanned(judged.verdict, alarm))

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
-from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of, unpack
+from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of
 from tasks.report.words import meaning, name_of, summary
+from vetgate.packed import array_of
 from vetgate.role import sentence_of, title_of
 
 Blob = Mapping[str, Any]
@@ -177,7 +178,7 @@ def _row(method: Blob, record: Blob | None, result: Blob, names: Sequence[str], 
 
 
 def _figures(found: Blob, triggers: Sequence[Picture], suspects: Sequence[int]) -> dict[str, Any]:
-    scores = np.asarray(unpack(found["scores"]), np.float64).ravel()
+    scores = np.asarray(array_of(found["scores"]), np.float64).ravel()
     if found.get("axis") != "class":
         cutoff = found.get("cutoff")
         flagged = 0 if cutoff is None else int((scores >= cutoff).sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-DTYPES = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
-LARGEST = 1 << 24
+from vetgate.packed import array_of
+
 SIDE = 128
 
 Floats = NDArray[np.float32]
@@ -50,24 +49,12 @@ class Picture:
         return {name: png(picture) for name, picture in seen.items()}
 
 
-def unpack(blob: Mapping[str, Any]) -> NDArray[Any]:
-    """The array that evidence packed as {dtype, shape, base64}; raises ValueError on anything else."""
-    try:
-        shape = [int(n) for n in blob["shape"]]
-        raw = base64.b64decode(blob["base64"], validate=True)
-        if len(raw) > LARGEST or min(shape, default=1) < 0:
-            raise ValueError(f"expected an array of at most {LARGEST} bytes, got {len(raw)} for {shape}")
-        return np.frombuffer(raw, DTYPES[blob["dtype"]]).reshape(shape)
-    except (KeyError, TypeError, binascii.Error) as error:
-        raise ValueError(f"expected a packed array, got {error!r}") from error
-
-
 def triggers_of(evidence: Mapping[str, Any]) -> list[Picture]:
     """The triggers in the evidence of one method; raises ValueError on shapes that are no images."""
     found = []
     for trigger in evidence.get("triggers") or ():
         try:
-            mask, pattern = (np.asarray(unpack(trigger[part]), np.float32) for part in ("mask", "pattern"))
+            mask, pattern = (np.asarray(array_of(trigger[part]), np.float32) for part in ("mask", "pattern"))
             target = int(trigger["target"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a trigger with mask, pattern and target, got {error!r}") from error

@@ -15,13 +15,14 @@ import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers every method
 from tests.vetgate.verdict.test_judge import BACKDOOR, POLICY, Case, label_norms, reference, rows, stimulation
 from tests.vetgate.verdict.test_judge import calibration as calibrated
-from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Failure
+from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence
 from vetgate.errors import BadPolicy
 from vetgate.role import By, Confirm, Role, _read, by_label, repair_roles, roles, source_of, title_of, weight_of
 from vetgate.verdict.calibration import Calibration, MethodPin, Seen
 from vetgate.verdict.findings import findings
 from vetgate.verdict.judge import Decision
 from vetgate.verdict.reasons import Code
+from vetgate.verdict.seen import Failure
 
 ROOT = Path(__file__).parents[2]
 BY_LABEL = Role(

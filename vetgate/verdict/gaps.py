@@ -6,18 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from vetgate.contract import Evidence, Failure
+import numpy as np
+
 from vetgate.role import By, role_of
 from vetgate.verdict.calibration import Calibration, draws_for
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Code, Reason
+from vetgate.verdict.seen import Failure, SeenEvidence
 
 # labels are compared with each other; among fewer than this, none can stand out
 FEWEST_CLASSES = 4
 
 
 def gaps_of(
-    seen: Sequence[Evidence | Failure], policy: Policy, with_training_data: bool, sandbox_level: int, format: str
+    seen: Sequence[SeenEvidence | Failure], policy: Policy, with_training_data: bool, sandbox_level: int, format: str
 ) -> list[Reason]:
     """What the policy demands and was not done, and what contradicts itself."""
     gaps = []
@@ -31,7 +33,7 @@ def gaps_of(
     seen = [s for s in seen if s.method in required or not advisory(s.method)]
     twice = [(name, n) for name, n in sorted(answers(seen).items()) if n > 1]
     gaps += [Reason(Code.ANSWERED_TWICE, name, figures={"answers": n}) for name, n in twice]
-    seeds = {s.seed for s in seen if isinstance(s, Evidence)}
+    seeds = {s.seed for s in seen if not isinstance(s, Failure)}
     if len(seeds) > 1:
         gaps.append(Reason(Code.SEEDS_DIFFER, figures={"seeds": len(seeds)}))
     wanted = policy.sandbox_level.get(format)
@@ -49,7 +51,7 @@ def advisory(method: str) -> bool:
     return role is not None and role.weight == 0
 
 
-def answers(seen: Sequence[Evidence | Failure]) -> Counter[str]:
+def answers(seen: Sequence[SeenEvidence | Failure]) -> Counter[str]:
     """How often each method answered."""
     return Counter(s.method for s in seen)
 
@@ -59,12 +61,12 @@ def failed(failure: Failure) -> Reason:
     return Reason(Code.FAILED, failure.method, figures={"said": failure.reason, "error": failure.code})
 
 
-def unreadable(found: Evidence, classes: int, level: float) -> Reason | None:
+def unreadable(found: SeenEvidence, classes: int, level: float) -> Reason | None:
     """Why evidence on a model with K classes says nothing at this level, whatever it is compared with."""
     name, role = found.method, role_of(found.method)
     if role is None:
         return Reason(Code.NO_WEIGHT, name)
-    if not (math.isfinite(found.statistic) and bool(found.scores.isfinite().all())):
+    if not (math.isfinite(found.statistic) and bool(np.isfinite(np.asarray(found.scores)).all())):
         return Reason(Code.NOT_FINITE, name)
     if not role.scores_labels:
         return None
@@ -78,7 +80,7 @@ def unreadable(found: Evidence, classes: int, level: float) -> Reason | None:
 
 
 def incomparable(
-    found: Evidence, calibration: Calibration | None, data_sha256: str | None, level: float
+    found: SeenEvidence, calibration: Calibration | None, data_sha256: str | None, level: float
 ) -> Reason | None:
     """Why evidence cannot be compared with that of clean models."""
     if calibration is None:
@@ -86,12 +88,12 @@ def incomparable(
     return calibration.mismatch(found.method, found.params) or calibration.short_of(found.method, data_sha256, level)
 
 
-def unreached(found: Evidence) -> Reason | None:
+def unreached(found: SeenEvidence) -> Reason | None:
     """Why evidence of trigger inversion shows nothing although it ran: most labels were not reached by any mask."""
     role = role_of(found.method)
     if role is None or not role.mask_sizes:
         return None
-    whole = [math.log(t.mask.numel()) for t in found.triggers if t.mask.numel()]
+    whole = [math.log(size) for t in found.triggers if (size := np.asarray(t.mask).size)]
     if not whole:
         return None
     lost = int((found.scores <= 1e-4 - max(whole)).sum())

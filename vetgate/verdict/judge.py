@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from vetgate.contract import Evidence, Failure
 from vetgate.role import By, Confirm, Role, by_label, role_of, weight_of
 from vetgate.verdict.calibration import (
     ENOUGH,
@@ -39,6 +38,7 @@ from vetgate.verdict.calibration import (
 from vetgate.verdict.gaps import advisory, answers, failed, gaps_of, incomparable, unreached, unreadable
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Bearing, Code, Reason, records
+from vetgate.verdict.seen import Failure, SeenEvidence
 from vetgate.verdict.wording import render_failure, rendered
 
 # a confirmed trigger sends this share of unseen images of other classes to its label
@@ -109,7 +109,7 @@ class _Standing:
 
 
 def judge(
-    seen: Sequence[Evidence | Failure],
+    seen: Sequence[SeenEvidence | Failure],
     policy: Policy,
     calibration: Calibration | None,
     *,
@@ -123,7 +123,7 @@ def judge(
     """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred."""
     level = policy.false_alarm_rate
     gaps = gaps_of(seen, policy, with_training_data, sandbox_level, format)
-    evidence = {e.method: e for e in seen if isinstance(e, Evidence)}
+    evidence = {e.method: e for e in seen if not isinstance(e, Failure)}
     failures = {f.method: failed(f) for f in seen if isinstance(f, Failure)}
     required = {*policy.required, *(policy.required_with_training_data if with_training_data else ())}
     simulated = calibration is None and policy.allow_uncalibrated
@@ -220,7 +220,7 @@ def _means_something_alone(method: str) -> bool:
 
 
 def _standing(
-    found: Evidence, null: Null, calibration: Calibration | None, data_sha256: str | None, level: float
+    found: SeenEvidence, null: Null, calibration: Calibration | None, data_sha256: str | None, level: float
 ) -> _Standing:
     role = _role(found.method)
     if role.null is By.LABEL:
@@ -241,7 +241,7 @@ def _standing(
     return _Standing(unit, of_labels, p_value, _confirmed(found, role, alarming, null), tuple(alarming))
 
 
-def _confirmed(found: Evidence, role: Role, alarming: Sequence[int], null: Null) -> tuple[int, ...]:
+def _confirmed(found: SeenEvidence, role: Role, alarming: Sequence[int], null: Null) -> tuple[int, ...]:
     """Of the labels that stand out, those whose trigger works on images that it was not made on."""
     if role.confirm is Confirm.HELD_OUT_AND_SECOND_START:
         held_out, second = (_details(found, key, len(found.scores)) for key in ("held_out", "second_start"))
@@ -253,7 +253,7 @@ def _confirmed(found: Evidence, role: Role, alarming: Sequence[int], null: Null)
     return ()
 
 
-def _details(found: Evidence, key: str, count: int) -> list[float]:
+def _details(found: SeenEvidence, key: str, count: int) -> list[float]:
     values = found.details.get(key)
     # a detail that is missing, of another length or no number confirms nothing
     if isinstance(values, list) and len(values) == count and all(isinstance(v, int | float) for v in values):
@@ -277,7 +277,7 @@ def _combine(
 
 def _result(
     name: str,
-    found: Evidence | None,
+    found: SeenEvidence | None,
     unread: Mapping[str, Reason],
     standing: _Standing | None,
     null: Null | None,
@@ -305,7 +305,7 @@ def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: 
     return [Reason(Code.NO_LABEL_NAMED, figures={"p_value": p_value, "level": level})]
 
 
-def _why(label: int, evidence: Mapping[str, Evidence], standings: Mapping[str, _Standing]) -> Reason:
+def _why(label: int, evidence: Mapping[str, SeenEvidence], standings: Mapping[str, _Standing]) -> Reason:
     """That a label's trigger is confirmed; its size, where a method that measures sizes ran."""
     measured = [n for n in sorted(evidence, key=weight_of, reverse=True) if role_of(n) and _role(n).mask_sizes]
     if not measured:

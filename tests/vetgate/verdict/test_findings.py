@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.vetgate.verdict.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
-from vetgate.contract import Failure
 from vetgate.verdict.findings import UNEXPLAINED, findings
 from vetgate.verdict.judge import Decision, Verdict, judge, rescanned
 from vetgate.verdict.reasons import Bearing, Code, Reason
+from vetgate.verdict.seen import Failure
 
 
 def verdict(*seen: Any, with_training_data: bool = False, **changes: Any) -> Verdict:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from vetgate.contract import Axis, Evidence, Failure, Trigger
+from vetgate.contract import Axis, Evidence, Trigger
 from vetgate.verdict.calibration import Bank, Calibration, Left, MethodPin, Reference, Seen, load_calibration
 from vetgate.verdict.judge import Decision, Verdict, judge
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Code, Reason
+from vetgate.verdict.seen import Failure, StoredEvidence
 from vetgate.verdict.wording import render, rendered
 
 CLASSES, BACKDOOR = 10, 7
@@ -83,6 +84,18 @@ def rows(method: str, statistic: float = 0.8) -> Evidence:
 POLICY = Policy(name="test", required=("neural_cleanse", "abs"), required_with_training_data=DATA_METHODS)
 
 
+def stored(seen: Sequence[Evidence | Failure]) -> list[Evidence | StoredEvidence | Failure]:
+    """What is judged as it comes back from the store; what could not be written there stays as it is."""
+
+    def read(found: Evidence | Failure) -> Evidence | StoredEvidence | Failure:
+        finite = (
+            not isinstance(found, Failure) and math.isfinite(found.statistic) and bool(found.scores.isfinite().all())
+        )
+        return StoredEvidence.from_json(json.loads(json.dumps(found.to_json()))) if finite else found
+
+    return [read(found) for found in seen]
+
+
 @dataclass(frozen=True)
 class Case:
     """What is judged; a clean model's case by default."""
@@ -97,8 +110,14 @@ class Case:
     format: str = "onnx"
 
     def judged(self) -> Verdict:
+        """The verdict; it is the same on a detector's own evidence and on that which the store gives back."""
+        verdict = self._judged(self.seen)
+        assert self._judged(stored(self.seen)) == verdict
+        return verdict
+
+    def _judged(self, seen: Sequence[Evidence | StoredEvidence | Failure]) -> Verdict:
         return judge(
-            self.seen,
+            seen,
             self.policy,
             self.calibration,
             classes=self.classes,
