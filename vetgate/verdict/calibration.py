@@ -39,6 +39,7 @@ DRAWS = 20_000
 PRIOR = 10
 # 1.4826 makes a median of absolute deviations estimate sigma for normal data
 TO_SIGMA = 1.4826
+STANDARD_NORMAL = NormalDist()
 CLIP = 4.0
 
 
@@ -362,7 +363,7 @@ def label_units(scores: Sequence[float], p: Array, least: float) -> Array:
 def normal_score(p: Array | float) -> Array:
     """Standard normal score of one-sided p-values, within +-CLIP."""
     flat = np.clip(np.atleast_1d(np.asarray(p, dtype=np.float64)), 1e-9, 1 - 1e-9)
-    return np.clip([NormalDist().inv_cdf(1 - v) for v in flat], -CLIP, CLIP)
+    return np.clip([STANDARD_NORMAL.inv_cdf(1 - v) for v in flat.tolist()], -CLIP, CLIP)
 
 
 def contribution(units: Array | float) -> Array:
