@@ -19,8 +19,10 @@ from vetgate.contract import Samples
 # hooks: what the suite needs of the system is named by every run of it
 __all__ = ["pytest_report_header", "pytest_terminal_summary"]
 
-# how many threads share a sum decides its last bits, and workers that run beside each other share the cores
+# how many threads share a sum decides its last bits, and workers that run beside each other share the cores: threads
+# spin while they wait for one that has no core, and a child with two of them spent six times the processor time
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # moto looks a key up and then writes it, two steps; S3 takes them as one, so requests are served one at a time
 SERVER = """
@@ -35,6 +37,8 @@ server.serve_forever()
 
 # minutes that a change need not wait for: `make test-long`
 LONG = ("test_killed", "test_rescan", "test_hosts", "test_killed_service", "test_nightly", "test_postgres")
+# what uses the service of tests/service/conftest.py; it waits for half of the time
+SERVICE = "the service"
 # what uses the one command line of tests/flows/conftest.py, whose process takes long to start
 COMMAND_LINE = ("test_bad_input", "test_cli", "test_vet")
 # files that take longest; where tests run in parallel these are begun first, so that none is waited for at the end
@@ -48,25 +52,31 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest; what is to run with nothing beside it comes last."""
+    """Begin with what takes longest."""
 
     def rank(item: pytest.Item) -> int:
-        if item.get_closest_marker("serial") is not None:
-            return 3
-        return 0 if item.path.stem in COMMAND_LINE else 1 if item.path.stem in LONGEST else 2
+        group, stem = _group(str(item.path)), item.path.stem
+        return 0 if group == SERVICE else 1 if group is not None else 2 if stem in LONGEST else 3
 
     items.sort(key=rank)
 
 
+def _group(file: str) -> str | None:
+    """What the tests of a file share with those of others, so that all of them run in one process."""
+    if "tests/service/" in file:
+        return SERVICE
+    return "the command line" if Path(file).stem in COMMAND_LINE else None
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """In parallel a file runs in one process, and so does all that uses the one command line."""
+    """In parallel a file runs in one process, and so does all that uses the one service or the one command line."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "command line" if Path(file).stem in COMMAND_LINE else file
+            return _group(file) or file
 
     return Scheduling(config, log)
 

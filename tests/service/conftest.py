@@ -17,11 +17,6 @@ from tests import system
 from tests.service.running import Service, free_ports, running_service
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """The whole service takes the machine for itself."""
-    item.add_marker(pytest.mark.serial)
-
-
 @dataclass(frozen=True)
 class Postgres:
     """A PostgreSQL cluster with a database for each server."""

@@ -89,7 +89,11 @@ def test_what_runs_every_method_counts_for_every_method(package):
 @pytest.mark.parametrize(
     ("file", "before", "after"),
     [
-        ("contract.py", "class Failure:", "class Stranger(DefenceError):\n    pass\n\n\nclass Failure:"),
+        (
+            "contract.py",
+            "@dataclass(frozen=True, eq=False)\nclass Repair:",
+            "class Stranger(DefenceError):\n    pass\n\n\n@dataclass(frozen=True, eq=False)\nclass Repair:",
+        ),
         ("contract.py", "    paper: str\n", '    paper: str\n    title: str = ""\n'),
         ("errors.py", "exit_code: ClassVar[int] = 2", "exit_code: ClassVar[int] = 9"),
         ("probe.py", "def accuracy(", "def unused() -> int:\n    return 1\n\n\ndef accuracy("),

@@ -308,26 +308,26 @@ def outlier_null(classes: int, null: Null) -> OutlierNull:
     """Clean models with K labels whose scales are drawn from the references'."""
     if null.floor > 0 and bool(np.all(null.scales == null.floor)):
         # only ratios count, so models that all scatter like the floor are simulated once
-        order, largest, top = _simulated(classes)
+        order, largest, top = _simulated(classes, 1.0, (1.0,))
         return OutlierNull(order, largest, top * null.floor, null.least)
-    return OutlierNull(*_simulate(classes, null), null.least)
+    return OutlierNull(*_simulated(classes, null.floor, tuple(null.scales.tolist())), null.least)
 
 
-@lru_cache(maxsize=8)
-def _simulated(classes: int) -> tuple[Array, Array, Array]:
-    return _simulate(classes, Null(1.0, np.ones(1), 0.0, np.empty(0), np.empty(0)))
-
-
-def _simulate(classes: int, null: Null) -> tuple[Array, Array, Array]:
+@lru_cache(maxsize=64)
+def _simulated(classes: int, floor: float, scales: tuple[float, ...]) -> tuple[Array, Array, Array]:
     """The largest outliers (draws,) of clean models, sorted and as they came, and these in the scores' unit."""
     stream = np.random.default_rng(classes)
     draws = draws_for(classes)
-    scores = stream.standard_normal((draws, classes)) * stream.choice(null.scales, draws)[:, None]
+    scores = stream.standard_normal((draws, classes)) * stream.choice(np.array(scales), draws)[:, None]
     scores.sort(axis=1)
     # sorted, the suspicious half of the scores is the upper half of the columns
     above = scores[:, classes // 2 :] - np.median(scores, axis=1, keepdims=True)
-    largest = above[:, -1] / steadied(TO_SIGMA * np.median(above, axis=1), classes, null.floor)
-    return np.sort(largest), largest, above[:, -1]
+    largest = above[:, -1] / steadied(TO_SIGMA * np.median(above, axis=1), classes, floor)
+    found = np.sort(largest), largest, above[:, -1]
+    for array in found:
+        # shared by all that ask for the same
+        array.flags.writeable = False
+    return found
 
 
 def tail(null: Array, values: Array | float) -> Array:

@@ -8,13 +8,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from tasks.store.open import open_store
 from tests.databases import with_databases
-
-# an interrupt that comes while the machine is busy elsewhere is heard at another step
-pytestmark = pytest.mark.serial
 
 FATAL = """
 import os, signal

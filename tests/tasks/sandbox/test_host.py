@@ -19,9 +19,6 @@ from tasks.sandbox.host import Crashed, Limits, OutOfMemory, Sandbox, SandboxUna
 from tests import system
 from vetgate.errors import BadSubmission, NotFinite, NotUnderstood, StoreError
 
-# it measures time
-pytestmark = pytest.mark.serial
-
 ROGUE = Path(__file__).parent / "rogue_operations.py"
 LIMITS = Limits(cpu_seconds=20, memory_bytes=3 << 29, file_bytes=4 << 20, result_bytes=1 << 20)
 WITHOUT = "bubblewrap may not run here" if system.BUBBLEWRAP.there() else system.BUBBLEWRAP.reason

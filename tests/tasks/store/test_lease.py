@@ -16,9 +16,6 @@ from tasks.store.base import Store
 from tasks.store.lease import LeaseHeld, Lost, leased, read_lease
 from tasks.store.open import open_store
 
-# leases run out by the clock
-pytestmark = pytest.mark.serial
-
 FORK = multiprocessing.get_context("fork")
 WORK = "a" * 64
 
