@@ -20,10 +20,10 @@ from flows.bank.train import trained
 from flows.bank.transfer import transfer
 from flows.params import Params
 from vetgate.role import by_label
+from vetgate.shape import Blob
 from vetgate.shipped import need_checkout
 from vetgate.verdict.calibration import SHIPPED, Bank, Reference, Seen
 
-Blob = dict[str, Any]
 DIGITS = 4
 
 

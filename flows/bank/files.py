@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import vetgate.detect  # noqa: F401 - registers the detectors
 from flows.bank.evidence import evidence_of
@@ -15,9 +14,9 @@ from flows.bank.networks import BANK, LEAST_SUCCESS, members, plan, read_all
 from flows.params import Params, load_params
 from vetgate.contract import DETECTORS, Evidence
 from vetgate.digest import code_digest
+from vetgate.shape import Blob
 from vetgate.verdict.calibration import MethodPin
 
-Blob = dict[str, Any]
 # accuracy (a share) that a backdoor may cost
 MOST_LOST = 0.04
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from flows.bank.files import Files
 from vetgate.contract import Evidence
+from vetgate.shape import Blob
 from vetgate.verdict.calibration import Calibration
 from vetgate.verdict.judge import Verdict, judge
 from vetgate.verdict.policy import Policy
-
-Blob = dict[str, Any]
 
 
 def verdict(seen: Sequence[Evidence], calibration: Calibration, policy: Policy, card: Blob, files: Files) -> Verdict:

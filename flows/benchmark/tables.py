@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from vetgate.role import source_of
+from vetgate.shape import Blob
 from vetgate.verdict.metrics import Array, auroc, cross_entropy, defence_effectiveness, interval, probabilities, share
 
-Blob = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 # without the supplier's training set, and with it
 VIEWS = ("model", "with_data")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flows.cli.console import Outcome
 from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
@@ -29,8 +28,8 @@ from tasks.vetting import intake
 from tasks.vetting.workplace import cool
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.submission import read_submission
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 Ask = Callable[[str | None], Blob]
 
 

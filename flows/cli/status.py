@@ -24,12 +24,12 @@ from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
+from vetgate.shape import Blob
 from vetgate.trust.keys import read_trust_root, utc_now
 from vetgate.trust.strict_json import as_time, time_text
 from vetgate.trust.waivers import Waiver, counted, why_never, why_not
 from vetgate.verdict.policy import WaiverPolicy, load_policy
 
-Blob = dict[str, Any]
 SOON = timedelta(days=7)
 
 

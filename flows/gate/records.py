@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tasks.settings import Settings
 from vetgate import errors
 from vetgate.errors import VetgateError
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 def notify_gate(settings: Settings, key: str, manifest: str | None = None) -> Blob:

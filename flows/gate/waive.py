@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -19,12 +18,11 @@ from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, find_record
 from vetgate.errors import BadSubmission, Denied, Stale
+from vetgate.shape import Blob
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import APPROVER, SUBMITTER, TrustRoot, key_id, load_key, read_trust_root, utc_now
 from vetgate.trust.waivers import Waiver, read_waiver, sign_approval, sign_waiver, why_never, why_not
 from vetgate.verdict.policy import Policy, load_policy
-
-Blob = dict[str, Any]
 
 
 class UnknownFinding(BadSubmission):

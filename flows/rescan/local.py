@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flows.gate.question import Question
 from flows.rescan.nightly import rescan
 from flows.vetting import local as here
 from flows.vetting import runtime
 from tasks.settings import Settings
 from tasks.vetting.workplace import cool
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 def rescan_locally(settings: Settings) -> Blob:

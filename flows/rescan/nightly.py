@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flows.production.reconcile import reconcile
 from flows.production.watch import Watch, coverages, watch
@@ -25,8 +25,8 @@ from tasks.settings import Settings
 from tasks.store.lease import leased
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, VetgateError
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 INCONCLUSIVE_EVENT = "vetgate.rescan.inconclusive"
 LEASE = "rescan"
 T = TypeVar("T")

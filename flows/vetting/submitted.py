@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 
 from tasks import events
@@ -13,8 +11,7 @@ from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from vetgate.errors import BadSubmission, NotUnderstood
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 @flow(name="take-registered", flow_run_name="take-{model}-{version}", persist_result=True, result_serializer="json")

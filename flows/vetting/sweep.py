@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
 
 from flows.production.automatic import promote_all_due
 from flows.vetting.give_up import give_up
@@ -18,9 +17,9 @@ from tasks.mlflow import submitted as registered
 from tasks.settings import Settings
 from tasks.vetting import queue
 from vetgate.errors import VetgateError
+from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
 
-Blob = dict[str, Any]
 RETRY_SECONDS = 900
 # (deployment, parameters, idempotency key): starts a run somewhere, unless one with this key was started before
 Start = Callable[[str, Blob, str], None]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 
@@ -25,9 +24,8 @@ from tasks.vetting import inspect, intake, repair, steps
 from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError
 from vetgate.role import role_of, source_of
+from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
-
-Blob = dict[str, Any]
 
 # how long a vetting that a caller waits for waits for another one of the same bytes
 WAIT_SECONDS = 24 * 3600.0

@@ -7,7 +7,7 @@ before and after repair, and what all of it was computed from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
 from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of, unpack
 from tasks.report.words import meaning, name_of, summary
 from vetgate.role import sentence_of, title_of
-
-Blob = Mapping[str, Any]
+from vetgate.shape import Blob
 
 MOST_TRIGGERS = 6
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-Blob = Mapping[str, Any]
+from vetgate.shape import Blob
 
 VERDICTS = {
     "PASS": "No sign of a backdoor was found.",

@@ -12,8 +12,7 @@ import numpy as np
 from tasks.progress import progress_of
 from tasks.vetting.inspect import Case
 from tasks.vetting.workplace import workplace_of
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tasks.progress import progress_of
 from tasks.sandbox.host import SandboxError
@@ -19,9 +18,8 @@ from tasks.vetting.workplace import workplace_of
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
+from vetgate.shape import Blob
 from vetgate.verdict.policy import RepairPolicy
-
-Blob = dict[str, Any]
 
 
 def run_repair(

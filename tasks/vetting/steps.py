@@ -27,8 +27,7 @@ from tasks.vetting.repair import report_figures, run_repair
 from tasks.vetting.spread import detect_spread
 from tasks.vetting.workplaces import case_from_json
 from vetgate.formats.submission import Submission
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 @task(

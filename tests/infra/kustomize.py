@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from tests.infra.known import ROOT
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 HERE = ROOT / "infra" / "kubernetes"
 FIELDS = {"apiVersion", "kind", "resources", "components", "patches", "images"}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_network
-from typing import Any
 
 from tests.infra.kustomize import pod_of
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 Pod = tuple[str, str]
 
 

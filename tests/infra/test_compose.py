@@ -14,8 +14,7 @@ from compose_spec import PyCompose
 
 from tasks.settings import Settings
 from tests.infra.known import ROOT, command_problems, unknown_settings
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 HERE = ROOT / "infra" / "compose"
 FILES = ("compose.yaml", "compose.s3.yaml")

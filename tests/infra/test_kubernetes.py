@@ -16,8 +16,7 @@ from tasks.settings import Settings
 from tests.infra.known import command_problems, unknown_settings
 from tests.infra.kustomize import HERE, containers, identity, manifests, pod_of
 from tests.infra.network import fits, match_labels, of, space_of
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 OVERLAYS = ("dev", "prod")
 VERSION = "1.32"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.infra.kustomize import manifests
-from tests.infra.network import Blob, of, outside, pods, reaches
+from tests.infra.network import of, outside, pods, reaches
+from vetgate.shape import Blob
 
 VET, VET_ONE = ("vetgate-vet", "vet-worker"), ("vetgate-vet", "vet-one")
 GATE, GATE_WORKER = ("vetgate-gate", "gate-service"), ("vetgate-gate", "gate-worker")

@@ -19,8 +19,7 @@ import pytest
 from flows.service.check import PROBE
 from tests.infra.known import ROOT
 from tests.infra.kustomize import documents
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 HERE = ROOT / "infra" / "terraform"
 BUCKETS, IAM = HERE / "modules" / "s3-buckets", HERE / "modules" / "iam"

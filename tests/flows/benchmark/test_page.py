@@ -18,9 +18,9 @@ from flows.benchmark.page import page
 from flows.benchmark.pictures import curves, draw, norms_of, picture
 from flows.benchmark.tables import tables
 from vetgate.contract import Trigger
+from vetgate.shape import Blob
 from vetgate.verdict import metrics
 
-Blob = dict[str, Any]
 NOTHING: Blob = {"norms": None, "roc": None, "triggers": {}, "compared": []}
 
 
