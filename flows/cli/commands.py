@@ -79,7 +79,7 @@ def vet(directory: Directory, json: AsJson = False) -> int:
         from flows.vetting.local import vet_locally
 
         result = vet_locally(directory)
-        return Outcome(EXIT_CODES[result["verdict"]], result, lambda console: show_result(console, result))
+        return Outcome(EXIT_CODES[result.verdict], result.to_json(), lambda console: show_result(console, result))
 
     return carry_out(command, as_json=json)
 

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import base64
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tasks.progress import progress_of
 from tasks.vetting.inspect import Case
+from tasks.vetting.results import Measured
 from tasks.vetting.workplace import workplace_of
 from vetgate.shape import Blob
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Shares of held-out images: rightly classified, and sent to its target by the strongest trigger."""
-
-    clean_accuracy: float
-    attack_success: float
-
-    def to_json(self) -> dict[str, float]:
-        """The two numbers by name."""
-        return asdict(self)
-
-
-def evaluate(case: Case, model: Blob, triggers: list[Blob], purpose: str) -> Measured:
+def evaluate(case: Case, model: Blob, triggers: Sequence[Mapping[str, Any]], purpose: str) -> Measured:
     """Accuracy and the highest success of any trigger on the images kept for a purpose (`validate` or `test`)."""
-    payload = {**model, "samples": case.data.files(purpose), "triggers": triggers}
+    payload = {**model, "samples": case.data.files(purpose), "triggers": [*triggers]}
     answer = workplace_of(case.manifest).sandbox.call("evaluate", payload, limits=case.limits)
     return Measured(answer["clean_accuracy"], max(answer["attack_success"], default=0.0))
 

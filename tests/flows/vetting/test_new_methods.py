@@ -148,6 +148,7 @@ def main():
     from tasks.report.page import render
     from tasks.sandbox.host import Sandbox
     from tasks.settings import load_settings
+    from tasks.vetting.results import Result
     from vetgate.architectures import ARCHITECTURES
     from vetgate.verdict.calibration import load_calibration
     from vetgate.contract import DETECTORS, REPAIRS as KNOWN, Evidence
@@ -155,6 +156,7 @@ def main():
     from vetgate.formats.submission import read_submission
     from vetgate.verdict.judge import judge
     from vetgate.verdict.policy import Policy, load_policy
+    from vetgate.verdict.stated import StatedVerdict
 
     told, settings, params = {}, load_settings(), load_params()
     told["default formats"] = sorted(Policy(name="x", required=("y",)).promote_formats)
@@ -218,9 +220,10 @@ def main():
               "p_value": verdict["p_value"], "calibrated": verdict["calibrated"], "suspects": verdict["suspects"],
               "methods": [{k: m[k] for k in ("name", "statistic", "alarmed", "suspects", "failure")} | {"seconds": 1.0}
                           for m in verdict["methods"]],
-              "repair": None, "attestation": None, "mlflow_run": None, "sandbox_level": 1,
-              "reasons": verdict["reasons"]}
-    told["report"] = render(result, evidence=[found["evidence"]], verdict=verdict)
+              "repair": None, "report": "report.html", "attestation": "attestation.json", "mlflow_run": None,
+              "sandbox_level": 1, "reasons": verdict["reasons"], "reason_records": verdict["reason_records"]}
+    page = render(Result.from_json(result), evidence=[found["evidence"]], verdict=StatedVerdict.from_json(verdict))
+    told["report"] = page
     told["docs"] = docs.methods.render(list(DETECTORS.values()), list(KNOWN.values()))
     print(json.dumps(told))
 
