@@ -18,8 +18,11 @@ from vetgate.trust.waivers import (
     sign_waiver,
     waived,
     waived_until,
+    why_never,
+    why_not,
 )
 from vetgate.verdict.policy import WaiverPolicy
+from vetgate.verdict.reasons import Code
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 MANIFEST, FINDING = "a" * 64, "backdoor:label-7"
@@ -152,6 +155,20 @@ def test_what_was_not_understood_is_never_waived_and_a_pass_has_nothing_to_waive
         Case(finding="not-understood").ruled(ALICE, BOB, findings=("not-understood",))
     with pytest.raises(Denied, match="no finding"):
         Case().ruled(ALICE, BOB, findings=())
+
+
+def test_why_a_finding_is_not_waived_is_a_code() -> None:
+    for finding, policy, submitters, code in (
+        (FINDING, WaiverPolicy(allowed=False), {"sam"}, Code.WAIVERS_NOT_ALLOWED),
+        ("not-understood", POLICY, {"sam"}, Code.NEVER_WAIVED_UNREAD),
+        ("inconclusive:unexplained", POLICY, {"sam"}, Code.NEVER_WAIVED_UNEXPLAINED),
+        (FINDING, POLICY, set[str](), Code.NEVER_WAIVED_UNSIGNED),
+    ):
+        never = why_never(finding, policy, submitters)
+        assert never is not None and (never.code, never.finding, never.figures) == (code, None, {"finding": finding})
+    late = why_not(Case(days=10).waiver, POLICY, NOW + timedelta(days=10), lambda digest: False)
+    assert late is not None and late.code is Code.WAIVER_EXPIRED
+    assert why_not(Case(days=10).waiver, POLICY, NOW, lambda digest: False) is None
 
 
 def test_a_policy_that_allows_no_waivers_has_none() -> None:
