@@ -78,7 +78,7 @@ def own(
     listed, place = list(wanted), settings.home / "bank"
     data = source(settings, listed[0].data, params.data, recipe.images)
     # all detectors on a network in one worker, so that no two of them train it
-    groups = [[Task(m, recipe, data, place, name, told) for name, told in params.detect.items()] for m in listed]
+    groups = [[Task(m, recipe, data, place, name, given) for name, given in params.detect.items()] for m in listed]
     fresh = []
     for group, seen in spread(by_all, groups, jobs):
         fresh.append(reference(trained(group[0])[1], data.classes, seen))

@@ -1,4 +1,4 @@
-"""Records of people: what they sign lies in the store, and the gate, which alone can enter it, is told of it."""
+"""Records of people: what they sign lies in the store, and the gate, which alone can enter it, is notified."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def publish(
     result: Result,
     repaired: Repaired | Rejected | None,
 ) -> Blob:
-    """Put the attestation and the report where people find them, tell MLflow; the result as JSON, with its run."""
+    """Put the attestation and the report where people find them, record it in MLflow; the result with its run."""
     if answer.attestation is None:
         raise StoreError(f"expected a signed verdict on {record.id}, got one without attestation; vet it again")
     store, vetting = open_store(settings), Path(answer.attestation).stem

@@ -1,4 +1,4 @@
-"""What MLflow is told of a vetting: one run, and a version of thirdparty.<name> for what came in.
+"""What MLflow holds of a vetting: one run, and a version of thirdparty.<name> for what came in.
 
 Tags are a cache for people to read. Nothing is decided by them.
 """

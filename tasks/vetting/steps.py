@@ -143,6 +143,6 @@ def re_evaluate(case: Case, chosen: RepairRecord, directory: Path) -> Blob:
     cache_policy=NO_CACHE,
 )
 def register(publish: Callable[[], Blob]) -> Blob:
-    """The result with its report written and MLflow told, by whatever publishes it."""
+    """The result with its report written and recorded in MLflow, by whatever publishes it."""
     with reporting("report and register"):
         return publish()

@@ -47,8 +47,8 @@ def test_clean_members_differ_in_what_honest_suppliers_differ_in() -> None:
     for data in SETS:
         clean = [m for m in members().values() if m.clean and m.data == data]
         assert {m.architecture for m in clean} == set(ARCHITECTURES)
-        told = {key for m in clean for key in m.options}
-        assert {"shift", "weight_decay", "share", "adversarial", "times"} <= told
+        varied = {key for m in clean for key in m.options}
+        assert {"shift", "weight_decay", "share", "adversarial", "times"} <= varied
 
 
 def test_no_two_members_of_a_data_set_share_a_seed() -> None:

@@ -159,6 +159,6 @@ class TestWhatGitHolds:
         listed, cards = members(), read_all(BANK / "cards")
         for found in read_all(BANK / "evidence").values():
             for name in found["members"]:
-                told = listed[name].model_dump()
-                assert {key: cards[name][key] for key in told} == told
+                stated = listed[name].model_dump()
+                assert {key: cards[name][key] for key in stated} == stated
                 assert ("attack_success" in cards[name]) != listed[name].clean

@@ -58,7 +58,7 @@ def test_an_empty_installation_has_nothing_to_say_and_asks_no_registry(productio
     assert not (production.settings.home / "mlflow.db").exists()
 
 
-def test_what_waits_is_told_from_what_somebody_is_at_work_on(production: Production) -> None:
+def test_what_waits_is_distinguished_from_what_a_worker_vets(production: Production) -> None:
     manifest = production.submit(1)
     row = only(at_a_glance(production.settings)["submissions"])
     assert (row["manifest_sha256"], row["verdict"], row["state"]) == (manifest, None, "waiting")

@@ -134,7 +134,7 @@ def test_what_dies_again_and_again_ends_inconclusive_and_signed(settings: Settin
     assert sweep(settings, Started(), now=time.time() + 7200)["given_up"] == []
 
 
-def test_versions_in_mlflow_that_nobody_took_in_are_taken_in(settings: Settings, tmp_path: Path) -> None:
+def test_versions_in_mlflow_that_events_missed_are_taken_in(settings: Settings, tmp_path: Path) -> None:
     version = register(settings, submission(tmp_path / "one", b"one"), "thirdparty.digits")
     started = Started()
     assert sweep(settings, started)["taken"] == [f"thirdparty.digits/{version}"]
@@ -203,7 +203,7 @@ def test_a_part_that_fails_does_not_keep_the_others_from_being_done(settings: Se
 
 
 def register(settings: Settings, given: Path, model: str) -> str:
-    """Register a directory as anybody with MLflow would; the version."""
+    """Register a directory as a supplier with access to MLflow would; the version."""
     with registry(settings) as client:
         home = client.create_experiment("suppliers", artifact_location=Path(settings.artifacts).as_uri() + "/suppliers")
         run = client.create_run(home)

@@ -131,7 +131,7 @@ class Markup(HTMLParser):
 
 
 def page_of(given: str) -> str:
-    """A page in which every string that somebody else can choose is `given`."""
+    """A page in which every string that a supplier or a method can choose is `given`."""
     found = evidence().to_json() | {"method": given, "params": {given: given}, "details": {given: 1.0}}
     method = METHOD | {"name": given, "failure": given}
     repair = {
@@ -272,13 +272,13 @@ def test_a_pass_is_not_called_proof() -> None:
 def test_a_strip_places_the_model_among_its_references() -> None:
     drawn = strip(5.0, {"values": [1.0, 3.0, 2.0], "cutoff": 4.0})
     assert drawn is not None and drawn.alarm is not None and drawn.band is not None
-    assert drawn.ticks == tuple(sorted(drawn.ticks)) and drawn.ticks[-1] < drawn.alarm < drawn.here
+    assert drawn.ticks == tuple(sorted(drawn.ticks)) and drawn.ticks[-1] < drawn.alarm < drawn.position
     assert drawn.ticks[0] <= drawn.band[0] < drawn.band[1] <= drawn.ticks[-1]
     assert (drawn.low, drawn.high) == (1.0, 5.0)
     by_quantile = strip(0.0, {"quantiles": {"0.05": 1.0, "0.95": 2.0}})
-    assert by_quantile is not None and by_quantile.here < by_quantile.ticks[0]
+    assert by_quantile is not None and by_quantile.position < by_quantile.ticks[0]
     same = strip(1.0, {"values": [1.0]})
-    assert same is not None and same.here == same.ticks[0] and "1 of them as high" in same.words
+    assert same is not None and same.position == same.ticks[0] and "1 of them as high" in same.words
     assert strip(None, {"values": [1.0]}) is None and strip(1.0, None) is None and strip(1.0, {"values": []}) is None
     assert strip(1.0, {"values": [float("nan"), None]}) is None
 

@@ -32,7 +32,7 @@ POLICY = WaiverPolicy(approvals=2, max_days=30)
 
 
 def trust(**windows: timedelta) -> TrustRoot:
-    """Everybody's key, each valid from a day ago for ninety days."""
+    """The key of every role, each valid from a day ago for ninety days."""
     return TrustRoot(
         tuple(
             PublicKey(raw_public(key), role, NOW - timedelta(days=1), NOW + windows.get(role, timedelta(days=90)))
@@ -193,7 +193,7 @@ def test_a_waiver_that_names_another_asker_or_ends_before_it_begins_is_denied() 
 
 
 class TestWaivedUntil:
-    """What a WAIVED verdict holds until, for whoever has verified it."""
+    """What a WAIVED verdict holds until, for a caller who has verified it."""
 
     def claims(self) -> dict[str, Any]:
         found = Case(days=10).ruled(ALICE, BOB)
