@@ -14,7 +14,7 @@ from flows.production.promote import promote
 from tasks.mlflow.aliases import aliases_of
 from tasks.mlflow.client import registry
 from tasks.records.attestations import save_attestation
-from tasks.records.ledger import note
+from tasks.records.ledger_entries import note
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flows.bank.calibrate import of_the_bank
-from flows.bank.files import Files
+from flows.bank.files import Files, verdict
 from flows.bank.networks import Member
-from flows.bank.verdict import verdict
 from vetgate.digest import sha256_json
 from vetgate.role import source_of
 from vetgate.shape import Blob

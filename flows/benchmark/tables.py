@@ -44,7 +44,7 @@ def tables(
 ) -> Blob:
     """All tables. Probabilities are fitted on the rows `fitted_on`, on the other folds of `rows` without.
 
-    `repairs` holds {repair: {member: result}}, `transfer` what `flows.bank.transfer` gives, `rule` the least attack
+    `repairs` holds {repair: {member: result}}, `transfer` what the calibration holds of that, `rule` the least attack
     success and the most accuracy lost of a backdoored member; the last two are passed through.
     """
     return {

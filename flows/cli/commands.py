@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli import bank, gate, service, sweep, verify, watch
+from flows.cli import bank, gate, service, verify, watch
 from flows.cli.console import Outcome, carry_out, usage_error
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ for command in (
     bank.bench,
     bank.calibrate,
     service.up,
-    sweep.sweep,
+    watch.sweep,
     watch.rescan,
     watch.reconcile,
     gate.waive,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tasks.records.attestations import Attestation, attestation_at, is_revoked, newest_attestation, save_attestation
-from tasks.records.ledger import head, note
+from tasks.records.ledger_chain import head
+from tasks.records.ledger_entries import note
 from tasks.records.waivers import waived_by
 from tasks.settings import Settings
 from tasks.store.base import Store

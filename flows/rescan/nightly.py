@@ -17,10 +17,9 @@ from flows.production.watch import Watch, coverages, watch
 from flows.rescan.batch import CanaryOutcome, Examine, Renewal, batch_name, in_turn, renew, run_canaries
 from flows.rescan.stale import Present, due_for_hashing, outdated_verdicts
 from tasks import events
-from tasks.mlflow.aliases import Aliased, in_production
-from tasks.mlflow.tampered import rehash
+from tasks.mlflow.aliases import Aliased, in_production, rehash
 from tasks.records.coverage import Coverage
-from tasks.records.ledger import append, head
+from tasks.records.ledger_chain import append, head
 from tasks.settings import Settings
 from tasks.store.lease import leased
 from vetgate.digest import canonical_json

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.mlflow.client import experiment, registry
-from tasks.mlflow.submitted_notes import note, noted
+from tasks.mlflow.submitted import note, noted
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
 from tasks.store.open import open_store

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flows.bank import calibrate
-from flows.bank.estimate import minutes
 from flows.bank.networks import Recipe
+from flows.bank.own import minutes
 from flows.cli.commands import main
 from tests.quick import clean
 from vetgate.verdict.calibration import Bank, Reference, load_calibration

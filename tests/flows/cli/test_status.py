@@ -15,8 +15,8 @@ from flows.cli.show_status import show_status
 from flows.cli.status import at_a_glance
 from flows.cli.verify import app
 from flows.production.promote import promote
+from tasks.mlflow.aliases import rehash
 from tasks.mlflow.client import registry
-from tasks.mlflow.tampered import rehash
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.records.waivers import save_approval, save_waiver

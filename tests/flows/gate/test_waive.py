@@ -17,8 +17,8 @@ from flows.gate.waive import UnknownFinding, approve, waive
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.records.coverage import covered
-from tasks.records.ledger import append, entries, verify_ledger
-from tasks.records.ledger_chain import entry_key
+from tasks.records.ledger_chain import append, entries, entry_key
+from tasks.records.ledger_verify import verify_ledger
 from tasks.records.submitters import save_submitter, sign_submission
 from tests.databases import with_registry
 from tests.deciding import BACKDOORED, CLEAN, METHOD, TARGET, Court

@@ -19,7 +19,9 @@ from flows.production.verify import verify
 from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import covered
-from tasks.records.ledger import catch_up, entries, verify_ledger
+from tasks.records.ledger_chain import entries
+from tasks.records.ledger_entries import catch_up
+from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake

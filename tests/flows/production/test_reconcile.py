@@ -14,7 +14,8 @@ import pytest
 from flows.production.promote import promote
 from flows.production.reconcile import reconcile
 from tasks.records.alias_moves import move_key
-from tasks.records.ledger import Entry, entries, verify_ledger
+from tasks.records.ledger_chain import Entry, entries
+from tasks.records.ledger_verify import verify_ledger
 from tasks.records.revocations import save_revocation
 from tests.production import NOW, Home, home_in
 from vetgate.errors import StoreError

@@ -29,7 +29,8 @@ from flows.rescan.canaries import BACKDOORED, CLEAN, canaries
 from flows.rescan.nightly import exit_code, rescan
 from flows.rescan.stale import NIGHTS, Present, due_for_hashing
 from tasks.records.attestations import newest_attestation
-from tasks.records.ledger import Entry, entries, verify_ledger
+from tasks.records.ledger_chain import Entry, entries
+from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, location
 from tasks.vetting import intake
 from tests import steady

@@ -13,7 +13,6 @@ import pytest
 from flows.vetting.submitted import take_version
 from flows.vetting.sweep import sweep
 from tasks.mlflow import submitted as registered
-from tasks.mlflow import submitted_notes as registered_notes
 from tasks.mlflow.client import registry
 from tasks.settings import Settings
 from tasks.store.lease import leased
@@ -157,7 +156,7 @@ def test_what_is_noted_while_the_registry_answers_is_not_unknown(
 
     def search_slowly(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = search(self, *args, **kwargs)
-        registered_notes.note(open_store(settings), "thirdparty.digits", version, {"manifest_sha256": "0" * 64})
+        registered.note(open_store(settings), "thirdparty.digits", version, {"manifest_sha256": "0" * 64})
         return found
 
     monkeypatch.setattr(MlflowClient, "search_model_versions", search_slowly)

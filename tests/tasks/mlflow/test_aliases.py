@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from tasks.mlflow import reader as registry_reader
-from tasks.mlflow.aliases import Aliased, check_bytes, in_production, source_of
+from tasks.mlflow.aliases import Aliased, check_bytes, in_production, rehash, source_of, untampered
 from tasks.mlflow.client import registry
 from tasks.mlflow.reader import read_production
-from tasks.mlflow.tampered import rehash, untampered
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.settings import location
 from tasks.vetting.intake import read_record

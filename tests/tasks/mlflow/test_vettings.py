@@ -11,7 +11,7 @@ import pytest
 
 from tasks.mlflow.client import prepare, registry
 from tasks.mlflow.promoted import Promoted, register_promoted
-from tasks.mlflow.submitted_notes import noted
+from tasks.mlflow.submitted import noted
 from tasks.mlflow.vettings import record_vetting
 from tasks.settings import Settings
 from tasks.store.open import open_store

@@ -13,8 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.attestations import save_attestation
-from tasks.records.ledger import append, catch_up, entries, head, note, verify_ledger
-from tasks.records.ledger_chain import START, entry_key
+from tasks.records.ledger_chain import START, append, entries, entry_key, head
+from tasks.records.ledger_entries import catch_up, note
+from tasks.records.ledger_verify import verify_ledger
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store
