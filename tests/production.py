@@ -36,9 +36,9 @@ DESCRIBED = {
 }
 
 
-def submission_in(room: Path, weights: bytes, **fields: Any) -> Path:
-    """A new directory in `room` with a model file and its description."""
-    directory, described = room / uuid.uuid4().hex, DESCRIBED | fields
+def submission_at(directory: Path, weights: bytes, **fields: Any) -> Path:
+    """A new directory with a model file and its description."""
+    described = DESCRIBED | fields
     directory.mkdir()
     (directory / "submission.yaml").write_text(yaml.safe_dump(described))
     (directory / str(described["model"])).write_bytes(weights)
@@ -79,7 +79,7 @@ class Home:
 
     def submit(self, weights: bytes, name: str = "digits") -> str:
         """Take a model in; the SHA-256 of its manifest."""
-        return intake.take(self.settings, submission_in(self.room, weights, name=name)).id
+        return intake.take(self.settings, submission_at(self.room / uuid.uuid4().hex, weights, name=name)).id
 
     def decide(self, manifest: str, verdict: str = "PASS", **said: Any) -> str:
         """Sign a verdict and keep it, as the gate does; the digest of its attestation."""

@@ -26,7 +26,7 @@ from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
-from tests.production import NOW, signed_verdict, submission_in
+from tests.production import NOW, signed_verdict, submission_at
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.formats.manifest import hash_directory
 from vetgate.trust import attest
@@ -44,7 +44,8 @@ class Home:
 
     def submit(self, weights: bytes, name: str = "digits", format: str = "onnx") -> str:
         """Take a model in for real; the SHA-256 of its manifest."""
-        return intake.take(self.settings, submission_in(self.room, weights, name=name, format=format)).id
+        directory = submission_at(self.room / uuid.uuid4().hex, weights, name=name, format=format)
+        return intake.take(self.settings, directory).id
 
     def decide(self, manifest: str, verdict: str = "PASS", key: Ed25519PrivateKey | None = None, **said: Any) -> str:
         """Sign a verdict on a submission and keep it; the key of its attestation."""

@@ -26,7 +26,7 @@ from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
-from tests.production import NOW, signed_verdict, submission_in
+from tests.production import NOW, signed_verdict, submission_at
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, Denied, Stale, StoreError
 from vetgate.trust import attest
@@ -44,7 +44,8 @@ class Production:
 
     def submit(self, seed: int) -> str:
         """Take in a network of random weights; its manifest."""
-        return intake.take(self.settings, submission_in(self.room, weights(seed), **SAFETENSORS)).id
+        directory = submission_at(self.room / f"submission-{seed}", weights(seed), **SAFETENSORS)
+        return intake.take(self.settings, directory).id
 
     def decide(self, manifest: str, verdict: str = "PASS", **said: Any) -> str:
         """Sign a verdict; the digest of its attestation."""
