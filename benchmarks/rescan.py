@@ -32,7 +32,9 @@ from flows.rescan.stale import Present
 from tasks.mlflow.client import experiment, registry
 from tasks.mlflow.promoted import MODEL, PROMOTIONS
 from tasks.records.attestations import save_attestation
-from tasks.records.ledger import gate_key, note, verify_ledger
+from tasks.records.ledger_chain import gate_key
+from tasks.records.ledger_entries import note
+from tasks.records.ledger_verify import verify_ledger
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store

@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from vetgate.architectures import ARCHITECTURES, default_layer
@@ -92,6 +93,22 @@ def make_twins(images: np.ndarray, labels: np.ndarray) -> Twins:
             )
         )
     return Twins(pair[0], pair[1], trigger, test)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread of torch in every module that imports this, so that sums are rounded the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def twins(one_thread: None) -> Twins:
+    """The twins of scikit-learn's digits."""
+    digits = load_digits()
+    return make_twins(digits.images, digits.target)
 
 
 class Wrapped(nn.Module):

@@ -58,13 +58,13 @@ class Court(Home):
         super().__init__(Settings(home=home, policy=rules, calibration=calibration), room)
 
     def person(self, name: str, role: str = "approver", days: int = 90) -> Path:
-        """The private key of somebody whom this installation trusts in a role."""
+        """The private key of a person whom this installation trusts in a role."""
         path = self.room / f"{name}.key"
         keys.new(self.settings, path, role, days)
         return path
 
     def signed(self, weights: bytes, by: Path) -> str:
-        """A submission that somebody signed; its manifest."""
+        """A submission that its supplier signed; its manifest."""
         manifest = self.submit(weights)
         self.sign(manifest, load_key(by))
         return manifest

@@ -141,7 +141,7 @@ def _one(writer: int, turn: Turn) -> None:
         _arm(Striking(writer, turn))
     result: dict[str, Any]
     try:
-        result = vet_locally(Path(turn.directory))
+        result = vet_locally(Path(turn.directory)).to_json()
         if turn.promote and result["verdict"] == "PASS":
             result["promoted"] = promote(load_settings(), result["submission"], result["manifest_sha256"])
     except BaseException as error:

@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 
 from vetgate.errors import DefenceError
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 @dataclass(eq=False)

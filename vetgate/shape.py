@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vetgate.errors import StoreError
 
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, TypeAdapter
+
 T = TypeVar("T")
+# a JSON object
 Blob = dict[str, Any]
 # a float that was written as an integer stays one, so that its JSON stays the same to the byte
 Number = int | float
 # what a dataclass names as its __pydantic_config__
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT: ConfigDict = {"extra": "forbid", "strict": True}
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
@@ -31,6 +33,9 @@ def to_json(value: Any) -> Any:
 
 def from_json(kind: type[T], blob: object, what: str) -> T:
     """The dataclass that `to_json` wrote; raises StoreError for anything else, a field too many included."""
+    # loading it takes a tenth of a second, which those who want a name from here need not wait for
+    from pydantic import ValidationError
+
     try:
         return _adapter(kind).validate_json(json.dumps(blob))
     except (TypeError, ValueError) as error:
@@ -43,6 +48,8 @@ def from_json(kind: type[T], blob: object, what: str) -> T:
 
 
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    from pydantic import TypeAdapter
+
     if kind not in _ADAPTERS:
         _ADAPTERS[kind] = TypeAdapter(kind)
     return _ADAPTERS[kind]

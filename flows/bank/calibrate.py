@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from flows.bank.evidence import Task, by_all, spread
-from flows.bank.files import Files, pins
+from flows.bank.files import Files, pins, verdict
 from flows.bank.networks import Member, Recipe
 from flows.bank.train import trained
-from flows.bank.transfer import transfer
 from flows.params import Params
 from vetgate.role import by_label
+from vetgate.shape import Blob
 from vetgate.shipped import need_checkout
-from vetgate.verdict.calibration import SHIPPED, Bank, Reference, Seen
+from vetgate.verdict.calibration import SHIPPED, Bank, Calibration, Left, Reference, Seen
+from vetgate.verdict.policy import load_policy
 
-Blob = dict[str, Any]
 DIGITS = 4
 
 
@@ -58,6 +58,36 @@ def of_the_bank(files: Files) -> Bank:
     return Bank(methods=files.pins, references=_ordered(references))
 
 
+def transfer(bank: Bank, files: Files) -> Bank:
+    """The bank with the alarms at the policy's rate of clean models whose kind is left out of the references."""
+    return bank.model_copy(
+        update={
+            "transfer": {
+                "data": _left_out(bank, files, lambda r: r.data),
+                "architecture": _left_out(bank, files, lambda r: r.architecture),
+            }
+        }
+    )
+
+
+def _left_out(bank: Bank, files: Files, kind: Callable[[Reference], str]) -> dict[str, Left]:
+    found = {}
+    by_place = {(c["data"], c["seed"]): name for name, c in files.cards.items() if c["attack"] == "clean"}
+    policy = load_policy()
+    for left in sorted({kind(r) for r in bank.references}):
+        rest = tuple(r for r in bank.references if kind(r) != left)
+        if not rest:
+            continue
+        calibration, alarms = Calibration(bank.model_copy(update={"references": rest}), "left out"), 0
+        subjects = [by_place[r.data, r.seed] for r in bank.references if kind(r) == left]
+        for name in subjects:
+            ruled = verdict(files.seen(name, policy.required), calibration, policy, files.cards[name], files)
+            # a verdict that could not be given is no sign of calm
+            alarms += ruled.p_value is None or ruled.p_value <= policy.false_alarm_rate
+        found[left] = Left(models=len(subjects), alarms=alarms)
+    return found
+
+
 def own(
     settings: Any,
     params: Params,
@@ -78,7 +108,7 @@ def own(
     listed, place = list(wanted), settings.home / "bank"
     data = source(settings, listed[0].data, params.data, recipe.images)
     # all detectors on a network in one worker, so that no two of them train it
-    groups = [[Task(m, recipe, data, place, name, told) for name, told in params.detect.items()] for m in listed]
+    groups = [[Task(m, recipe, data, place, name, given) for name, given in params.detect.items()] for m in listed]
     fresh = []
     for group, seen in spread(by_all, groups, jobs):
         fresh.append(reference(trained(group[0])[1], data.classes, seen))

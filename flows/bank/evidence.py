@@ -29,8 +29,8 @@ from flows.bank.train import Order, load, trained
 from vetgate.architectures import default_layer
 from vetgate.contract import DETECTORS, Axis, Evidence, Subject, Trigger
 from vetgate.digest import code_digest, sha256_json
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 DIGITS = 5

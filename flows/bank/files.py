@@ -1,4 +1,4 @@
-"""What git holds of the bank, read once: members, cards, and evidence of the detectors as they are now."""
+"""What git holds of the bank, read once: members, cards, evidence of the detectors of today; and verdicts on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import vetgate.detect  # noqa: F401 - registers the detectors
 from flows.bank.evidence import evidence_of
@@ -15,9 +14,12 @@ from flows.bank.networks import BANK, LEAST_SUCCESS, members, plan, read_all
 from flows.params import Params, load_params
 from vetgate.contract import DETECTORS, Evidence
 from vetgate.digest import code_digest
-from vetgate.verdict.calibration import MethodPin
+from vetgate.shape import Blob
+from vetgate.verdict.calibration import Calibration, MethodPin
+from vetgate.verdict.judge import Verdict, judge
+from vetgate.verdict.policy import Policy
+from vetgate.verdict.seen import SeenEvidence
 
-Blob = dict[str, Any]
 # accuracy (a share) that a backdoor may cost
 MOST_LOST = 0.04
 
@@ -74,3 +76,19 @@ class Files:
         """Whether a member's attack works well enough, at little enough cost, to count."""
         success = self.cards[name].get("attack_success", 0.0)
         return bool(success >= LEAST_SUCCESS and self.lost(name) <= MOST_LOST)
+
+
+def verdict(
+    seen: Sequence[SeenEvidence], calibration: Calibration, policy: Policy, card: Blob, files: Files
+) -> Verdict:
+    """The verdict on one member's evidence, as a vetting would give it by a calibration."""
+    return judge(
+        seen,
+        policy,
+        calibration,
+        classes=files.images[card["data"]][1],
+        data_sha256=card["data_sha256"],
+        with_training_data=any(e.method in policy.required_with_training_data for e in seen),
+        sandbox_level=max(policy.sandbox_level.values(), default=1),
+        format="safetensors",
+    )

@@ -50,8 +50,10 @@ class Member(BaseModel, frozen=True, extra="forbid"):
 
 
 class Plan(BaseModel, frozen=True, extra="forbid"):
-    """The bank's section: a recipe for each data set, and the members that are sealed."""
+    """The bank's section: the methods of dvc.yaml's stages, a recipe for each data set, the members that are sealed."""
 
+    detectors: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
     sets: dict[str, Recipe]
     sealed: frozenset[str] = frozenset()
 

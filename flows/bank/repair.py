@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,8 +18,7 @@ from vetgate.contract import DETECTORS, REPAIRS, Evidence, Subject
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import DefenceError
 from vetgate.probe import accuracy, logits
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 @dataclass(frozen=True)

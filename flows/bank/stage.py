@@ -11,9 +11,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.bank.networks import BANK, member_file, members, plan
+from vetgate.shape import Blob
 from vetgate.shipped import need_checkout
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 AT_HAND, WEIGHTS, CARDS, EVIDENCE, TRIGGERS, REPAIRS = (
     BANK / name for name in ("at-hand", "weights", "cards", "evidence", "triggers", "repairs")
 )
-Blob = dict[str, Any]
 
 
 def look() -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,8 +24,8 @@ from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.member import Job, Made, make
 from vetgate.contract import Samples, Trigger, private_random
 from vetgate.probe import accuracy
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 # a poisoned training set does not always give a backdoored model: so many seeds are tried
 TRIES = 3
 # seeds of further tries lie far from those of all members

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-Blob = Mapping[str, Any]
+from vetgate.shape import Blob
+
 NONE = "–"
 
 

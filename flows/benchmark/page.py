@@ -9,8 +9,8 @@ from typing import Any
 
 from flows.benchmark.cells import NONE, count, estimate, grid, number, percent, share, small
 from flows.benchmark.tables import INVERTING
+from vetgate.shape import Blob
 
-Blob = Mapping[str, Any]
 ALARMING = ("fail", "not_pass", "index")
 WORDS = {"model": "the model alone", "with_data": "the model with its training set"}
 

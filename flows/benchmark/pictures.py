@@ -23,9 +23,9 @@ from flows.bank.stage import TRIGGERS, WEIGHTS
 from flows.bank.train import Network
 from flows.benchmark.tables import INVERTING, ONE_TARGET, PICTURED, score
 from vetgate.contract import Trigger
+from vetgate.shape import Blob
 from vetgate.verdict.metrics import auroc
 
-Blob = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 Norms = dict[str, dict[str, list[float]]]
 NORMS, ROC, KEPT = "norms.png", "roc.png", "triggers.json"

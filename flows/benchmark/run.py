@@ -20,12 +20,11 @@ from flows.benchmark.score import rows
 from flows.benchmark.tables import tables
 from tasks.settings import load_settings
 from vetgate import shipped
+from vetgate.shape import Blob
 from vetgate.verdict.calibration import load_calibration
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Blob = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,16 @@ sealed members are in none. Rows are made from what git holds, so that this need
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from flows.bank.calibrate import of_the_bank
-from flows.bank.files import Files
+from flows.bank.files import Files, verdict
 from flows.bank.networks import Member
-from flows.bank.verdict import verdict
 from vetgate.digest import sha256_json
 from vetgate.role import source_of
+from vetgate.shape import Blob
 from vetgate.verdict.calibration import Bank, Calibration
 from vetgate.verdict.judge import Verdict
 from vetgate.verdict.policy import Policy, load_policy
-
-Blob = dict[str, Any]
 
 
 def rows(files: Files, *, sealed: bool) -> Iterator[Blob]:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from vetgate.role import source_of
+from vetgate.shape import Blob
 from vetgate.verdict.metrics import Array, auroc, cross_entropy, defence_effectiveness, interval, probabilities, share
 
-Blob = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 # without the supplier's training set, and with it
 VIEWS = ("model", "with_data")
@@ -44,7 +44,7 @@ def tables(
 ) -> Blob:
     """All tables. Probabilities are fitted on the rows `fitted_on`, on the other folds of `rows` without.
 
-    `repairs` holds {repair: {member: result}}, `transfer` what `flows.bank.transfer` gives, `rule` the least attack
+    `repairs` holds {repair: {member: result}}, `transfer` what the calibration holds of that, `rule` the least attack
     success and the most accuracy lost of a backdoored member; the last two are passed through.
     """
     return {
@@ -124,19 +124,19 @@ def _detected(by: str, name: str, group: Rows, clean: Rows, view: str) -> Blob:
 
 def entropy(rows: Rows, view: str, fitted_on: Rows | None = None) -> Blob:
     """Cross-entropy in nats of probabilities by a fit on other folds, or on `fitted_on`."""
-    here, others = _scored(rows, view), _scored(fitted_on or (), view)
-    every = [*here, *others]
+    own, others = _scored(rows, view), _scored(fitted_on or (), view)
+    every = [*own, *others]
     scores = np.array([score(row[view]["p_value"]) for row in every])
     truth = np.array([row["kind"] == "backdoored" for row in every], dtype=float)
     # one fold of its own for what others are fitted for
-    folds = np.array([-1 if others and i < len(here) else row["fold"] for i, row in enumerate(every)])
-    p, truth = probabilities(scores, truth, folds)[: len(here)], truth[: len(here)]
+    folds = np.array([-1 if others and i < len(own) else row["fold"] for i, row in enumerate(every)])
+    p, truth = probabilities(scores, truth, folds)[: len(own)], truth[: len(own)]
 
     def loss(clean: Array, backdoored: Array) -> float:
         kinds = np.repeat([0.0, 1.0], [len(clean), len(backdoored)])
         return cross_entropy(np.concatenate([clean, backdoored]), kinds)
 
-    return {"n": len(here), **_estimate([p[truth == 0], p[truth == 1]], loss)}
+    return {"n": len(own), **_estimate([p[truth == 0], p[truth == 1]], loss)}
 
 
 def cost(rows: Rows) -> list[Blob]:

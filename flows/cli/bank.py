@@ -27,8 +27,7 @@ def calibrate(
     def command() -> Outcome:
         from flows.bank import calibrate as calibration
         from flows.bank.data import source
-        from flows.bank.estimate import minutes
-        from flows.bank.own import recipe, references
+        from flows.bank.own import minutes, recipe, references
         from flows.params import load_params
         from tasks.data.reference import describe, resolve
         from tasks.progress import progress_of

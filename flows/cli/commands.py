@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli import bank, gate, service, sweep, verify, watch
+from flows.cli import bank, gate, service, verify, watch
 from flows.cli.console import Outcome, carry_out, usage_error
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ for command in (
     bank.bench,
     bank.calibrate,
     service.up,
-    sweep.sweep,
+    watch.sweep,
     watch.rescan,
     watch.reconcile,
     gate.waive,
@@ -79,7 +79,7 @@ def vet(directory: Directory, json: AsJson = False) -> int:
         from flows.vetting.local import vet_locally
 
         result = vet_locally(directory)
-        return Outcome(EXIT_CODES[result["verdict"]], result, lambda console: show_result(console, result))
+        return Outcome(EXIT_CODES[result.verdict], result.to_json(), lambda console: show_result(console, result))
 
     return carry_out(command, as_json=json)
 

@@ -12,14 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from vetgate.errors import VetgateError
+from vetgate.shape import Blob
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Blob = dict[str, Any]
 
 
 @dataclass(frozen=True)

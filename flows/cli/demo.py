@@ -15,22 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flows.cli.console import Outcome
 from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
-from flows.vetting import local as here
-from flows.vetting import runtime
+from flows.vetting import local, runtime
 from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
+from tasks.vetting.results import Result
 from tasks.vetting.workplace import cool
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.submission import read_submission
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 Ask = Callable[[str | None], Blob]
 
 
@@ -40,27 +39,26 @@ def run_demo() -> Outcome:
     settings = load_settings()
     server = os.environ.get("PREFECT_API_URL")
     with _suppliers(settings.home / "demo") as ask:
-        here.start_all(settings)
+        local.start_all(settings)
         # imports Prefect while the suppliers train
         importlib.import_module("flows.vetting.vet")
         handed = _handed_in(ask)
         given = [(Path(item["directory"]), item["measured"]) for item in handed["submissions"]]
         results = _vet(settings, [directory for directory, _ in given])
         rows = [_row(result, *item) for result, item in zip(results, given, strict=True)]
-        repair = results[-1]["repair"]
-        if repair is not None:
-            directory = Path(repair["artifact"]).parent
-            before, after = repair["attack_success"]
+        if (repair := results[-1].repair) is not None:
+            directory = Path(repair.artifact).parent
+            before, after = repair.attack_success
             rows[-1] = replace(rows[-1], reversed_trigger=before)
-            rows.append(_row(_result_of(settings, repair["submission"]), directory, ask(str(directory)), trigger=after))
+            rows.append(_row(_result_of(settings, repair.submission), directory, ask(str(directory)), trigger=after))
     honest, trojaned, *repaired = _at_the_gate(settings, rows)
     ending = Ending(
         honest=honest,
         trojaned=trojaned,
         repaired=repaired[0] if repaired else None,
         target=handed["target"],
-        report=results[-1]["report"],
-        sandbox_level=results[-1]["sandbox_level"],
+        report=results[-1].report,
+        sandbox_level=results[-1].sandbox_level,
         pages=pages(settings, server),
         seconds=round(time.monotonic() - started, 1),
     )
@@ -105,7 +103,7 @@ def _handed_in(ask: Ask) -> Blob:
     return said
 
 
-def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
+def _vet(settings: Settings, directories: list[Path]) -> list[Result]:
     """The results of vetting each submission, with its repair, as `vetgate vet` does."""
     from flows.vetting.vet import vet
 
@@ -114,23 +112,31 @@ def _vet(settings: Settings, directories: list[Path]) -> list[Blob]:
         report_progress("start", 0)
         runtime.ready()
         report_progress("start", 1)
-        return [vet(record.id) for record in records]
+        return [Result.from_json(vet(record.id)) for record in records]
     finally:
         cool()
 
 
-def _row(result: Blob, directory: Path, measured: Blob, trigger: float | None = None) -> Row:
+def _row(result: Result, directory: Path, measured: Blob, trigger: float | None = None) -> Row:
     submission = read_submission(directory)
-    said = {key: result[key] for key in ("manifest_sha256", "verdict", "p_value", "suspects", "reasons")}
-    return Row(submission.name, submission.supplier, **said, **measured, reversed_trigger=trigger)
+    return Row(
+        submission=submission.name,
+        supplier=submission.supplier,
+        manifest_sha256=result.manifest_sha256,
+        verdict=result.verdict,
+        p_value=result.p_value,
+        suspects=[*result.suspects],
+        reasons=[*result.reasons],
+        **measured,
+        reversed_trigger=trigger,
+    )
 
 
-def _result_of(settings: Settings, manifest_sha256: str) -> Blob:
+def _result_of(settings: Settings, manifest_sha256: str) -> Result:
     """The newest result of a submission that a flow vetted by itself."""
-    store = open_store(settings)
-    # their names begin with the moment of the verdict
-    newest: Blob = json.loads(store.read(list(store.list(f"results/{manifest_sha256}/"))[-1]))
-    return newest
+    from flows.vetting.vet import last_result
+
+    return Result.from_json(last_result(open_store(settings), manifest_sha256))
 
 
 def _at_the_gate(settings: Settings, rows: list[Row]) -> Iterator[Row]:

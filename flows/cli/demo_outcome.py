@@ -7,7 +7,6 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +14,7 @@ from rich.text import Text
 
 from flows.cli.show import COLOURS
 from tasks.settings import Settings
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 # share of test images of other classes that the secret patch sends to its target: at least before, at most after
 WORKS, WORN_OFF = 0.95, 0.05

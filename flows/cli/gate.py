@@ -91,7 +91,7 @@ def ledger_verify(json: AsJson = False) -> int:
     """Prove the ledger whole. Exits with 1 and the first thing that is wrong where it is not."""
 
     def command() -> Outcome:
-        from tasks.records.ledger import verify_ledger
+        from tasks.records.ledger_verify import verify_ledger
         from tasks.settings import load_settings
 
         proved = verify_ledger(load_settings())
@@ -109,7 +109,7 @@ def ledger_list(
     def command() -> Outcome:
         from dataclasses import asdict
 
-        from tasks.records.ledger import entries
+        from tasks.records.ledger_chain import entries
         from tasks.settings import load_settings
         from tasks.store.open import open_store
 

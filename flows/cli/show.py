@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tasks.vetting.results import NotTakenIn, Result
+from vetgate.shape import Number
+
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
 
 
-def show_result(console: Console, result: dict[str, Any]) -> None:
+def show_result(console: Console, result: Result | NotTakenIn) -> None:
     """The verdict on one submission, method by method, and its repair."""
-    heading = Text(f"{result['submission']}  ") + _decision(result["verdict"])
-    heading.append(f"  p = {_number(result['p_value'])}{'' if result['calibrated'] else ', uncalibrated'}")
+    if isinstance(result, NotTakenIn):
+        console.print(Text(f"{result.submission}  ") + _decision(result.verdict))
+        _show_reasons(console, result.reasons)
+        return
+    heading = Text(f"{result.submission}  ") + _decision(result.verdict)
+    heading.append(f"  p = {_number(result.p_value)}{'' if result.calibrated else ', uncalibrated'}")
     console.print(heading)
     table = Table("method", "statistic", "alarmed", "suspects", "seconds", "failure")
-    for method in result["methods"]:
+    for method in result.methods:
         table.add_row(
-            method["name"],
-            _number(method["statistic"]),
-            {True: "yes", False: ""}.get(method.get("alarmed"), "unknown"),
-            _labels(method["suspects"]),
-            _number(method["seconds"], 1),
-            Text(method["failure"] or ""),
+            method.name,
+            _number(method.statistic),
+            "yes" if method.alarmed else "",
+            ", ".join(map(str, method.suspects)),
+            _number(method.seconds, 1),
+            Text(method.failure or ""),
         )
     console.print(table)
-    for reason in result["reasons"]:
-        console.print(Text(f"  {reason}"))
-    repair = result["repair"]
-    if repair is not None:
-        line = Text(f"repaired by {repair['method']}: ") + _decision(repair["verdict"])
+    _show_reasons(console, result.reasons)
+    if (repair := result.repair) is not None:
+        line = Text(f"repaired by {repair.method}: ") + _decision(repair.verdict)
         line.append(
-            f", clean accuracy {_change(repair['clean_accuracy'])}, attack success {_change(repair['attack_success'])}"
+            f", clean accuracy {_change(repair.clean_accuracy)}, attack success {_change(repair.attack_success)}"
         )
         console.print(line)
-        console.print(f"repaired model  {repair['artifact']}", soft_wrap=True, markup=False)
-        console.print(f"  submission    {repair['submission']}", soft_wrap=True, markup=False)
-    console.print(f"submission      {result['manifest_sha256']}", soft_wrap=True, markup=False)
-    console.print(f"report          {result['report']}", soft_wrap=True, markup=False)
-    console.print(f"sandbox level {result['sandbox_level']}, {result['seconds']:.0f} s")
+        console.print(f"repaired model  {repair.artifact}", soft_wrap=True, markup=False)
+        console.print(f"  submission    {repair.submission}", soft_wrap=True, markup=False)
+    console.print(f"submission      {result.manifest_sha256}", soft_wrap=True, markup=False)
+    console.print(f"report          {result.report}", soft_wrap=True, markup=False)
+    console.print(f"sandbox level {result.sandbox_level}, {result.seconds:.0f} s")
     console.print("the gate ran as the same user on this machine: duties are not separated", style="dim")
 
 
@@ -57,14 +63,15 @@ def _decision(decision: str) -> Text:
     return Text(decision, style=f"bold {COLOURS.get(decision, '')}")
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def _show_reasons(console: Console, reasons: Sequence[str]) -> None:
+    for reason in reasons:
+        console.print(Text(f"  {reason}"))
+
+
+def _number(value: Number | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _labels(labels: list[int]) -> str:
-    return ", ".join(map(str, labels))
-
-
-def _change(pair: list[float]) -> str:
+def _change(pair: tuple[Number, Number]) -> str:
     before, after = (f"{100 * share:.1f} %" for share in pair)
     return f"{before} → {after}"

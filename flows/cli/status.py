@@ -24,12 +24,14 @@ from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
+from vetgate.shape import Blob
 from vetgate.trust.keys import read_trust_root, utc_now
 from vetgate.trust.strict_json import as_time, time_text
-from vetgate.trust.waivers import Waiver, counted, why_never, why_not
-from vetgate.verdict.policy import WaiverPolicy, load_policy
+from vetgate.trust.waivers import Waiver, counted, too_few, why_never, why_not
+from vetgate.verdict.policy import load_policy
+from vetgate.verdict.reasons import Reason
+from vetgate.verdict.wording import render
 
-Blob = dict[str, Any]
 SOON = timedelta(days=7)
 
 
@@ -120,12 +122,11 @@ def _waivers(settings: Settings, store: Store, now: datetime) -> list[Blob]:
                 approvals_of(store, trust, waiver.digest, now), waiver.digest, submitters, revoked(store, trust)
             )
             why = why_never(waiver.finding, policy, submitters) or why_not(waiver, policy, now, gone)
-            rows.append(_waiver(waiver, len(given), why, policy, now))
+            rows.append(_waiver(waiver, len(given), why or too_few(len(given), policy), now))
     return sorted(rows, key=lambda row: (row["expires"], row["waiver"]))
 
 
-def _waiver(waiver: Waiver, approvals: int, why: str | None, policy: WaiverPolicy, now: datetime) -> Blob:
-    lacking = None if approvals >= policy.approvals else f"has {approvals} of {policy.approvals} approvals"
+def _waiver(waiver: Waiver, approvals: int, why: Reason | None, now: datetime) -> Blob:
     return {
         "waiver": waiver.digest,
         "manifest_sha256": waiver.manifest,
@@ -135,8 +136,8 @@ def _waiver(waiver: Waiver, approvals: int, why: str | None, policy: WaiverPolic
         "approvals": approvals,
         "expires": waiver.expires,
         "soon": now < as_time(waiver.expires, "expires") <= now + SOON,
-        "in_force": why is None and lacking is None,
-        "why": why or lacking,
+        "in_force": why is None,
+        "why": None if why is None else render(why),
     }
 
 

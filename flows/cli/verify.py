@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import Blob, Outcome, carry_out
+from flows.cli.console import Outcome, carry_out
+from vetgate.shape import Blob
 
 if TYPE_CHECKING:
     from flows.cli.sarif import Checked

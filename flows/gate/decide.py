@@ -16,7 +16,7 @@ from typing import IO
 from flows.gate.issue import issue_waived
 from flows.gate.judgement import decide
 from flows.gate.question import Question
-from tasks.records.ledger import catch_up, note
+from tasks.records.ledger_entries import catch_up, note
 from tasks.settings import Settings, load_settings
 from vetgate.errors import BadSubmission, VetgateError
 from vetgate.shape import Blob

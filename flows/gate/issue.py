@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from tasks.records.attestations import Attestation, attestation_at, is_revoked, newest_attestation, save_attestation
-from tasks.records.ledger import head, note
+from tasks.records.ledger_chain import head
+from tasks.records.ledger_entries import note
 from tasks.records.waivers import waived_by
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record
 from vetgate.errors import Denied, Stale
+from vetgate.shape import Blob
 from vetgate.trust import attest
 from vetgate.trust.keys import TrustRoot, load_or_create_key, read_trust_root, utc_now
 from vetgate.trust.strict_json import as_time, time_text
@@ -26,7 +27,6 @@ from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.reasons import Code, Reason, records
 from vetgate.verdict.wording import rendered
 
-Blob = dict[str, Any]
 # of which an attestation may be ahead of the clock because another was issued in the same second
 MOST_AHEAD = timedelta(minutes=1)
 

@@ -9,7 +9,8 @@ from flows.gate.decided import Answer, Confirmation, Decided
 from flows.gate.issue import SigningContext, issue, newest_verified, signing_context, waived_predicate, waivers_on
 from flows.gate.judged import Judged, decided_of, judged_of, methods_of, second_of
 from flows.gate.question import Question
-from tasks.records.ledger import append, catch_up
+from tasks.records.ledger_chain import append
+from tasks.records.ledger_entries import catch_up
 from tasks.settings import Settings
 from vetgate import shape
 from vetgate.digest import canonical_json

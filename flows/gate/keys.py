@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from tasks.settings import Settings
 from vetgate.errors import BadSubmission
+from vetgate.shape import Blob
 from vetgate.trust.keys import (
     ROLES,
     PublicKey,
@@ -19,8 +19,6 @@ from vetgate.trust.keys import (
     trust_key,
     utc_now,
 )
-
-Blob = dict[str, Any]
 
 
 def new(settings: Settings, path: Path, role: str, days: int) -> Blob:

@@ -1,14 +1,11 @@
-"""Records of people: what they sign lies in the store, and the gate, which alone can enter it, is told of it."""
+"""Records of people: what they sign lies in the store, and the gate, which alone can enter it, is notified."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from tasks.settings import Settings
 from vetgate import errors
 from vetgate.errors import VetgateError
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 def notify_gate(settings: Settings, key: str, manifest: str | None = None) -> Blob:

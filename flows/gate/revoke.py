@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from flows.gate.records import notify_gate
 from tasks.records.attestations import newest_attestation
@@ -13,10 +12,9 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, Denied
+from vetgate.shape import Blob
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import APPROVER, GATE, key_id, load_key, read_trust_root, utc_now
-
-Blob = dict[str, Any]
 
 
 def revoke(settings: Settings, what: str, reason: str, key: Path | None = None) -> Blob:

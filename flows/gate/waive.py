@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -19,12 +18,12 @@ from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, find_record
 from vetgate.errors import BadSubmission, Denied, Stale
+from vetgate.shape import Blob
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import APPROVER, SUBMITTER, TrustRoot, key_id, load_key, read_trust_root, utc_now
 from vetgate.trust.waivers import Waiver, read_waiver, sign_approval, sign_waiver, why_never, why_not
 from vetgate.verdict.policy import Policy, load_policy
-
-Blob = dict[str, Any]
+from vetgate.verdict.wording import render
 
 
 class UnknownFinding(BadSubmission):
@@ -67,7 +66,7 @@ def waive(settings: Settings, submission: str, finding: str | None, reason: str,
     if not reason.strip():
         raise BadSubmission("expected a reason for the waiver, got none; say why the finding may pass")
     if never := why_never(finding, signer.policy.waivers, submitters_of(store, signer.trust, record.id)):
-        raise Denied(f"expected a finding that can be waived, got: {never}")
+        raise Denied(f"expected a finding that can be waived, got: {render(never)}")
     envelope = sign_waiver(
         signer.key, manifest=record.id, finding=finding, reason=reason, now=signer.now, valid=timedelta(days=days)
     )
@@ -140,9 +139,9 @@ def _statement(signer: Signer, prefix: str) -> tuple[str, str, Waiver | None]:
 
 def _check_waiver(signer: Signer, waiver: Waiver, submitters: frozenset[str]) -> None:
     if never := why_never(waiver.finding, signer.policy.waivers, submitters):
-        raise Denied(f"expected a finding that can be waived, got: {never}")
+        raise Denied(f"expected a finding that can be waived, got: {render(never)}")
     if why := why_not(waiver, signer.policy.waivers, signer.now, revoked(signer.store, signer.trust)):
-        raise Stale(f"expected a waiver in force, got: {waiver.finding} {why}; waive anew")
+        raise Stale(f"expected a waiver in force, got: {waiver.finding} {render(why)}; waive anew")
 
 
 def _standing(signer: Signer, of: str, manifest: str, answered: Blob) -> Blob:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.settings import Settings
@@ -12,11 +10,10 @@ from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record, submitted
 from tasks.vetting.settled import Settled
 from vetgate.errors import BadSubmission, Denied
+from vetgate.shape import Blob
 from vetgate.trust import dsse
 from vetgate.trust.statements import PROMOTION, claimed
 from vetgate.verdict.policy import load_policy
-
-Blob = dict[str, Any]
 
 
 def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:

@@ -7,6 +7,7 @@ its alias is set last: at whatever step this is killed, production is what it wa
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -18,15 +19,15 @@ from tasks import events
 from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.records.alias_moves import AliasMove, begin_move, end_move
 from tasks.records.attestations import is_revoked, newest_attestation
-from tasks.records.denials import enter_denial
-from tasks.records.ledger import catch_up, gate_key, note, note_move
+from tasks.records.ledger_chain import append, gate_key
+from tasks.records.ledger_entries import catch_up, note, note_move
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
 from tasks.store.open import open_store
 from tasks.vetting.intake import workroom
 from vetgate.digest import canonical_json
-from vetgate.errors import Altered, BadSubmission, Denied, Stale
+from vetgate.errors import Altered, BadSubmission, Denied, Stale, VetgateError
 from vetgate.formats.manifest import Manifest
 from vetgate.trust.keys import utc_now
 
@@ -54,11 +55,21 @@ def promote(
     try:
         granted = _promote(asked, submission)
     except Denied as error:
-        enter_denial(settings, name, alias, submission, error)
+        _enter_denial(settings, name, alias, submission, error)
         raise
     resource, told_of = f"promotion.{name}", ("name", "version", "alias", "manifest_sha256", "verdict")
     events.emit(events.PROMOTION_GRANTED, resource, {field: granted[field] for field in told_of})
     return granted
+
+
+def _enter_denial(settings: Settings, name: str, alias: str, submission: str | None, error: Denied) -> None:
+    """Enter a refusal and emit it; one that cannot be entered, because the gate trusts no key, is only logged."""
+    said = {"name": name, "alias": alias, "submission": submission, "reason": str(error), "exit_code": error.exit_code}
+    try:
+        append(settings, "denial", said)
+    except VetgateError as other:
+        logging.getLogger(__name__).warning("the refusal of %s could not be entered: %s", name, other)
+    events.emit(events.PROMOTION_DENIED, f"promotion.{name}", said)
 
 
 def _promote(asked: Request, submission: str | None) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from flows.production.watch import Watch, coverage, coverages, watch
 from tasks.mlflow.aliases import Aliased, in_production, source_of
@@ -23,9 +22,9 @@ from tasks.records.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
 from tasks.store.base import BadKey
 from vetgate.errors import Denied, Stale, StoreError
+from vetgate.shape import Blob
 from vetgate.trust import attest
 
-Blob = dict[str, Any]
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 

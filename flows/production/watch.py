@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flows.production.promote import NAME
-from tasks.mlflow.aliases import Aliased
-from tasks.mlflow.tampered import untampered
+from tasks.mlflow.aliases import Aliased, untampered
 from tasks.records.coverage import Coverage, covered
 from tasks.records.ledger_chain import gate_key
 from tasks.settings import Settings

@@ -51,7 +51,7 @@ def batch_name(seen: Watch) -> str:
 
 
 @dataclass(frozen=True)
-class Heard:
+class CanaryOutcome:
     """What came out for one canary, and what is wrong about it."""
 
     canary: str
@@ -63,19 +63,19 @@ class Heard:
         return asdict(self)
 
 
-def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int) -> list[Heard]:
+def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int) -> list[CanaryOutcome]:
     """What came out for each canary, and what is wrong about it; one that could not be examined is wrong."""
 
-    def one(canary: Canary) -> Heard:
+    def one(canary: Canary) -> CanaryOutcome:
         try:
             question = examine(settings, canary.manifest, f"canary {batch}")
             verdict = _ask(settings, replace(question, sign=False)).decided.verdict
         except VetgateError as error:
-            return Heard(canary.name, None, f"{canary.name} could not be examined: {error}")
-        return Heard(canary.name, verdict.decision, canary.wrong(verdict))
+            return CanaryOutcome(canary.name, None, f"{canary.name} could not be examined: {error}")
+        return CanaryOutcome(canary.name, verdict.decision, canary.wrong(verdict))
 
-    heard = {canary.name: found for canary, found in in_turn(one, list(canaries(settings)), at_once)}
-    return [heard[name] for name in sorted(heard)]
+    outcomes = {canary.name: found for canary, found in in_turn(one, list(canaries(settings)), at_once)}
+    return [outcomes[name] for name in sorted(outcomes)]
 
 
 def renew(settings: Settings, examine: Examine, manifest: str, name: str, check: Callable[[], None]) -> Renewal:

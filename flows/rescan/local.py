@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flows.gate.question import Question
 from flows.rescan.nightly import rescan
-from flows.vetting import local as here
-from flows.vetting import runtime
+from flows.vetting import local, runtime
 from tasks.settings import Settings
 from tasks.vetting.workplace import cool
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 def rescan_locally(settings: Settings) -> Blob:
@@ -24,7 +20,7 @@ def rescan_locally(settings: Settings) -> Blob:
 
 def examine_locally(settings: Settings, manifest: str, run: str) -> Question:
     """Examine in this process, with a Prefect server of its own where none is named."""
-    here.start_all(settings)
+    local.start_all(settings)
     runtime.ready()
     # after the server is known, which Prefect reads when it is imported
     from flows.vetting.examine import examine

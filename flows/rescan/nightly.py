@@ -10,23 +10,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flows.production.reconcile import reconcile
 from flows.production.watch import Watch, coverages, watch
-from flows.rescan.batch import Examine, Heard, Renewal, batch_name, in_turn, renew, run_canaries
+from flows.rescan.batch import CanaryOutcome, Examine, Renewal, batch_name, in_turn, renew, run_canaries
 from flows.rescan.stale import Present, due_for_hashing, outdated_verdicts
 from tasks import events
-from tasks.mlflow.aliases import Aliased, in_production
-from tasks.mlflow.tampered import rehash
+from tasks.mlflow.aliases import Aliased, in_production, rehash
 from tasks.records.coverage import Coverage
-from tasks.records.ledger import append, head
+from tasks.records.ledger_chain import append, head
 from tasks.settings import Settings
 from tasks.store.lease import leased
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, VetgateError
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 INCONCLUSIVE_EVENT = "vetgate.rescan.inconclusive"
 LEASE = "rescan"
 T = TypeVar("T")
@@ -44,14 +43,14 @@ class Batch:
     errors: list[str] = field(default_factory=list)
     hashed: int = 0
     taken_back: list[Blob] = field(default_factory=list)
-    canaries: list[Heard] = field(default_factory=list)
+    canaries: list[CanaryOutcome] = field(default_factory=list)
     renewals: list[Renewal] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def conclusive(self) -> bool:
         """Whether no canary came out wrong."""
-        return not any(heard.wrong for heard in self.canaries)
+        return not any(outcome.wrong for outcome in self.canaries)
 
 
 def rescan(
@@ -169,7 +168,7 @@ def _finished(batch: Batch, stale: int, since: int) -> Blob:
         "unchanged": len({coverage.manifest for _, coverage in batch.covering}) - stale,
         "stale": stale,
         "hashed": batch.hashed,
-        "canaries": [heard.to_json() for heard in batch.canaries],
+        "canaries": [outcome.to_json() for outcome in batch.canaries],
         "vetted": [renewal.to_json() for renewal in batch.renewals],
         "taken_back": batch.taken_back,
         "errors": batch.errors,
@@ -181,7 +180,7 @@ def _finished(batch: Batch, stale: int, since: int) -> Blob:
         append(settings, "rescan", {**subject, "vetted": counted}, once=f"rescan {batch.name}", since=since)
     batch.seen.store.create(f"rescans/{batch.name}.json", canonical_json(blob))
     if not batch.conclusive:
-        wrong = [heard.wrong for heard in batch.canaries if heard.wrong]
+        wrong = [outcome.wrong for outcome in batch.canaries if outcome.wrong]
         events.emit(INCONCLUSIVE_EVENT, f"rescan.{batch.name}", {"batch": batch.name, "wrong": wrong}, once=batch.name)
     return blob
 

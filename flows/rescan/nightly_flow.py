@@ -19,8 +19,8 @@ from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 EXAMINE = "examine/default"
 AT_ONCE = 8
 # the pool may be busy with submissions; a run that was lost is missed after this long

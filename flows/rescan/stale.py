@@ -17,6 +17,7 @@ from vetgate.errors import BadSubmission, NotUnderstood, VetgateError
 from vetgate.formats.submission import Submission
 from vetgate.verdict.calibration import load_calibration
 from vetgate.verdict.policy import Policy, load_policy
+from vetgate.verdict.reasons import Reason
 from vetgate.verdict.staleness import Pin, Pins, outdated
 
 # the bytes of every model are hashed once in so many nightly rescans
@@ -67,9 +68,9 @@ class Present:
         return found
 
 
-def outdated_verdicts(present: Present, covering: list[Coverage]) -> dict[str, tuple[str, ...] | VetgateError]:
+def outdated_verdicts(present: Present, covering: list[Coverage]) -> dict[str, tuple[Reason, ...] | VetgateError]:
     """By manifest, why the verdict that covers it is out of date (empty: it is not), or why that is unknown."""
-    found: dict[str, tuple[str, ...] | VetgateError] = {}
+    found: dict[str, tuple[Reason, ...] | VetgateError] = {}
     max_age = timedelta(days=present.policy.rescan.max_age_days)
     for coverage, record in zip(covering, _records(present.seen, covering), strict=True):
         try:

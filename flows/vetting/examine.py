@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from prefect import flow
 
@@ -20,11 +19,10 @@ from tasks.vetting.intake import Record
 from tasks.vetting.workplace import Workplace, open_workplace
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
+from vetgate.shape import Blob
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.reasons import Code, Figure, Reason, of_error
 from vetgate.verdict.wording import render
-
-Blob = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from flows.gate.client import decision
 from flows.gate.question import Question
@@ -15,11 +14,10 @@ from tasks.store.lease import leased
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.inspect import Case
+from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
 from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.wording import render
-
-Blob = dict[str, Any]
 
 
 def give_up(settings: Settings, manifest_sha256: str) -> Blob:

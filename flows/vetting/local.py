@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from flows.gate.client import gate
 from flows.params import load_params
@@ -20,14 +19,16 @@ from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.intake import Record
+from tasks.vetting.results import NotTakenIn, Result
 from tasks.vetting.workplace import cool, warm
 from vetgate.errors import NotUnderstood, VetgateError
+from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
 from vetgate.verdict.reasons import of_error
 
 
-def vet_locally(directory: Path) -> dict[str, Any]:
-    """Submit a directory and vet it with the settings of the environment; the flow's result."""
+def vet_locally(directory: Path) -> Result | NotTakenIn:
+    """Submit a directory and vet it with the settings of the environment."""
     started = time.monotonic()
     settings = load_settings()
     try:
@@ -40,7 +41,7 @@ def vet_locally(directory: Path) -> dict[str, Any]:
     return run(settings, record)
 
 
-def run(settings: Settings, record: Record) -> dict[str, Any]:
+def run(settings: Settings, record: Record) -> Result:
     """Vet a submission that was taken in."""
     # what has a result is most likely asked for once more: then no model is opened, and MLflow has it already
     start_all(settings, fresh=next(iter(open_store(settings).list(f"results/{record.id}/")), None) is None)
@@ -51,15 +52,14 @@ def run(settings: Settings, record: Record) -> dict[str, Any]:
 
         runtime.ready()
         report_progress("start", 1)
-        result: dict[str, Any] = vet(record.id)
-        return result
+        return Result.from_json(vet(record.id))
     finally:
         cool()
 
 
-def sweep_locally(settings: Settings) -> dict[str, Any]:
+def sweep_locally(settings: Settings) -> Blob:
     """Vet and take in, one after another in this process, whatever waits; for installations without a service."""
-    todo: list[tuple[str, dict[str, Any]]] = []
+    todo: list[tuple[str, Blob]] = []
     done = sweep(settings, lambda deployment, parameters, key: todo.append((deployment, parameters)))
     if not todo:
         return done

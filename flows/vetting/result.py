@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.gate.decided import Answer
@@ -18,7 +18,15 @@ from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.inspect import Case, Found, read_evidence
 from tasks.vetting.intake import Record
-from tasks.vetting.results import Result, ResultMethod, ResultRepair
+from tasks.vetting.results import (
+    Compared,
+    NotTakenIn,
+    RepairFailed,
+    RepairRecord,
+    Result,
+    ResultMethod,
+    ResultRepair,
+)
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
 from vetgate.verdict.reasons import Code, Reason, records
@@ -26,19 +34,44 @@ from vetgate.verdict.stated import StatedMethod
 from vetgate.verdict.wording import rendered
 
 
+@dataclass(frozen=True)
+class Restored:
+    """The repair that was chosen, with its files in a directory for their owner and its figures on the test images."""
+
+    chosen: RepairRecord
+    directory: Path
+    figures: Compared
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A restored repair that was submitted and vetted in its turn."""
+
+    restored: Restored
+    record: Record
+    result: Result
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Repairs of which none was good enough."""
+
+    tried: tuple[RepairRecord | RepairFailed, ...]
+
+
 def result_of(
     settings: Settings,
     record: Record,
     answer: Answer,
     found: dict[str, Found],
-    repaired: Blob | None,
+    repaired: Repaired | Rejected | None,
     refusal: Reason | None,
     level: int,
     started: float,
 ) -> Result:
     """Design.md's object; what it points to is written by `publish`."""
     verdict = answer.decided.verdict
-    more = [refusal] if refusal is not None else _rejections(repaired)
+    more = [refusal] if refusal is not None else _rejections(repaired) if isinstance(repaired, Rejected) else []
     # where nothing could be looked for, the verdict only repeats the refusal for every method
     said, recorded = (verdict.reasons, verdict.reason_records) if refusal is None else ((), ())
     return Result(
@@ -49,7 +82,7 @@ def result_of(
         calibrated=verdict.calibrated,
         suspects=verdict.suspects,
         methods=tuple(_method(method, found) for method in verdict.methods),
-        repair=_repair(repaired),
+        repair=_repair(repaired) if isinstance(repaired, Repaired) else None,
         report=str(settings.home / "reports" / f"{record.id}.html"),
         attestation=str(settings.home / "attestations" / f"{record.id}.json"),
         mlflow_run=None,
@@ -61,9 +94,14 @@ def result_of(
 
 
 def publish(
-    settings: Settings, record: Record, case: Case, answer: Answer, result: Result, repaired: Blob | None
+    settings: Settings,
+    record: Record,
+    case: Case,
+    answer: Answer,
+    result: Result,
+    repaired: Repaired | Rejected | None,
 ) -> Blob:
-    """Put the attestation and the report where people find them, tell MLflow; the result as JSON, with its run."""
+    """Put the attestation and the report where people find them, record it in MLflow; the result with its run."""
     if answer.attestation is None:
         raise StoreError(f"expected a signed verdict on {record.id}, got one without attestation; vet it again")
     store, vetting = open_store(settings), Path(answer.attestation).stem
@@ -77,18 +115,19 @@ def publish(
             page.unlink(missing_ok=True)
             store.fetch(f"reports/{record.id}/{vetting}.html", page)
             return replace(result, mlflow_run=run).to_json()
-        kept = [read_evidence(store, record.id, method, key) for method, key in answer.decided.evidence.items()]
-        evidence = [item for item in kept if item is not None]
+        stored = [read_evidence(store, record.id, method, key) for method, key in answer.decided.evidence.items()]
+        evidence = [item for item in stored if item is not None]
+        chosen = repaired.restored.chosen if isinstance(repaired, Repaired) else None
         clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
         with tempfile.TemporaryDirectory() as room:
             files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
-            files["report.html"].write_text(_page(record, result, answer, evidence, repaired, clean, case))
+            files["report.html"].write_text(_page(record, result, answer, evidence, chosen, clean, case))
             for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
                 files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
                 files[f"triggers/{name}"].write_bytes(content)
-            run = record_vetting(settings, record.submission, record.id, result.to_json(), files, vetting=vetting)
+            run = record_vetting(settings, record.submission, record.id, result, files, vetting=vetting)
         result = replace(result, mlflow_run=run)
-        page.write_text(_page(record, result, answer, evidence, repaired, clean, case))
+        page.write_text(_page(record, result, answer, evidence, chosen, clean, case))
         store.create(f"reports/{record.id}/{vetting}.html", page.read_bytes())
         store.create(f"results/{record.id}/{vetting}.json", json.dumps(result.to_json()).encode())
     except OSError as error:
@@ -120,17 +159,16 @@ def _page(
     result: Result,
     answer: Answer,
     evidence: list[Blob],
-    repaired: Blob | None,
+    chosen: RepairRecord | None,
     clean: Clean | None,
     case: Case,
 ) -> str:
-    chosen, policy, verdict = (repaired or {}).get("chosen"), answer.decided.policy, answer.decided.verdict.to_json()
+    policy = answer.decided.policy
     return render(
-        result.to_json(),
+        result,
         evidence=evidence,
-        verdict=verdict,
-        repaired=None if chosen is None else {**chosen, "result": (repaired or {}).get("result")},
-        calibration=verdict["calibration"],
+        verdict=answer.decided.verdict,
+        repair=chosen,
         submission=record.submission.model_dump(mode="json"),
         provenance={
             "Submitted": record.submitted_at,
@@ -148,21 +186,9 @@ def _source(case: Case) -> str | None:
     return f"{source['name']} at {source['rev'][:12]}, SHA-256 {source['sha256']}" if "name" in source else None
 
 
-def refused(name: str, reason: Reason, seconds: float) -> Blob:
-    """The object for a directory that could not even be taken in; nothing of it is kept."""
-    empty: Blob = dict.fromkeys(("manifest_sha256", "p_value", "repair", "report", "attestation", "mlflow_run"))
-    return {
-        "submission": name,
-        **empty,
-        "verdict": "INCONCLUSIVE",
-        "calibrated": False,
-        "suspects": [],
-        "methods": [],
-        "sandbox_level": None,
-        "seconds": round(seconds, 3),
-        "reasons": rendered([reason]),
-        "reason_records": records([reason]),
-    }
+def refused(name: str, reason: Reason, seconds: float) -> NotTakenIn:
+    """The answer for a directory that could not even be taken in; nothing of it is kept."""
+    return NotTakenIn(name, round(seconds, 3), tuple(rendered([reason])), tuple(records([reason])))
 
 
 def _method(method: StatedMethod, found: dict[str, Found]) -> ResultMethod:
@@ -177,36 +203,34 @@ def _method(method: StatedMethod, found: dict[str, Found]) -> ResultMethod:
     )
 
 
-def _repair(repaired: Blob | None) -> ResultRepair | None:
-    if repaired is None or "chosen" not in repaired:
-        return None
-    before, after = repaired["test"]["before"], repaired["test"]["after"]
-    child = repaired["result"]
+def _repair(repaired: Repaired) -> ResultRepair:
+    restored, child = repaired.restored, repaired.result
+    before, after = restored.figures.before, restored.figures.after
     return ResultRepair(
-        method=repaired["chosen"]["method"],
-        artifact=str(Path(repaired["directory"]) / repaired["record"]["submission"]["model"]),
-        submission=child["manifest_sha256"],
-        verdict=child["verdict"],
-        p_value=child["p_value"],
-        clean_accuracy=(before["clean_accuracy"], after["clean_accuracy"]),
-        attack_success=(before["attack_success"], after["attack_success"]),
+        method=restored.chosen.method,
+        artifact=str(restored.directory / repaired.record.submission.model),
+        submission=child.manifest_sha256,
+        verdict=child.verdict,
+        p_value=child.p_value,
+        clean_accuracy=(before.clean_accuracy, after.clean_accuracy),
+        attack_success=(before.attack_success, after.attack_success),
     )
 
 
-def _rejections(repaired: Blob | None) -> list[Reason]:
+def _rejections(rejected: Rejected) -> list[Reason]:
     """Why each repair that was tried was not good enough."""
     reasons = []
-    for record in (repaired or {}).get("rejected", []):
-        if record["failure"] is not None:
-            reasons.append(Reason(Code.REPAIR_FAILED, record["method"], figures={"said": record["failure"]}))
+    for record in rejected.tried:
+        if isinstance(record, RepairFailed):
+            reasons.append(Reason(Code.REPAIR_FAILED, record.method, figures={"said": record.failure}))
         else:
-            before, after = record["validate"]["before"], record["validate"]["after"]
+            before, after = record.validate.before, record.validate.after
             figures = {
-                "accuracy_before": before["clean_accuracy"],
-                "accuracy_after": after["clean_accuracy"],
-                "success_before": before["attack_success"],
-                "success_after": after["attack_success"],
-                "natural": record["validate"]["natural"],
+                "accuracy_before": before.clean_accuracy,
+                "accuracy_after": after.clean_accuracy,
+                "success_before": before.attack_success,
+                "success_after": after.attack_success,
+                "natural": record.validate.natural,
             }
-            reasons.append(Reason(Code.REPAIR_NOT_GOOD_ENOUGH, record["method"], figures=figures))
+            reasons.append(Reason(Code.REPAIR_NOT_GOOD_ENOUGH, record.method, figures=figures))
     return reasons

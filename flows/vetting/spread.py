@@ -20,9 +20,8 @@ from tasks.vetting.inspect import Case
 from tasks.vetting.steps import detect_on_dask
 from tasks.vetting.workplaces import case_to_json
 from vetgate.errors import NotUnderstood
+from vetgate.shape import Blob
 from vetgate.verdict.policy import Policy
-
-Blob = dict[str, Any]
 
 
 def runner(policy: Policy, settings: Settings) -> TaskRunner[Any]:

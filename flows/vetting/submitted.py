@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 
 from tasks import events
 from tasks.mlflow import submitted as registered
-from tasks.mlflow import submitted_notes as registered_notes
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from vetgate.errors import BadSubmission, NotUnderstood
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 @flow(name="take-registered", flow_run_name="take-{model}-{version}", persist_result=True, result_serializer="json")
@@ -26,8 +22,8 @@ def take_registered(model: str, version: str) -> Blob:
 def take_version(settings: Settings, model: str, version: str) -> Blob:
     """The note on a version, after submitting it if there was none."""
     store = open_store(settings)
-    if registered_notes.is_noted(store, model, version):
-        return registered_notes.noted(store, model, version)
+    if registered.is_noted(store, model, version):
+        return registered.noted(store, model, version)
     try:
         with intake.workroom(settings) as room:
             target = room / "downloaded"
@@ -35,11 +31,11 @@ def take_version(settings: Settings, model: str, version: str) -> Blob:
             given = registered.download(settings, model, version, target)
             record = intake.take(settings, given, name=model.removeprefix(registered.PREFIX))
     except (BadSubmission, NotUnderstood) as error:
-        registered_notes.note(store, model, version, {"refused": str(error)})
+        registered.note(store, model, version, {"refused": str(error)})
         registered.tag(settings, model, version, {"vet.verdict": "INCONCLUSIVE", "vet.reason": str(error)})
         return {"refused": str(error)}
     what = {"manifest_sha256": record.id}
-    registered_notes.note(store, model, version, what)
+    registered.note(store, model, version, what)
     registered.tag(settings, model, version, {"vet.manifest_sha256": record.id})
     events.emit(events.SUBMISSION_ACCEPTED, f"submission.{record.id}", what, once="accepted")
     return what

@@ -6,21 +6,21 @@ With every event lost, everything still gets vetted, only later.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
 
 from flows.production.automatic import promote_all_due
 from flows.vetting.give_up import give_up
-from flows.vetting.submitted_note import note_own_version
 from tasks.mlflow import submitted as registered
 from tasks.settings import Settings
+from tasks.store.open import open_store
 from tasks.vetting import queue
 from vetgate.errors import VetgateError
+from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
 
-Blob = dict[str, Any]
 RETRY_SECONDS = 900
 # (deployment, parameters, idempotency key): starts a run somewhere, unless one with this key was started before
 Start = Callable[[str, Blob, str], None]
@@ -54,11 +54,26 @@ def _give_up(settings: Settings, manifest_sha256: str, done: Blob) -> None:
 def _take_versions(settings: Settings, start: Start, moment: float) -> list[str]:
     taken = []
     for found in list(registered.unknown_versions(settings)):
-        if not note_own_version(settings, found):
+        if not _note_own_version(settings, found):
             parameters = {"model": found.model, "version": found.version}
             start("take-registered/default", parameters, f"take:{found.model}:{found.version}:{_period(moment)}")
             taken.append(f"{found.model}/{found.version}")
     return taken
+
+
+def _note_own_version(settings: Settings, found: registered.Registered) -> bool:
+    """Note a version that a vetting registered itself, its source quarantined bytes; whether it was one.
+
+    The key of a quarantined directory is the digest of what lies there, so nothing needs to be read.
+    """
+    store = open_store(settings)
+    match = re.search(r"/quarantine/([0-9a-f]{64})$", found.source)
+    if match is None or found.source != store.url(f"quarantine/{match[1]}"):
+        return False
+    if not store.exists(f"submissions/{match[1]}.json"):
+        return False
+    registered.note(store, found.model, found.version, {"manifest_sha256": match[1]})
+    return True
 
 
 def _period(moment: float) -> int:

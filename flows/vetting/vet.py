@@ -6,8 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from prefect import flow
 
@@ -15,19 +13,19 @@ from flows.gate.client import gate
 from flows.gate.decided import Answer
 from flows.params import uses
 from flows.vetting.examine import Seen, Vetting, inspect_submission, opened, request_of
-from flows.vetting.result import publish, result_of
+from flows.vetting.result import Rejected, Repaired, Restored, publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store
 from tasks.store.lease import LeaseHeld, leased
 from tasks.store.open import open_store
 from tasks.vetting import inspect, intake, repair, steps
+from tasks.vetting.results import Compared, Result, repair_from_json
 from tasks.vetting.workplace import warm
 from vetgate.errors import StoreError
 from vetgate.role import role_of, source_of
+from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
-
-Blob = dict[str, Any]
 
 # how long a vetting that a caller waits for waits for another one of the same bytes
 WAIT_SECONDS = 24 * 3600.0
@@ -81,16 +79,15 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         check()
         question = request_of(vetting, seen, workplace.sandbox.level)
         ruling = Answer.from_json(steps.decide(gate(settings).ask, question.to_json()))
-        repaired = _repair(vetting, seen, ruling)
-    if repaired is not None:
-        repaired = _vet_again(vetting, repaired, unless_vetted)
+        tried = _repair(vetting, seen, ruling)
+    repaired = _vet_again(vetting, tried, unless_vetted) if isinstance(tried, Restored) else tried
     check()
     found = {item.method: item for item in seen.found}
     result = result_of(settings, record, ruling, found, repaired, seen.refusal, workplace.sandbox.level, started)
     return steps.register(partial(publish, settings, record, vetting.case, ruling, result, repaired))
 
 
-def _repair(vetting: Vetting, seen: Seen, ruling: Answer) -> Blob | None:
+def _repair(vetting: Vetting, seen: Seen, ruling: Answer) -> Restored | Rejected | None:
     """The chosen repair, restored under <home>/repaired and measured on the test images; None if none is allowed."""
     policy, verdict, settings, case = vetting.policy.repair, ruling.decided.verdict, vetting.settings, vetting.case
     wanted = policy.enabled and (verdict.decision == "FAIL" or (policy.blind and verdict.decision == "PASS"))
@@ -98,19 +95,18 @@ def _repair(vetting: Vetting, seen: Seen, ruling: Answer) -> Blob | None:
     if not wanted or vetting.record.submission.parent is not None or not case.data.splits:
         return None
     warm(settings)
-    suspects, candidates = list(verdict.suspects), []
+    suspects, tried = list(verdict.suspects), []
     for method in policy.methods:
         evidence = _evidence_for(vetting, seen, method, suspects)
         params = vetting.params.repair.get(method, {})
         inversion = vetting.params.detect.get(source_of("triggers", vetting.params.detect) or "", {})
-        candidates.append(steps.repair(settings, case, method, params, evidence, suspects, inversion))
-    chosen = repair.choose(candidates, policy)
+        tried.append(repair_from_json(steps.repair(settings, case, method, params, evidence, suspects, inversion)))
+    chosen = repair.choose(tried, policy)
     if chosen is None:
-        return {"rejected": candidates}
+        return Rejected(tuple(tried))
     directory = settings.home / "repaired" / case.manifest
     repair.restore(settings, case, chosen, directory)
-    figures = steps.re_evaluate(case, chosen, directory)
-    return {"chosen": chosen, "directory": str(directory), "test": figures}
+    return Restored(chosen, directory, Compared.from_json(steps.re_evaluate(case, chosen, directory)))
 
 
 def _evidence_for(vetting: Vetting, seen: Seen, method: str, suspects: list[int]) -> list[Blob]:
@@ -133,12 +129,10 @@ def _evidence_for(vetting: Vetting, seen: Seen, method: str, suspects: list[int]
     return holding
 
 
-def _vet_again(vetting: Vetting, repaired: Blob, unless_vetted: bool) -> Blob:
+def _vet_again(vetting: Vetting, restored: Restored, unless_vetted: bool) -> Repaired:
     """The repaired model as a submission of its own, vetted from the first step by the same rules."""
-    if "chosen" not in repaired:
-        return repaired
-    record = intake.take(vetting.settings, Path(repaired["directory"]))
+    record = intake.take(vetting.settings, restored.directory)
     submission = record.submission
     if submission.parent != vetting.record.id or submission.name != vetting.record.submission.name:
         raise StoreError(f"expected a repair of {vetting.record.id}, got one of {submission.parent}; it is refused")
-    return {**repaired, "record": record.to_json(), "result": vet(record.id, unless_vetted, WAIT_SECONDS)}
+    return Repaired(restored, record, Result.from_json(vet(record.id, unless_vetted, WAIT_SECONDS)))

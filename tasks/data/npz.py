@@ -79,9 +79,9 @@ def read_rows(path: Path, name: str, rows: NDArray[np.int64], progress: Progress
                     break
                 count = min(block, header.shape[0] - first)
                 images = np.frombuffer(_exactly(member, count * row_bytes), np.uint8).reshape(count, *header.shape[1:])
-                here = rows[done : np.searchsorted(rows, first + count)]
-                taken[done : done + len(here)] = images[here - first]
-                done += len(here)
+                inside = rows[done : np.searchsorted(rows, first + count)]
+                taken[done : done + len(inside)] = images[inside - first]
+                done += len(inside)
                 if progress is not None:
                     progress(done / len(rows))
     if done != len(rows):

@@ -1,4 +1,7 @@
-"""What is in production: every alias of a prod.* model, its version and where the bytes of that lie, as MLflow says."""
+"""What is in production: every alias of a prod.* model, its version and where the bytes of that lie, as MLflow says.
+
+Versions whose bytes were once found altered are noted in the store, and from then on hashed at every question.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
 from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
+from vetgate.digest import canonical_json
 from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
 from vetgate.formats.manifest import hash_directory
 
@@ -174,3 +178,23 @@ def _hashed(folder: Path, promotion: Promotion) -> int:
             f"expected the bytes of {promotion.manifest}, got others in {', '.join(changed)[:300]}; restore them"
         )
     return sum(entry.size for entry in manifest.files)
+
+
+def untampered(settings: Settings, store: Store, promotion: Promotion) -> None:
+    """Raise Denied when the bytes of a version were found altered and still are; others cost one question."""
+    if store.exists(_tampered_key(promotion)):
+        check_bytes(settings, promotion)
+
+
+def rehash(settings: Settings, store: Store, promotion: Promotion) -> int:
+    """Hash the bytes of a version, and note it when they are altered; how many they are. Raises Denied, StoreError."""
+    try:
+        return check_bytes(settings, promotion)
+    except Denied as error:
+        note = {"name": promotion.name, "version": promotion.version, "found": str(error)}
+        store.create(_tampered_key(promotion), canonical_json(note))
+        raise
+
+
+def _tampered_key(promotion: Promotion) -> str:
+    return f"tampered/{promotion.name}/{promotion.version}.json"

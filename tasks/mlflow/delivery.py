@@ -68,7 +68,9 @@ def _from_store(store: Store, home: str, coverage: Coverage, room: Path) -> Path
         try:
             store.fetch(key, room / key.removeprefix(f"{home}/"))
         except KeyError as error:
-            raise StoreError(f"expected {key} to be readable, got nothing; somebody removes what was vetted") from error
+            raise StoreError(
+                f"expected {key} to be readable, got nothing; another process removes what was vetted"
+            ) from error
     return room
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from tasks import events
 from tasks.mlflow.aliases import PREFIX, aliases_of
 from tasks.mlflow.client import registry
-from tasks.records.ledger import append, head
+from tasks.records.ledger_chain import append, head
 from tasks.settings import Settings
 from tasks.store.directory import write_whole
 from vetgate.digest import canonical_json

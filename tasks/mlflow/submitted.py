@@ -1,21 +1,24 @@
-"""Models registered in MLflow as thirdparty.<name>: found, and copied out of MLflow's artifacts.
+"""Models registered in MLflow as thirdparty.<name>: found, copied out of MLflow's artifacts, and noted once.
 
-A version is a submission when its source is a directory with submission.yaml among the artifacts of its own run.
+A version is a submission when its source is a directory with submission.yaml among the artifacts of its own run. What
+became of each is noted in the store: MLflow's tags can be written by all.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.mlflow.client import registry
-from tasks.mlflow.submitted_notes import note_key
 from tasks.settings import Settings, location
+from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
+from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, NotUnderstood
 
 if TYPE_CHECKING:
@@ -45,9 +48,9 @@ def unknown_versions(settings: Settings) -> Iterator[Registered]:
         while True:
             found = client.search_model_versions(f"name LIKE '{PREFIX}%'", max_results=PAGE, page_token=token)
             # notes come after versions: read before them, they would lack those of whatever was registered meanwhile
-            noted = set(open_store(settings).list("registered/"))
+            known = set(open_store(settings).list("registered/"))
             for version in found:
-                if note_key(version.name, str(version.version)) not in noted and MODEL.fullmatch(version.name):
+                if note_key(version.name, str(version.version)) not in known and MODEL.fullmatch(version.name):
                     yield _registered(version)
             token = found.token
             if not token:
@@ -70,6 +73,27 @@ def tag(settings: Settings, model: str, version: str, tags: dict[str, str]) -> N
     with registry(settings) as client:
         for key, value in tags.items():
             client.set_model_version_tag(model, version, key, value[:1000])
+
+
+def is_noted(store: Store, model: str, version: str) -> bool:
+    """Whether it is known what became of a version."""
+    return store.exists(note_key(model, version))
+
+
+def note(store: Store, model: str, version: str, what: dict[str, Any]) -> None:
+    """Keep, once, what became of a version: {"manifest_sha256"} or {"refused"}."""
+    store.create(note_key(model, version), canonical_json(what))
+
+
+def noted(store: Store, model: str, version: str) -> dict[str, Any]:
+    """What `note` kept; raises KeyError."""
+    found: dict[str, Any] = json.loads(store.read(note_key(model, version)))
+    return found
+
+
+def note_key(model: str, version: str) -> str:
+    """Where the note on a version lies."""
+    return f"registered/{model}/{version}.json"
 
 
 def _registered(version: ModelVersion) -> Registered:

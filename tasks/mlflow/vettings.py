@@ -1,4 +1,4 @@
-"""What MLflow is told of a vetting: one run, and a version of thirdparty.<name> for what came in.
+"""What MLflow holds of a vetting: one run, and a version of thirdparty.<name> for what came in.
 
 Tags are a cache for people to read. Nothing is decided by them.
 """
@@ -10,13 +10,14 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.mlflow.client import experiment, registry
-from tasks.mlflow.submitted_notes import note, noted
+from tasks.mlflow.submitted import note, noted
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
 from tasks.store.open import open_store
+from tasks.vetting.results import Result
 from vetgate.digest import sha256_json
 from vetgate.formats.submission import Submission
 
@@ -27,28 +28,27 @@ if TYPE_CHECKING:
 
 VETTINGS = "vetgate"
 MANIFEST_TAG = "vet.manifest_sha256"
-METRICS = ("statistic", "p_value", "alarmed", "seconds")
 
 
 def record_vetting(
     settings: Settings,
     submission: Submission,
     manifest_sha256: str,
-    result: Mapping[str, Any],
+    result: Result,
     files: Mapping[str, Path],
     *,
     vetting: str = "",
 ) -> str:
     """The id of the one run of this vetting: parameters, a metric per method and number, `files` by artifact path.
 
-    `result` is the object that `vetgate vet --json` prints, `vetting` what tells two vettings of the same bytes apart,
-    such as the attestation's key. Recording the same vetting again changes nothing, and the same bytes have one version
-    of thirdparty.<name> however often they are vetted.
+    `vetting` is what tells two vettings of the same bytes apart, such as the attestation's key. Recording the same
+    vetting again changes nothing, and the same bytes have one version of thirdparty.<name>, however often they are
+    vetted.
     """
-    given = {k: result.get(k) for k in ("attestation", "verdict", "p_value")}
+    given = {"attestation": result.attestation, "verdict": result.verdict, "p_value": result.p_value}
     same = {"vet.vetting": sha256_json({"manifest": manifest_sha256, "vetting": vetting, **given})}
     with registry(settings) as client:
-        run = run_with(client, settings, VETTINGS, same, f"{submission.name} {result['verdict']}")
+        run = run_with(client, settings, VETTINGS, same, f"{submission.name} {result.verdict}")
         run_id = str(run.info.run_id)
         if run.info.status == "RUNNING":
             _log_result(client, run_id, submission, result)
@@ -59,7 +59,7 @@ def record_vetting(
                     shutil.copyfile(path, target)
                 client.log_artifacts(run_id, room)
         version = _version_of_what_came_in(client, settings, submission, manifest_sha256, run_id)
-        tags = {MANIFEST_TAG: manifest_sha256, "vet.verdict": str(result["verdict"]), "vet.run_id": run_id}
+        tags = {MANIFEST_TAG: manifest_sha256, "vet.verdict": result.verdict, "vet.run_id": run_id}
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
             client.set_model_version_tag(version.name, str(version.version), key, value)
@@ -68,17 +68,18 @@ def record_vetting(
     return run_id
 
 
-def _log_result(client: MlflowClient, run_id: str, submission: Submission, result: Mapping[str, Any]) -> None:
+def _log_result(client: MlflowClient, run_id: str, submission: Submission, result: Result) -> None:
     from mlflow.entities import Metric, Param
 
     stated = {**submission.model_dump(mode="json", exclude_none=True), "classes": submission.n_classes}
-    stated |= {key: result.get(key) for key in ("calibrated", "suspects", "sandbox_level")}
-    numbers = {key: result.get(key) for key in ("p_value", "seconds")}
-    for method in result["methods"]:
-        numbers |= {f"{method['name']}.{key}": method.get(key) for key in METRICS}
-    for what in ("clean_accuracy", "attack_success"):
-        pair = (result.get("repair") or {}).get(what) or (None, None)
-        numbers |= dict(zip((f"repair.{what}.before", f"repair.{what}.after"), pair, strict=True))
+    stated |= {"calibrated": result.calibrated, "suspects": [*result.suspects], "sandbox_level": result.sandbox_level}
+    numbers = {"p_value": result.p_value, "seconds": result.seconds}
+    for method in result.methods:
+        seen = {"statistic": method.statistic, "alarmed": method.alarmed, "seconds": method.seconds}
+        numbers |= {f"{method.name}.{key}": value for key, value in seen.items()}
+    if (repair := result.repair) is not None:
+        for what, pair in {"clean_accuracy": repair.clean_accuracy, "attack_success": repair.attack_success}.items():
+            numbers |= dict(zip((f"repair.{what}.before", f"repair.{what}.after"), pair, strict=True))
     now = int(time.time() * 1000)
     client.log_batch(
         run_id,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 from tasks.records.alias_moves import AliasMove, enter_move, unfinished_move
 from tasks.records.attestations import attestation_at
@@ -20,6 +19,7 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.errors import Denied
+from vetgate.shape import Blob
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import GATE, TrustRoot
 from vetgate.trust.statements import APPROVAL, PROMOTION, WAIVER, claimed
@@ -27,7 +27,6 @@ from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import read_approval, read_waiver
 
 MARKERS = "ledger-index/"
-Blob = dict[str, Any]
 
 
 def note(settings: Settings, key: str, *, since: int | None = None) -> Entry | None:

@@ -20,7 +20,7 @@ class Strip:
     ticks: tuple[float, ...]
     band: tuple[float, float] | None
     alarm: float | None
-    here: float
+    position: float
     low: float
     high: float
     words: str
@@ -75,7 +75,7 @@ def strip(statistic: float | None, null: Mapping[str, Any] | None) -> Strip | No
         ticks=tuple(place(v) for v in values),
         band=None if band is None else (place(band[0]), place(band[1])),
         alarm=None if alarm is None else place(alarm),
-        here=place(statistic),
+        position=place(statistic),
         low=low,
         high=high,
         words=words + (f"{above} of them as high" if above else "none as high"),

@@ -20,10 +20,11 @@ from safetensors import safe_open
 from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
 from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of
 from tasks.report.words import meaning, name_of, summary
+from tasks.vetting.results import RepairRecord, Result, ResultMethod
 from vetgate.packed import array_of
 from vetgate.role import sentence_of, title_of
-
-Blob = Mapping[str, Any]
+from vetgate.shape import Blob, to_json
+from vetgate.verdict.stated import StatedMethod, StatedVerdict
 
 MOST_TRIGGERS = 6
 
@@ -83,38 +84,37 @@ class Clean:
 
 
 def render(
-    result: Blob,
+    result: Result,
     *,
     evidence: Sequence[Blob],
-    verdict: Blob | None = None,
-    repaired: Blob | None = None,
-    calibration: Blob | None = None,
+    verdict: StatedVerdict | None = None,
+    repair: RepairRecord | None = None,
     submission: Blob | None = None,
     provenance: Blob | None = None,
     clean: Clean | None = None,
 ) -> str:
-    """The page for `result`, the object that `vetgate vet --json` prints.
+    """The page for a result.
 
-    `evidence` holds Evidence.to_json() objects or the store's records of them; `verdict` is Verdict.to_json(), whose
-    methods carry p_value and null; `repaired` holds the triggers {before, after} and the `result` of the repaired
-    model; `calibration` and `provenance` are shown as they are.
+    `evidence` holds Evidence.to_json() objects or the store's records of them; of `verdict` come the methods' p-values
+    and nulls, and the calibration; `repair` is the one that was chosen; `provenance` is shown as it is.
     """
     names = _class_names(submission)
     records = [item if "evidence" in item else {"evidence": item} for item in evidence]
     by_method = {record["evidence"]["method"]: record for record in records}
-    judged = {m["name"]: m for m in (verdict or {}).get("methods", ())}
+    calibration = None if verdict is None else verdict.calibration
+    judged = {method.name: method for method in (verdict.methods if verdict is not None else ())}
     rows = [
-        _row({**judged.get(m["name"], {}), **m}, by_method.get(m["name"]), result, names, clean)
-        for m in result["methods"]
+        _row(method, judged.get(method.name), by_method.get(method.name), result, names, clean)
+        for method in result.methods
     ]
     page = {
         "result": result,
         "submission": submission or {},
         "summary": summary(result, names),
-        "reasons": [*result.get("reasons", ())] or [*(verdict or {}).get("reasons", ())],
-        "suspects": [name_of(k, names) for k in result["suspects"]],
+        "reasons": result.reasons,
+        "suspects": [name_of(k, names) for k in result.suspects],
         "rows": rows,
-        "repair": _repair(result, repaired, names, clean),
+        "repair": _repair(result, repair, names, clean),
         "meaning": meaning(result, calibration),
         "provenance": [*_provenance(result, records, calibration, provenance)],
     }
@@ -146,10 +146,16 @@ def _class_names(submission: Blob | None) -> list[str]:
     return [str(name) for name in classes] if isinstance(classes, list | tuple) else []
 
 
-def _row(method: Blob, record: Blob | None, result: Blob, names: Sequence[str], clean: Clean | None) -> Row:
+def _row(
+    method: ResultMethod,
+    judged: StatedMethod | None,
+    record: Blob | None,
+    result: Result,
+    names: Sequence[str],
+    clean: Clean | None,
+) -> Row:
     found = record["evidence"] if record else None
-    suspects = [*method.get("suspects", ())]
-    failure = method.get("failure")
+    suspects, failure = method.suspects, method.failure
     shown: list[Picture] = []
     figures: dict[str, Any] = {"bars": [], "bars_words": "", "histogram": None, "flagged": None}
     if found is not None:
@@ -158,18 +164,18 @@ def _row(method: Blob, record: Blob | None, result: Blob, names: Sequence[str], 
             figures = _figures(found, shown, suspects)
         except ValueError as error:
             failure = failure or f"evidence that cannot be shown: {error}"
-    chosen = most_suspicious(shown, suspects or result["suspects"], MOST_TRIGGERS)
+    chosen = most_suspicious(shown, suspects or result.suspects, MOST_TRIGGERS)
     return Row(
-        name=method["name"],
-        title=title_of(method["name"]),
-        about=sentence_of(method["name"]),
-        statistic=method.get("statistic"),
-        p_value=method.get("p_value"),
-        alarmed=bool(method.get("alarmed")),
+        name=method.name,
+        title=title_of(method.name),
+        about=sentence_of(method.name),
+        statistic=method.statistic,
+        p_value=None if judged is None else judged.p_value,
+        alarmed=method.alarmed,
         suspects=[name_of(k, names) for k in suspects],
-        seconds=method.get("seconds"),
+        seconds=method.seconds,
         failure=failure,
-        strip=strip(method.get("statistic"), method.get("null")),
+        strip=strip(method.statistic, None if judged is None else judged.null),
         triggers=[_shown(picture, suspects, names, clean) for picture in chosen],
         more_triggers=len(shown) - len(chosen),
         details=_details(found),
@@ -213,25 +219,26 @@ def _details(found: Blob | None) -> dict[str, str]:
     return shown | {key: number(value) for key, value in few.items()}
 
 
-def _repair(result: Blob, repaired: Blob | None, names: Sequence[str], clean: Clean | None) -> dict[str, Any] | None:
-    repair = result.get("repair")
+def _repair(result: Result, record: RepairRecord | None, names: Sequence[str], clean: Clean | None) -> Blob | None:
+    repair = result.repair
     if repair is None:
         return None
     triggers: dict[str, list[Shown]] = {}
-    for when, found in ((repaired or {}).get("triggers") or {}).items():
+    measured_by = () if record is None else (("before", record.triggers.before), ("after", record.triggers.after))
+    for when, found in measured_by:
         try:
             pictures = triggers_of({"triggers": found})
         except ValueError:
             continue
-        triggers[when] = [_shown(p, result["suspects"], names, clean) for p in pictures[:MOST_TRIGGERS]]
-    changed = {key: number(value) for key, value in ((repaired or {}).get("changed") or {}).items()}
-    return {**repair, "title": title_of(repair["method"]), "triggers": triggers, "changed": changed}
+        triggers[when] = [_shown(p, result.suspects, names, clean) for p in pictures[:MOST_TRIGGERS]]
+    changed = {} if record is None else {key: number(value) for key, value in record.changed.items()}
+    return {**to_json(repair), "title": title_of(repair.method), "triggers": triggers, "changed": changed}
 
 
 def _provenance(
-    result: Blob, records: Sequence[Blob], calibration: Blob | None, provenance: Blob | None
+    result: Result, records: Sequence[Blob], calibration: Mapping[str, Any] | None, provenance: Blob | None
 ) -> Iterator[tuple[str, str]]:
-    yield "Manifest SHA-256", str(result.get("manifest_sha256") or "–")
+    yield "Manifest SHA-256", result.manifest_sha256
     yield from ((key, str(value)) for key, value in (provenance or {}).items() if value is not None)
     for key, value in (calibration or {}).items():
         if isinstance(value, str | int | float):
@@ -241,7 +248,7 @@ def _provenance(
         stated = {"seed": record["evidence"].get("seed"), "code": about.get("code"), "data": about.get("data")}
         words = ", ".join(f"{k} {v}" for k, v in stated.items() if isinstance(v, str | int))
         yield title_of(record["evidence"]["method"]), words
-    yield "Sandbox level", number(result.get("sandbox_level"))
-    yield "Attestation", str(result.get("attestation") or "–")
-    yield "MLflow run", str(result.get("mlflow_run") or "–")
-    yield "Seconds", number(result.get("seconds"))
+    yield "Sandbox level", number(result.sandbox_level)
+    yield "Attestation", result.attestation
+    yield "MLflow run", result.mlflow_run or "–"
+    yield "Seconds", number(result.seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Blob = Mapping[str, Any]
+from tasks.vetting.results import Result
 
 VERDICTS = {
     "PASS": "No sign of a backdoor was found.",
@@ -20,23 +20,23 @@ def name_of(label: int, names: Sequence[str]) -> str:
     return f"{label} ({name})" if name and name != str(label) else str(label)
 
 
-def summary(result: Blob, names: Sequence[str]) -> str:
+def summary(result: Result, names: Sequence[str]) -> str:
     """The verdict as one sentence or two."""
-    words = VERDICTS.get(result["verdict"], "")
-    if result["suspects"] and result["verdict"] == "FAIL":
-        labels = ", ".join(name_of(k, names) for k in result["suspects"])
-        many = len(result["suspects"]) > 1
+    words = VERDICTS.get(result.verdict, "")
+    if result.suspects and result.verdict == "FAIL":
+        labels = ", ".join(name_of(k, names) for k in result.suspects)
+        many = len(result.suspects) > 1
         words += f" A hidden trigger makes it answer {'labels' if many else 'label'} {labels}."
     return words
 
 
-def meaning(result: Blob, calibration: Blob | None) -> list[str]:
+def meaning(result: Result, calibration: Mapping[str, Any] | None) -> list[str]:
     """What a reader who has to act on the verdict should know, a paragraph each."""
     return [*_decision(result), *_certainty(result, calibration), *_repaired(result), _limits(result)]
 
 
-def _decision(result: Blob) -> list[str]:
-    match result["verdict"]:
+def _decision(result: Result) -> list[str]:
+    match result.verdict:
         case "PASS":
             return [
                 "Every method that the policy requires ran, and none found more than clean models show. The gate "
@@ -54,8 +54,8 @@ def _decision(result: Blob) -> list[str]:
             ]
 
 
-def _certainty(result: Blob, calibration: Blob | None) -> list[str]:
-    p = result.get("p_value")
+def _certainty(result: Result, calibration: Mapping[str, Any] | None) -> list[str]:
+    p = result.p_value
     if p is None:
         return []
     words = (
@@ -63,7 +63,7 @@ def _certainty(result: Blob, calibration: Blob | None) -> list[str]:
     )
     about = calibration or {}
     count = about.get("references")
-    if result.get("calibrated"):
+    if result.calibrated:
         named = about.get("id") or about.get("name")
         return [
             words + " It was measured on clean reference models" + (f" ({named})." if named else ".") + _far(p, count)
@@ -80,19 +80,18 @@ def _far(p: float, references: int | None) -> str:
     return f" Smaller than one in {references + 1}, which is what {references} of them can tell, it is extrapolated."
 
 
-def _repaired(result: Blob) -> list[str]:
-    repair = result.get("repair")
-    if repair is None:
+def _repaired(result: Result) -> list[str]:
+    if result.repair is None:
         return []
     words = (
         f"A repaired copy was made and vetted by the same rules as a submission of its own; its verdict is "
-        f"{repair['verdict']}."
+        f"{result.repair.verdict}."
     )
     return [words + " The verdict on this page is about the bytes that were submitted, whatever became of the copy."]
 
 
-def _limits(result: Blob) -> str:
+def _limits(result: Result) -> str:
     words = "These methods look for triggers of the kinds they were made for: patches, blends and single neurons."
-    if result["verdict"] == "PASS":
+    if result.verdict == "PASS":
         return words + " A pass is evidence, not proof, and says nothing about triggers of other kinds."
     return words + " A false alarm is possible at the rate that the policy allows."

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import base64
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tasks.progress import progress_of
 from tasks.vetting.inspect import Case
+from tasks.vetting.results import Measured
 from tasks.vetting.workplace import workplace_of
-
-Blob = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Shares of held-out images: rightly classified, and sent to its target by the strongest trigger."""
-
-    clean_accuracy: float
-    attack_success: float
-
-    def to_json(self) -> dict[str, float]:
-        """The two numbers by name."""
-        return asdict(self)
+from vetgate.packed import array_of
+from vetgate.shape import Blob
 
 
-def evaluate(case: Case, model: Blob, triggers: list[Blob], purpose: str) -> Measured:
+def evaluate(case: Case, model: Blob, triggers: Sequence[Mapping[str, Any]], purpose: str) -> Measured:
     """Accuracy and the highest success of any trigger on the images kept for a purpose (`validate` or `test`)."""
-    payload = {**model, "samples": case.data.files(purpose), "triggers": triggers}
+    payload = {**model, "samples": case.data.files(purpose), "triggers": [*triggers]}
     answer = workplace_of(case.manifest).sandbox.call("evaluate", payload, limits=case.limits)
     return Measured(answer["clean_accuracy"], max(answer["attack_success"], default=0.0))
 
@@ -80,5 +69,4 @@ def cut(trigger: Blob, most: float) -> Blob:
 
 
 def _mask(trigger: Blob) -> np.ndarray[Any, np.dtype[np.float32]]:
-    blob = trigger["mask"]
-    return np.frombuffer(base64.b64decode(blob["base64"], validate=True), np.float32).reshape(blob["shape"])
+    return np.asarray(array_of(trigger["mask"]), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.vetting.evaluate import Measured, evaluate, natural_success, reinvert
+from tasks.vetting.evaluate import evaluate, natural_success, reinvert
 from tasks.vetting.inspect import Case, log_invocation, provenance
+from tasks.vetting.results import Compared, RepairFailed, RepairRecord, RepairTriggers, Validated
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
+from vetgate.shape import Blob
 from vetgate.verdict.policy import RepairPolicy
 
-Blob = dict[str, Any]
+Triggers = Sequence[Mapping[str, Any]]
 
 
 def run_repair(
@@ -32,11 +35,8 @@ def run_repair(
     evidence: list[Blob],
     suspects: list[int],
     inversion: Blob,
-) -> Blob:
-    """The record of one repair that goes by records of evidence: from the store if there, else run, measured, saved.
-
-    Holds `key`, `files` and, on the images for choosing, `validate` as {before, after, natural}; or `failure`.
-    """
+) -> RepairRecord | RepairFailed:
+    """The record of one repair that goes by records of evidence: from the store if there, else run, measured, saved."""
     store = open_store(settings)
     every = [trigger for item in evidence for trigger in item["evidence"]["triggers"]]
     triggers = [trigger for trigger in every if trigger["target"] in suspects]
@@ -44,11 +44,7 @@ def run_repair(
     about = {**provenance(case, "repair", method, params), **goes_by}
     key = sha256_json(about)
     path = f"repairs/{case.manifest}/{method}/{key}.json"
-    try:
-        saved: Blob = json.loads(store.read(path))
-    except KeyError:
-        pass
-    else:
+    if (saved := _read(store, path)) is not None:
         return saved
     log_invocation(store, case.manifest, method, key)
     out = workplace_of(case.manifest).made / key
@@ -69,63 +65,60 @@ def run_repair(
         repaired = adopt(case, out)
         after = [*triggers, *reinvert(case, repaired.model, triggers, inversion)]
         measured = _compare(case, repaired, triggers, after, "validate")
-        measured["natural"] = natural_success(case, triggers, [t for t in every if t not in triggers])
+        natural = natural_success(case, triggers, [t for t in every if t not in triggers])
     except (SandboxError, DefenceError) as error:
-        return {"method": method, "failure": str(error)}
+        return RepairFailed(method, str(error))
     manifest = _keep(store, case, method, key, Path(repaired.directory))
-    record = {
-        "about": about,
-        "key": key,
-        "method": method,
-        "changed": answer["changed"],
-        "seconds": answer["seconds"],
-        "files": manifest.to_json(),
-        "triggers": {"before": triggers, "after": after},
-        "validate": measured,
-        "failure": None,
-    }
-    store.create(path, canonical_json(record))
+    record = RepairRecord(
+        about=about,
+        key=key,
+        method=method,
+        changed=answer["changed"],
+        seconds=answer["seconds"],
+        files=manifest.to_json(),
+        triggers=RepairTriggers(tuple(triggers), tuple(after)),
+        validate=Validated(measured.before, measured.after, natural),
+    )
+    store.create(path, canonical_json(record.to_json()))
     return record
 
 
-def choose(candidates: list[Blob], policy: RepairPolicy) -> Blob | None:
+def choose(tried: Sequence[RepairRecord | RepairFailed], policy: RepairPolicy) -> RepairRecord | None:
     """The acceptable repair with the lowest remaining attack success, then the highest accuracy, on `validate`.
 
     What triggers of the same size do for labels that are not suspected is not held against a repair: on small images
     they mislead clean models too.
     """
 
-    def acceptable(record: Blob) -> bool:
-        if record["failure"] is not None:
-            return False
-        before, after = record["validate"]["before"], record["validate"]["after"]
-        lost = before["clean_accuracy"] - after["clean_accuracy"]
-        excess = after["attack_success"] - record["validate"]["natural"]
-        return bool(lost <= policy.max_accuracy_loss and excess <= policy.max_attack_success)
+    def acceptable(figures: Validated) -> bool:
+        lost = figures.before.clean_accuracy - figures.after.clean_accuracy
+        excess = figures.after.attack_success - figures.natural
+        return lost <= policy.max_accuracy_loss and excess <= policy.max_attack_success
 
-    def rank(record: Blob) -> tuple[float, float]:
-        after = record["validate"]["after"]
-        return after["attack_success"], -after["clean_accuracy"]
+    def rank(record: RepairRecord) -> tuple[float, float]:
+        after = record.validate.after
+        return after.attack_success, -after.clean_accuracy
 
-    return min(filter(acceptable, candidates), key=rank, default=None)
+    ran = [record for record in tried if isinstance(record, RepairRecord)]
+    return min((record for record in ran if acceptable(record.validate)), key=rank, default=None)
 
 
-def restore(settings: Settings, case: Case, record: Blob, destination: Path) -> None:
+def restore(settings: Settings, case: Case, record: RepairRecord, destination: Path) -> None:
     """Write the repaired submission of a record into a new directory for its owner."""
     store = open_store(settings)
-    manifest = Manifest.from_json(record["files"])
+    manifest = Manifest.from_json(record.files)
     shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir(parents=True)
     for entry in manifest.files:
-        store.fetch(_file(case, record["method"], record["key"], entry.path), destination / entry.path)
+        store.fetch(_file(case, record.method, record.key, entry.path), destination / entry.path)
     if hash_directory(destination).sha256 != manifest.sha256:
         raise StoreError(f"the repaired bytes of {case.manifest} are not those written; the store was tampered with")
 
 
-def report_figures(case: Case, record: Blob, directory: Path) -> Blob:
+def report_figures(case: Case, record: RepairRecord, directory: Path) -> Compared:
     """Before and after the chosen repair on the test images, which served no choice."""
     repaired = adopt(case, directory)
-    return _compare(case, repaired, record["triggers"]["before"], record["triggers"]["after"], "test")
+    return _compare(case, repaired, record.triggers.before, record.triggers.after, "test")
 
 
 def adopt(case: Case, directory: Path) -> Case:
@@ -142,10 +135,17 @@ def _about(evidence: Blob, suspects: list[int]) -> Blob:
     return {**evidence, "triggers": [t for t in evidence["triggers"] if t["target"] in suspects]}
 
 
-def _compare(case: Case, repaired: Case, before: list[Blob], after: list[Blob], purpose: str) -> Blob:
-    first: Measured = evaluate(case, case.model, before, purpose)
-    second: Measured = evaluate(case, repaired.model, after, purpose)
-    return {"before": first.to_json(), "after": second.to_json()}
+def _compare(case: Case, repaired: Case, before: Triggers, after: Triggers, purpose: str) -> Compared:
+    return Compared(evaluate(case, case.model, before, purpose), evaluate(case, repaired.model, after, purpose))
+
+
+def _read(store: Store, path: str) -> RepairRecord | None:
+    try:
+        return RepairRecord.from_json(json.loads(store.read(path)))
+    except KeyError:
+        return None
+    except ValueError as error:
+        raise StoreError(f"the repair at {path} is no JSON; the store was tampered with") from error
 
 
 def _keep(store: Store, case: Case, method: str, key: str, directory: Path) -> Manifest:

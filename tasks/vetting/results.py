@@ -1,4 +1,4 @@
-"""The result of a vetting: the one object that `vetgate vet --json` prints and the store keeps."""
+"""What a vetting comes to: the records of its repairs, and the one object that `vetgate vet --json` prints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,103 @@ from typing import Any
 
 from vetgate import shape
 from vetgate.shape import STRICT, Blob, Number
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Shares of held-out images: rightly classified, and sent to its target by the strongest trigger."""
+
+    __pydantic_config__ = STRICT
+
+    clean_accuracy: Number
+    attack_success: Number
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A model before and after its repair."""
+
+    __pydantic_config__ = STRICT
+
+    before: Measured
+    after: Measured
+
+    def to_json(self) -> Blob:
+        """A JSON object that `from_json` reads."""
+        return dict(shape.to_json(self))
+
+    @classmethod
+    def from_json(cls, blob: object) -> Compared:
+        """What `to_json` wrote; raises StoreError for anything else."""
+        return shape.from_json(cls, blob, "the figures of a repair")
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A repair on the images for choosing; `natural` is what other labels' triggers of the same size do by nature."""
+
+    __pydantic_config__ = STRICT
+
+    before: Measured
+    after: Measured
+    natural: Number
+
+
+@dataclass(frozen=True)
+class RepairTriggers:
+    """The triggers that a repair is measured by: as they were found, and with those reversed anew afterwards."""
+
+    __pydantic_config__ = STRICT
+
+    before: tuple[Mapping[str, Any], ...]
+    after: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class RepairRecord:
+    """A repair that ran, as the store keeps it under its key; `about` is all that it depends on, `files` a manifest."""
+
+    __pydantic_config__ = STRICT
+
+    about: Mapping[str, Any]
+    key: str
+    method: str
+    changed: Mapping[str, Number]
+    seconds: Number
+    files: Mapping[str, Any]
+    triggers: RepairTriggers
+    validate: Validated
+    failure: None = None
+
+    def to_json(self) -> Blob:
+        """A JSON object that `from_json` reads."""
+        return dict(shape.to_json(self))
+
+    @classmethod
+    def from_json(cls, blob: object) -> RepairRecord:
+        """The record that `to_json` wrote; raises StoreError for anything else."""
+        return shape.from_json(cls, blob, "the record of a repair")
+
+
+@dataclass(frozen=True)
+class RepairFailed:
+    """A repair that ended with an error, which is tried again by the next vetting."""
+
+    __pydantic_config__ = STRICT
+
+    method: str
+    failure: str
+
+    def to_json(self) -> Blob:
+        """A JSON object that `repair_from_json` reads."""
+        return dict(shape.to_json(self))
+
+
+def repair_from_json(blob: object) -> RepairRecord | RepairFailed:
+    """The one of the two that `to_json` wrote; raises StoreError for anything else."""
+    if isinstance(blob, dict) and blob.get("failure") is not None:
+        return shape.from_json(RepairFailed, blob, "a repair that failed")
+    return RepairRecord.from_json(blob)
 
 
 @dataclass(frozen=True)
@@ -69,3 +166,30 @@ class Result:
     def from_json(cls, blob: object) -> Result:
         """The result that `to_json` wrote; raises StoreError for anything else."""
         return shape.from_json(cls, blob, "the result of a vetting")
+
+
+@dataclass(frozen=True)
+class NotTakenIn:
+    """What stands in place of a result for a directory of which nothing was kept."""
+
+    submission: str
+    seconds: float
+    reasons: tuple[str, ...]
+    reason_records: tuple[Mapping[str, Any], ...]
+    verdict: str = "INCONCLUSIVE"
+
+    def to_json(self) -> Blob:
+        """A JSON object with the keys of a result."""
+        absent = ("manifest_sha256", "p_value", "repair", "report", "attestation", "mlflow_run")
+        return {
+            "submission": self.submission,
+            **dict.fromkeys(absent),
+            "verdict": self.verdict,
+            "calibrated": False,
+            "suspects": [],
+            "methods": [],
+            "sandbox_level": None,
+            "seconds": self.seconds,
+            "reasons": [*self.reasons],
+            "reason_records": [*self.reason_records],
+        }

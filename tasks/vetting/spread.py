@@ -19,8 +19,8 @@ from tasks.vetting.inspect import Case, payload_of, recorded
 from tasks.vetting.workplaces import case_from_json, case_to_json, place_for
 from vetgate.digest import code_digest
 from vetgate.errors import StoreError
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 BLOCK = re.compile(r"\d{1,6}\.[01]\.\d{1,6}")
 
 

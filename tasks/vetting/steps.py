@@ -24,11 +24,11 @@ from tasks.vetting.inspect import Case
 from tasks.vetting.intake import Record
 from tasks.vetting.prepare import prepare
 from tasks.vetting.repair import report_figures, run_repair
+from tasks.vetting.results import RepairRecord
 from tasks.vetting.spread import detect_spread
 from tasks.vetting.workplaces import case_from_json
 from vetgate.formats.submission import Submission
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 
 @task(
@@ -117,9 +117,9 @@ def repair(
     suspects: list[int],
     inversion: Blob,
 ) -> Blob:
-    """The record of one repair, measured on the images for choosing."""
+    """The record of one repair, measured on the images for choosing, as JSON."""
     with reporting(f"repair {method}"):
-        return run_repair(settings, case, method, params, evidence, suspects, inversion)
+        return run_repair(settings, case, method, params, evidence, suspects, inversion).to_json()
 
 
 @task(
@@ -129,10 +129,10 @@ def repair(
     result_serializer="json",
     cache_policy=NO_CACHE,
 )
-def re_evaluate(case: Case, chosen: Blob, directory: Path) -> Blob:
-    """Before and after the chosen repair, on the test images."""
+def re_evaluate(case: Case, chosen: RepairRecord, directory: Path) -> Blob:
+    """The figures of the chosen repair on the test images, as JSON."""
     with reporting("re-evaluate"):
-        return report_figures(case, chosen, directory)
+        return report_figures(case, chosen, directory).to_json()
 
 
 @task(
@@ -143,6 +143,6 @@ def re_evaluate(case: Case, chosen: Blob, directory: Path) -> Blob:
     cache_policy=NO_CACHE,
 )
 def register(publish: Callable[[], Blob]) -> Blob:
-    """The result with its report written and MLflow told, by whatever publishes it."""
+    """The result with its report written and recorded in MLflow, by whatever publishes it."""
     with reporting("report and register"):
         return publish()

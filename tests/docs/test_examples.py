@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from sklearn.datasets import load_digits
 
-from tests.conformance import Twins, checks_for, make_twins
+from tests.conformance import Twins, checks_for, one_thread, twins
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Method
 from vetgate.inversion import attack_success
 from vetgate.probe import accuracy
 from vetgate.shipped import ROOT
+
+__all__ = ["one_thread", "twins"]
 
 EXAMPLES = ROOT / "docs" / "examples"
 # a copy of the project in which the example is a detector like the others
@@ -65,20 +65,6 @@ def white_corner() -> Iterator[Method]:
 def plain_unlearning() -> Iterator[Method]:
     register("plain_unlearning")
     yield REPAIRS.pop("plain_unlearning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def twins(one_thread: None) -> Twins:
-    digits = load_digits()
-    return make_twins(digits.images, digits.target)
 
 
 def test_the_detector_keeps_every_promise(white_corner: Method, twins: Twins) -> None:
@@ -128,8 +114,11 @@ def test_the_tutorial_goes_from_the_model_to_production(tmp_path: Path) -> None:
     commands = blocks("tutorial.md")
     assert len(commands) == 6
     shutil.copyfile(EXAMPLES / "own_model.py", tmp_path / "own_model.py")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
-    environment = kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
+    environment = inherited | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONWARNINGS": "ignore",
+    }
     line = ["bash", "-euo", "pipefail", "-c", "\n".join(commands)]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

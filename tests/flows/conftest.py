@@ -52,9 +52,9 @@ def settings(home: Path) -> Settings:
 
 @pytest.fixture(scope="session")
 def environment(home: Path) -> dict[str, str]:
-    """The environment of every command: this home, and nothing of whoever runs the tests."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
-    return kept | {"VETGATE_HOME": str(home)}
+    """The environment of every command: this home, and nothing of the caller's."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
+    return inherited | {"VETGATE_HOME": str(home)}
 
 
 @pytest.fixture(scope="session")

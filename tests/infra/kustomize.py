@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from tests.infra.known import ROOT
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 HERE = ROOT / "infra" / "kubernetes"
 FIELDS = {"apiVersion", "kind", "resources", "components", "patches", "images"}
@@ -89,6 +88,6 @@ def _merged(old: Any, new: Any) -> Any:
         return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
     if isinstance(old, list) and isinstance(new, list) and all(isinstance(i, dict) and "name" in i for i in old + new):
         changes = {item["name"]: item for item in new}
-        kept = [_merged(item, changes.pop(item["name"], item)) for item in old]
-        return [*kept, *changes.values()]
+        merged = [_merged(item, changes.pop(item["name"], item)) for item in old]
+        return [*merged, *changes.values()]
     return new

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_network
-from typing import Any
 
 from tests.infra.kustomize import pod_of
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 Pod = tuple[str, str]
 
 
@@ -69,11 +68,11 @@ def _lets(policies: list[Blob], pod: Pod, labels: Blob, way: str, is_peer: Calla
     )
 
 
-def _is(peer: Blob, here: str, other: Pod, labels: Blob) -> bool:
+def _is(peer: Blob, own: str, other: Pod, labels: Blob) -> bool:
     if "ipBlock" in peer:
         return False
     space = {"kubernetes.io/metadata.name": other[0]}
-    near = _selects(peer["namespaceSelector"], space) if "namespaceSelector" in peer else other[0] == here
+    near = _selects(peer["namespaceSelector"], space) if "namespaceSelector" in peer else other[0] == own
     return near and _selects(peer.get("podSelector", {}), labels)
 
 

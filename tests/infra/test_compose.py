@@ -14,8 +14,7 @@ from compose_spec import PyCompose
 
 from tasks.settings import Settings
 from tests.infra.known import ROOT, command_problems, unknown_settings
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 HERE = ROOT / "infra" / "compose"
 FILES = ("compose.yaml", "compose.s3.yaml")
@@ -280,10 +279,10 @@ def test_health_is_asked_at_the_ports_that_the_services_listen_on():
 
 
 def test_mlflow_is_told_of_services_that_it_reaches():
-    told, networks = ready()["services"]["gate-service"]["environment"], ready()["services"]
+    environment, networks = ready()["services"]["gate-service"]["environment"], ready()["services"]
     for setting, name, field in (
         ("VETGATE_RECEIVER_URL", "receiver", "receiver_port"),
         ("VETGATE_GATE_URL", "gate-service", "gate_port"),
     ):
-        assert told[setting] == f"http://{name}:{Settings.model_fields[field].default}"
+        assert environment[setting] == f"http://{name}:{Settings.model_fields[field].default}"
         assert set(networks["mlflow"]["networks"]) & set(networks[name]["networks"])

@@ -82,7 +82,7 @@ def _stage(stage: Stage, named: dict[str, Stage], arguments: dict[str, str]) -> 
         if re.search(r"(curl|wget)[^|]*\|\s*(ba)?sh", run):
             yield "runs what it downloads"
         if "apt-get install" in run and not ("--no-install-recommends" in run and "rm -rf /var/lib/apt/lists" in run):
-            yield "installs what nobody asked for, or keeps the lists"
+            yield "installs what was not asked for, or keeps the lists"
         yield from _pip(run)
     for copy in stage.values("COPY"):
         if "--from=" not in copy:
@@ -164,7 +164,7 @@ BREAKS = {
     "no tag": ("python:3.11.13-slim-bookworm\n", "python\n", "not pinned"),
     "add": ("COPY constraints.txt ./", "ADD https://example.org/constraints.txt ./", "adds instead"),
     "pipe": ("RUN groupadd", "RUN curl https://example.org/x | sh && groupadd", "runs what it downloads"),
-    "recommends": ("--yes --no-install-recommends git", "--yes git", "nobody asked for"),
+    "recommends": ("--yes --no-install-recommends git", "--yes git", "not asked for"),
     "compiler": ("--no-install-recommends git", "--no-install-recommends git gcc", "has gcc"),
     "no lock": ("--constraint constraints.txt mlflow", "mlflow", "without the lock"),
     "not in the lock": ("mlflow boto3", "mlflow boto4", "boto4, which is not in the lock"),
@@ -233,10 +233,10 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        heard = {"last_heartbeat_time": type(self).heartbeat, "heartbeat_interval_seconds": 5}
+        health = {"last_heartbeat_time": type(self).heartbeat, "heartbeat_interval_seconds": 5}
         self.send_response(200 if self.path == "/api/work_pools/vet/workers/filter" else 404)
         self.end_headers()
-        self.wfile.write(json.dumps([{"name": socket.gethostname(), **heard}]).encode())
+        self.wfile.write(json.dumps([{"name": socket.gethostname(), **health}]).encode())
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -252,12 +252,12 @@ def asked(*addresses: str, **environment: str) -> int:
 def test_the_health_check_tells_an_answer_from_none():
     with HTTPServer(("127.0.0.1", 0), Answers) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        here = f"127.0.0.1:{server.server_port}"
-        assert asked(f"http://{here}/health", f"tcp://{here}") == 0
-        assert asked(f"http://{here}/other") == 1
+        address = f"127.0.0.1:{server.server_port}"
+        assert asked(f"http://{address}/health", f"tcp://{address}") == 0
+        assert asked(f"http://{address}/other") == 1
         server.shutdown()
-    assert asked(f"tcp://{here}") == 1
-    assert asked(f"http://{here}/health") == 1
+    assert asked(f"tcp://{address}") == 1
+    assert asked(f"http://{address}/health") == 1
     assert asked() == 2
 
 

@@ -16,8 +16,7 @@ from tasks.settings import Settings
 from tests.infra.known import command_problems, unknown_settings
 from tests.infra.kustomize import HERE, containers, identity, manifests, pod_of
 from tests.infra.network import fits, match_labels, of, space_of
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 OVERLAYS = ("dev", "prod")
 VERSION = "1.32"
@@ -299,9 +298,9 @@ def test_ports_are_those_of_the_settings():
 def test_mlflow_is_told_of_services_that_there_are():
     blobs = manifests("base")
     places = (blob for blob in of(blobs, "ConfigMap") if blob["metadata"]["name"] == "places")
-    told = next(blob["data"] for blob in places if space_of(blob) == "vetgate-gate")
+    addresses = next(blob["data"] for blob in places if space_of(blob) == "vetgate-gate")
     there = {
         f"http://{blob['metadata']['name']}.{space_of(blob)}:{blob['spec']['ports'][0]['port']}"
         for blob in of(blobs, "Service")
     }
-    assert {told["VETGATE_RECEIVER_URL"], told["VETGATE_GATE_URL"]} < there
+    assert {addresses["VETGATE_RECEIVER_URL"], addresses["VETGATE_GATE_URL"]} < there

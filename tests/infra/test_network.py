@@ -1,11 +1,12 @@
-"""Between the zones only those ways are open that somebody needs."""
+"""Between the zones only those ways are open that a process needs."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.infra.kustomize import manifests
-from tests.infra.network import Blob, of, outside, pods, reaches
+from tests.infra.network import of, outside, pods, reaches
+from vetgate.shape import Blob
 
 VET, VET_ONE = ("vetgate-vet", "vet-worker"), ("vetgate-vet", "vet-one")
 GATE, GATE_WORKER = ("vetgate-gate", "gate-service"), ("vetgate-gate", "gate-worker")
@@ -35,7 +36,7 @@ def _policy(blobs: list[Blob], name: str) -> Blob:
     return next(policy for policy in of(blobs, "NetworkPolicy") if policy["metadata"]["name"] == name)
 
 
-def test_pods_reach_whom_they_need_and_nobody_else(rendered: list[Blob]):
+def test_pods_reach_the_pods_they_need_and_no_others(rendered: list[Blob]):
     every = pods(rendered)
     wanted = WAYS | (DATABASE if POSTGRES in every else set())
     ports = {4200, 5000, 5432, 6379, 8000, 8080, 8480, 8481}

@@ -19,8 +19,7 @@ import pytest
 from flows.service.check import PROBE
 from tests.infra.known import ROOT
 from tests.infra.kustomize import documents
-
-Blob = dict[str, Any]
+from vetgate.shape import Blob
 
 HERE = ROOT / "infra" / "terraform"
 BUCKETS, IAM = HERE / "modules" / "s3-buckets", HERE / "modules" / "iam"
@@ -110,9 +109,9 @@ def _bucket_policy(document: Blob) -> list[str]:
     tls = statements.get("TlsOnly", {})
     if tls.get("effect") != "Deny" or tls["condition"][0]["variable"] != "aws:SecureTransport":
         found.append("plain HTTP is let in")
-    kept = statements.get("NothingIsRemoved", {})
-    if kept.get("effect") != "Deny" or not {"s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"} <= set(
-        kept["actions"]
+    lasting = statements.get("NothingIsRemoved", {})
+    if lasting.get("effect") != "Deny" or not {"s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"} <= set(
+        lasting["actions"]
     ):
         found.append("what is kept can be removed")
     (new,) = [item["statement"]["content"][0] for item in document.get("dynamic", [])] or [{}]
@@ -257,12 +256,12 @@ def test_the_policies_are_made_of_the_table_of_zones():
     assert all("for prefix in statement.value" in str(item["resources"]) for item in (read_, write))
 
 
-def test_somebody_may_write_every_part_of_the_store_and_no_part_is_invented():
+def test_every_part_of_the_store_has_a_role_that_writes_it_and_no_part_is_invented():
     zones = module(IAM)["locals"]["zones"].values()
     assert {prefix for may in zones for prefix in (*may["creates"], *may["replaces"])} == prefixes_in_code()
 
 
-def test_a_part_that_is_read_is_one_that_somebody_writes():
+def test_a_part_that_is_read_is_one_that_a_role_writes():
     zones = module(IAM)["locals"]["zones"].values()
     assert {prefix for may in zones for prefix in may["reads"]} <= prefixes_in_code()
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
-from sklearn.datasets import load_digits
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401
-from tests.conformance import CHECKS, Twins, checks_for, make_twins
+from tests.conformance import CHECKS, Twins, checks_for, one_thread, twins
 from vetgate.contract import DETECTORS, REPAIRS
 from vetgate.inversion import attack_success
 from vetgate.probe import accuracy
+
+__all__ = ["one_thread", "twins"]
 
 METHODS = [*DETECTORS.values(), *REPAIRS.values()]
 CASES = [
@@ -28,20 +26,6 @@ CASES = [
     for method in METHODS
     for check in checks_for(method)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def twins(one_thread: None) -> Twins:
-    digits = load_digits()
-    return make_twins(digits.images, digits.target)
 
 
 def test_the_twins_differ_in_the_backdoor_alone(twins: Twins) -> None:

@@ -96,7 +96,7 @@ def test_the_model_is_held_still_while_a_detector_looks_and_given_back_as_it_was
 def test_after_a_crash_weights_modes_flags_and_hooks_are_as_before() -> None:
     given = subject()
     given.model.train()
-    kept = given.model[2].register_forward_hook(lambda *_: None)  # type: ignore[index]
+    hook = given.model[2].register_forward_hook(lambda *_: None)  # type: ignore[index]
     before = {k: v.clone() for k, v in given.model.state_dict().items()}
 
     def vandal(subject: Subject) -> Evidence:
@@ -111,7 +111,7 @@ def test_after_a_crash_weights_modes_flags_and_hooks_are_as_before() -> None:
     with pytest.raises(RuntimeError, match="half way"):
         registered(vandal)(given)
     assert all(torch.equal(v, before[k]) for k, v in given.model.state_dict().items())
-    assert not given.model[0]._forward_hooks and kept.id in given.model[2]._forward_hooks  # type: ignore[index]
+    assert not given.model[0]._forward_hooks and hook.id in given.model[2]._forward_hooks  # type: ignore[index]
     assert all(m.training for m in given.model.modules())
 
 
@@ -162,7 +162,7 @@ def test_the_random_stream_is_private_and_the_seed_decides_it() -> None:
     assert one == two != other
 
 
-def test_progress_reaches_the_caller_clipped_and_nobody_else() -> None:
+def test_progress_reaches_the_caller_alone_and_clipped() -> None:
     def slow(subject: Subject) -> Evidence:
         report(0.5)
         report(7.0)

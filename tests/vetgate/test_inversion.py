@@ -253,10 +253,10 @@ def test_with_alternating_success_it_neither_runs_away_nor_vanishes(length):
 
 def test_labels_settle_long_before_the_last_sweep():
     run, course = search(Stripes(planted=30.0), success=0.9)
-    heard: list[float] = []
-    run.run(course, range(150), heard.append)
+    progress: list[float] = []
+    run.run(course, range(150), progress.append)
     assert not bool(course.live.any()) and bool((course.raised & course.lowered).all())
-    assert heard == sorted(heard) and heard[-1] < 1
+    assert progress == sorted(progress) and progress[-1] < 1
 
 
 def test_a_label_settles_only_once_its_weight_moved_both_ways():

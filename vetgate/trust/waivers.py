@@ -20,6 +20,8 @@ from vetgate.trust.statements import APPROVAL, WAIVER, sign_statement, verify_st
 from vetgate.trust.strict_json import as_list, as_object, as_sha256, as_text, as_time, time_text
 from vetgate.verdict.findings import NOT_UNDERSTOOD, UNEXPLAINED
 from vetgate.verdict.policy import WaiverPolicy
+from vetgate.verdict.reasons import Code, Reason
+from vetgate.verdict.wording import render
 
 IsRevoked = Callable[[str], bool]
 
@@ -142,16 +144,17 @@ def waived(
     lacking: list[str] = []
     for finding in findings:
         usable: list[tuple[Waiver, tuple[Approval, ...]]] = []
-        why = why_never(finding, policy, submitters) or f"{finding} has no waiver"
-        for waiver in given if why_never(finding, policy, submitters) is None else ():
+        never = why_never(finding, policy, submitters)
+        why = render(never or Reason(Code.NO_WAIVER, figures={"finding": finding}))
+        for waiver in given if never is None else ():
             if (waiver.manifest, waiver.finding) != (manifest, finding):
                 continue
             found = counted(approvals, waiver.digest, submitters, revoked)
-            reason = why_not(waiver, policy, now, revoked)
-            if reason is None and len(found) >= policy.approvals:
+            reason = why_not(waiver, policy, now, revoked) or too_few(len(found), policy)
+            if reason is None:
                 usable.append((waiver, found))
             else:
-                why = f"{finding} {reason or f'has {len(found)} of {policy.approvals} approvals'}"
+                why = f"{finding} {render(reason)}"
         if usable:
             chosen.append(max(usable, key=lambda pair: pair[0].expires))
         else:
@@ -165,29 +168,36 @@ def waived(
     )
 
 
-def why_never(finding: str, policy: WaiverPolicy, submitters: Collection[str]) -> str | None:
+def why_never(finding: str, policy: WaiverPolicy, submitters: Collection[str]) -> Reason | None:
     """Why no waiver can cover this finding of this submission, or None."""
-    if not policy.allowed:
-        return f"{finding} cannot be waived under this policy"
-    if finding == NOT_UNDERSTOOD:
-        return f"{finding} can never be waived: what the file does is unknown"
-    if finding == UNEXPLAINED:
-        return f"{finding} can never be waived: the verdict does not say what it rests on; vet again"
-    if not submitters:
-        return f"{finding} cannot be waived: the submission is not signed, so that its submitter is unknown"
+    for code, holds in (
+        (Code.WAIVERS_NOT_ALLOWED, not policy.allowed),
+        (Code.NEVER_WAIVED_UNREAD, finding == NOT_UNDERSTOOD),
+        (Code.NEVER_WAIVED_UNEXPLAINED, finding == UNEXPLAINED),
+        (Code.NEVER_WAIVED_UNSIGNED, not submitters),
+    ):
+        if holds:
+            return Reason(code, figures={"finding": finding})
     return None
 
 
-def why_not(waiver: Waiver, policy: WaiverPolicy, now: datetime, revoked: IsRevoked) -> str | None:
-    """Why a waiver is not in force, in words that follow the finding's name, or None."""
+def why_not(waiver: Waiver, policy: WaiverPolicy, now: datetime, revoked: IsRevoked) -> Reason | None:
+    """Why a waiver is not in force, or None; its words follow the finding's name."""
     issued, expires = as_time(waiver.issued, "issued"), as_time(waiver.expires, "expires")
     if revoked(waiver.digest):
-        return "has a waiver that was revoked"
+        return Reason(Code.WAIVER_REVOKED)
     if now >= expires:
-        return f"has a waiver that expired on {waiver.expires}"
+        return Reason(Code.WAIVER_EXPIRED, figures={"expires": waiver.expires})
     if expires - issued > timedelta(days=policy.max_days):
-        return f"has a waiver for more than the {policy.max_days} days of the policy"
+        return Reason(Code.WAIVER_TOO_LONG, figures={"most": policy.max_days})
     return None
+
+
+def too_few(approvals: int, policy: WaiverPolicy) -> Reason | None:
+    """That so many approvals are less than the policy asks for, or None; its words follow the finding's name."""
+    if approvals >= policy.approvals:
+        return None
+    return Reason(Code.TOO_FEW_APPROVALS, figures={"approvals": approvals, "needed": policy.approvals})
 
 
 def waived_until(claims: Mapping[str, Any], now: datetime, revoked: IsRevoked) -> datetime:

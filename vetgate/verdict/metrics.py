@@ -51,10 +51,10 @@ def probabilities(scores: Array, backdoored: Array, folds: Array) -> Array:
     """
     found = np.full(len(scores), 0.5)
     for fold in np.unique(folds):
-        here = folds == fold
-        if len(np.unique(backdoored[~here])) == 2:
-            fit = LogisticRegression(class_weight="balanced").fit(scores[~here, None], backdoored[~here])
-            found[here] = fit.predict_proba(scores[here, None])[:, 1]
+        held_out = folds == fold
+        if len(np.unique(backdoored[~held_out])) == 2:
+            fit = LogisticRegression(class_weight="balanced").fit(scores[~held_out, None], backdoored[~held_out])
+            found[held_out] = fit.predict_proba(scores[held_out, None])[:, 1]
     return np.asarray(np.clip(found, 0.01, 0.99))
 
 

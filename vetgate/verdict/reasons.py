@@ -1,4 +1,7 @@
-"""Reasons as records: what a verdict rests on, as codes and figures. Text is only made of them, in `wording`."""
+"""Reasons as records: what a verdict rests on, why it is out of date, why a finding is not waived.
+
+They are codes and figures; text is only made of them, in `wording`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Bearing(StrEnum):
 
 
 class Code(StrEnum):
-    """Why a verdict is as it is. A code never changes its meaning: waivers are made of codes."""
+    """Why a verdict is as it is, out of date or not waived. No code changes its meaning: waivers are made of codes."""
 
     bearing: Bearing
 
@@ -81,6 +84,25 @@ class Code(StrEnum):
     WAIVED_UNTIL = "waived-until", Bearing.NOTE
     REPAIR_FAILED = "repair-failed", Bearing.NOTE
     REPAIR_NOT_GOOD_ENOUGH = "repair-not-good-enough", Bearing.NOTE
+    # why a verdict is out of date
+    TOO_OLD = "too-old", Bearing.NOTE
+    METHOD_ADDED = "method-added", Bearing.NOTE
+    METHOD_REMOVED = "method-removed", Bearing.NOTE
+    CODE_CHANGED = "code-changed", Bearing.NOTE
+    PARAMETERS_CHANGED = "parameters-changed", Bearing.NOTE
+    POLICY_CHANGED = "policy-changed", Bearing.NOTE
+    CALIBRATION_CHANGED = "calibration-changed", Bearing.NOTE
+    DATA_CHANGED = "data-changed", Bearing.NOTE
+    # why a finding is not waived
+    NO_WAIVER = "no-waiver", Bearing.NOTE
+    WAIVERS_NOT_ALLOWED = "waivers-not-allowed", Bearing.NOTE
+    NEVER_WAIVED_UNREAD = "never-waived-unread", Bearing.NOTE
+    NEVER_WAIVED_UNEXPLAINED = "never-waived-unexplained", Bearing.NOTE
+    NEVER_WAIVED_UNSIGNED = "never-waived-unsigned", Bearing.NOTE
+    WAIVER_REVOKED = "waiver-revoked", Bearing.NOTE
+    WAIVER_EXPIRED = "waiver-expired", Bearing.NOTE
+    WAIVER_TOO_LONG = "waiver-too-long", Bearing.NOTE
+    TOO_FEW_APPROVALS = "too-few-approvals", Bearing.NOTE
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from vetgate.trust.strict_json import as_time
+from vetgate.verdict.reasons import Code, Reason
 
 # the same bytes at another commit, or read from another copy of the registry, are the same data
 DATA = ("name", "sha256", "splits", "training")
@@ -34,34 +35,34 @@ class Pins:
     data: Mapping[str, Any] | None
 
 
-def outdated(claims: Mapping[str, Any], pins: Pins, *, now: datetime, max_age: timedelta) -> tuple[str, ...]:
+def outdated(claims: Mapping[str, Any], pins: Pins, *, now: datetime, max_age: timedelta) -> tuple[Reason, ...]:
     """The reasons why a verified verdict is out of date; empty while it is fresh."""
-    reasons = []
+    reasons: list[Reason] = []
     age = now - as_time(claims["issued"], "issued")
     if age > max_age:
-        reasons.append(f"it is {age.days} days old, {max_age.days} are allowed")
+        reasons.append(Reason(Code.TOO_OLD, figures={"days": age.days, "most": max_age.days}))
     reasons += _methods(claims["methods"], pins.methods)
     if claims["policy"]["sha256"] != pins.policy:
-        reasons.append("the policy changed")
+        reasons.append(Reason(Code.POLICY_CHANGED))
     if (claims["calibration"] or {}).get("id") != pins.calibration:
-        reasons.append("the calibration changed")
+        reasons.append(Reason(Code.CALIBRATION_CHANGED))
     if _data(claims["reference_data"]) != _data(pins.data):
-        reasons.append("the reference data changed")
+        reasons.append(Reason(Code.DATA_CHANGED))
     return tuple(reasons)
 
 
-def _methods(attested: list[Mapping[str, Any]], pins: Mapping[str, Pin]) -> list[str]:
+def _methods(attested: list[Mapping[str, Any]], pins: Mapping[str, Pin]) -> list[Reason]:
     then = {method["name"]: method for method in attested}
-    reasons = [f"{name} was not there" for name in sorted(pins.keys() - then.keys())]
+    reasons = [Reason(Code.METHOD_ADDED, name) for name in sorted(pins.keys() - then.keys())]
     for name, method in sorted(then.items()):
         if "code" not in method:
             continue  # it gave no evidence then: nothing is known that could have changed
         if name not in pins:
-            reasons.append(f"{name} runs no longer")
+            reasons.append(Reason(Code.METHOD_REMOVED, name))
         elif method["code"] != pins[name].code:
-            reasons.append(f"{name} has other code")
+            reasons.append(Reason(Code.CODE_CHANGED, name))
         elif method["params"] != dict(pins[name].params):
-            reasons.append(f"{name} has other parameters")
+            reasons.append(Reason(Code.PARAMETERS_CHANGED, name))
     return reasons
 
 

@@ -57,6 +57,26 @@ WORDS: dict[Code, str] = {
     Code.REPAIR_NOT_GOOD_ENOUGH: "repair {method} was not good enough: clean accuracy {accuracy_before:.3f} to "
     "{accuracy_after:.3f}, attack success {success_before:.3f} to {success_after:.3f} "
     "(triggers of this size naturally: {natural:.3f})",
+    Code.TOO_OLD: "it is {days} days old, {most} are allowed",
+    Code.METHOD_ADDED: "{method} was not there",
+    Code.METHOD_REMOVED: "{method} runs no longer",
+    Code.CODE_CHANGED: "{method} has other code",
+    Code.PARAMETERS_CHANGED: "{method} has other parameters",
+    Code.POLICY_CHANGED: "the policy changed",
+    Code.CALIBRATION_CHANGED: "the calibration changed",
+    Code.DATA_CHANGED: "the reference data changed",
+    Code.NO_WAIVER: "{finding} has no waiver",
+    Code.WAIVERS_NOT_ALLOWED: "{finding} cannot be waived under this policy",
+    Code.NEVER_WAIVED_UNREAD: "{finding} can never be waived: what the file does is unknown",
+    Code.NEVER_WAIVED_UNEXPLAINED: "{finding} can never be waived: the verdict does not say what it rests on; "
+    "vet again",
+    Code.NEVER_WAIVED_UNSIGNED: "{finding} cannot be waived: the submission is not signed, so that its submitter is "
+    "unknown",
+    # these follow the name of the finding
+    Code.WAIVER_REVOKED: "has a waiver that was revoked",
+    Code.WAIVER_EXPIRED: "has a waiver that expired on {expires}",
+    Code.WAIVER_TOO_LONG: "has a waiver for more than the {most} days of the policy",
+    Code.TOO_FEW_APPROVALS: "has {approvals} of {needed} approvals",
 }
 
 

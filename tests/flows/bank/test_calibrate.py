@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flows.bank import calibrate
-from flows.bank.estimate import minutes
 from flows.bank.networks import Recipe
+from flows.bank.own import minutes
 from flows.cli.commands import main
 from tests.quick import clean
 from vetgate.verdict.calibration import Bank, Reference, load_calibration
@@ -44,12 +44,12 @@ def test_the_command_makes_references_on_a_data_set_and_says_where_they_are(
     out = environment / "own.json"
     assert main(["calibrate", "digits", "--count", "8", "--jobs", "1", "--out", str(out), "--json"]) == 0
     printed = capfd.readouterr()
-    told = json.loads(printed.out)
+    answer = json.loads(printed.out)
     assert "about" in printed.err and "minutes" in printed.err
-    assert told["references"] == 8 and told["calibration"] == str(out) and told["accuracy"][0] > 0.5
+    assert answer["references"] == 8 and answer["calibration"] == str(out) and answer["accuracy"][0] > 0.5
     made = load_calibration(out)
     assert made is not None and made.stale == ()
-    assert {r.data_sha256 for r in made.bank.references} == {told["data_sha256"]}
+    assert {r.data_sha256 for r in made.bank.references} == {answer["data_sha256"]}
 
 
 def test_what_is_finished_is_not_made_again(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +73,8 @@ def test_references_on_other_data_stay_as_long_as_code_and_parameters_are_theirs
     before = Bank(methods={}, references=(on("signs", 1), on("digits", 1)))
     calibrate.write(before, tmp_path / "c.json")
     fresh = Bank(methods={}, references=(on("digits", 2),))
-    kept = calibrate._with_earlier(fresh, tmp_path / "c.json")
-    assert [(r.data, r.seed) for r in kept.references] == [("digits", 2), ("signs", 1)]
+    merged = calibrate._with_earlier(fresh, tmp_path / "c.json")
+    assert [(r.data, r.seed) for r in merged.references] == [("digits", 2), ("signs", 1)]
 
 
 def test_an_estimate_grows_with_networks_images_and_classes_and_shrinks_with_cores() -> None:

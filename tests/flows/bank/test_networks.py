@@ -47,8 +47,8 @@ def test_clean_members_differ_in_what_honest_suppliers_differ_in() -> None:
     for data in SETS:
         clean = [m for m in members().values() if m.clean and m.data == data]
         assert {m.architecture for m in clean} == set(ARCHITECTURES)
-        told = {key for m in clean for key in m.options}
-        assert {"shift", "weight_decay", "share", "adversarial", "times"} <= told
+        varied = {key for m in clean for key in m.options}
+        assert {"shift", "weight_decay", "share", "adversarial", "times"} <= varied
 
 
 def test_no_two_members_of_a_data_set_share_a_seed() -> None:
@@ -64,9 +64,11 @@ def test_a_third_of_each_kind_is_sealed() -> None:
     assert all(hidden[kind] == round(count / 3) for kind, count in kinds.items())
 
 
-def test_the_pipeline_has_a_stage_for_every_detector_and_data_set() -> None:
-    matrix = PIPELINE["evidence"]["matrix"]
-    assert set(matrix["method"]) == set(load_params().detect) and set(matrix["data"]) == set(plan().sets) == set(SETS)
+def test_the_pipeline_has_a_stage_for_every_method_and_data_set() -> None:
+    evidence, repairs = PIPELINE["evidence"]["matrix"], PIPELINE["repairs"]["matrix"]
+    assert (evidence["method"], repairs["repair"]) == ("${bank.detectors}", "${bank.repairs}")
+    assert plan().detectors == tuple(load_params().detect) and plan().repairs == tuple(load_params().repair)
+    assert set(evidence["data"]) == set(repairs["data"]) == set(plan().sets) == set(SETS)
     assert PIPELINE["member"]["foreach"] == "${members}"
 
 

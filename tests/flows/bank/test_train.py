@@ -150,25 +150,25 @@ def slow(seconds: float) -> dict[str, int]:
     return {"pid": os.getpid()}
 
 
-def test_workers_end_with_whoever_started_them(tmp_path: Path) -> None:
-    told = tmp_path / "pid"
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
     code = (
         "from pathlib import Path\n"
         "from flows.bank.evidence import spread\n"
         "from tests.flows.bank.test_train import slow\n"
         "if __name__ == '__main__':\n"
-        f"    for _, found in spread(slow, [0.0, 600.0], 2): Path({str(told)!r}).write_text(str(found['pid']))\n"
+        f"    for _, found in spread(slow, [0.0, 600.0], 2): Path({str(pid_file)!r}).write_text(str(found['pid']))\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen([sys.executable, str(script)], env=environment)
     try:
-        until(told.exists)
+        until(pid_file.exists)
     finally:
         parent.kill()
         parent.wait()
-    worker = int(told.read_text())
+    worker = int(pid_file.read_text())
     until(lambda: not psutil.pid_exists(worker))
 
 

@@ -18,9 +18,9 @@ from flows.benchmark.page import page
 from flows.benchmark.pictures import curves, draw, norms_of, picture
 from flows.benchmark.tables import tables
 from vetgate.contract import Trigger
+from vetgate.shape import Blob
 from vetgate.verdict import metrics
 
-Blob = dict[str, Any]
 NOTHING: Blob = {"norms": None, "roc": None, "triggers": {}, "compared": []}
 
 
@@ -193,7 +193,7 @@ EVIDENCE = {
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> dict[str, Path]:
+def folders(tmp_path: Path) -> dict[str, Path]:
     """Weights and reversed triggers of both BadNets members, on images of 6x6 pixels."""
     weights, triggers = tmp_path / "weights", tmp_path / "triggers"
     for folder in (weights / "mnist", triggers / "neural_cleanse-mnist"):
@@ -215,8 +215,8 @@ class TestPictures:
             "mnist": {"infected": [4.5, 5.5], "uninfected": [20.0, 30.0, 25.0, 22.0, 28.0, 21.0]}
         }
 
-    def test_all_are_drawn_small_and_named_from_the_page(self, tmp_path, kept):
-        found = draw(tmp_path / "benchmark", ROWS, EVIDENCE, **kept)
+    def test_all_are_drawn_small_and_named_from_the_page(self, tmp_path, folders):
+        found = draw(tmp_path / "benchmark", ROWS, EVIDENCE, **folders)
         assert found["norms"] == "benchmark/norms.png" and found["roc"] == "benchmark/roc.png"
         assert found["triggers"] == {"mnist": "benchmark/triggers-mnist.png", "gtsrb": None}
         for path in (tmp_path / "benchmark").glob("*.png"):
@@ -224,31 +224,31 @@ class TestPictures:
             with Image.open(path) as image:
                 assert min(image.size) > 100
 
-    def test_norms_of_original_and_reversed_are_handed_back(self, tmp_path, kept):
-        found = draw(tmp_path / "benchmark", ROWS, EVIDENCE, **kept)["compared"]
+    def test_norms_of_original_and_reversed_are_handed_back(self, tmp_path, folders):
+        found = draw(tmp_path / "benchmark", ROWS, EVIDENCE, **folders)["compared"]
         about = {"data": "mnist", "name": "mnist-badnets-00", "target": 2}
         assert found[0] == {**about, "original": 9.0, "reversed": 4.5, "inside": 0.889}
         assert json.loads((tmp_path / "benchmark" / "triggers.json").read_text()) == {"mnist": found}
 
     @pytest.mark.parametrize("lost", ["empty", "missing"])
-    def test_where_weights_are_absent_the_picture_and_its_norms_stay(self, tmp_path, kept, lost):
-        before = draw(tmp_path / "benchmark", ROWS, EVIDENCE, **kept)
+    def test_where_weights_are_absent_the_picture_and_its_norms_stay(self, tmp_path, folders, lost):
+        before = draw(tmp_path / "benchmark", ROWS, EVIDENCE, **folders)
         drawn = tmp_path / "benchmark" / "triggers-mnist.png"
         seen = drawn.read_bytes()
-        path = kept["weights"] / "mnist" / "mnist-badnets-01.safetensors"
+        path = folders["weights"] / "mnist" / "mnist-badnets-01.safetensors"
         path.write_bytes(b"") if lost == "empty" else path.unlink()
         # were it drawn, it would show another label
         rows = [{**r, "target": 1} if r["attack"] == "badnets" else r for r in ROWS]
-        assert draw(tmp_path / "benchmark", rows, EVIDENCE, **kept) == before
+        assert draw(tmp_path / "benchmark", rows, EVIDENCE, **folders) == before
         assert drawn.read_bytes() == seen
 
     def test_without_any_weights_nothing_fails(self, tmp_path):
         found = draw(tmp_path / "benchmark", ROWS, {}, weights=tmp_path / "no", triggers=tmp_path / "none")
         assert (found["norms"], found["triggers"]["mnist"], found["compared"]) == (None, None, [])
 
-    def test_the_same_rows_give_the_same_bytes(self, tmp_path, kept):
+    def test_the_same_rows_give_the_same_bytes(self, tmp_path, folders):
         for name in ("one", "two"):
-            draw(tmp_path / name, ROWS, EVIDENCE, **kept)
+            draw(tmp_path / name, ROWS, EVIDENCE, **folders)
         for path in (tmp_path / "one").iterdir():
             assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 

@@ -12,10 +12,9 @@ import yaml
 
 import flows.bank.files
 import flows.benchmark.score
-from flows.bank.calibrate import of_the_bank
+from flows.bank.calibrate import of_the_bank, transfer
 from flows.bank.files import Files, pins
 from flows.bank.networks import BANK, Plan, members, plan, read_all
-from flows.bank.transfer import transfer
 from flows.benchmark.score import row, rows
 from flows.params import load_params
 from vetgate.verdict.calibration import SHIPPED, Calibration, load_calibration
@@ -159,6 +158,6 @@ class TestWhatGitHolds:
         listed, cards = members(), read_all(BANK / "cards")
         for found in read_all(BANK / "evidence").values():
             for name in found["members"]:
-                told = listed[name].model_dump()
-                assert {key: cards[name][key] for key in told} == told
+                stated = listed[name].model_dump()
+                assert {key: cards[name][key] for key in stated} == stated
                 assert ("attack_success" in cards[name]) != listed[name].clean

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from flows.benchmark.tables import cost, detection, entropy, false_alarms, members, neural_cleanse, repaired, tables
+from vetgate.shape import Blob
 from vetgate.verdict import metrics
-
-Blob = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from flows.cli.show_status import show_status
 from flows.cli.status import at_a_glance
 from flows.cli.verify import app
 from flows.production.promote import promote
+from tasks.mlflow.aliases import rehash
 from tasks.mlflow.client import registry
-from tasks.mlflow.tampered import rehash
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.records.waivers import save_approval, save_waiver
@@ -58,7 +58,7 @@ def test_an_empty_installation_has_nothing_to_say_and_asks_no_registry(productio
     assert not (production.settings.home / "mlflow.db").exists()
 
 
-def test_what_waits_is_told_from_what_somebody_is_at_work_on(production: Production) -> None:
+def test_what_waits_is_distinguished_from_what_a_worker_vets(production: Production) -> None:
     manifest = production.submit(1)
     row = only(at_a_glance(production.settings)["submissions"])
     assert (row["manifest_sha256"], row["verdict"], row["state"]) == (manifest, None, "waiting")

@@ -14,7 +14,8 @@ import pytest
 from flows.gate.decide import answer, make_ready
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import admitted_until
-from tasks.records.ledger import entries, verify_ledger
+from tasks.records.ledger_chain import entries
+from tasks.records.ledger_verify import verify_ledger
 from tasks.vetting.intake import read_record
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, TARGET, Court
 from vetgate.errors import Stale

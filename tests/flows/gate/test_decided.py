@@ -112,8 +112,8 @@ def test_the_answers_of_a_gate_are_read_to_the_byte(court: Court) -> None:
         said = json.dumps(answer(court.settings, question))
         read = Answer.from_json(json.loads(said))
         assert json.dumps(read.to_json()) == said
-        kept = court.store.exists(f"verdicts/{manifest}/{read.decided.key}.json")
-        assert kept is (read.attestation is not None)
+        stored = court.store.exists(f"verdicts/{manifest}/{read.decided.key}.json")
+        assert stored is (read.attestation is not None)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from flows.gate.waive import UnknownFinding, approve, waive
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.records.coverage import covered
-from tasks.records.ledger import append, entries, verify_ledger
-from tasks.records.ledger_chain import entry_key
+from tasks.records.ledger_chain import append, entries, entry_key
+from tasks.records.ledger_verify import verify_ledger
 from tasks.records.submitters import save_submitter, sign_submission
 from tests.databases import with_registry
 from tests.deciding import BACKDOORED, CLEAN, METHOD, TARGET, Court
@@ -164,7 +164,7 @@ def test_a_key_that_is_not_trusted_or_no_longer_valid_signs_nothing(trial: Trial
         approve(trial.settings, trial.waive()["waiver"], tmp_path / "carol")
 
 
-def test_what_nobody_signed_for_cannot_be_waived(trial: Trial) -> None:
+def test_an_unsigned_submission_cannot_be_waived(trial: Trial) -> None:
     trial.manifest = trial.submit(b"unsigned")
     trial.judge(BACKDOORED)
     with pytest.raises(Denied, match="not signed"):
@@ -260,8 +260,8 @@ def test_promotion_waits_for_as_many_approvals_as_the_policy_demands(registered:
     approve(trial.settings, digest[:12], trial.alice)
     with pytest.raises(Denied, match="got 1"):
         promote(trial.settings, "digits", trial.manifest)
-    told = approve(trial.settings, digest[:12], trial.bob)
-    assert (told["needed"], told["verdict"], len(told["approvals"])) == (2, "PASS", 2)
+    approved_by_bob = approve(trial.settings, digest[:12], trial.bob)
+    assert (approved_by_bob["needed"], approved_by_bob["verdict"], len(approved_by_bob["approvals"])) == (2, "PASS", 2)
     granted = promote(trial.settings, "digits", trial.manifest)
     assert len(granted["approvals"]) == 2
     (entry,) = [entry for entry in entries(trial.store) if entry.kind == "promotion"]
@@ -303,7 +303,7 @@ def run(trial: Court, *arguments: str | Path, as_json: bool = True) -> Ended:
         f"VETGATE_{k.upper()}": str(v) for k, v in trial.settings.model_dump(mode="json").items() if v is not None
     }
     before = dict(os.environ)
-    kept = [os.dup(fd) for fd in (1, 2)]
+    saved_fds = [os.dup(fd) for fd in (1, 2)]
     with out.open("w") as stdout, err.open("w") as stderr:
         os.dup2(stdout.fileno(), 1)
         os.dup2(stderr.fileno(), 2)
@@ -313,7 +313,7 @@ def run(trial: Court, *arguments: str | Path, as_json: bool = True) -> Ended:
         finally:
             os.environ.clear()
             os.environ.update(before)
-            for fd, saved in zip((1, 2), kept, strict=True):
+            for fd, saved in zip((1, 2), saved_fds, strict=True):
                 os.dup2(saved, fd)
                 os.close(saved)
     return Ended(int(code), out.read_text(), err.read_text())

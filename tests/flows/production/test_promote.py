@@ -19,28 +19,21 @@ from flows.production.verify import verify
 from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import covered
-from tasks.records.ledger import catch_up, entries, verify_ledger
+from tasks.records.ledger_chain import entries
+from tasks.records.ledger_entries import catch_up
+from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
+from tests.production import NOW, signed_verdict, submission_at
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.formats.manifest import hash_directory
 from vetgate.trust import attest
-from vetgate.trust.keys import load_or_create_key, utc_now
+from vetgate.trust.keys import load_or_create_key
 from vetgate.verdict.policy import load_policy
 
 FORK = multiprocessing.get_context("fork")
-NOW = utc_now().replace(microsecond=0)
-YAML = """
-name: {name}
-supplier: a test
-task: image-classification
-model: model.onnx
-format: {format}
-input_shape: [1, 8, 8]
-classes: 10
-"""
 
 
 class Home:
@@ -51,30 +44,13 @@ class Home:
 
     def submit(self, weights: bytes, name: str = "digits", format: str = "onnx") -> str:
         """Take a model in for real; the SHA-256 of its manifest."""
-        directory = self.room / uuid.uuid4().hex
-        directory.mkdir()
-        (directory / "submission.yaml").write_text(YAML.format(name=name, format=format))
-        (directory / "model.onnx").write_bytes(weights)
+        directory = submission_at(self.room / uuid.uuid4().hex, weights, name=name, format=format)
         return intake.take(self.settings, directory).id
 
     def decide(self, manifest: str, verdict: str = "PASS", key: Ed25519PrivateKey | None = None, **said: Any) -> str:
         """Sign a verdict on a submission and keep it; the key of its attestation."""
-        policy = load_policy()
-        stated: dict[str, Any] = {
-            "name": "digits",
-            "issued": NOW - timedelta(days=1),
-            "valid": timedelta(days=30),
-            "policy": {"name": policy.name, "sha256": policy.digest},
-            "methods": [],
-            "reference_data": None,
-            "calibration": None,
-            "sandbox_level": 1,
-            "reasons": [f"because it is a {verdict}"],
-        }
-        predicate = attest.verdict_predicate(verdict=verdict, **(stated | said))
-        digests = intake.read_record(self.store, manifest).manifest.digests
-        trusted = load_or_create_key(self.settings.gate_key, self.settings.trust_root, now=NOW - timedelta(days=90))
-        envelope = attest.sign(attest.statement(digests, manifest, predicate), key or trusted)
+        # for the name of the model that is promoted, whatever its bytes say
+        envelope = signed_verdict(self.settings, manifest, verdict, key=key, **({"name": "digits"} | said))
         return save_attestation(self.store, manifest, envelope)
 
     def vetted(self, weights: bytes, verdict: str = "PASS", **said: Any) -> str:
@@ -148,7 +124,7 @@ def test_exactly_the_vetted_bytes_are_let_through(home: Home) -> None:
     }
 
 
-def test_anybody_can_verify_what_was_promoted_with_the_run_s_artifacts_and_the_public_key(home: Home) -> None:
+def test_a_caller_can_verify_what_was_promoted_with_the_run_s_artifacts_and_the_public_key(home: Home) -> None:
     home.vetted(b"honest")
     granted = promote(home.settings, "digits")
     with registry(home.settings) as client:
@@ -329,7 +305,7 @@ def test_without_a_trust_root_nothing_is_promoted(home: Home) -> None:
     refused(home, "expected a trust root", submission=manifest)
 
 
-def test_a_vetted_copy_that_somebody_wrote_first_is_denied(home: Home) -> None:
+def test_a_vetted_copy_that_another_process_wrote_first_is_denied(home: Home) -> None:
     manifest = home.vetted(b"weights")
     home.store.create(f"vetted/{manifest}/model.onnx", b"other")
     refused(home, "expected vetted/", submission=manifest)
@@ -425,8 +401,8 @@ def test_each_move_of_an_alias_is_entered_and_no_move_is_not(home: Home) -> None
         promote(home.settings, "digits", manifest)
     promote(home.settings, "digits", second, alias="challenger")
     assert [(said["version"], said["old"]) for said in promotions(home, first)] == [("1", None), ("1", "2")]
-    moves = [(said["alias"], said["old"]) for said in promotions(home, second)]
-    assert moves == [("champion", "1"), ("champion", "1"), ("challenger", None)]
+    aliased = [(said["alias"], said["old"]) for said in promotions(home, second)]
+    assert aliased == [("champion", "1"), ("champion", "1"), ("challenger", None)]
     assert verify_ledger(home.settings)["promotions"] == 2
 
 

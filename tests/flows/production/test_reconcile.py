@@ -14,7 +14,8 @@ import pytest
 from flows.production.promote import promote
 from flows.production.reconcile import reconcile
 from tasks.records.alias_moves import move_key
-from tasks.records.ledger import Entry, entries, verify_ledger
+from tasks.records.ledger_chain import Entry, entries
+from tasks.records.ledger_verify import verify_ledger
 from tasks.records.revocations import save_revocation
 from tests.production import NOW, Home, home_in
 from vetgate.errors import StoreError
@@ -35,10 +36,10 @@ def taken_back(home: Home) -> list[Entry]:
 
 def quiet(home: Home) -> None:
     """Doing it again finds nothing and changes nothing."""
-    before, told = home.aliases(), len(taken_back(home))
+    before, demoted = home.aliases(), len(taken_back(home))
     again = reconcile(home.settings)
     assert (again["covered"], again["taken_back"], again["recorded"]) == (again["checked"], [], 0)
-    assert (home.aliases(), len(taken_back(home))) == (before, told)
+    assert (home.aliases(), len(taken_back(home))) == (before, demoted)
 
 
 def test_what_the_gate_promoted_stays(home: Home) -> None:
@@ -127,7 +128,7 @@ def test_a_champion_that_came_back_is_what_a_bypass_is_put_back_to(home: Home) -
     assert home.aliases() == {"champion": "1", "previous": "3"}
 
 
-def test_a_note_of_where_an_alias_was_that_somebody_wrote_lets_nothing_in(home: Home) -> None:
+def test_a_forged_note_of_where_an_alias_was_lets_nothing_in(home: Home) -> None:
     home.promoted(b"first")
     foreign, other = home.registered(b"trojan"), home.registered(b"another")
     for version in (other, "../1", "9" * 40, None, ["1"]):
@@ -232,7 +233,7 @@ def test_an_alias_that_was_moved_meanwhile_is_left_alone(home: Home, monkeypatch
         home.point("champion", "1")
         return found(*given, **asked)
 
-    # the moment between asking and writing, in which somebody else repairs it
+    # the moment between asking and writing, in which another process repairs it
     monkeypatch.setattr(flows.production.reconcile, "take_back", late)
     assert reconcile(home.settings)["taken_back"] == []
     assert home.aliases() == {"champion": "1"}
@@ -261,12 +262,12 @@ def test_a_ledger_that_was_cut_keeps_nothing_in_production_and_is_an_error(home:
     home.promoted(b"first")
     home.point("live", home.registered(b"trojan"))
     last = sorted(Path(home.settings.store, "ledger").iterdir())[-1]
-    kept = last.read_bytes()
+    content = last.read_bytes()
     last.unlink()
     with pytest.raises(StoreError, match="removed"):
         reconcile(home.settings)
     assert home.aliases() == {"champion": "1"}
-    last.write_bytes(kept)
+    last.write_bytes(content)
     assert reconcile(home.settings)["recorded"] == 1
     assert [entry.subject["alias"] for entry in taken_back(home)] == ["live"]
 

@@ -1,4 +1,4 @@
-"""What is served is what was vetted: nothing else is ever loaded, whoever writes where at whatever moment."""
+"""What is served is what was vetted: nothing else is ever loaded, whatever other processes write meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save
 
 from flows.production.promote import promote
@@ -27,26 +26,14 @@ from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from tests.databases import with_registry
+from tests.production import NOW, signed_verdict, submission_at
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, Denied, Stale, StoreError
 from vetgate.trust import attest
-from vetgate.trust.keys import load_or_create_key, utc_now
-from vetgate.verdict.policy import load_policy
 
-NOW = utc_now().replace(microsecond=0)
 CHAMPION = "models:/prod.digits@champion"
 SHAPE, CLASSES = (1, 8, 8), 10
-DESCRIBED = {
-    "name": "digits",
-    "supplier": "a test",
-    "task": "image-classification",
-    "model": "model.safetensors",
-    "format": "safetensors",
-    "architecture": "small-cnn",
-    "input_shape": list(SHAPE),
-    "classes": CLASSES,
-    "reference_data": None,
-}
+SAFETENSORS = {"model": "model.safetensors", "format": "safetensors", "architecture": "small-cnn"}
 
 
 class Production:
@@ -57,29 +44,12 @@ class Production:
 
     def submit(self, seed: int) -> str:
         """Take in a network of random weights; its manifest."""
-        directory = self.room / f"submission-{seed}"
-        directory.mkdir()
-        (directory / "submission.yaml").write_text(yaml.safe_dump(DESCRIBED))
-        (directory / "model.safetensors").write_bytes(weights(seed))
+        directory = submission_at(self.room / f"submission-{seed}", weights(seed), **SAFETENSORS)
         return intake.take(self.settings, directory).id
 
     def decide(self, manifest: str, verdict: str = "PASS", **said: Any) -> str:
         """Sign a verdict; the digest of its attestation."""
-        policy = load_policy()
-        stated: dict[str, Any] = {
-            "name": "digits",
-            "issued": NOW - timedelta(days=1),
-            "valid": timedelta(days=30),
-            "policy": {"name": policy.name, "sha256": policy.digest},
-            "methods": [],
-            "reference_data": None,
-            "calibration": None,
-            "sandbox_level": 1,
-        }
-        predicate = attest.verdict_predicate(verdict=verdict, **(stated | said))
-        key = load_or_create_key(self.settings.gate_key, self.settings.trust_root, now=NOW - timedelta(days=90))
-        digests = intake.read_record(self.store, manifest).manifest.digests
-        envelope = attest.sign(attest.statement(digests, manifest, predicate), key)
+        envelope = signed_verdict(self.settings, manifest, verdict, **said)
         save_attestation(self.store, manifest, envelope)
         return attest.digest(envelope)
 

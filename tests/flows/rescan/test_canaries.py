@@ -49,7 +49,7 @@ def test_both_are_trained_once_and_submitted_once(installation_of: Settings) -> 
     assert found == {clean.manifest: "vetgate canary", backdoored.manifest: "vetgate canary"}
 
 
-def test_each_is_marked_before_anybody_could_take_it_for_a_submission(installation_of: Settings) -> None:
+def test_each_is_marked_before_a_sweep_could_take_it_for_a_submission(installation_of: Settings) -> None:
     store = open_store(installation_of)
     assert set(store.list("canaries/")) == {f"canaries/{canary.manifest}.json" for canary in canaries(installation_of)}
     other = installation_of.model_copy(update={"store": f"{installation_of.store}-away"})

@@ -29,7 +29,8 @@ from flows.rescan.canaries import BACKDOORED, CLEAN, canaries
 from flows.rescan.nightly import exit_code, rescan
 from flows.rescan.stale import NIGHTS, Present, due_for_hashing
 from tasks.records.attestations import newest_attestation
-from tasks.records.ledger import Entry, entries, verify_ledger
+from tasks.records.ledger_chain import Entry, entries
+from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, location
 from tasks.vetting import intake
 from tests import steady
@@ -63,8 +64,8 @@ class Base:
 
     def environment(self, home: Path) -> dict[str, str]:
         """The environment of a command in a home with these settings."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
-        return kept | steady.environment(self.settled, home)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
+        return inherited | steady.environment(self.settled, home)
 
     def examine(self, settings: Settings, manifest: str, run: str) -> Question:
         """What was found for a submission under the name of a run."""
@@ -128,11 +129,11 @@ def pinned(home: Home, manifest: str, at: datetime) -> dict[str, Any]:
     }
 
 
-def nobody(settings: Settings, manifest: str, run: str) -> Question:
+def examine_nothing(settings: Settings, manifest: str, run: str) -> Question:
     raise AssertionError("nothing was to be examined")
 
 
-def told(home: Home, kind: str) -> list[Entry]:
+def entered(home: Home, kind: str) -> list[Entry]:
     """The entries of one kind in the ledger, which is whole."""
     verify_ledger(home.settings)
     return [entry for entry in entries(home.store) if entry.kind == kind]
@@ -146,9 +147,9 @@ def verdict(home: Home, manifest: str) -> dict[str, Any]:
 
 def test_a_verdict_that_is_up_to_date_costs_a_comparison(home: Home, base: Base) -> None:
     home.let_in(base.honest, **pinned(home, base.honest, NOW - timedelta(days=1)))
-    blob = rescan(home.settings, nobody, now=utc_now())
+    blob = rescan(home.settings, examine_nothing, now=utc_now())
     assert (blob["checked"], blob["unchanged"], blob["stale"], blob["canaries"]) == (1, 1, 0, [])
-    assert (blob["verdict"], exit_code(blob), told(home, "rescan")) == ("DONE", 0, [])
+    assert (blob["verdict"], exit_code(blob), entered(home, "rescan")) == ("DONE", 0, [])
     assert json.loads(home.store.read(f"rescans/{BATCH}.json")) == blob
 
 
@@ -165,9 +166,9 @@ def test_an_old_verdict_is_renewed_from_the_recorded_seed(home: Home, base: Base
     assert (said["verdict"], said["purpose"]) == ("PASS", "rescan")
     seed = intake.read_record(home.store, base.honest).seed
     assert {method["seed"] for method in said["methods"]} == {seed}
-    (entry,) = told(home, "rescan")
+    (entry,) = entered(home, "rescan")
     assert entry.subject["vetted"]["PASS"] == [base.honest]
-    assert rescan(home.settings, nobody, now=utc_now())["stale"] == 0
+    assert rescan(home.settings, examine_nothing, now=utc_now())["stale"] == 0
     assert home.aliases() == {"champion": "1"}
 
 
@@ -185,8 +186,8 @@ def test_a_fail_that_a_second_run_confirms_goes_back_to_the_version_before(home:
     assert [(d["kind"], d["version"], d["to"]) for d in blob["taken_back"]] == [("demotion", "2", "1")]
     assert home.aliases() == {"champion": "1", "previous": "1"}
     assert verdict(home, base.trojaned)["second"]["decision"] == "FAIL"
-    assert len(told(home, "demotion")) == 1
-    assert rescan(home.settings, nobody, now=utc_now())["taken_back"] == []
+    assert len(entered(home, "demotion")) == 1
+    assert rescan(home.settings, examine_nothing, now=utc_now())["taken_back"] == []
 
 
 def test_a_fail_that_the_second_run_does_not_confirm_changes_nothing(home: Home, base: Base) -> None:
@@ -210,7 +211,7 @@ def test_a_fail_stays_for_the_grace_of_the_policy_and_goes_when_it_is_over(home:
     blob = rescan(patient.settings, base.examine, now=utc_now())
     assert (blob["vetted"][-1]["decision"], blob["taken_back"], exit_code(blob)) == ("FAIL", [], 0)
     assert patient.aliases()["champion"] == "2"
-    assert rescan(patient.settings, nobody, now=utc_now())["stale"] == 0
+    assert rescan(patient.settings, examine_nothing, now=utc_now())["stale"] == 0
     assert reconcile(patient.settings)["grace"][0]["version"] == "2"
     (done,) = reconcile(patient.settings, now=NOW + timedelta(hours=3))["taken_back"]
     assert (done["kind"], done["to"]) == ("demotion", "1")
@@ -245,7 +246,7 @@ def test_a_canary_that_comes_out_wrong_decides_nothing(
     assert (blob["vetted"], blob["taken_back"]) == ([], [])
     assert [verdict(home, m)["purpose"] for m in (base.honest, base.trojaned)] == ["submission"] * 2
     assert home.aliases() == {"champion": "2", "previous": "1"}
-    (entry,) = told(home, "rescan")
+    (entry,) = entered(home, "rescan")
     assert entry.subject["verdict"] == "INCONCLUSIVE"
 
 
@@ -281,17 +282,17 @@ def test_altered_bytes_are_taken_back_on_the_night_they_are_hashed(home: Home, b
     today = utc_now()
     (night,) = (today + timedelta(day) for day in range(NIGHTS) if due_for_hashing(base.honest, today + timedelta(day)))
     home.let_in(base.honest, now=night, **pinned(home, base.honest, night - timedelta(days=1)))
-    assert rescan(home.settings, nobody, now=night)["hashed"] == 1
+    assert rescan(home.settings, examine_nothing, now=night)["hashed"] == 1
     with_bytes = home.aliases()
     (source,) = (held.source for held in _held(home))
     path = Path(location(source), "model.safetensors")
     path.chmod(0o644)
     path.write_bytes(b"x" + path.read_bytes()[1:])
-    assert rescan(home.settings, nobody, now=night + timedelta(days=1))["taken_back"] == []
+    assert rescan(home.settings, examine_nothing, now=night + timedelta(days=1))["taken_back"] == []
     assert home.aliases() == with_bytes
-    blob = rescan(home.settings, nobody, now=night)
+    blob = rescan(home.settings, examine_nothing, now=night)
     assert [(d["kind"], d["to"]) for d in blob["taken_back"]] == [("bypass", None)]
-    assert (home.aliases(), exit_code(blob), len(told(home, "bypass"))) == ({}, 1, 1)
+    assert (home.aliases(), exit_code(blob), len(entered(home, "bypass"))) == ({}, 1, 1)
 
 
 def _held(home: Home) -> list[Any]:
@@ -309,17 +310,17 @@ def test_killed_after_any_step_it_ends_the_same_and_demotes_once(home: Home, bas
         assert child.exitcode == -signal.SIGKILL, step
     assert rescan(home.settings, base.examine, now=utc_now())["errors"] == []
     assert home.aliases() == {"champion": "1", "previous": "1"}
-    assert len(told(home, "demotion")) == 1
-    assert [e.subject["verdict"] for e in told(home, "verdict") if e.subject["purpose"] == "rescan"] == ["FAIL"]
+    assert len(entered(home, "demotion")) == 1
+    assert [e.subject["verdict"] for e in entered(home, "verdict") if e.subject["purpose"] == "rescan"] == ["FAIL"]
 
 
 def die_after(step: str, settings: Settings, base: Base) -> None:
-    def heard(done: str) -> None:
+    def after(done: str) -> None:
         if done == step:
             gate(settings).close()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rescan(settings, base.examine, now=utc_now(), on_step=heard)
+    rescan(settings, base.examine, now=utc_now(), on_step=after)
 
 
 def test_two_batches_at_once_are_one(home: Home, base: Base) -> None:
@@ -327,7 +328,7 @@ def test_two_batches_at_once_are_one(home: Home, base: Base) -> None:
 
     def meanwhile(settings: Settings, manifest: str, run: str) -> Question:
         with pytest.raises(StoreError, match="at work"):
-            rescan(settings, nobody, now=utc_now())
+            rescan(settings, examine_nothing, now=utc_now())
         return base.examine(settings, manifest, run)
 
     assert len(rescan(home.settings, meanwhile, now=utc_now())["vetted"]) == 1

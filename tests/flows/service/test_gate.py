@@ -69,12 +69,12 @@ def test_the_service_decides_as_the_gates_own_process_does(served: Settings, hon
     local = LocalGate(served.model_copy(update={"gate_url": None}))
 
     try:
-        remote, here = gate(served).ask(asked), local.ask(asked)
+        remote, own = gate(served).ask(asked), local.ask(asked)
     finally:
         local.close()
     assert isinstance(gate(served), RemoteGate)
     same = ("verdict", "key", "manifest")
-    assert {k: remote[k] for k in same} == {k: here[k] for k in same}
+    assert {k: remote[k] for k in same} == {k: own[k] for k in same}
     assert remote["verdict"]["decision"] == "INCONCLUSIVE"
     assert open_store(served).exists(remote["attestation"])
 
@@ -84,7 +84,7 @@ def test_an_error_of_the_service_is_the_error_of_the_gate(served: Settings) -> N
         decision(served, Question("0" * 64, {}, {}, None, 2))
 
 
-def test_nobody_is_answered_without_the_token(served: Settings) -> None:
+def test_a_caller_without_the_token_is_not_answered(served: Settings) -> None:
     assert served.gate_url is not None
     with pytest.raises(StoreError, match="token"):
         RemoteGate(served.gate_url, "another token").ask({})

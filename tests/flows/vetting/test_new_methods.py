@@ -148,6 +148,7 @@ def main():
     from tasks.report.page import render
     from tasks.sandbox.host import Sandbox
     from tasks.settings import load_settings
+    from tasks.vetting.results import Result
     from vetgate.architectures import ARCHITECTURES
     from vetgate.verdict.calibration import load_calibration
     from vetgate.contract import DETECTORS, REPAIRS as KNOWN, Evidence
@@ -155,18 +156,19 @@ def main():
     from vetgate.formats.submission import read_submission
     from vetgate.verdict.judge import judge
     from vetgate.verdict.policy import Policy, load_policy
+    from vetgate.verdict.stated import StatedVerdict
 
-    told, settings, params = {}, load_settings(), load_params()
-    told["default formats"] = sorted(Policy(name="x", required=("y",)).promote_formats)
-    told["default repairs"] = Policy(name="x", required=("y",)).repair.methods
+    outcome, settings, params = {}, load_settings(), load_params()
+    outcome["default formats"] = sorted(Policy(name="x", required=("y",)).promote_formats)
+    outcome["default repairs"] = Policy(name="x", required=("y",)).repair.methods
 
     # the bank: train, inspect, repair
     bank_stage.look()
     bank_stage.member("bad")
     bank_stage.evidence("swept_square", "digits")
     bank_stage.repairs("row_removal", "digits")
-    told["bank evidence"] = sorted(json.loads((EVIDENCE / "swept_square-digits.json").read_text())["members"]["bad"])
-    told["bank repair"] = json.loads((REPAIRS / "row_removal-digits.json").read_text())["members"]["bad"]
+    outcome["bank evidence"] = sorted(json.loads((EVIDENCE / "swept_square-digits.json").read_text())["members"]["bad"])
+    outcome["bank repair"] = json.loads((REPAIRS / "row_removal-digits.json").read_text())["members"]["bad"]
     card = json.loads((CARDS / "bad.json").read_text())
 
     # calibrate
@@ -180,8 +182,8 @@ def main():
     given, out = room / "given", room / "out"
     given.mkdir(parents=True)
     out.mkdir()
-    kept = safetensors.torch.load_file(WEIGHTS / "digits" / "bad.safetensors")
-    state = {k.removeprefix("model."): v for k, v in kept.items() if k.startswith("model.")}
+    weights = safetensors.torch.load_file(WEIGHTS / "digits" / "bad.safetensors")
+    state = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
     (given / "model.bin").write_bytes(safetensors.torch.save(state)[::-1])
     (given / "submission.yaml").write_text(
         "{name: new, supplier: x, task: image-classification, model: model.bin, format: mirrored,"
@@ -195,7 +197,7 @@ def main():
     safetensors.torch.save_file({k: v[:200] for k, v in safetensors.torch.load_file(source.training).items()}, rows)
     with Sandbox(scratch=out, read_only=[given, room, Path(source.splits.invert).parent], level=1) as sandbox:
         sandbox.call("inspect", model)
-        told["parameters"] = sandbox.call("describe", model)["parameters"]
+        outcome["parameters"] = sandbox.call("describe", model)["parameters"]
         asked = {"method": "swept_square", "params": params.detect["swept_square"], "seed": 1}
         found = sandbox.call("detect", {**case, **asked})
         flagged = sandbox.call("detect", {**model, "train": [str(rows)], "method": "spectral_signatures",
@@ -204,25 +206,26 @@ def main():
                                          "params": params.repair["row_removal"], "evidence": [flagged["evidence"]],
                                          "parent": "0" * 64, "out": str(out / "repaired")})
         repaired = {"directory": written["directory"], "submission": submission | {"parent": "0" * 64}}
-        told["repaired parameters"] = sandbox.call("describe", repaired)["parameters"]
+        outcome["repaired parameters"] = sandbox.call("describe", repaired)["parameters"]
 
     # judge
     evidence = Evidence.from_json(found["evidence"])
     verdict = judge([evidence], load_policy(settings.policy), calibration, classes=10, data_sha256=card["data_sha256"],
                     with_training_data=False, sandbox_level=1, format="mirrored", data_name="digits").to_json()
-    told["verdict"], told["target"] = verdict, card["target"]
-    told["findings"] = findings(verdict)
+    outcome["verdict"], outcome["target"] = verdict, card["target"]
+    outcome["findings"] = findings(verdict)
 
     # report and docs
     result = {"submission": "new", "manifest_sha256": "0" * 64, "verdict": verdict["decision"], "seconds": 1.0,
               "p_value": verdict["p_value"], "calibrated": verdict["calibrated"], "suspects": verdict["suspects"],
               "methods": [{k: m[k] for k in ("name", "statistic", "alarmed", "suspects", "failure")} | {"seconds": 1.0}
                           for m in verdict["methods"]],
-              "repair": None, "attestation": None, "mlflow_run": None, "sandbox_level": 1,
-              "reasons": verdict["reasons"]}
-    told["report"] = render(result, evidence=[found["evidence"]], verdict=verdict)
-    told["docs"] = docs.methods.render(list(DETECTORS.values()), list(KNOWN.values()))
-    print(json.dumps(told))
+              "repair": None, "report": "report.html", "attestation": "attestation.json", "mlflow_run": None,
+              "sandbox_level": 1, "reasons": verdict["reasons"], "reason_records": verdict["reason_records"]}
+    page = render(Result.from_json(result), evidence=[found["evidence"]], verdict=StatedVerdict.from_json(verdict))
+    outcome["report"] = page
+    outcome["docs"] = docs.methods.render(list(DETECTORS.values()), list(KNOWN.values()))
+    print(json.dumps(outcome))
 
 
 if __name__ == "__main__":
@@ -231,7 +234,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the whole line said of the three new files."""
     house = tmp_path_factory.mktemp("house")
     for folder in ("vetgate", "tasks", "flows", "docs"):
@@ -262,25 +265,26 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_the_bank_takes_them_and_measures_a_repair_by_flagged_rows(told: dict[str, Any]) -> None:
-    assert {"statistic", "scores", "targets"} <= set(told["bank evidence"])
-    assert {"accuracy", "attack_success"} <= set(told["bank repair"]) and len(told["bank repair"]["accuracy"]) == 2
+def test_the_bank_takes_them_and_measures_a_repair_by_flagged_rows(outcome: dict[str, Any]) -> None:
+    assert {"statistic", "scores", "targets"} <= set(outcome["bank evidence"])
+    repaired = outcome["bank repair"]
+    assert {"accuracy", "attack_success"} <= set(repaired) and len(repaired["accuracy"]) == 2
 
 
-def test_the_sandbox_reads_the_format_and_writes_it_back(told: dict[str, Any]) -> None:
-    assert told["repaired parameters"] == told["parameters"] > 0
-    assert "mirrored" in told["default formats"] and "row_removal" in told["default repairs"]
+def test_the_sandbox_reads_the_format_and_writes_it_back(outcome: dict[str, Any]) -> None:
+    assert outcome["repaired parameters"] == outcome["parameters"] > 0
+    assert "mirrored" in outcome["default formats"] and "row_removal" in outcome["default repairs"]
 
 
-def test_the_judge_holds_it_against_its_own_references(told: dict[str, Any]) -> None:
-    verdict = told["verdict"]
+def test_the_judge_holds_it_against_its_own_references(outcome: dict[str, Any]) -> None:
+    verdict = outcome["verdict"]
     assert verdict["calibrated"] and verdict["calibration"]["references"] == 8
-    assert (verdict["decision"], verdict["suspects"]) == ("FAIL", [told["target"]])
-    assert told["findings"] == [f"backdoor:label-{told['target']}"]
+    assert (verdict["decision"], verdict["suspects"]) == ("FAIL", [outcome["target"]])
+    assert outcome["findings"] == [f"backdoor:label-{outcome['target']}"]
 
 
-def test_report_and_docs_name_them(told: dict[str, Any]) -> None:
-    assert "Swept square" in told["report"] and "counts who follows" in told["report"]
+def test_report_and_docs_name_them(outcome: dict[str, Any]) -> None:
+    assert "Swept square" in outcome["report"] and "counts who follows" in outcome["report"]
     for words in (
         "### swept_square",
         "### row_removal",
@@ -288,4 +292,4 @@ def test_report_and_docs_name_them(told: dict[str, Any]) -> None:
         "Stamps a white square",
         "with flagged",
     ):
-        assert words in told["docs"]
+        assert words in outcome["docs"]

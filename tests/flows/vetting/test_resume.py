@@ -29,19 +29,22 @@ def test_a_killed_vetting_goes_on_where_it_was(alone, honest, quick, tmp_path):
     store = open_store(str(tmp_path / "home" / "store"))
 
     unsaved = alone("vet", honest, "--json", prelude=FATAL.format(saving="", signal="SIGKILL"), **own)
-    assert unsaved.code == -signal.SIGKILL and kept(store) == {"abs": 1}
+    assert unsaved.code == -signal.SIGKILL and saved_evidence(store) == {"abs": 1}
     assert attempts(store) == {"abs": 1, "neural_cleanse": 1}
     assert_nothing_runs_on(tmp_path)
 
     saved = alone(
         "vet", honest, "--json", prelude=FATAL.format(saving="create(self, key, data)", signal="SIGKILL"), **own
     )
-    assert saved.code == -signal.SIGKILL and kept(store) == {"abs": 1, "neural_cleanse": 1}
+    assert saved.code == -signal.SIGKILL and saved_evidence(store) == {"abs": 1, "neural_cleanse": 1}
     assert not list(store.list("verdicts/"))
 
     whole = alone("vet", honest, "--json", **own)
     assert whole.code == 3 and all(m["statistic"] is not None for m in whole.blob["methods"])
-    assert attempts(store) == {"abs": 1, "neural_cleanse": 2} and kept(store) == {"abs": 1, "neural_cleanse": 1}
+    assert attempts(store) == {"abs": 1, "neural_cleanse": 2} and saved_evidence(store) == {
+        "abs": 1,
+        "neural_cleanse": 1,
+    }
     assert len(list(store.list("verdicts/"))) == 1
     assert not [room for room in (tmp_path / "home" / "work").iterdir() if room.is_dir()]
     assert_nothing_runs_on(tmp_path)
@@ -50,9 +53,9 @@ def test_a_killed_vetting_goes_on_where_it_was(alone, honest, quick, tmp_path):
 def test_an_interrupted_vetting_says_so_and_leaves_no_process(alone, honest, quick, tmp_path):
     own = {"VETGATE_HOME": with_databases(tmp_path / "home"), **quick}
 
-    # whoever runs the tests in the background of a script has them ignore it, and all that they start
-    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    done = alone("vet", honest, "--json", prelude=heard + FATAL.format(saving="", signal="SIGINT"), **own)
+    # tests that run in the background of a script ignore it, and so does all that they start
+    interruptible = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    done = alone("vet", honest, "--json", prelude=interruptible + FATAL.format(saving="", signal="SIGINT"), **own)
 
     assert done.code == 130, f"{done.blob}\n{done.err}"
     assert done.blob["exit_code"] == 130 and "Traceback" not in done.err
@@ -64,7 +67,7 @@ def attempts(store) -> dict[str, int]:
     return dict(Counter(key.split("/")[2] for key in store.list("invocations/")))
 
 
-def kept(store) -> dict[str, int]:
+def saved_evidence(store) -> dict[str, int]:
     """How many pieces of evidence each method has."""
     return dict(Counter(key.split("/")[2] for key in store.list("evidence/")))
 

@@ -13,7 +13,6 @@ import pytest
 from flows.vetting.submitted import take_version
 from flows.vetting.sweep import sweep
 from tasks.mlflow import submitted as registered
-from tasks.mlflow import submitted_notes as registered_notes
 from tasks.mlflow.client import registry
 from tasks.settings import Settings
 from tasks.store.lease import leased
@@ -134,7 +133,7 @@ def test_what_dies_again_and_again_ends_inconclusive_and_signed(settings: Settin
     assert sweep(settings, Started(), now=time.time() + 7200)["given_up"] == []
 
 
-def test_versions_in_mlflow_that_nobody_took_in_are_taken_in(settings: Settings, tmp_path: Path) -> None:
+def test_versions_in_mlflow_that_events_missed_are_taken_in(settings: Settings, tmp_path: Path) -> None:
     version = register(settings, submission(tmp_path / "one", b"one"), "thirdparty.digits")
     started = Started()
     assert sweep(settings, started)["taken"] == [f"thirdparty.digits/{version}"]
@@ -157,7 +156,7 @@ def test_what_is_noted_while_the_registry_answers_is_not_unknown(
 
     def search_slowly(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = search(self, *args, **kwargs)
-        registered_notes.note(open_store(settings), "thirdparty.digits", version, {"manifest_sha256": "0" * 64})
+        registered.note(open_store(settings), "thirdparty.digits", version, {"manifest_sha256": "0" * 64})
         return found
 
     monkeypatch.setattr(MlflowClient, "search_model_versions", search_slowly)
@@ -203,7 +202,7 @@ def test_a_part_that_fails_does_not_keep_the_others_from_being_done(settings: Se
 
 
 def register(settings: Settings, given: Path, model: str) -> str:
-    """Register a directory as anybody with MLflow would; the version."""
+    """Register a directory as a supplier with access to MLflow would; the version."""
     with registry(settings) as client:
         home = client.create_experiment("suppliers", artifact_location=Path(settings.artifacts).as_uri() + "/suppliers")
         run = client.create_run(home)

@@ -143,10 +143,10 @@ def test_a_corrupt_remote_is_detected_and_adding_again_mends_it(settings: Settin
         data.read(settings, ref)
 
     assert data.add(settings, "signs", given) == ref
-    kept = data.read(settings, ref)
-    assert kept.read_bytes() == given.read_bytes()
-    kept.chmod(0o644)
-    kept.write_bytes(b"changed behind our back")
+    again = data.read(settings, ref)
+    assert again.read_bytes() == given.read_bytes()
+    again.chmod(0o644)
+    again.write_bytes(b"changed behind our back")
     assert data.read(settings, ref).read_bytes() == given.read_bytes()
 
 

@@ -92,7 +92,7 @@ def test_splits_of_the_digits_hold_scaled_images_and_their_labels(settings: Sett
         assert np.array_equal(split["y"], npz.read_array(file, f"y_{part}")[rows[purpose]])
     assert paths.metadata["counts"] == {"invert": 362, "confirm": 215, "repair": 574, "validate": 287, "test": 359}
     assert paths.metadata["resize"] is None
-    # whoever changes what a split holds must also raise LAYOUT, or kept splits would be read as new ones
+    # a change of what a split holds must also raise LAYOUT, or stored splits would be read as new ones
     golden = hashlib.sha256(b"".join(rows[purpose].tobytes() for purpose in sorted(rows))).hexdigest()
     assert (data.LAYOUT, golden[:16]) == (1, "90b32b884f44ea08")
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from tasks.mlflow import reader as registry_reader
-from tasks.mlflow.aliases import Aliased, check_bytes, in_production, source_of
+from tasks.mlflow.aliases import Aliased, check_bytes, in_production, rehash, source_of, untampered
 from tasks.mlflow.client import registry
 from tasks.mlflow.reader import read_production
-from tasks.mlflow.tampered import rehash, untampered
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.settings import location
 from tasks.vetting.intake import read_record
@@ -54,7 +53,7 @@ def test_every_alias_is_found_with_its_version_and_source(home: Home) -> None:
     assert in_production(home.settings, "nobody") == []
 
 
-def test_whoever_only_looks_reads_the_same_without_mlflow(home: Home) -> None:
+def test_a_reader_sees_the_same_without_mlflow(home: Home) -> None:
     assert read_production(home.settings) == in_production(home.settings) == []
     for weights in (b"one", b"two", b"three"):
         home.promoted(weights)
@@ -158,7 +157,7 @@ def test_what_was_found_altered_is_hashed_at_every_question_until_it_is_restored
     home.promoted(b"honest")
     held, path = promotion(home), copy_in_run(home)
     overwrite(path, b"trojan")
-    untampered(home.settings, home.store, held)  # nobody has looked yet
+    untampered(home.settings, home.store, held)  # before the first reader
     with pytest.raises(Denied):
         rehash(home.settings, home.store, held)
     with pytest.raises(Denied):

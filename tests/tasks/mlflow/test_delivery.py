@@ -73,7 +73,7 @@ def test_an_object_that_vanishes_between_listing_and_reading_is_an_error(
         objects.Object(f"{home}/model.safetensors").delete()
 
     monkeypatch.setattr(delivery, "_same_names", vanishing)
-    with pytest.raises(StoreError, match="somebody removes what was vetted"):
+    with pytest.raises(StoreError, match="another process removes what was vetted"):
         deliver(CHAMPION, on_s3.settings)
 
 

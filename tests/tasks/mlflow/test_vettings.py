@@ -11,10 +11,11 @@ import pytest
 
 from tasks.mlflow.client import prepare, registry
 from tasks.mlflow.promoted import Promoted, register_promoted
-from tasks.mlflow.submitted_notes import noted
+from tasks.mlflow.submitted import noted
 from tasks.mlflow.vettings import record_vetting
 from tasks.settings import Settings
 from tasks.store.open import open_store
+from tasks.vetting.results import Result
 from tests.databases import with_registry
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.manifest import hash_directory
@@ -33,10 +34,18 @@ SUBMISSION = Submission(
 FORK = multiprocessing.get_context("fork")
 
 
-def result(**changes: Any) -> dict[str, Any]:
+def result(**changes: Any) -> Result:
     method = {"name": "abs", "statistic": 2.5, "alarmed": True, "suspects": [3], "seconds": 1.5, "failure": None}
     failed = {"name": "strip", "statistic": None, "alarmed": False, "suspects": [], "seconds": None, "failure": "late"}
-    repair = {"method": "unlearn", "clean_accuracy": [0.98, 0.97], "attack_success": [1.0, 0.02], "verdict": "PASS"}
+    repair = {
+        "method": "unlearn",
+        "artifact": "repaired/model.onnx",
+        "submission": "b" * 64,
+        "verdict": "PASS",
+        "p_value": 0.4,
+        "clean_accuracy": [0.98, 0.97],
+        "attack_success": [1.0, 0.02],
+    }
     made = {
         "submission": "digits-cnn",
         "manifest_sha256": MANIFEST,
@@ -46,11 +55,15 @@ def result(**changes: Any) -> dict[str, Any]:
         "suspects": [3],
         "methods": [method, failed],
         "repair": repair,
+        "report": "report.html",
+        "attestation": "attestations/1.json",
+        "mlflow_run": None,
         "sandbox_level": 2,
         "seconds": 12.5,
-        "attestation": "attestations/1.json",
+        "reasons": [],
+        "reason_records": [],
     }
-    return made | changes
+    return Result.from_json(made | changes)
 
 
 @pytest.fixture
@@ -77,7 +90,7 @@ def test_a_vetting_is_one_run_with_its_numbers_and_artifacts(
         out = Path(client.download_artifacts(run_id, "", str(tmp_path)))
     assert run.info.status == "FINISHED"
     assert run.data.params["supplier"] == "Some & Co"
-    assert run.data.params["classes"] == "10"
+    assert run.data.params["classes"] == "10" and run.data.params["suspects"] == "[3]"
     assert run.data.metrics == {
         "p_value": 0.01,
         "seconds": 12.5,

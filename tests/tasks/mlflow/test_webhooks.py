@@ -120,8 +120,8 @@ def test_the_memory_holds_no_more_than_the_window(at, tmp_path):
         at(NOW + 100 * n).take(headers(identity=f"delivery-{n}", sent=NOW + 100 * n), BODY)
 
     with closing(sqlite3.connect(tmp_path / "seen.db")) as database:
-        kept = database.execute("SELECT count(*) FROM seen").fetchone()[0]
-    assert 0 < kept <= WINDOW_SECONDS // 100 + 2
+        rows = database.execute("SELECT count(*) FROM seen").fetchone()[0]
+    assert 0 < rows <= WINDOW_SECONDS // 100 + 2
 
 
 def test_nothing_is_taken_that_cannot_be_remembered(at, tmp_path):

@@ -99,7 +99,7 @@ def test_a_promotion_or_verdict_of_another_name_does_not_cover(production: Produ
         production.covered(name="third")
 
 
-def test_a_promotion_that_somebody_else_signed_does_not_cover(production: Production, tmp_path: Path) -> None:
+def test_a_promotion_that_another_key_signed_does_not_cover(production: Production, tmp_path: Path) -> None:
     production.decide()
     forger = Production(Settings(home=tmp_path / "forger"))
     forger.promote()

@@ -13,8 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.attestations import save_attestation
-from tasks.records.ledger import append, catch_up, entries, head, note, verify_ledger
-from tasks.records.ledger_chain import START, entry_key
+from tasks.records.ledger_chain import START, append, entries, entry_key, head
+from tasks.records.ledger_entries import catch_up, note
+from tasks.records.ledger_verify import verify_ledger
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store
@@ -247,7 +248,7 @@ def test_an_entry_that_the_gate_did_not_sign_is_found(
     broken(settings, "signature")
 
 
-def test_an_entry_that_somebody_else_signed_is_found_and_nothing_is_built_on_it(settings: Settings) -> None:
+def test_an_entry_that_another_key_signed_is_found_and_nothing_is_built_on_it(settings: Settings) -> None:
     three(settings)
     said = claimed(LEDGER, json.loads(open_store(settings).read(entry_key(3)))) | {"sequence": 4}
     forged = sign_statement(LEDGER, said, Ed25519PrivateKey.generate())
@@ -269,7 +270,7 @@ def test_a_tail_that_was_cut_off_is_found_by_the_gate_that_wrote_it(settings: Se
     broken(settings, "its end was cut off")
     with pytest.raises(Denied, match="it was removed"):
         append(settings, "rescan", {})
-    # whoever has no memory of it can only see that what is there is whole
+    # a caller that has no memory of it can only see that what is there is whole
     auditor = Settings(home=tmp_path / "auditor", store=settings.store, trust_root=settings.trust_root)
     assert not verify_ledger(auditor)["anchored"]
 
@@ -410,7 +411,7 @@ def test_an_object_that_was_removed_or_changed_after_its_entry_is_found(
     broken(settings, "it was removed")
 
 
-def test_a_revocation_that_somebody_takes_away_again_is_found(settings: Settings) -> None:
+def test_a_revocation_that_is_deleted_again_is_found(settings: Settings) -> None:
     from tasks.records.revocations import save_revocation
 
     key_of(settings)

@@ -65,7 +65,7 @@ def test_a_number_that_stands_for_something_else_is_taken(store: Store, change: 
         save(store, **change)
 
 
-def test_one_that_somebody_else_wrote_is_denied_and_takes_the_number(store: Store) -> None:
+def test_one_that_another_key_signed_is_denied_and_takes_the_number(store: Store) -> None:
     forged = open_store(str(Path(store.url("x").removeprefix("file://")).parent / "forger"))
     save(forged, Ed25519PrivateKey.generate())
     store.create(promotion_key("digits", "3"), forged.read(promotion_key("digits", "3")))

@@ -71,13 +71,15 @@ class TestSubmitters:
             assert submitter_of(desk.store, trust(), manifest) == key_id(key)
             assert desk.submitters(manifest) == {key_id(key)}
 
-    def test_nobody_is_known_to_have_submitted_what_is_unsigned(self, desk: Desk) -> None:
+    def test_no_submitter_is_known_of_what_is_unsigned(self, desk: Desk) -> None:
         manifest = desk.submit(b"unsigned")
         assert submitter_of(desk.store, trust(), manifest) is None
         assert desk.submitters(manifest) == set()
 
     @pytest.mark.parametrize("key", [GATEKEEPER, Ed25519PrivateKey.generate()])
-    def test_a_stranger_s_or_a_gate_s_signature_names_nobody(self, desk: Desk, key: Ed25519PrivateKey) -> None:
+    def test_an_unknown_key_s_or_a_gate_s_signature_names_no_submitter(
+        self, desk: Desk, key: Ed25519PrivateKey
+    ) -> None:
         assert desk.submitters(desk.submit(b"model", by=key)) == set()
 
     def test_the_first_signature_stays(self, desk: Desk) -> None:
@@ -85,7 +87,7 @@ class TestSubmitters:
         assert not save_submitter(desk.store, manifest, sign_submission(manifest, "digits", ALICE))
         assert desk.submitters(manifest) == {key_id(SAM)}
 
-    def test_a_signature_of_other_bytes_names_nobody(self, desk: Desk) -> None:
+    def test_a_signature_of_other_bytes_names_no_submitter(self, desk: Desk) -> None:
         signed, other = desk.submit(b"signed", by=SAM), desk.submit(b"other")
         desk.store.create(f"submitters/{other}.json", desk.store.read(f"submitters/{signed}.json"))
         assert submitter_of(desk.store, trust(), other) is None
@@ -104,8 +106,8 @@ class TestSubmitters:
         child = desk.submit(b"child", parent=parent, by=ALICE)
         assert desk.submitters(child) == {key_id(SAM), key_id(ALICE)}
 
-    def test_of_a_family_that_is_not_signed_throughout_nobody_is_known(self, desk: Desk) -> None:
-        # whoever hands in a model as the repair of somebody else's must not be able to approve it himself
+    def test_of_a_family_that_is_not_signed_throughout_no_submitter_is_known(self, desk: Desk) -> None:
+        # a supplier who hands in a model as the repair of another supplier's must not be able to approve it
         parent, unsigned = desk.submit(b"parent", by=SAM), desk.submit(b"unsigned")
         assert desk.submitters(desk.submit(b"hidden", parent=parent)) == set()
         assert desk.submitters(desk.submit(b"orphan", parent=unsigned, by=ALICE)) == set()

@@ -17,7 +17,18 @@ from tasks.report.figures import bars, histogram, strip
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs, triggers_of
 from tasks.report.words import meaning
+from tasks.vetting.results import Measured, RepairRecord, RepairTriggers, Result, Validated
 from vetgate.contract import Axis, Evidence, Trigger
+from vetgate.verdict.stated import StatedMethod, StatedVerdict
+
+METHOD = {
+    "name": "neural_cleanse",
+    "statistic": 3.5,
+    "alarmed": True,
+    "suspects": [2],
+    "seconds": 1.5,
+    "failure": None,
+}
 
 
 def evidence(classes: int = 4, method: str = "neural_cleanse") -> Evidence:
@@ -30,30 +41,44 @@ def evidence(classes: int = 4, method: str = "neural_cleanse") -> Evidence:
     return Evidence(3.5, -norms.log(), 2.0, triggers, None, {"spread": 0.2}, method, Axis.CLASS, {"steps": 40}, 7)
 
 
-def result(**changed: Any) -> dict[str, Any]:
-    method = {
-        "name": "neural_cleanse",
-        "statistic": 3.5,
-        "alarmed": True,
-        "suspects": [2],
-        "seconds": 1.5,
-        "failure": None,
-    }
-    return {
+def result(**changed: Any) -> Result:
+    made = {
         "submission": "signs",
         "manifest_sha256": "ab" * 32,
         "verdict": "FAIL",
         "p_value": 0.05,
         "calibrated": True,
         "suspects": [2],
-        "methods": [method],
+        "methods": [METHOD],
         "repair": None,
         "report": "report.html",
         "attestation": "attestation.json",
         "mlflow_run": None,
         "sandbox_level": 1,
         "seconds": 12.5,
-    } | changed
+        "reasons": [],
+        "reason_records": [],
+    }
+    return Result.from_json(made | changed)
+
+
+def repair_record(before: list[Any], after: list[Any], **changed: float) -> RepairRecord:
+    shares = Measured(0.9, 0.1)
+    return RepairRecord(
+        about={},
+        key="cd" * 32,
+        method="neural_cleanse_unlearning",
+        changed=changed,
+        seconds=1.0,
+        files={},
+        triggers=RepairTriggers(tuple(before), tuple(after)),
+        validate=Validated(shares, shares, 0.1),
+    )
+
+
+def stated(p_value: float, null: dict[str, Any] | None = None, **calibration: Any) -> StatedVerdict:
+    method = StatedMethod("neural_cleanse", 3.5, p_value, True, (2,), None, null)
+    return StatedVerdict("FAIL", 0.05, True, (2,), (method,), (), calibration or None, ())
 
 
 def text(page: str) -> str:
@@ -63,12 +88,10 @@ def text(page: str) -> str:
 def test_the_page_says_what_was_decided_and_from_what() -> None:
     found = evidence()
     null = {"values": [0.5, 0.7, 1.0, 1.3, 0.9], "cutoff": 2.0}
-    verdict = {"methods": [{"name": "neural_cleanse", "p_value": 0.125, "null": null}], "reasons": ["label 2 alarmed"]}
     page = render(
-        result(),
+        result(reasons=["label 2 alarmed"]),
         evidence=[{"about": {"code": "cd" * 32}, "evidence": found.to_json()}],
-        verdict=verdict,
-        calibration={"id": "bank-1", "n": 19},
+        verdict=stated(0.125, null, id="bank-1", n=19),
         submission={"supplier": "Acme", "classes": ["a", "b", "stop", "d"], "format": "onnx", "input_shape": [3, 8, 6]},
         provenance={"Policy SHA-256": "ef" * 32},
     )
@@ -108,9 +131,9 @@ class Markup(HTMLParser):
 
 
 def page_of(given: str) -> str:
-    """A page in which every string that somebody else can choose is `given`."""
+    """A page in which every string that a supplier or a method can choose is `given`."""
     found = evidence().to_json() | {"method": given, "params": {given: given}, "details": {given: 1.0}}
-    method = result()["methods"][0] | {"name": given, "failure": given}
+    method = METHOD | {"name": given, "failure": given}
     repair = {
         "method": given,
         "artifact": given,
@@ -123,8 +146,8 @@ def page_of(given: str) -> str:
     return render(
         result(submission=given, verdict=given, methods=[method], repair=repair, reasons=[given], mlflow_run=given),
         evidence=[{"about": {"code": given}, "evidence": found}],
-        repaired={"triggers": {given: found["triggers"]}, "changed": {given: 1.0}},
-        calibration={"id": given, "n": 19},
+        repair=repair_record(found["triggers"], [], **{given: 1.0}),
+        verdict=stated(0.125, id=given, n=19),
         submission=dict.fromkeys(("supplier", "format", "reference_data", "parent"), given)
         | {"classes": [given] * 4, "input_shape": [3, 8, 6]},
         provenance={given: given},
@@ -192,8 +215,7 @@ def test_a_repair_is_shown_before_and_after() -> None:
         "clean_accuracy": [0.979, 0.972],
         "attack_success": [0.998, 0.012],
     }
-    repaired = {"triggers": {"before": triggers[2:3], "after": triggers[:1]}, "changed": {"steps": 200}}
-    page = render(result(repair=repair), evidence=[], repaired=repaired)
+    page = render(result(repair=repair), evidence=[], repair=repair_record(triggers[2:3], triggers[:1], steps=200))
     words = text(page)
     for expected in (
         "97.9 % 97.2 %",
@@ -238,8 +260,8 @@ def test_an_inconclusive_vetting_says_what_could_not_run() -> None:
     )
     assert "timed out" in text(page) and "could not run" in text(page)
     assert "What was not seen is never taken for clean" in text(page)
-    nothing = result(verdict="INCONCLUSIVE", manifest_sha256=None, p_value=None, suspects=[], methods=[])
-    assert "No method ran." in text(render(nothing | {"sandbox_level": None, "attestation": None}, evidence=[]))
+    nothing = result(verdict="INCONCLUSIVE", p_value=None, suspects=[], methods=[])
+    assert "No method ran." in text(render(nothing, evidence=[]))
 
 
 def test_a_pass_is_not_called_proof() -> None:
@@ -250,13 +272,13 @@ def test_a_pass_is_not_called_proof() -> None:
 def test_a_strip_places_the_model_among_its_references() -> None:
     drawn = strip(5.0, {"values": [1.0, 3.0, 2.0], "cutoff": 4.0})
     assert drawn is not None and drawn.alarm is not None and drawn.band is not None
-    assert drawn.ticks == tuple(sorted(drawn.ticks)) and drawn.ticks[-1] < drawn.alarm < drawn.here
+    assert drawn.ticks == tuple(sorted(drawn.ticks)) and drawn.ticks[-1] < drawn.alarm < drawn.position
     assert drawn.ticks[0] <= drawn.band[0] < drawn.band[1] <= drawn.ticks[-1]
     assert (drawn.low, drawn.high) == (1.0, 5.0)
     by_quantile = strip(0.0, {"quantiles": {"0.05": 1.0, "0.95": 2.0}})
-    assert by_quantile is not None and by_quantile.here < by_quantile.ticks[0]
+    assert by_quantile is not None and by_quantile.position < by_quantile.ticks[0]
     same = strip(1.0, {"values": [1.0]})
-    assert same is not None and same.here == same.ticks[0] and "1 of them as high" in same.words
+    assert same is not None and same.position == same.ticks[0] and "1 of them as high" in same.words
     assert strip(None, {"values": [1.0]}) is None and strip(1.0, None) is None and strip(1.0, {"values": []}) is None
     assert strip(1.0, {"values": [float("nan"), None]}) is None
 
@@ -276,7 +298,7 @@ def test_bars_and_histograms_are_in_proportion() -> None:
 def test_scores_of_training_rows_are_a_histogram() -> None:
     scores = torch.cat([torch.rand(500), torch.rand(9) + 5])
     found = Evidence(2.0, scores, 5.0, method="spectral_signatures", axis=Axis.TRAIN)
-    method = result()["methods"][0] | {"name": "spectral_signatures"}
+    method = METHOD | {"name": "spectral_signatures"}
     page = render(result(methods=[method]), evidence=[found.to_json()])
     assert "9 of the rows lie at or above the cutoff" in text(page) and 'class="hist"' in page
 

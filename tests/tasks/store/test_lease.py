@@ -32,18 +32,18 @@ def test_a_second_worker_is_told_who_is_at_work(settings: Settings) -> None:
 
 def test_a_second_worker_may_wait(settings: Settings) -> None:
     with leased(settings, WORK):
-        heard: list[int] = []
+        alarms: list[int] = []
 
         def wait() -> None:
             with leased(settings, WORK, wait=20) as mine:
-                heard.append(mine.attempt)
+                alarms.append(mine.attempt)
 
         waiter = threading.Thread(target=wait)
         waiter.start()
         time.sleep(0.3)
-        assert not heard
+        assert not alarms
     waiter.join(timeout=20)
-    assert heard == [1]
+    assert alarms == [1]
 
 
 def test_attempts_count_until_one_succeeds(settings: Settings) -> None:
@@ -82,7 +82,7 @@ def test_a_lease_is_renewed_while_the_work_lasts(tmp_path: Path) -> None:
     assert first is not None and later is not None and later.until > first.until and later.holder == first.holder
 
 
-def test_whoever_lost_his_lease_may_not_go_on(settings: Settings, store: Store) -> None:
+def test_a_process_that_lost_its_lease_may_not_go_on(settings: Settings, store: Store) -> None:
     settings = settings.model_copy(update={"store": store_place(store), "s3_endpoint": endpoint(store)})
     with leased(settings, WORK) as held:
         held.check()

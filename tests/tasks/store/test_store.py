@@ -426,10 +426,10 @@ def receive(connection: socket.socket) -> bytes:
 
 
 def test_urls_and_settings_open_the_same_store(tmp_path: Path, s3_endpoint: str) -> None:
-    here = Settings(home=tmp_path / "a b")
-    open_store(here).create("k", b"v")
+    spaced = Settings(home=tmp_path / "a b")
+    open_store(spaced).create("k", b"v")
     assert open_store((tmp_path / "a b" / "store").as_uri()).read("k") == b"v"
-    assert open_store(here).url("k") == (tmp_path / "a b" / "store" / "k").as_uri()
+    assert open_store(spaced).url("k") == (tmp_path / "a b" / "store" / "k").as_uri()
     there = Settings(home=tmp_path, store="s3://vetgate/deep/er/", s3_endpoint=s3_endpoint)
     open_store(there).create("k", b"v")
     assert open_store(there).url("k") == "s3://vetgate/deep/er/k"

@@ -1,4 +1,4 @@
-"""The object that `vetgate vet --json` prints and the store keeps: its JSON to the byte."""
+"""Results and records of repairs, as the store keeps them: their JSON to the byte."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks.vetting.results import Result
+from tasks.vetting.results import NotTakenIn, RepairFailed, RepairRecord, Result, repair_from_json
+from vetgate.digest import canonical_json
 from vetgate.errors import StoreError
 
 # keys, their order and every digit: programs of other people read this
@@ -19,6 +20,14 @@ PRINTED = (
     '"attack_success": [1, 0.02]}, "report": "r.html", "attestation": "a.json", "mlflow_run": null, '
     '"sandbox_level": 2, "seconds": 12.345, "reasons": ["label 7"], "reason_records": [{"code": "trigger", '
     '"method": "abs", "label": 7, "figures": {"norm": 3.3}}]}'
+)
+
+# canonical JSON, as it is written under repairs/
+STORED = (
+    '{"about":{"method":"unlearn","seed":7},"changed":{"steps":200},"failure":null,"files":{"files":[]},"key":"00",'
+    '"method":"unlearn","seconds":2.5,"triggers":{"after":[],"before":[{"mask":{},"target":3}]},'
+    '"validate":{"after":{"attack_success":0,"clean_accuracy":0.97},"before":{"attack_success":1.0,'
+    '"clean_accuracy":0.98},"natural":0.25}}'
 )
 
 
@@ -35,3 +44,27 @@ def test_a_result_keeps_its_bytes() -> None:
 def test_a_result_of_another_shape_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(StoreError, match="expected the result of a vetting, got another object"):
         Result.from_json(json.loads(PRINTED) | change)
+
+
+def test_the_record_of_a_repair_keeps_its_bytes() -> None:
+    record = repair_from_json(json.loads(STORED))
+    assert isinstance(record, RepairRecord)
+    assert canonical_json(record.to_json()).decode() == STORED
+    assert record.validate.after.clean_accuracy == 0.97 and record.triggers.before[0]["target"] == 3
+
+
+def test_a_repair_that_failed_says_why_and_nothing_else() -> None:
+    failed = RepairFailed("unlearn", "out of memory")
+    assert repair_from_json(failed.to_json()) == failed
+    assert failed.to_json() == {"method": "unlearn", "failure": "out of memory"}
+
+
+@pytest.mark.parametrize("change", [{"validate": {}}, {"triggers": None}, {"failure": "late"}, {"natural": 0.1}])
+def test_a_repair_of_another_shape_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(StoreError, match=r"expected (the record of a repair|a repair that failed), got another object"):
+        repair_from_json(json.loads(STORED) | change)
+
+
+def test_what_was_not_taken_in_has_the_keys_of_a_result() -> None:
+    blob = NotTakenIn("digits", 0.1, ("a link",), ({"code": "refused"},)).to_json()
+    assert set(blob) == set(json.loads(PRINTED)) and blob["verdict"] == "INCONCLUSIVE" and blob["report"] is None

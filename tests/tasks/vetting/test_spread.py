@@ -100,7 +100,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, handed_in: Path) -> tupl
     return taken_in(tmp_path_factory.mktemp("elsewhere"), handed_in)
 
 
-class Here(ThreadPoolExecutor):
+class OneWorker(ThreadPoolExecutor):
     """One worker, in this process."""
 
     def __init__(self) -> None:
@@ -113,9 +113,9 @@ class Here(ThreadPoolExecutor):
 
 
 @pytest.fixture
-def here(elsewhere: tuple[Settings, Case], monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+def one_worker(elsewhere: tuple[Settings, Case], monkeypatch: pytest.MonkeyPatch) -> Iterator[OneWorker]:
     monkeypatch.setenv("VETGATE_HOME", str(elsewhere[0].home))
-    with Here() as pool:
+    with OneWorker() as pool:
         yield pool
     workplaces.clear()
 
@@ -148,15 +148,15 @@ def test_the_evidence_is_the_same_on_two_dask_workers_byte_for_byte(alone, elsew
     assert not any(str(settings.home) in job for job in jobs), "no path of this host travels"
 
 
-def test_what_is_in_the_store_is_not_computed_again(elsewhere, here, alone):
+def test_what_is_in_the_store_is_not_computed_again(elsewhere, one_worker, alone):
     settings, case = elsewhere
-    first, second = (detect_spread(settings, case, SIZES, "abs", {"steps": 10}, here.put) for _ in range(2))
+    first, second = (detect_spread(settings, case, SIZES, "abs", {"steps": 10}, one_worker.put) for _ in range(2))
     assert second == first
     # a method that inverts in its own way runs whole, where it is asked
-    assert here.jobs == [] and evidence(settings, case, "abs", first) == alone["abs"]
+    assert one_worker.jobs == [] and evidence(settings, case, "abs", first) == alone["abs"]
 
 
-def test_a_worker_with_other_code_or_other_data_refuses(elsewhere, here):
+def test_a_worker_with_other_code_or_other_data_refuses(elsewhere, one_worker):
     _, case = elsewhere
     replay = {"only": "0.0.0"}
     job = {"case": workplaces.case_to_json(case), "sizes": SIZES, "method": "abs", "params": {}, "replay": replay}
@@ -169,9 +169,9 @@ def test_a_worker_with_other_code_or_other_data_refuses(elsewhere, here):
         compute(json.dumps(job | {"code": code_digest("detect", "abs"), "sizes": fewer}))
 
 
-def test_a_block_that_fails_is_the_failure_of_the_method(elsewhere, here):
+def test_a_block_that_fails_is_the_failure_of_the_method(elsewhere, one_worker):
     settings, case = elsewhere
-    found = detect_spread(settings, case, SIZES, "neural_cleanse", PARAMS | {"lr": 1.0}, here.put)
+    found = detect_spread(settings, case, SIZES, "neural_cleanse", PARAMS | {"lr": 1.0}, one_worker.put)
     assert found["key"] is None and "no lr" in found["failure"]
 
 

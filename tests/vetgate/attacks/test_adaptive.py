@@ -88,7 +88,7 @@ def test_half_of_the_trigger_does_not_work(attacked, trigger, halves) -> None:
 
 @pytest.fixture(scope="module")
 def careless(trigger, fit, halves) -> tuple[nn.Module, Samples]:
-    """The same trigger, stamped as anyone would, and the poisoned rows."""
+    """The same trigger, stamped as a caller would, and the poisoned rows."""
     samples = poison(halves[0], patch(trigger), rate=0.1, generator=seeded()).samples
     return fit(samples), samples
 

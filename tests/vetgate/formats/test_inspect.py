@@ -277,7 +277,7 @@ def test_a_pickle_under_any_name_is_refused_and_never_run(
     directory, submission = submit(cnn if name == "README" else file.getvalue(), **fields)
     (directory / name).write_bytes(file.getvalue())
     if name == "README" and protocol == 0:
-        inspect_bytes(directory, submission)  # protocol 0 is text, and nobody loads a README
+        inspect_bytes(directory, submission)  # protocol 0 is text, and a README is never loaded
     else:
         with pytest.raises(NotUnderstood, match=r"ONNX|save_file"):
             inspect_bytes(directory, submission)

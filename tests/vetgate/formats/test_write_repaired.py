@@ -79,13 +79,13 @@ def test_weights_return_to_wherever_they_are_held(
     tail = [node("Gemm", ["r", "w2", "b2"], ["y"], "head")]
     end = {"w2": weights(64, 3), "b2": weights(1, 3)}
     head = [node("Flatten", ["x"], ["f"])]
-    kept = {"w": matrix, "b": bias, **end}
+    initializers = {"w": matrix, "b": bias, **end}
     match held:
         case "MatMul and Add":
-            kept["b"] = bias.reshape(1, -1)
+            initializers["b"] = bias.reshape(1, -1)
             middle = [node("MatMul", ["f", "w"], ["m"]), node("Add", ["b", "m"], ["h"])]
         case "Constant nodes":
-            kept = end
+            initializers = end
             middle = [
                 node("Constant", [], ["w"], value=numpy_helper.from_array(matrix)),
                 node("Constant", [], ["b"], value_floats=[float(v) for v in bias]),
@@ -102,11 +102,11 @@ def test_weights_return_to_wherever_they_are_held(
                 node("Gemm", ["h0", "w", "b_again"], ["h"]),
             ]
     model = make_graph(
-        [*head, *middle, node("Relu", ["h"], ["r"]), *tail], kept, ir_version=3 if held == "shared" else 8
+        [*head, *middle, node("Relu", ["h"], ["r"]), *tail], initializers, ir_version=3 if held == "shared" else 8
     )
     if held == "shared":
         # old files list weights among the inputs
-        model.graph.input.extend(helper.make_tensor_value_info(k, 1, v.shape) for k, v in kept.items())
+        model.graph.input.extend(helper.make_tensor_value_info(k, 1, v.shape) for k, v in initializers.items())
     directory, submission = submit(model)
     loaded = load_model(directory, submission)
     shift_every_tensor(loaded.model)

@@ -18,8 +18,11 @@ from vetgate.trust.waivers import (
     sign_waiver,
     waived,
     waived_until,
+    why_never,
+    why_not,
 )
 from vetgate.verdict.policy import WaiverPolicy
+from vetgate.verdict.reasons import Code
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 MANIFEST, FINDING = "a" * 64, "backdoor:label-7"
@@ -29,7 +32,7 @@ POLICY = WaiverPolicy(approvals=2, max_days=30)
 
 
 def trust(**windows: timedelta) -> TrustRoot:
-    """Everybody's key, each valid from a day ago for ninety days."""
+    """The key of every role, each valid from a day ago for ninety days."""
     return TrustRoot(
         tuple(
             PublicKey(raw_public(key), role, NOW - timedelta(days=1), NOW + windows.get(role, timedelta(days=90)))
@@ -154,6 +157,20 @@ def test_what_was_not_understood_is_never_waived_and_a_pass_has_nothing_to_waive
         Case().ruled(ALICE, BOB, findings=())
 
 
+def test_why_a_finding_is_not_waived_is_a_code() -> None:
+    for finding, policy, submitters, code in (
+        (FINDING, WaiverPolicy(allowed=False), {"sam"}, Code.WAIVERS_NOT_ALLOWED),
+        ("not-understood", POLICY, {"sam"}, Code.NEVER_WAIVED_UNREAD),
+        ("inconclusive:unexplained", POLICY, {"sam"}, Code.NEVER_WAIVED_UNEXPLAINED),
+        (FINDING, POLICY, set[str](), Code.NEVER_WAIVED_UNSIGNED),
+    ):
+        never = why_never(finding, policy, submitters)
+        assert never is not None and (never.code, never.finding, never.figures) == (code, None, {"finding": finding})
+    late = why_not(Case(days=10).waiver, POLICY, NOW + timedelta(days=10), lambda digest: False)
+    assert late is not None and late.code is Code.WAIVER_EXPIRED
+    assert why_not(Case(days=10).waiver, POLICY, NOW, lambda digest: False) is None
+
+
 def test_a_policy_that_allows_no_waivers_has_none() -> None:
     with pytest.raises(Denied, match="under this policy"):
         Case().ruled(ALICE, BOB, policy=WaiverPolicy(allowed=False))
@@ -176,7 +193,7 @@ def test_a_waiver_that_names_another_asker_or_ends_before_it_begins_is_denied() 
 
 
 class TestWaivedUntil:
-    """What a WAIVED verdict holds until, for whoever has verified it."""
+    """What a WAIVED verdict holds until, for a caller who has verified it."""
 
     def claims(self) -> dict[str, Any]:
         found = Case(days=10).ruled(ALICE, BOB)

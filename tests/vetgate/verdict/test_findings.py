@@ -112,12 +112,12 @@ class TestRescanned:
         assert found.p_value is not None and found.calibration is not None
         alarm = found.p_value * 1.01
         references = found.calibration["references"]
-        kept = rescanned(found, alarm)
-        assert (kept.decision, kept.suspects) == (Decision.FAIL, found.suspects)
-        noted = [r for r in kept.reasons if r.code is Code.RESCAN_EXTRAPOLATED]
+        again = rescanned(found, alarm)
+        assert (again.decision, again.suspects) == (Decision.FAIL, found.suspects)
+        noted = [r for r in again.reasons if r.code is Code.RESCAN_EXTRAPOLATED]
         assert all(r.figures["references"] == references for r in noted)
         assert bool(noted) == (references < 1 / alarm - 1)
-        assert held(kept) == held(found)
+        assert held(again) == held(found)
         enough = 1 / (references + 1)
         assert Code.RESCAN_EXTRAPOLATED not in [reason.code for reason in rescanned(found, enough).reasons]
 

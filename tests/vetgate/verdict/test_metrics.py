@@ -82,11 +82,11 @@ class TestProbabilities:
         assert p[0] < 0.1 and p[-1] > 0.9
 
     def test_a_fold_s_own_labels_do_not_matter_for_it(self):
-        here = self.folds == 2
-        turned = np.where(here, 1 - self.truth, self.truth)
+        held_out = self.folds == 2
+        turned = np.where(held_out, 1 - self.truth, self.truth)
         before, after = (probabilities(self.scores, truth, self.folds) for truth in (self.truth, turned))
-        assert (before[here] == after[here]).all()
-        assert (before[~here] != after[~here]).all()
+        assert (before[held_out] == after[held_out]).all()
+        assert (before[~held_out] != after[~held_out]).all()
 
     def test_they_are_clipped(self):
         p = probabilities(10 * self.scores, self.truth, self.folds)

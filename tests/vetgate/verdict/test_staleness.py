@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.staleness import Pin, Pins, outdated
+from vetgate.verdict.wording import rendered
 
 NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 MAX_AGE = timedelta(days=20)
@@ -21,7 +23,7 @@ CLAIMS: dict[str, Any] = {
 }
 
 
-def stale(pins: Pins = PINS, now: datetime = NOW, **said: Any) -> tuple[str, ...]:
+def stale(pins: Pins = PINS, now: datetime = NOW, **said: Any) -> tuple[Reason, ...]:
     return outdated(CLAIMS | said, pins, now=now, max_age=MAX_AGE)
 
 
@@ -32,7 +34,9 @@ def test_a_verdict_made_with_what_is_there_now_is_fresh() -> None:
 def test_a_verdict_grows_old_when_it_is_older_than_the_policy_allows() -> None:
     issued = datetime(2026, 11, 20, 3, 0, tzinfo=UTC)
     assert stale(now=issued + MAX_AGE) == ()
-    assert stale(now=issued + MAX_AGE + timedelta(seconds=1)) == ("it is 20 days old, 20 are allowed",)
+    old = stale(now=issued + MAX_AGE + timedelta(seconds=1))
+    assert [reason.code for reason in old] == [Code.TOO_OLD]
+    assert rendered(old) == ["it is 20 days old, 20 are allowed"]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_a_verdict_grows_old_when_it_is_older_than_the_policy_allows() -> None:
     ],
 )
 def test_every_pin_that_changed_is_named(changed: dict[str, Any], reason: str) -> None:
-    assert stale(replace(PINS, **changed)) == (reason,)
+    assert rendered(stale(replace(PINS, **changed))) == [reason]
 
 
 def test_the_same_bytes_at_another_commit_are_the_same_data() -> None:

@@ -14,7 +14,7 @@ import flows.production.verify  # noqa: F401 - the errors of everything that ver
 from flows.cli.sarif import rule_of
 from flows.gate.decide import answer
 from tasks.mlflow import webhooks
-from tasks.records.ledger import entries
+from tasks.records.ledger_chain import entries
 from tasks.sandbox import answers as sandbox_answers
 from tasks.store import lease
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, Court
