@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -28,8 +27,8 @@ from tasks.settings import Settings
 from tasks.store.open import open_store
 from tests import models, quick
 from tests.killing import Turn, Vettings, vettings
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 MOST_TRIES = 3
 # where a method had begun and what it found was not kept
 LOST = {("killed", "store create invocations"), ("refused", "store create evidence")}

@@ -20,8 +20,8 @@ from rich.table import Table
 from tests import models, quick
 from tests.service.running import running_service
 from tests.service.world import World, variant
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 PARTS = ("vet-worker", "gate-worker", "prefect", "mlflow", "gate", "receiver")
 # kinds of objects in the order in which they appear; {} is the manifest or the name
 STEPS = (

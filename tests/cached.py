@@ -104,7 +104,7 @@ def _alone(name: str) -> Iterator[Path]:
 
 
 def _make(folder: Path, entry: Path, name: str, make: Callable[[Path], object]) -> None:
-    # what is left of a process that was killed: the lock is ours, so nobody is at work in it
+    # what is left of a process that was killed: the lock is ours, so no process is at work in it
     for left in (entry, *folder.glob(f".{name}-*")):
         shutil.rmtree(left, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
@@ -117,7 +117,7 @@ def _make(folder: Path, entry: Path, name: str, make: Callable[[Path], object]) 
 
 
 def _prune(folder: Path, name: str) -> None:
-    """Remove what nobody has used for a month."""
+    """Remove what was not used for a month."""
     for entry in folder.glob(f"{name}-*"):
         if entry.stat().st_mtime < time.time() - KEPT_DAYS * 86400:
             shutil.rmtree(entry, ignore_errors=True)

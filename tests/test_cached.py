@@ -48,7 +48,7 @@ def test_it_is_made_once_and_everyone_gets_a_copy(tmp_path: Path, place: Path) -
         got = made_once("net", tmp_path / name, make, code=[BADNETS])
         assert (got / "weights").read_bytes() == b"trained" and (got / "below" / "note").read_text() == "how"
         assert not (got / SUMS).exists()
-        # whoever spoils a copy spoils nothing else
+        # a test that spoils its copy spoils nothing else
         (got / "weights").write_bytes(b"spoilt")
     assert (tmp_path / "calls").read_text() == "made\n" and len(entries(place)) == 1
 
@@ -166,7 +166,7 @@ def test_the_code_behind_the_quick_installation_holds_its_detectors_and_its_trai
     assert {"vetgate/architectures/small_cnn.py", "vetgate/inversion.py", "vetgate/contract.py"} <= found
 
 
-def test_what_nobody_has_used_for_a_month_is_removed(tmp_path: Path, place: Path) -> None:
+def test_what_was_not_used_for_a_month_is_removed(tmp_path: Path, place: Path) -> None:
     make = maker(tmp_path / "calls")
     made_once("net", tmp_path / "a", make, code=[BADNETS], recipe=1)
     (old,) = entries(place)

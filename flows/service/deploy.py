@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from pathlib import Path
-from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -25,9 +24,9 @@ from pydantic import TypeAdapter
 
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
+from vetgate.shape import Blob
 from vetgate.shipped import DEPLOYMENTS, PACKAGES
 
-Blob = dict[str, Any]
 TRIGGERS: TypeAdapter[list[DeploymentTriggerTypes]] = TypeAdapter(list[DeploymentTriggerTypes])
 logger = logging.getLogger("vetgate.service")
 

@@ -21,11 +21,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flows.gate.decide import answer, make_ready
-from flows.service.http import Blob, Endpoint, body_of, deliveries_to, serve, service
+from flows.service.http import Endpoint, body_of, deliveries_to, serve, service
 from flows.service.webhooks import Webhooks
 from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, Deliveries, TooLarge
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
+from vetgate.shape import Blob
 
 MAX_REQUEST_BYTES = 4 << 20
 MODEL = re.compile(r"prod\.([a-z0-9][a-z0-9._-]{0,62})")

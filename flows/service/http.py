@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from tasks.mlflow.webhooks import MAX_BODY_BYTES, Deliveries, Refused, TooLarge
 from vetgate.errors import StoreError
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 Endpoint = Callable[[Request], Any]
 logger = logging.getLogger("vetgate.service")
 

@@ -98,7 +98,7 @@ def client_environment(settings: Settings) -> dict[str, str]:
 
 def prefect_environment(settings: Settings) -> dict[str, str]:
     """What the Prefect server gets: its database, and nothing of ours."""
-    given = _environment(settings, KEY, TOKEN, SECRET, databases="PREFECT_")
+    given = _environment(settings, KEY, TOKEN, SECRET, databases=("PREFECT_",))
     # its pages are written with the server's address in them, and the installation may be read-only
     own = {"PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui")}
     own["PREFECT_SERVER_UI_API_URL"] = prefect_url(settings)
@@ -107,11 +107,11 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
 
 def mlflow_environment(settings: Settings) -> dict[str, str]:
     """What the MLflow server gets: its database, and nothing of ours."""
-    given = _environment(settings, KEY, TOKEN, SECRET, databases="MLFLOW_")
+    given = _environment(settings, KEY, TOKEN, SECRET, databases=("MLFLOW_",))
     return {**MLFLOW_SERVER, **given, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 
 
-def _environment(settings: Settings, *withheld: str, databases: str = "nobody's") -> dict[str, str]:
+def _environment(settings: Settings, *withheld: str, databases: tuple[str, ...] = ()) -> dict[str, str]:
     """Ours, with the places and addresses of the service; only a server itself learns how its database is reached."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(DATABASES) or k.startswith(databases)}
     inherited.setdefault("PREFECT_HOME", str(settings.home / "prefect"))

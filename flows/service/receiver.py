@@ -10,12 +10,13 @@ import re
 
 from starlette.applications import Starlette
 
-from flows.service.http import Blob, deliveries_to, serve, service
+from flows.service.http import deliveries_to, serve, service
 from tasks import events
 from tasks.mlflow.vettings import MANIFEST_TAG
 from tasks.mlflow.webhooks import VERSION_CREATED, Deliveries
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
+from vetgate.shape import Blob
 
 MODEL = re.compile(r"thirdparty\.[a-z0-9][a-z0-9._-]{0,62}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psutil
 from honcho.manager import Manager
@@ -26,8 +25,8 @@ from flows.service.urls import gate_url, mlflow_url, prefect_url, receiver_url
 from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from tasks.settings import Settings
 from vetgate.errors import StoreError
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 WATCH_SECONDS = 1.0
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 

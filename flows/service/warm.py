@@ -26,9 +26,9 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from tasks.sandbox.fork import PR_SET_PDEATHSIG, prctl
+from vetgate.shape import Blob
 
 # what a run imports on its way, besides the flow itself
 IMPORTS = (
@@ -48,7 +48,6 @@ IMPORTS = (
     "tasks.store.directory",
 )
 ROOT = Path(__file__).resolve().parent.parent.parent
-Blob = dict[str, Any]
 REQUEST = struct.Struct("!I")
 MOST_BYTES = 1 << 22
 STREAMS = 3

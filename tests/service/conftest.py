@@ -90,7 +90,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 def _owner() -> str | None:
-    """Who the cluster belongs to: whoever runs the tests, but for root."""
+    """Whom the cluster belongs to: the user that runs the tests, unless that is root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):

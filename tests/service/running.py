@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from tasks.sandbox.fork import PR_SET_PDEATHSIG, prctl
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 START_SECONDS, STOP_SECONDS = 400.0, 40.0
 PORTS = ("PREFECT", "MLFLOW", "RECEIVER", "GATE")
-# what a command of somebody who runs the tests may be set to
+# what the shell that runs the tests may have set
 OWN = ("VETGATE_", "PREFECT_", "MLFLOW_")
 
 
@@ -142,7 +141,7 @@ def until_true(happened: Callable[[], bool], seconds: float, say: Callable[[], s
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Ports that no process listens on now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in sockets]
     for listener in sockets:
@@ -152,7 +151,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def killed_after(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
-    """End a process that takes too long, so that whoever reads from it reads an end."""
+    """End a process that takes too long, so that a reader of its output meets an end."""
     import threading
 
     timer = threading.Timer(seconds, process.kill)

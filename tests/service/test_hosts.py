@@ -187,6 +187,6 @@ def halted(pid: int) -> Iterator[None]:
 
 
 def free_port(address: str) -> int:
-    """A port that nobody listens on at this address."""
+    """A port that no process listens on at this address."""
     with socket.create_server((address, 0)) as listener:
         return int(listener.getsockname()[1])

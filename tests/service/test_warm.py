@@ -186,5 +186,5 @@ def turned_away(connection: socket.socket) -> bool:
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
-        # it was closed with something in it that nobody read
+        # it was closed with something in it that was not read
         return True

@@ -53,7 +53,7 @@ def test_submit_event_worker_verdict_promotion_and_load(world: World, by_event: 
 
     assert world.verdict(manifest) == "PASS" and len(world.results(manifest)) == 1
     assert made_by_event(world, manifest)
-    # the vetting registered what came in, and nobody takes that in again
+    # the vetting registered what came in, and nothing takes that in again
     assert not runs_of(world, model="thirdparty.by-event")
     loaded = verified_load("models:/prod.by-event@champion", world.settings)
     assert loaded.coverage.manifest == manifest and loaded.coverage.promotion.version == version
@@ -62,7 +62,7 @@ def test_submit_event_worker_verdict_promotion_and_load(world: World, by_event: 
 
 
 @pytest.mark.usefixtures("handed_in")
-def test_a_version_that_anybody_registers_goes_the_same_way(world: World) -> None:
+def test_a_version_registered_in_mlflow_goes_the_same_way(world: World) -> None:
     world.champion("by-webhook")
 
     manifest = verified_load("models:/prod.by-webhook@champion", world.settings).coverage.manifest
@@ -78,7 +78,7 @@ def test_a_backdoored_model_stays_out(world: World, handed_in: dict[str, str]) -
     assert world.verdict(manifest) == "FAIL"
     assert world.service.vetgate("promote", "bargain", "--submission", manifest).returncode == 1
     assert world.aliases("bargain") == {}
-    # nobody is woken to promote what failed: the one run is the vetting
+    # no run is woken to promote what failed: the one run is the vetting
     assert len(runs_of(world, manifest_sha256=manifest)) == 1
 
 
@@ -153,7 +153,7 @@ def test_submissions_at_once_reach_one_verdict_each(world: World, honest: Path, 
 
 
 def smuggled(world: World, honest: Path, folder: Path, name: str) -> str:
-    """A version of prod.<name> that somebody made by himself, with the tags of one that was vetted."""
+    """A version of prod.<name> that a user of MLflow made past the gate, with the tags of one that was vetted."""
     with world.registry() as client:
         good = client.get_model_version(f"prod.{name}", world.aliases(name)["champion"])
         run = client.create_run(client.create_experiment(f"smuggler-{time.time_ns()}"))

@@ -22,8 +22,8 @@ from tasks.settings import Settings, load_settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tests.service.running import Service, tail, until_true
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 VERDICT_SECONDS = 240.0
 
 

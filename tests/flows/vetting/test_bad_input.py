@@ -130,9 +130,9 @@ def test_a_data_set_that_is_not_registered_is_an_error(vetgate, variant, home, q
 
 def test_an_unreachable_data_remote_is_an_error(vetgate, variant, tmp_path, quick):
     elsewhere = {"VETGATE_HOME": tmp_path / "home", "VETGATE_DATA_REMOTE": "s3://bucket/data"}
-    nobody = {"VETGATE_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    unreachable = {"VETGATE_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
 
-    done = vetgate("vet", variant(), "--json", **quick, **elsewhere, **nobody)
+    done = vetgate("vet", variant(), "--json", **quick, **elsewhere, **unreachable)
 
     assert done.code == 2 and "127.0.0.1:9" in done.err and "Traceback" not in done.err
 
