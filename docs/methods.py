@@ -54,7 +54,8 @@ def section(method: Method) -> str:
         facts.append(f"- In a verdict: {counted}; held against clean {NULLS[role.null]}; {CONFIRMS[role.confirm]}")
     if method.axis is not None:
         facts.insert(0, f"- Inspects: {INSPECTS[method.axis]}")
-    facts += [f"- Paper: <{method.paper}>", *(f"- {label}: {text}" for label, text in notes.items())]
+    facts += [f"- Paper: <{method.paper}>"] if method.paper else []
+    facts += [f"- {label}: {text}" for label, text in notes.items()]
     facts += [f"- Waived: `{check}`: {reason}" for check, reason in sorted(method.waived.items())]
     hyper = [f"| `{name}` | `{default}` |" for name, default in method.defaults.items()]
     table = ["| hyper-parameter | default |", "|---|---|", *hyper, ""] if hyper else []

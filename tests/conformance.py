@@ -155,7 +155,7 @@ def same(one: Any, other: Any) -> bool:
 
 def check_documented_with_source(method: Method, twins: Twins) -> None:
     assert "Source" in method.doc, "its module's docstring says where the idea comes from"
-    assert method.paper.startswith("https://")
+    assert not method.paper or method.paper.startswith("https://")
     assert inspect.getdoc(method.function)
     signature = inspect.signature(method.function)
     assert all(p.annotation != p.empty for p in signature.parameters.values())
@@ -195,20 +195,30 @@ def check_model_untouched(method: Method, twins: Twins) -> None:
 
 
 def check_model_untouched_after_a_crash(method: Method, twins: Twins) -> None:
+    # in the middle of its work, or, where that takes fewer runs of the network, at the first of them
+    assert _broken(method, twins, whole=2) or _broken(method, twins, whole=0), "it never runs the network"
+
+
+def _broken(method: Method, twins: Twins, whole: int) -> bool:
+    """Whether a network broke that runs only so many times, and was left as it had been."""
     calls = []
 
     def crash(out: Tensor) -> Tensor:
         calls.append(1)
-        if len(calls) > 2:
+        if len(calls) > whole:
             raise RuntimeError("the network broke")
         return out
 
     subject = wrapped(replace(twins.trojaned, model=copy.deepcopy(twins.trojaned.model)), crash)
     subject.model.train().requires_grad_(True)
     before = state(subject.model)
-    with pytest.raises(RuntimeError, match="broke"):
+    try:
         twins.run(method, subject, **({"batch": 64} if "batch" in method.defaults else {}))
-    assert state(subject.model) == before
+    except RuntimeError as error:
+        assert "broke" in str(error)
+        assert state(subject.model) == before
+        return True
+    return False
 
 
 def check_random_stream_private(method: Method, twins: Twins) -> None:

@@ -322,9 +322,12 @@ REPAIRS: dict[str, Method] = {}
 
 
 def detector(
-    *, role: Role, needs: set[Need], paper: str, waived: Mapping[str, str] | None = None
+    *, role: Role, needs: set[Need], paper: str = "", waived: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence]]:
-    """Register a function (subject, *, hyper=...) -> Evidence under its own name; `role` is its part in a verdict."""
+    """Register a function (subject, *, hyper=...) -> Evidence under its own name; `role` is its part in a verdict.
+
+    `paper` is the https address of the paper that it comes from, where there is one.
+    """
 
     def register(function: Callable[..., Evidence]) -> Callable[..., Evidence]:
         name = function.__name__
@@ -337,7 +340,7 @@ def detector(
 
 
 def repair(
-    *, role: RepairRole, needs: set[Need], paper: str, waived: Mapping[str, str] | None = None
+    *, role: RepairRole, needs: set[Need], paper: str = "", waived: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Repair]], Callable[..., Repair]]:
     """Register a function (subject, [evidence,] *, hyper=...) -> Repair under its own name."""
 

@@ -49,6 +49,12 @@ def row(files: Files, member: Member, calibration: Calibration, policy: Policy) 
     by_data = files.seen(member.name, policy.required_with_training_data)
     if by_data:
         found["with_data"] = _ruled(verdict([*model_only, *by_data], calibration, policy, card, files), card)
+    judged = {*policy.required, *policy.required_with_training_data}
+    for extra in files.seen(member.name, sorted(set(given) - judged)):
+        # measured by itself, beside a verdict in which it has no part
+        beside = _ruled(verdict([*model_only, extra], calibration, policy, card, files), card)["methods"]
+        for view in found.keys() & {"model", "with_data"}:
+            found[view]["methods"] |= {name: p for name, p in beside.items() if name == extra.method}
     return found
 
 

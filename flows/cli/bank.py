@@ -15,7 +15,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 def calibrate(
     name: Annotated[str, typer.Argument(help="A registered data set: see `vetgate data list`.")],
-    count: Annotated[int, typer.Option(min=8, help="Clean networks; 19 stand for a rate of 5 %, 99 for 1 %.")] = 20,
+    count: Annotated[
+        int, typer.Option(min=8, help="Clean networks, at least 8; 19 stand for a rate of 5 %, 99 for 1 %.")
+    ] = 20,
     out: Annotated[Path | None, typer.Option(help="The calibration to write; <home>/calibration.json without.")] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Networks at once; each takes one core.", show_default="one for each core")

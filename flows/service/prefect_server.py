@@ -9,15 +9,13 @@ served, before they take a connection, and begin with the right to write.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
-
-from prefect.cli import app
-from prefect.server.database.configurations import AioSqliteConfiguration
 
 from flows.service.server import make_database
 from tasks.settings import load_settings
@@ -28,6 +26,8 @@ _has_turn = ContextVar("_has_turn", default=False)
 
 def take_turns() -> None:
     """Have every transaction on SQLite wait until those that came before it have ended."""
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
     begin = AioSqliteConfiguration.begin_transaction
 
     @asynccontextmanager
@@ -53,8 +53,12 @@ def take_turns() -> None:
 def main() -> None:
     """Serve where the settings say, from the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names."""
     settings = load_settings()
+    if make_database():
+        # asking whether there are migrations to run takes as long as importing all of them; read at Prefect's import
+        os.environ.setdefault("PREFECT_SERVER_DATABASE_MIGRATE_ON_START", "false")
     take_turns()
-    make_database()
+    from prefect.cli import app
+
     sys.argv = ["prefect", "server", "start", "--host", settings.host, "--port", str(settings.prefect_port)]
     app()
 

@@ -14,6 +14,8 @@ from tasks import templates
 from tasks.mlflow.client import registry
 from tasks.settings import Settings
 from tasks.templates import CONSTANT, is_current, make, make_from_template, migrate, template, template_file, written
+from tests.cached import made_once
+from tests.databases import MIGRATIONS
 
 PACKAGES = sorted(CONSTANT)
 FORK = multiprocessing.get_context("fork")
@@ -21,11 +23,14 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(scope="module")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with each database as its migrations make it."""
-    folder = tmp_path_factory.mktemp("migrated")
-    for package in PACKAGES:
-        migrate(package, folder / f"{package}.db")
-    return folder
+    """A folder with each database as the migrations of the installed versions make it."""
+
+    def make_all(folder: Path) -> None:
+        for package in PACKAGES:
+            migrate(package, folder / f"{package}.db")
+
+    code, libraries = [Path(templates.__file__)], (*PACKAGES, *MIGRATIONS)
+    return made_once("migrated", tmp_path_factory.mktemp("migrated"), make_all, code=code, libraries=libraries)
 
 
 def schema(path: Path) -> dict[tuple[str, str], list[str]]:

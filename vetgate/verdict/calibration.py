@@ -165,7 +165,9 @@ class Calibration:
         """
         chosen = self.references(method, data_sha256, level)
         if not chosen:
-            raise BadPolicy(f"the calibration holds no references for {method}; rebuild it with `dvc repro`")
+            raise BadPolicy(
+                f"the calibration holds no references for {method}; make them with `vetgate calibrate`, or `make bank`"
+            )
         floors, leasts, scales, statistics = [], [], [], []
         for seen in _by_data(chosen, method):
             values = np.array([s.statistic for s in seen])

@@ -25,20 +25,24 @@ WORDS: dict[Code, str] = {
     Code.SCORES_MISFIT: "{method} gave {scores} scores for {classes} classes",
     Code.TRIGGER_MISFIT: "{method} gave a trigger for a class that is not one of {classes}",
     Code.CLASSES_MISFIT: "{method} cannot tell what happens at a rate of {level:g} among {classes} classes",
-    Code.NO_CALIBRATION: "there is no calibration for {method}; build one with `dvc repro` or set VETGATE_CALIBRATION",
-    Code.NO_REFERENCES: "the calibration holds no references for {method}; rebuild it with `dvc repro`",
+    Code.NO_CALIBRATION: "there is no calibration for {method}; make one with `vetgate calibrate`, or set "
+    "VETGATE_CALIBRATION",
+    Code.NO_REFERENCES: "the calibration holds no references for {method}; make them with `vetgate calibrate`, or "
+    "`make bank`",
     Code.OTHER_PARAMETERS: "{method} ran with other parameters than its references; restore params.yaml or recalibrate",
     Code.OTHER_REFERENCES: "{method} has references that are not those the calibration was written with; restore it or "
     "calibrate anew",
-    Code.OTHER_CODE: "{method} has changed since its references were made; rebuild the calibration with `dvc repro`",
-    Code.TOO_FEW_REFERENCES: "{references} clean references of {method} are too few for a level of {level:g}; add some "
-    "to `bank`",
+    Code.OTHER_CODE: "{method} has changed since its references were made; make them anew with `vetgate calibrate`, or "
+    "`make bank`",
+    Code.TOO_FEW_REFERENCES: "{references} clean references of {method} are too few for a level of {level:g}; train "
+    "more with `vetgate calibrate --count`, or list more in the bank",
     Code.SEEDS_DIFFER: "the methods ran with {seeds} different seeds, expected the submission's",
     Code.FORMAT_NOT_ACCEPTED: "the policy names no sandbox level for {format}, so it does not accept it",
     Code.SANDBOX_TOO_WEAK: "the policy demands sandbox level {wanted} for {format}, this host gave {given}",
     Code.OTHER_DATA: "the calibration's references on {data} were trained on other bytes; "
     "run `vetgate calibrate {data}`",
-    Code.NOTHING_INSPECTED: "no detector with a calibrated null could be read; nothing was inspected",
+    Code.NOTHING_INSPECTED: "no detector that is held against labels (`null` is LABEL) could be read; a verdict "
+    "needs one",
     Code.NO_TRIGGER_FOUND: "no trigger was found for {lost} of {classes} labels; the model may hide its gradients",
     Code.SECOND_RUN_DIFFERS: "rescan: an independent run came out {decision}, so that nothing follows",
     Code.REFUSED: "{said}",

@@ -136,6 +136,18 @@ def test_how_far_references_carry_over_is_counted_where_others_are_left(bank: Pa
     assert found["small-cnn"].alarms == COUNT - 2
 
 
+def test_a_detector_that_no_verdict_requires_is_measured_by_itself(bank: Path) -> None:
+    files, policy = Files(bank), load_policy()
+    member, whole = files.members["digits-badnets-00"], Calibration(of_the_bank(Files(bank)), "whole")
+    without = policy.model_copy(update={"required": tuple(m for m in policy.required if m != "abs")})
+    required, beside = (row(files, member, whole, by)["model"] for by in (policy, without))
+    assert set(beside["methods"]) == {"abs", "neural_cleanse"} and beside["methods"] == required["methods"]
+    del files.evidence[member.name]["abs"]
+    alone = row(files, member, whole, without)["model"]
+    assert set(alone.pop("methods")) == {"neural_cleanse"}
+    assert alone == {name: value for name, value in beside.items() if name != "methods"}
+
+
 class TestWhatGitHolds:
     """The committed evidence, cards and calibration belong together and to the code."""
 

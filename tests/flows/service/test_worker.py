@@ -1,0 +1,47 @@
+"""A worker that has no place for another run leaves the server in peace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from prefect.workers.process import ProcessWorker
+
+from flows.service import worker as service_worker
+from flows.service.worker import FULL_SECONDS, ask_seldom_while_full
+
+
+def test_a_full_worker_asks_seldom_and_one_with_room_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(service_worker.time, "monotonic", lambda: now[0])
+
+    async def scenario() -> list[int]:
+        worker, asked, seen = ProcessWorker(work_pool_name="vet", limit=2), [], []
+
+        async def nothing_scheduled() -> list[Any]:
+            asked.append(now[0])
+            return []
+
+        worker._get_scheduled_flow_runs = nothing_scheduled
+        worker._limiter, worker._has_successfully_synced = anyio.CapacityLimiter(2), True
+        ask_seldom_while_full(worker)
+
+        async def ask(times: int) -> None:
+            before = len(asked)
+            for _ in range(times):
+                await worker.get_and_submit_flow_runs()
+            seen.append(len(asked) - before)
+
+        await ask(3)
+        worker._limiter.acquire_on_behalf_of_nowait("one")
+        await ask(3)
+        worker._limiter.acquire_on_behalf_of_nowait("two")
+        await ask(3)
+        now[0] += FULL_SECONDS
+        await ask(3)
+        worker._limiter.release_on_behalf_of("one")
+        await ask(3)
+        return seen
+
+    assert anyio.run(scenario) == [3, 3, 0, 1, 3]
