@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     submitter_key: AbsolutePath | None = None
     trust_root: AbsolutePath = _under_home("keys", "trust.json")
     lease_seconds: PositiveInt = 120
+    threads: PositiveInt = 2
     host: str = "127.0.0.1"
     prefect_port: Port = 4200
     mlflow_port: Port = 5000

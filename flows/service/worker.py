@@ -65,7 +65,9 @@ async def _work(pool: str, limit: int, running: Running, warm: WarmProcess) -> N
     worker = ProcessWorker(
         work_pool_name=pool, name=socket.gethostname(), limit=limit, heartbeat_interval_seconds=heartbeat
     )
-    worker.job_configuration = _configuration(own_flows(pool), warm)
+    # runs that have all cores among them gain nothing from threads that wait for one
+    threads = min(load_settings().threads, max((os.cpu_count() or 1) // limit, 1))
+    worker.job_configuration = _configuration(own_flows(pool), warm, {"VETGATE_THREADS": str(threads)})
     run = worker.run
 
     async def noted(flow_run: Any, configuration: Any, task_status: Any = anyio.TASK_STATUS_IGNORED) -> Any:
@@ -97,8 +99,11 @@ def ask_seldom_while_full(worker: ProcessWorker) -> None:
     worker.get_and_submit_flow_runs = get_and_submit_flow_runs  # type: ignore[method-assign]
 
 
-def _configuration(own: dict[str, str], warm: WarmProcess) -> type[ProcessJobConfiguration]:
-    """The configuration of a worker's runs: the flows of this installation are forked from the warm process."""
+def _configuration(own: dict[str, str], warm: WarmProcess, settled: dict[str, str]) -> type[ProcessJobConfiguration]:
+    """The configuration of a worker's runs: the flows of this installation are forked from the warm process.
+
+    `settled` are variables of each run.
+    """
 
     class Configuration(ProcessJobConfiguration):
         def prepare_for_flow_run(self, flow_run: Any, deployment: Any = None, *others: Any, **more: Any) -> None:
@@ -108,6 +113,7 @@ def _configuration(own: dict[str, str], warm: WarmProcess) -> type[ProcessJobCon
                 warm.start()
                 self.command = warm.command()
                 self.env["PREFECT__FLOW_ENTRYPOINT"] = own[entrypoint]
+            self.env |= settled
             super().prepare_for_flow_run(flow_run, deployment, *others, **more)
 
     return Configuration

@@ -57,7 +57,9 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
             directory=str(workplace.given / "submission"),
             submission=record.submission.model_dump(mode="json"),
             seed=record.seed_for(run),
-            limits=Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes),
+            limits=Limits(
+                cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes, threads=settings.threads
+            ),
         )
         if not was_looked_at(open_store(settings), case):
             # importing torch inside takes as long as what comes before the first call

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
+from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessWorker
 
 from flows.service import worker as service_worker
-from flows.service.worker import FULL_SECONDS, ask_seldom_while_full
+from flows.service.warm import WarmProcess
+from flows.service.worker import FULL_SECONDS, _configuration, ask_seldom_while_full
 
 
 def test_a_full_worker_asks_seldom_and_one_with_room_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +48,9 @@ def test_a_full_worker_asks_seldom_and_one_with_room_every_time(monkeypatch: pyt
         return seen
 
     assert anyio.run(scenario) == [3, 3, 0, 1, 3]
+
+
+def test_a_run_of_the_pool_is_given_its_share_of_the_cores() -> None:
+    configuration = _configuration({}, WarmProcess.__new__(WarmProcess), {"VETGATE_THREADS": "1"})()
+    configuration.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="one"))
+    assert configuration.env["VETGATE_THREADS"] == "1"
