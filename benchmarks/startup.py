@@ -87,7 +87,9 @@ def measure(folder: Path, reference: Path | None, repeat: int) -> list[dict[str,
 
 def _installation(python: Path, folder: Path) -> dict[str, str]:
     """The environment of a fast installation as the checkout behind an interpreter makes it."""
-    root = subprocess.run([python, "-c", "import vetgate; print(vetgate.__path__[0])"], capture_output=True, check=True)
+    root = subprocess.run(
+        [python, "-I", "-c", "import vetgate; print(vetgate.__path__[0])"], capture_output=True, check=True
+    )
     code = (
         f"import json, pathlib; from tests import quick; print(json.dumps(quick.build(pathlib.Path({str(folder)!r}))))"
     )
