@@ -14,13 +14,16 @@ DTYPES = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 LARGEST = 1 << 24
 
 
-def array_of(blob: Mapping[str, Any]) -> NDArray[Any]:
-    """The array that evidence packed as {dtype, shape, base64}, read-only; raises ValueError on anything else."""
+def array_of(blob: Mapping[str, Any], *, most: int | None = LARGEST) -> NDArray[Any]:
+    """The array, of at most so many bytes, that evidence packed as {dtype, shape, base64}, read-only.
+
+    Raises ValueError on anything else.
+    """
     try:
         shape = [int(n) for n in blob["shape"]]
         raw = base64.b64decode(blob["base64"], validate=True)
-        if len(raw) > LARGEST or min(shape, default=1) < 0:
-            raise ValueError(f"expected an array of at most {LARGEST} bytes, got {len(raw)} for {shape}")
+        if (most is not None and len(raw) > most) or min(shape, default=1) < 0:
+            raise ValueError(f"expected an array of at most {most} bytes, got {len(raw)} for {shape}")
         return np.frombuffer(raw, DTYPES[blob["dtype"]]).reshape(shape)
     except (KeyError, TypeError, binascii.Error) as error:
         raise ValueError(f"expected a packed array, got {error!r}") from error

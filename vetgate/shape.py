@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vetgate.errors import StoreError
 
@@ -17,9 +17,24 @@ T = TypeVar("T")
 Blob = dict[str, Any]
 # a float that was written as an integer stays one, so that its JSON stays the same to the byte
 Number = int | float
-# what a dataclass names as its __pydantic_config__
 STRICT: ConfigDict = {"extra": "forbid", "strict": True}
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+class Shaped:
+    """A frozen dataclass that travels as JSON; `WHAT` says what was expected where an object has another shape."""
+
+    __pydantic_config__ = STRICT
+    WHAT = "an object"
+
+    def to_json(self) -> Blob:
+        """A JSON object that `from_json` reads."""
+        return dict(to_json(self))
+
+    @classmethod
+    def from_json(cls, blob: object) -> Self:
+        """What `to_json` wrote; raises StoreError for anything else."""
+        return from_json(cls, blob, cls.WHAT)
 
 
 def to_json(value: Any) -> Any:

@@ -6,27 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vetgate import shape
 from vetgate.digest import sha256_json
-from vetgate.shape import STRICT, Blob, Number
+from vetgate.shape import Blob, Number, Shaped
 from vetgate.verdict.stated import StatedVerdict
 
 
 @dataclass(frozen=True)
-class PolicyPin:
+class PolicyPin(Shaped):
     """The policy that a decision was made under."""
-
-    __pydantic_config__ = STRICT
 
     name: str
     sha256: str
 
 
 @dataclass(frozen=True)
-class Confirmation:
+class Confirmation(Shaped):
     """The independent run that a rescan's FAIL was held against."""
-
-    __pydantic_config__ = STRICT
 
     run: str
     decision: str
@@ -37,10 +32,10 @@ class Confirmation:
 
 
 @dataclass(frozen=True)
-class Decided:
+class Decided(Shaped):
     """The record of one decision: of whom, the verdict, and everything that it rests on."""
 
-    __pydantic_config__ = STRICT
+    WHAT = "the record of a decision"
 
     manifest: str
     name: str
@@ -58,20 +53,20 @@ class Decided:
     @property
     def key(self) -> str:
         """The digest of the decision: of what it rests on, not of the words for it."""
-        blob: Blob = shape.to_json(self)
+        blob = super().to_json()
         verdict = {name: value for name, value in blob["verdict"].items() if name != "reasons"}
         verdict["methods"] = [{**method, "failure": method["failure"] is not None} for method in verdict["methods"]]
         return sha256_json({**blob, "verdict": verdict})
 
     def to_json(self) -> Blob:
         """A JSON object with the record's key."""
-        return {**shape.to_json(self), "key": self.key}
+        return {**super().to_json(), "key": self.key}
 
     @classmethod
     def from_json(cls, blob: object) -> Decided:
         """The record that `to_json` wrote; raises StoreError for anything else."""
         given = {k: v for k, v in blob.items() if k != "key"} if isinstance(blob, dict) else blob
-        return shape.from_json(cls, given, "the record of a decision")
+        return super().from_json(given)
 
 
 @dataclass(frozen=True)
@@ -92,16 +87,16 @@ class Answer:
         """The answer that `to_json` wrote; raises StoreError for anything else."""
         given = blob if isinstance(blob, dict) else {}
         said = {name: value for name, value in given.items() if name in ("attestation", "wants_second")}
-        signed = shape.from_json(_Signed, said, "an answer of the gate")
+        signed = _Signed.from_json(said)
         decided = Decided.from_json({name: value for name, value in given.items() if name not in said})
         return cls(decided, signed.attestation, signed.wants_second)
 
 
 @dataclass(frozen=True)
-class _Signed:
+class _Signed(Shaped):
     """What an answer says beside the decision."""
 
-    __pydantic_config__ = STRICT
+    WHAT = "an answer of the gate"
 
     attestation: str | None
     wants_second: bool = False

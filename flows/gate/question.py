@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vetgate import shape
-from vetgate.shape import STRICT, Blob
+from vetgate.shape import Blob, Shaped
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Shaped):
     """What a gate is to judge.
 
     `evidence` holds the keys of what detectors found, `failures` why others found nothing and `failure_codes` the kinds
@@ -19,7 +18,7 @@ class Question:
     `second` confirms a rescan's alarm, and without `sign` nothing is written.
     """
 
-    __pydantic_config__ = STRICT
+    WHAT = "a question to the gate"
 
     manifest: str
     evidence: Mapping[str, str]
@@ -52,8 +51,3 @@ class Question:
         if self.second is not None:
             blob["second"] = self.second.to_json()
         return blob
-
-    @classmethod
-    def from_json(cls, blob: object) -> Question:
-        """The question that `to_json` wrote; raises StoreError for anything else."""
-        return shape.from_json(cls, blob, "a question to the gate")

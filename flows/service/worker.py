@@ -49,7 +49,8 @@ def main() -> None:
     limit = int(sys.argv[2]) if len(sys.argv) > 2 else max(os.cpu_count() or 1, 2)
     # it imports while this process waits for the server
     warm = WarmProcess(own_flows(pool).values())
-    running = Running(load_settings(), pool)
+    settings = load_settings()
+    running = Running(settings, pool)
     _wait_for_server()
     create_pool(pool)
     running.report_crashed()
@@ -57,16 +58,16 @@ def main() -> None:
         logger.info("deployed %s", name)
     setup_signal_handlers_worker(os.getpid(), f"the worker of {pool}", print)
     with suppress(asyncio.CancelledError, KeyboardInterrupt):
-        anyio.run(_work, pool, limit, running, warm)
+        anyio.run(_work, pool, limit, running, warm, settings.threads)
 
 
-async def _work(pool: str, limit: int, running: Running, warm: WarmProcess) -> None:
+async def _work(pool: str, limit: int, running: Running, warm: WarmProcess, most_threads: int) -> None:
     heartbeat = int(float(os.environ.get("PREFECT_WORKER_HEARTBEAT_SECONDS", "30")))
     worker = ProcessWorker(
         work_pool_name=pool, name=socket.gethostname(), limit=limit, heartbeat_interval_seconds=heartbeat
     )
     # runs that have all cores among them gain nothing from threads that wait for one
-    threads = min(load_settings().threads, max((os.cpu_count() or 1) // limit, 1))
+    threads = min(most_threads, max((os.cpu_count() or 1) // limit, 1))
     worker.job_configuration = _configuration(own_flows(pool), warm, {"VETGATE_THREADS": str(threads)})
     run = worker.run
 

@@ -69,4 +69,4 @@ def cut(trigger: Blob, most: float) -> Blob:
 
 
 def _mask(trigger: Blob) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.asarray(array_of(trigger["mask"]), np.float32)
+    return np.asarray(array_of(trigger["mask"], most=None), np.float32)

@@ -6,44 +6,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vetgate import shape
-from vetgate.shape import STRICT, Blob, Number
+from vetgate.shape import Blob, Number, Shaped
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Shaped):
     """Shares of held-out images: rightly classified, and sent to its target by the strongest trigger."""
-
-    __pydantic_config__ = STRICT
 
     clean_accuracy: Number
     attack_success: Number
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(Shaped):
     """A model before and after its repair."""
 
-    __pydantic_config__ = STRICT
+    WHAT = "the figures of a repair"
 
     before: Measured
     after: Measured
 
-    def to_json(self) -> Blob:
-        """A JSON object that `from_json` reads."""
-        return dict(shape.to_json(self))
-
-    @classmethod
-    def from_json(cls, blob: object) -> Compared:
-        """What `to_json` wrote; raises StoreError for anything else."""
-        return shape.from_json(cls, blob, "the figures of a repair")
-
 
 @dataclass(frozen=True)
-class Validated:
+class Validated(Shaped):
     """A repair on the images for choosing; `natural` is what other labels' triggers of the same size do by nature."""
-
-    __pydantic_config__ = STRICT
 
     before: Measured
     after: Measured
@@ -51,20 +37,18 @@ class Validated:
 
 
 @dataclass(frozen=True)
-class RepairTriggers:
+class RepairTriggers(Shaped):
     """The triggers that a repair is measured by: as they were found, and with those reversed anew afterwards."""
-
-    __pydantic_config__ = STRICT
 
     before: tuple[Mapping[str, Any], ...]
     after: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
-class RepairRecord:
+class RepairRecord(Shaped):
     """A repair that ran, as the store keeps it under its key; `about` is all that it depends on, `files` a manifest."""
 
-    __pydantic_config__ = STRICT
+    WHAT = "the record of a repair"
 
     about: Mapping[str, Any]
     key: str
@@ -76,42 +60,27 @@ class RepairRecord:
     validate: Validated
     failure: None = None
 
-    def to_json(self) -> Blob:
-        """A JSON object that `from_json` reads."""
-        return dict(shape.to_json(self))
-
-    @classmethod
-    def from_json(cls, blob: object) -> RepairRecord:
-        """The record that `to_json` wrote; raises StoreError for anything else."""
-        return shape.from_json(cls, blob, "the record of a repair")
-
 
 @dataclass(frozen=True)
-class RepairFailed:
+class RepairFailed(Shaped):
     """A repair that ended with an error, which is tried again by the next vetting."""
 
-    __pydantic_config__ = STRICT
+    WHAT = "a repair that failed"
 
     method: str
     failure: str
-
-    def to_json(self) -> Blob:
-        """A JSON object that `repair_from_json` reads."""
-        return dict(shape.to_json(self))
 
 
 def repair_from_json(blob: object) -> RepairRecord | RepairFailed:
     """The one of the two that `to_json` wrote; raises StoreError for anything else."""
     if isinstance(blob, dict) and blob.get("failure") is not None:
-        return shape.from_json(RepairFailed, blob, "a repair that failed")
+        return RepairFailed.from_json(blob)
     return RepairRecord.from_json(blob)
 
 
 @dataclass(frozen=True)
-class ResultMethod:
+class ResultMethod(Shaped):
     """One method in a result; `seconds` is None for one that did not run."""
-
-    __pydantic_config__ = STRICT
 
     name: str
     statistic: Number | None
@@ -122,10 +91,8 @@ class ResultMethod:
 
 
 @dataclass(frozen=True)
-class ResultRepair:
+class ResultRepair(Shaped):
     """The repair that was chosen, with the verdict on what came of it; shares are before and after, on test images."""
-
-    __pydantic_config__ = STRICT
 
     method: str
     artifact: str
@@ -137,10 +104,10 @@ class ResultRepair:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Shaped):
     """What a vetting came to, and where its report and attestation lie."""
 
-    __pydantic_config__ = STRICT
+    WHAT = "the result of a vetting"
 
     submission: str
     manifest_sha256: str
@@ -157,15 +124,6 @@ class Result:
     seconds: Number
     reasons: tuple[str, ...]
     reason_records: tuple[Mapping[str, Any], ...]
-
-    def to_json(self) -> Blob:
-        """A JSON object that `from_json` reads."""
-        return dict(shape.to_json(self))
-
-    @classmethod
-    def from_json(cls, blob: object) -> Result:
-        """The result that `to_json` wrote; raises StoreError for anything else."""
-        return shape.from_json(cls, blob, "the result of a vetting")
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,13 @@ class StoredEvidence:
                 params=dict(blob["params"]),
                 seed=int(blob["seed"]),
                 statistic=float(blob["statistic"]),
-                scores=array_of(blob["scores"]),
+                scores=array_of(blob["scores"], most=None),
                 triggers=tuple(_trigger(trigger) for trigger in blob["triggers"]),
                 details=dict(blob["details"]),
             )
             cutoff = math.inf if blob["cutoff"] is None else float(blob["cutoff"])
             if blob["neurons"] is not None:
-                array_of(blob["neurons"])
+                array_of(blob["neurons"], most=None)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"expected evidence in the store, got another object ({error!r}); vet again") from error
         if found.scores.ndim != 1 or found.scores.dtype != np.float32:
@@ -109,7 +109,7 @@ class StoredEvidence:
 
 
 def _trigger(blob: Mapping[str, Any]) -> StoredTrigger:
-    mask, pattern = array_of(blob["mask"]), array_of(blob["pattern"])
+    mask, pattern = (array_of(blob[part], most=None) for part in ("mask", "pattern"))
     if mask.ndim != 3 or mask.dtype != np.float32 or mask.shape != (1, *pattern.shape[1:]):
         raise ValueError(f"expected a mask (1, H, W) and a pattern (C, H, W), got {mask.shape} and {pattern.shape}")
     return StoredTrigger(mask, int(blob["target"]))

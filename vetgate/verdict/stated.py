@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vetgate import shape
-from vetgate.shape import STRICT, Blob, Number
+from vetgate.shape import Number, Shaped
 
 
 @dataclass(frozen=True)
-class StatedMethod:
+class StatedMethod(Shaped):
     """One method in a verdict, its failure in words."""
-
-    __pydantic_config__ = STRICT
 
     name: str
     statistic: Number | None
@@ -26,10 +23,10 @@ class StatedMethod:
 
 
 @dataclass(frozen=True)
-class StatedVerdict:
+class StatedVerdict(Shaped):
     """The decision and what it rests on: `reason_records` for what decides, `reasons` in words for people."""
 
-    __pydantic_config__ = STRICT
+    WHAT = "a verdict"
 
     decision: str
     p_value: Number | None
@@ -39,12 +36,3 @@ class StatedVerdict:
     reasons: tuple[str, ...]
     calibration: Mapping[str, Any] | None
     reason_records: tuple[Mapping[str, Any], ...]
-
-    def to_json(self) -> Blob:
-        """A JSON object that `from_json` reads."""
-        return dict(shape.to_json(self))
-
-    @classmethod
-    def from_json(cls, blob: object) -> StatedVerdict:
-        """What `Verdict.to_json` or `to_json` wrote; raises StoreError for anything else."""
-        return shape.from_json(cls, blob, "a verdict")
