@@ -1,7 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PYTEST := $(BIN)/python -m pytest --durations 30
+# bytecode of tests and of our own code is kept, whatever this shell is set to: every process would compile both anew
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --durations 30
 # one process more than there are cores, since those that test a service wait for half of the time
 PROCESSES = $$($(BIN)/python -c "import os; print(min((os.cpu_count() or 1) + 1, 6))")
 # pages of docs/ that are made from the code

@@ -60,6 +60,11 @@ def attack_digest(attack: str, architecture: str) -> str:
 
     What they import beside these changes for reasons of its own, and seldom a trained network.
     """
+    return _attack_remembered(attack, architecture, _written(PACKAGE))
+
+
+@lru_cache(maxsize=512)
+def _attack_remembered(attack: str, architecture: str, written: Hashable) -> str:
     starts = [PACKAGE / "attacks" / f"{attack}.py", PACKAGE / "architectures" / f"{architecture.replace('-', '_')}.py"]
     every = {file for start in starts for file in _closure(start)}
     theirs = {f for f in every if f.parent.name in ("attacks", "architectures") and f.name != "__init__.py"}

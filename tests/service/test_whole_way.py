@@ -97,7 +97,7 @@ def test_with_every_event_and_webhook_lost_the_sweep_finds_it(world: World, hone
             lambda: "champion" in world.aliases("unheard"),
             lambda: "champion" in world.aliases("silent"),
         ):
-            until_true(lambda there=there: swept(world) and there(), 240, lambda: tail(world.service.log), pause=3.0)
+            until_true(lambda there=there: swept(world) and there(), 240, lambda: tail(world.service.log), pause=8.0)
 
     assert len(world.results(silent.id)) == 1
     assert verified_load("models:/prod.unheard@champion", world.settings).coverage.claims["verdict"] == "PASS"

@@ -16,9 +16,9 @@ from tests.quick import clean
 from vetgate.verdict.calibration import Bank, Reference, load_calibration
 
 # nothing is judged by these: little training and a short search show as much
-RECIPE = Recipe(images=900, epochs=7)
+RECIPE = Recipe(images=900, epochs=4)
 PARAMS = """
-neural_cleanse: {starts: 1, sweeps: 8, again: 1, images: 96, named: 1}
+neural_cleanse: {starts: 1, sweeps: 4, again: 1, images: 96, named: 1}
 data: {invert: 256, confirm: 128, repair: 512, validate: 256, test: 200}
 """
 

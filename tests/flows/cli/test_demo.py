@@ -14,9 +14,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from flows.bank import suppliers
 from flows.bank.suppliers import SUPPLIERS, TARGET, digits, hand_in, measure
 from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from tasks.settings import Settings
+from tests.cached import made_once
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.submission import read_submission
 
@@ -52,16 +54,22 @@ GOOD = Ending(
 @pytest.fixture(scope="module")
 def handed_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """What the suppliers' process wrote, and its answers; it is asked for its own trojaned model once more."""
-    out = tmp_path_factory.mktemp("suppliers")
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.bank.suppliers", str(out)],
-        input=f"{out / 'digits-bargain'}\n",
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return out, [json.loads(line) for line in done.stdout.splitlines()]
+
+    def make(draft: Path) -> None:
+        out = draft / "models"
+        out.mkdir()
+        with (draft / "answers").open("w") as answers:
+            subprocess.run(
+                [sys.executable, "-m", "flows.bank.suppliers", str(out)],
+                input=f"{out / 'digits-bargain'}\n",
+                stdout=answers,
+                text=True,
+                check=True,
+                timeout=300,
+            )
+
+    made = made_once("suppliers", tmp_path_factory.mktemp("suppliers"), make, code=[Path(suppliers.__file__)])
+    return made / "models", [json.loads(line) for line in (made / "answers").read_text().splitlines()]
 
 
 def test_the_secret_patch_works_on_the_dishonest_model_only(handed_in: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.rescan import canaries as flock
 from flows.rescan.canaries import BACKDOORED, CLEAN, Canary, canaries
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
+from tests.cached import made_once
 from vetgate.errors import StoreError
 from vetgate.verdict.stated import StatedVerdict
 
@@ -22,6 +24,7 @@ PASSED, FAILED, OPEN = verdict("PASS"), verdict("FAIL", 7), verdict("INCONCLUSIV
 @pytest.fixture(scope="module")
 def installation_of(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     settings = Settings(home=tmp_path_factory.mktemp("canaries"))
+    made_once("canaries", settings.home / "canaries", flock._train, code=[Path(flock.__file__)])
     canaries(settings)
     return settings
 

@@ -21,6 +21,8 @@ from vetgate.probe import accuracy
 
 LEAST_SUCCESS, MOST_LOST = 0.8, 0.04
 Fit = Callable[[Samples], nn.Module]
+Tensors = dict[str, torch.Tensor]
+Once = Callable[[str, str, Callable[[], Tensors]], Tensors]
 
 
 @pytest.fixture(scope="session")
@@ -33,21 +35,30 @@ def halves() -> tuple[Samples, Samples]:
 
 
 @pytest.fixture(scope="session")
-def fit() -> Fit:
+def once() -> Once:
+    """Tensors that take training, made once a machine: (file of the test, recipe, make) -> what `make` returns."""
+
+    def made(code: str, recipe: str, make: Callable[[], Tensors]) -> Tensors:
+        def write(draft: Path) -> None:
+            save_file({name: tensor.contiguous() for name, tensor in make().items()}, draft / "made.safetensors")
+
+        with tempfile.TemporaryDirectory() as room:
+            made_once("attacked", Path(room), write, code=[Path(code)], recipe=recipe)
+            return load_file(Path(room, "made.safetensors"))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def fit(once: Once) -> Fit:
     """Trains the same small network on whatever it is given, once a machine."""
 
     def trained(samples: Samples) -> nn.Module:
         torch.manual_seed(0)
         model = ARCHITECTURES["small-cnn"]((1, 8, 8), 10)
-
-        def make(draft: Path) -> None:
-            fitted = train(copy.deepcopy(model), samples, epochs=30)
-            save_file({k: v.contiguous() for k, v in fitted.state_dict().items()}, draft / "model.safetensors")
-
         rows = hashlib.sha256(samples.x.numpy().tobytes() + samples.y.numpy().tobytes()).hexdigest()
-        with tempfile.TemporaryDirectory() as room:
-            made_once("attacked", Path(room), make, code=[Path(__file__)], recipe=rows)
-            model.load_state_dict(load_file(Path(room, "model.safetensors")))
+        made = once(__file__, rows, lambda: dict(train(copy.deepcopy(model), samples, epochs=30).state_dict()))
+        model.load_state_dict(made)
         return model.eval().requires_grad_(False)
 
     return trained

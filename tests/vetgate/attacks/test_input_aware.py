@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from vetgate.architectures import small_cnn
+from vetgate.attacks.backdoor import Backdoor, to_one
 from vetgate.attacks.input_aware import Generator, Stamper, backdoored, likeness, train_mask
+from vetgate.contract import Samples
 from vetgate.probe import logits
 
 TARGET = 3
@@ -20,8 +22,17 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def attacked(halves):
-    return backdoored(build, halves[0], target=TARGET, epochs=30, seed=0)
+def attacked(once, halves):
+    def make() -> dict[str, torch.Tensor]:
+        model, backdoor, rows = backdoored(build, halves[0], target=TARGET, epochs=30, seed=0)
+        parts = nn.ModuleDict({"model": model, "stamper": backdoor.stamp})
+        return {**parts.state_dict(), "x": rows.x, "y": rows.y}
+
+    made = once(__file__, "attacked", make)
+    rows = Samples(made.pop("x"), made.pop("y"))
+    parts = nn.ModuleDict({"model": build(), "stamper": Stamper(1)}).eval().requires_grad_(False)
+    parts.load_state_dict(made)
+    return parts["model"], Backdoor(parts["stamper"], to_one(TARGET)), rows
 
 
 def test_each_image_is_under_its_own_trigger_or_under_the_one_it_is_given() -> None:

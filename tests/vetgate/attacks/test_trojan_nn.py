@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -26,9 +28,12 @@ SHAPE = (1, 8, 8)
 
 
 @pytest.fixture(scope="module")
-def residual(halves: tuple[Samples, Samples]) -> nn.Module:
+def residual(once, halves: tuple[Samples, Samples]) -> nn.Module:
     torch.manual_seed(0)
-    return train(ARCHITECTURES["preact-resnet"](SHAPE, 10), halves[0], epochs=10)
+    model = ARCHITECTURES["preact-resnet"](SHAPE, 10)
+    made = once(__file__, "residual", lambda: dict(train(copy.deepcopy(model), halves[0], epochs=10).state_dict()))
+    model.load_state_dict(made)
+    return model.eval().requires_grad_(False)
 
 
 def test_a_square_outside_the_image_is_refused() -> None:
