@@ -47,10 +47,10 @@ def main(ops_file: str) -> NoReturn:
     import torch
 
     ops = _load(ops_file)
-    gc.enable()
-    gc.collect()
-    # keeps the collector of a fork from touching, and so copying, every page it shares
+    # keeps the collector of a fork from touching, and so copying, every page it shares; collecting first costs more
+    # than the little garbage of the imports is worth
     gc.freeze()
+    gc.enable()
     ready = {"threads": len(os.listdir("/proc/self/task")), "torch": torch.__version__}
     # a fork must not trace the process that serves the requests after its own
     prctl(PR_SET_DUMPABLE, 0)

@@ -205,6 +205,8 @@ class Sandbox:
             "MKL_NUM_THREADS": threads,
             # threads that spin while they wait cost three times their gain when another process wants the core
             "OMP_WAIT_POLICY": "PASSIVE",
+            # no plugin of torch is looked for among the installed packages
+            "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
             # OpenBLAS starts its threads on import, and a process with threads must not fork
             "OPENBLAS_NUM_THREADS": "1",
         }
