@@ -48,9 +48,13 @@ class Histogram:
 
 
 def strip(statistic: float | None, null: Mapping[str, Any] | None) -> Strip | None:
-    """A strip from a null given as {"values": […]} or {"quantiles": {"0.05": …}}, with "cutoff" if there is one."""
+    """A strip from a null given as {"values": […]} or {"quantiles": {"0.05": …}}, with "cutoff" if there is one.
+
+    "statistic" is the model's own in the unit of the values, where that is another.
+    """
     if statistic is None or not null:
         return None
+    statistic = next(iter(_finite([null.get("statistic")])), statistic)
     values = sorted(_finite(null.get("values") or ()))
     quantiles = {float(p): q for p, q in (null.get("quantiles") or {}).items() if _is_number(q)}
     if values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import subprocess
@@ -55,9 +56,15 @@ def start_service(
     return start
 
 
+@pytest.fixture
+def postgres(databases: Callable[[], Postgres]) -> Postgres:
+    """Databases that no other service has used: what MLflow keeps there is encrypted with a key of each home."""
+    return databases()
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL cluster of its own, on a free port of this machine."""
+def databases() -> Iterator[Callable[[], Postgres]]:
+    """Makes a database for each server, empty every time, in a PostgreSQL cluster on a free port of this machine."""
     system.require(system.POSTGRESQL)
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     # initdb refuses to be root; its socket's path must be short
@@ -80,11 +87,17 @@ def postgres() -> Iterator[Postgres]:
         run("initdb", "--pgdata", str(data), "--username", "vetgate", "--auth", "trust", "--no-sync")
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c fsync=off"
         run("pg_ctl", "--pgdata", str(data), "--wait", "--options", options, "start")
-        try:
-            for name in ("prefect", "mlflow"):
+        place, turns = f"vetgate@127.0.0.1:{port}", itertools.count()
+
+        def fresh() -> Postgres:
+            turn = next(turns)
+            names = [f"prefect{turn}", f"mlflow{turn}"]
+            for name in names:
                 run("createdb", "--host", "127.0.0.1", "--port", str(port), "--username", "vetgate", name)
-            place = f"vetgate@127.0.0.1:{port}"
-            yield Postgres(f"postgresql+asyncpg://{place}/prefect", f"postgresql://{place}/mlflow")
+            return Postgres(f"postgresql+asyncpg://{place}/{names[0]}", f"postgresql://{place}/{names[1]}")
+
+        try:
+            yield fresh
         finally:
             run("pg_ctl", "--pgdata", str(data), "--wait", "--mode", "immediate", "stop")
 

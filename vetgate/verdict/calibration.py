@@ -40,7 +40,10 @@ PRIOR = 10
 # 1.4826 makes a median of absolute deviations estimate sigma for normal data
 TO_SIGMA = 1.4826
 STANDARD_NORMAL = NormalDist()
+# normal scores end here, where simulation ends too
 CLIP = 4.0
+# and what one method adds to the combined score: so far that an alarm of one with half the weight counts by itself
+MOST = 6.0
 
 
 class Seen(BaseModel, frozen=True, extra="forbid"):
@@ -111,7 +114,8 @@ class Bank(BaseModel, frozen=True, extra="forbid"):
 class Null:
     """The null of one method for one subject, from clean models.
 
-    The scale's floor, their label scales, the least effect that counts, and their statistics, standardised and raw.
+    The scale's floor, their label scales, the least effect that counts, and their statistics, standardised and raw;
+    and what each label comes to in clean models on the subject's own data (K,), None where that is not known.
     """
 
     floor: float
@@ -119,6 +123,15 @@ class Null:
     least: float
     statistics: Array
     raw: Array
+    usual: Array | None = None
+
+    def less_usual(self, scores: Sequence[float]) -> Array:
+        """Class scores (K,) above their median, less what is usual for each label: some have small triggers anyway."""
+        return less_usual(scores, self.usual)
+
+    def statistic(self, scores: Sequence[float], statistic: float) -> float:
+        """A model's statistic in the unit of `raw`: of class scores less what is usual, or as it is."""
+        return statistic if self.usual is None else _farthest(self.less_usual(scores))
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,21 +170,35 @@ class Calibration:
             return None
         return Reason(Code.TOO_FEW_REFERENCES, method, figures={"references": count, "level": level})
 
-    def null(self, method: str, data_sha256: str | None, level: float) -> Null:
+    def knows_labels(self, method: str, data_sha256: str | None, level: float, classes: int | None = None) -> bool:
+        """Whether it can be said what is usual for each label: all references are on the data, of so many classes."""
+        chosen = self.references(method, data_sha256, level)
+        alike = [r for r in chosen if (r.data_sha256, r.classes) == (data_sha256, classes or r.classes)]
+        return by_label(method) and len(alike) == len(chosen) >= ENOUGH
+
+    def null(self, method: str, data_sha256: str | None, level: float, *, labels: bool = False) -> Null:
         """The null of a method for subjects on this data set; raises BadPolicy when no reference holds it.
 
         Pooled over data sets, the floor and the least effect are those of the set where they are smallest: a bound
-        that holds everywhere would hide what stands out in a narrow one.
+        that holds everywhere would hide what stands out in a narrow one. With `labels`, where it knows them, a label is
+        held against what the same label gives in clean models, and else against the other labels of its model.
         """
         chosen = self.references(method, data_sha256, level)
         if not chosen:
             raise BadPolicy(
                 f"the calibration holds no references for {method}; make them with `vetgate calibrate`, or `make bank`"
             )
-        floors, leasts, scales, statistics = [], [], [], []
+        floors, leasts, scales, statistics, raw = [], [], [], [], []
+        usual: Array | None = None
         for seen in _by_data(chosen, method):
-            values = np.array([s.statistic for s in seen])
-            own = [_own_scale(s.scores) for s in seen if s.scores]
+            if labels:
+                usual, of_others = _usual(tuple(s.scores or () for s in seen))
+                rows = [less_usual(s.scores or (), row) for s, row in zip(seen, of_others, strict=True)]
+                values = np.array([_farthest(row) for row in rows])
+                own = [lower_scale(row.tolist()) for row in rows]
+            else:
+                values = np.array([s.statistic for s in seen])
+                own = [_own_scale(s.scores) for s in seen if s.scores]
             # one model's scale is a noisy estimate from few labels; the models of a data set share theirs
             floors.append(float(np.sqrt(np.mean(np.square(own)))) if own else _spread(values))
             # two spreads above the median: one odd reference must not hide what it resembles
@@ -179,8 +206,9 @@ class Calibration:
             scales.append(np.full(len(seen), floors[-1]))
             # centred within the data set, so that pooling compares like with like
             statistics.append((values - np.median(values)) / max(_spread(values), 1e-6))
-        raw = np.sort([r.seen[method].statistic for r in chosen])
-        return Null(min(floors), np.concatenate(scales), min(leasts), np.concatenate(statistics), raw)
+            raw.append(values)
+        shown = np.sort(np.concatenate(raw))
+        return Null(min(floors), np.concatenate(scales), min(leasts), np.concatenate(statistics), shown, usual)
 
     def standardise(self, method: str, value: float, data_sha256: str | None) -> float:
         """A method's statistic in units of the clean references' spread around their median."""
@@ -195,19 +223,27 @@ class Calibration:
         own = [r for r in holding if r.data_sha256 == data_sha256]
         return own if len(own) >= ENOUGH and countable(len(own), level) else holding
 
-    def clean_scores(self, methods: Collection[str], data_sha256: str | None, level: float) -> Array:
-        """Sorted combined scores of the peers, each by what the other references of its data set say of it."""
-        peers = self.peers(methods, data_sha256, level)
-        return np.sort([combined({m: self._unit(r, m, level) for m in methods}) for r in peers])
+    def clean_scores(
+        self, methods: Collection[str], data_sha256: str | None, level: float, classes: int | None = None
+    ) -> Array:
+        """Sorted combined scores of the peers, each by what the other references of its data set say of it.
 
-    def _unit(self, reference: Reference, method: str, level: float) -> float:
+        What is usual for a label is known of peers only where it is known of the subject: like is held against like.
+        """
+        peers = self.peers(methods, data_sha256, level)
+        labels = {m: self.knows_labels(m, data_sha256, level, classes) for m in methods}
+        return np.sort([combined({m: self._unit(r, m, level, labels[m]) for m in methods}) for r in peers])
+
+    def _unit(self, reference: Reference, method: str, level: float, labels: bool) -> float:
         """How far a reference stands out by one method, held against the others of its data set."""
         others = tuple(r for r in self.bank.references if r is not reference)
         without = Calibration(self.bank.model_copy(update={"references": others}), self.id)
         seen = reference.seen[method]
         if not by_label(method):
             return without.standardise(method, seen.statistic, reference.data_sha256)
-        null, scores = without.null(method, reference.data_sha256, level), seen.scores or ()
+        known = labels and without.knows_labels(method, reference.data_sha256, level)
+        null = without.null(method, reference.data_sha256, level, labels=known)
+        scores = null.less_usual(seen.scores or ()).tolist()
         return float(label_units(scores, label_p_values(scores, null), null.least).max())
 
     def _holding(self, method: str, data_sha256: str | None) -> tuple[list[Reference], list[Reference]]:
@@ -258,6 +294,39 @@ def _code(method: str) -> str | None:
 @lru_cache(maxsize=4096)
 def _own_scale(scores: tuple[float, ...]) -> float:
     return lower_scale(scores)
+
+
+@lru_cache(maxsize=4096)
+def _usual(scores: tuple[tuple[float, ...], ...]) -> tuple[Array, Array]:
+    """The median (K,) over models of their class scores above their own medians; and each model's by the others (n, K).
+
+    A clean model that is held against its like must not have had a say in what is usual.
+    """
+    rows = np.array([less_usual(row, None) for row in scores])
+    n = len(rows)
+    order = np.sort(rows, axis=0)
+    rank = rows.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+
+    def without(place: int) -> Array:
+        # the value at a place of the column from which a model is taken out
+        return np.asarray(np.where(place < rank, order[place], order[place + 1]))
+
+    found = np.median(rows, axis=0), (without((n - 2) // 2) + without((n - 1) // 2)) / 2
+    for array in found:
+        # shared by all that ask for the same
+        array.flags.writeable = False
+    return found
+
+
+def less_usual(scores: Sequence[float], usual: Array | None) -> Array:
+    """Class scores (K,) above their median, less what is usual (K,) for each label."""
+    values = np.asarray(scores, dtype=np.float64)
+    centred = values - np.median(values)
+    return np.asarray(centred if usual is None else centred - usual)
+
+
+def _farthest(scores: Array) -> float:
+    return float(scores.max() - np.median(scores))
 
 
 def lower_scale(scores: Sequence[float]) -> float:
@@ -369,11 +438,11 @@ def normal_score(p: Array | float) -> Array:
 
 
 def contribution(units: Array | float) -> Array:
-    """What standardised statistics add to the combined score: at most CLIP, and never less than nothing.
+    """What standardised statistics add to the combined score: at most MOST, and never less than nothing.
 
     A method that finds a model cleaner than clean ones must not outweigh another that finds a backdoor.
     """
-    return np.clip(np.asarray(units, dtype=np.float64), 0, CLIP)
+    return np.clip(np.asarray(units, dtype=np.float64), 0, MOST)
 
 
 def combined(units: Mapping[str, float]) -> float:

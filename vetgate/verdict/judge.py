@@ -143,10 +143,10 @@ def judge(
     if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
         gaps.append(other)
 
-    every = {n: calibration.null(n, data_sha256, level) if calibration else SIMULATED for n in comparable}
+    every = {n: _null(calibration, n, data_sha256, level, classes) for n in comparable}
     shown = {name: _standing(found, every[name], calibration, data_sha256, level) for name, found in comparable.items()}
     nulls, standings = {n: every[n] for n in usable}, {n: shown[n] for n in usable}
-    clean = calibration.clean_scores(standings, data_sha256, level) if calibration else np.empty(0)
+    clean = calibration.clean_scores(standings, data_sha256, level, classes) if calibration else np.empty(0)
     p_value, labels_p = _combine(standings, nulls, clean)
     methods = tuple(
         _result(name, evidence.get(name), unread | uncounted | failures, shown.get(name), every.get(name), level)
@@ -214,6 +214,13 @@ def _role(method: str) -> Role:
     return role
 
 
+def _null(calibration: Calibration | None, method: str, data_sha256: str | None, level: float, classes: int) -> Null:
+    if calibration is None:
+        return SIMULATED
+    known = calibration.knows_labels(method, data_sha256, level, classes)
+    return calibration.null(method, data_sha256, level, labels=known)
+
+
 def _means_something_alone(method: str) -> bool:
     """Whether scores say something without references: labels compared with each other by the size of masks."""
     return by_label(method) and _role(method).mask_sizes
@@ -224,7 +231,7 @@ def _standing(
 ) -> _Standing:
     role = _role(found.method)
     if role.null is By.LABEL:
-        scores = found.scores.tolist()
+        scores = null.less_usual(found.scores.tolist()).tolist()
         p = label_p_values(scores, null)
         units = label_units(scores, p, null.least)
         effects = np.array(scores) - np.median(scores)
@@ -245,7 +252,8 @@ def _confirmed(found: SeenEvidence, role: Role, alarming: Sequence[int], null: N
     """Of the labels that stand out, those whose trigger works on images that it was not made on."""
     if role.confirm is Confirm.HELD_OUT_AND_SECOND_START:
         held_out, second = (_details(found, key, len(found.scores)) for key in ("held_out", "second_start"))
-        return tuple(k for k in alarming if held_out[k] >= HELD_OUT and second[k] >= SECOND_START * null.least)
+        again = np.array(second) - (0.0 if null.usual is None else null.usual)
+        return tuple(k for k in alarming if held_out[k] >= HELD_OUT and again[k] >= SECOND_START * null.least)
     if role.confirm is Confirm.SUCCESS:
         targets = [t.target for t in found.triggers]
         success = dict(zip(targets, _details(found, "success", len(targets)), strict=True))
@@ -288,11 +296,14 @@ def _result(
     if standing is None or null is None:
         return MethodResult(name, found.statistic, failure=unread.get(name, Reason(Code.ANSWERED_TWICE, name)))
     alarmed = standing.p_value <= level
-    shown = {
+    shown: dict[str, Any] = {
         "values": [round(float(v), 4) for v in null.raw],
         "cutoff": round(null.least, 4),
         "floor": round(null.floor, 4),
     }
+    if null.usual is not None:
+        # in the unit of the values
+        shown["statistic"] = round(null.statistic(found.scores.tolist(), found.statistic), 4)
     return MethodResult(
         name, found.statistic, round(standing.p_value, 5), alarmed, standing.alarming if alarmed else (), None, shown
     )

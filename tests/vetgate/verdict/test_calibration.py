@@ -16,12 +16,14 @@ from vetgate.digest import code_digest
 from vetgate.errors import BadPolicy
 from vetgate.verdict.calibration import (
     CLIP,
+    MOST,
     Bank,
     Calibration,
     MethodPin,
     Null,
     Reference,
     Seen,
+    _usual,
     combined,
     combined_null,
     contribution,
@@ -139,7 +141,7 @@ def test_the_combined_null_is_sorted_finite_and_the_same_each_time():
     labels = {"neural_cleanse": outlier_null(10, nulls["neural_cleanse"])}
     null = combined_null(nulls, labels)
     assert (np.diff(null) >= 0).all() and np.array_equal(null, combined_null(nulls, labels))
-    assert null[0] == 0 and 0.5 * CLIP < null[-1] <= 1.5 * CLIP
+    assert null[0] == 0 and 0.5 * MOST < null[-1] <= CLIP + 0.5 * MOST
 
 
 def test_beyond_all_clean_models_the_simulated_tail_goes_on_from_where_they_end():
@@ -155,10 +157,11 @@ def test_each_reference_is_scored_by_the_others_and_a_calibration_holds_its_own_
     alarmed = []
     for turn in range(12):
         bank = calibration(*(reference(1000 * turn + seed) for seed in range(40)))
-        scores, null = bank.clean_scores(METHODS, "digits", 0.05), bank.null("neural_cleanse", "digits", 0.05)
+        scores = bank.clean_scores(METHODS, "digits", 0.05)
+        null = bank.null("neural_cleanse", "digits", 0.05, labels=True)
         assert len(scores) == 40 and (np.diff(scores) >= 0).all()
         for fresh in (reference(1000 * turn + seed) for seed in range(500, 600)):
-            labels = fresh.seen["neural_cleanse"].scores
+            labels = null.less_usual(fresh.seen["neural_cleanse"].scores).tolist()
             label = float(label_units(labels, label_p_values(labels, null), null.least).max())
             units = dict(
                 zip(METHODS, (label, bank.standardise("abs", fresh.seen["abs"].statistic, "digits")), strict=True)
@@ -175,8 +178,8 @@ def test_few_references_of_a_data_set_are_scored_among_their_own_and_pooled_with
     assert {r.data for r in bank.peers(["abs"], "elsewhere", 0.05)} == {"digits", "signs"}
 
 
-def test_nothing_contributes_less_than_nothing_or_more_than_the_clip():
-    assert contribution(np.array([-9.0, 0.5, 9.0])).tolist() == [0.0, 0.5, CLIP]
+def test_nothing_contributes_less_than_nothing_or_more_than_the_most():
+    assert contribution(np.array([-9.0, 0.5, 9.0])).tolist() == [0.0, 0.5, MOST]
 
 
 def test_own_references_stand_alone_from_eight_for_labels_and_from_what_the_level_needs_for_statistics():
@@ -198,6 +201,74 @@ def test_the_floor_and_the_least_effect_of_pooled_sets_are_those_of_the_narrowes
     alone = calibration(*narrow).null("neural_cleanse", None, 0.05)
     pooled = calibration(*narrow, *wide).null("neural_cleanse", None, 0.05)
     assert (pooled.floor, pooled.least) == (alone.floor, alone.least) and len(pooled.scales) == 10
+
+
+def with_small_label(seed: int, data: str = "digits", *, more: float = 0.0, label: int = 3) -> Reference:
+    """A clean model on data whose label 3 has a small trigger by nature, and `more` of it at a label."""
+    stream = np.random.default_rng(seed)
+    scores = stream.normal(-2.2, 0.1, 10)
+    scores[3] += 1.5
+    scores[label] += more
+    seen = {"neural_cleanse": Seen(statistic=float(scores.max() - np.median(scores)), scores=tuple(scores.tolist()))}
+    return Reference(data=data, data_sha256=data, architecture="cnn", classes=10, seed=seed, accuracy=0.97, seen=seen)
+
+
+def test_a_label_with_a_small_trigger_by_nature_sets_no_bar_for_the_others():
+    bank = calibration(*(with_small_label(seed) for seed in range(20)))
+    null = bank.null("neural_cleanse", "digits", 0.05, labels=bank.knows_labels("neural_cleanse", "digits", 0.05))
+    assert null.usual is not None and null.usual.argmax() == 3 and null.usual[3] == pytest.approx(1.5, abs=0.15)
+
+    def p_of(model: Reference) -> list[float]:
+        scores = null.less_usual(model.seen["neural_cleanse"].scores or ()).tolist()
+        return label_p_values(scores, null).tolist()
+
+    assert min(p_of(with_small_label(100))) > 0.05
+    # 0.9 above the others, and still far below what label 3 comes to
+    infected = p_of(with_small_label(101, more=0.9, label=6))
+    assert infected[6] < 0.01 and min(p for k, p in enumerate(infected) if k != 6) > 0.05
+    assert null.raw.max() < 0.9, "the references are shown less what is usual, too"
+
+
+def test_a_clean_model_has_no_say_in_what_it_is_held_against():
+    """Of three models a label is usual by the other two; a median over all three would be each one's own value."""
+    models = [with_small_label(seed) for seed in range(3)]
+    rows = np.array([np.array(m.seen["neural_cleanse"].scores) for m in models])
+    rows = rows - np.median(rows, axis=1, keepdims=True)
+    usual, of_others = _usual(tuple(m.seen["neural_cleanse"].scores or () for m in models))
+    assert np.allclose(usual, np.median(rows, axis=0))
+    for place in range(3):
+        assert np.allclose(of_others[place], np.median(np.delete(rows, place, axis=0), axis=0))
+
+
+def test_where_no_reference_is_on_the_data_labels_are_held_against_each_other():
+    bank = calibration(*(with_small_label(seed) for seed in range(20)))
+    assert bank.knows_labels("neural_cleanse", "digits", 0.05, 10)
+    assert not bank.knows_labels("neural_cleanse", "elsewhere", 0.05)
+    assert not bank.knows_labels("neural_cleanse", "digits", 0.05, 12), "a model with labels that no reference has"
+    assert not bank.knows_labels("abs", "digits", 0.05), "a statistic of the model"
+    few = calibration(*(with_small_label(s) for s in range(7)), *(with_small_label(s, "signs") for s in range(9)))
+    assert not few.knows_labels("neural_cleanse", "digits", 0.05), "seven say too little of each label"
+    null = bank.null("neural_cleanse", "elsewhere", 0.05)
+    assert null.usual is None and null.less_usual([1.0, 2.0, 3.0]).tolist() == [-1, 0, 1]
+
+
+def test_references_are_held_against_their_like_as_the_subject_is():
+    """Else a model on data without references alarms by nature: its peers alone would be spared what is usual."""
+    bank = calibration(*(with_small_label(seed) for seed in range(20)))
+
+    def units(known: bool) -> list[float]:
+        found = []
+        for one in bank.bank.references:
+            others = calibration(*(r for r in bank.bank.references if r is not one))
+            null = others.null("neural_cleanse", "digits", 0.05, labels=known)
+            scores = null.less_usual(one.seen["neural_cleanse"].scores or ()).tolist()
+            found.append(max(float(label_units(scores, label_p_values(scores, null), null.least).max()), 0.0))
+        return sorted(found)
+
+    assert units(True) != units(False)
+    assert bank.clean_scores(["neural_cleanse"], "digits", 0.05, 10).tolist() == pytest.approx(units(True))
+    for data, classes in (("elsewhere", 10), ("digits", 12)):
+        assert bank.clean_scores(["neural_cleanse"], data, 0.05, classes).tolist() == pytest.approx(units(False))
 
 
 def test_pooled_statistics_are_centred_within_their_data_set():
