@@ -60,9 +60,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path, help="the table of the best of each candidate, as Markdown")
+    parser.add_argument("--data", action="append", help="only members on this data set; may be given several times")
     given = parser.parse_args()
     files = Files()
-    members = open_members(files)
+    members = [m for m in open_members(files) if not given.data or m.data in given.data]
     rows: list[dict[str, Any]] = []
     for name in given.names or [STORED, *NAMES]:
         found, cost = (stored(files, members), {}) if name == STORED else measured(name, files, members, given.jobs)
@@ -74,7 +75,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
     if given.page:
-        given.page.write_text(page(rows))
+        given.page.write_text(page(rows, sorted({m.data for m in members})))
 
 
 def open_members(files: Files) -> list[Network]:
@@ -167,7 +168,10 @@ def measure(task: Task) -> dict[str, Any]:
     return once(folder / f"{weights.stem}.{task.candidate}.{code}.json", run)
 
 
-HEAD = ("candidate", "column", "null", "AUROC chosen on", "confirmed", "detected", "confirmed", "right label", "CPU-s")
+HEAD = (
+    *("candidate", "column", "null", "AUROC chosen on", "confirmed", "detected", "confirmed"),
+    *("right label", "clean and backdoored", "CPU-s"),
+)
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -178,7 +182,8 @@ def cells(row: dict[str, Any]) -> list[str]:
             low, high = row[half][f"{what}_interval"]
             found.append(f"{row[half][what]} [{low}, {high}]")
     right, named = row["confirm"]["right_label"]
-    return [*found, f"{right} of {named}", str(row.get("seconds", ""))]
+    counts = [sum(row[half][kind] for half in ("choose", "confirm")) for kind in ("clean", "backdoored")]
+    return [*found, f"{right} of {named}", "{} and {}".format(*counts), str(row.get("seconds", ""))]
 
 
 def by_choice(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -194,14 +199,12 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=180).print(table)
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[dict[str, Any]], data: list[str]) -> str:
     """What worked and what did not: of each candidate the column and null that won on the half to choose on."""
     won: dict[str, dict[str, Any]] = {}
     for row in by_choice(rows):
         won.setdefault(row["column"] if row["candidate"] == STORED else row["candidate"], row)
     tried = {name: sum(other["candidate"] == row["candidate"] for other in rows) for name, row in won.items()}
-    one = next(iter(won.values()))
-    counts = {half: (one[half]["clean"], one[half]["backdoored"]) for half in ("choose", "confirm")}
     lines = [
         "# Statistics on trial",
         "",
@@ -212,8 +215,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "`benchmarks/candidates/` under one of three nulls: the other labels of the model, the same label in clean",
         "models of the data set, or in those of the architecture too.",
         "",
-        f"The half to choose on has {counts['choose'][0]} clean and {counts['choose'][1]} backdoored members,",
-        f"the other {counts['confirm'][0]} and {counts['confirm'][1]}; a candidate is measured on those at hand.",
+        f"Open members on {', '.join(data)}; each candidate on those whose weights were at hand.",
         "",
         "| " + " | ".join([*HEAD, "variants"]) + " |",
         "|" + " --- |" * (len(HEAD) + 1),

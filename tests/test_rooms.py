@@ -16,7 +16,7 @@ PLUGINS = {ROOT / "vetgate" / name for name in ("detect", "repair", "attacks", "
 MOST = 16
 ROOMS = sorted({path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")})
 # of no one room: the whole service, what is shipped, and the pages
-APART = {"docs", "infra", "service"}
+APART = {"benchmarks", "docs", "infra", "service"}
 
 
 def modules(room: Path) -> list[Path]:

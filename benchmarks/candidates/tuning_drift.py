@@ -17,7 +17,7 @@ from vetgate.contract import Subject
 from vetgate.inversion import logit_scale
 from vetgate.probe import logits
 
-STEPS, BATCH, RATE = 60, 64, 0.02
+STEPS, BATCH, RATE = 60, 64, 0.005
 
 
 def measure(subject: Subject) -> dict[str, Tensor]:
@@ -32,6 +32,7 @@ def measure(subject: Subject) -> dict[str, Tensor]:
         loss = F.cross_entropy(tuned(clean.x[rows]) / unit, clean.y[rows])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
         optimiser.step()
     tuned.requires_grad_(False)
     before, after = ([m for m in model.modules() if isinstance(m, nn.Linear)][-1] for model in (subject.model, tuned))
