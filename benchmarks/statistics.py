@@ -73,7 +73,7 @@ def main() -> None:
                 rows.append({**about, **score(scores, members, NULLS[null])})
     show(rows)
     if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+        given.json.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     if given.page:
         given.page.write_text(page(rows, sorted({m.data for m in members})))
 
