@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vetgate.verdict.calibration import tail
+from vetgate.verdict.calibration import less_usual, spread_of, tail
 from vetgate.verdict.metrics import auroc, interval, share
 
 Array = NDArray[np.float64]
-TO_SIGMA = 1.4826
 LEVEL = 0.05
 # fewer clean networks of an architecture say nothing of it, and those of the data set stand for them
 FEWEST = 4
@@ -70,13 +69,12 @@ NULLS: dict[str, Null] = {
 
 
 def _centred(scores: Array) -> Array:
-    """A number for a model is no label among others."""
-    return scores - np.median(scores) if len(scores) > 1 else scores
+    # a number for a model is no label among others
+    return less_usual(scores.tolist(), None) if len(scores) > 1 else scores
 
 
 def half_of(members: Sequence[Network]) -> dict[str, bool]:
-    """Whether a member is in the half to choose on: every other one of its data set and attack, in an order of names
-    that nobody chose."""
+    """Whether a member is in the half to choose on: every other one of its data set and attack, by digests of names."""
     groups: dict[tuple[str, str], list[str]] = {}
     for m in members:
         groups.setdefault((m.data, m.attack), []).append(m.name)
@@ -101,8 +99,7 @@ def statistics(column: Column, members: Sequence[Network], null: Null) -> dict[s
             raw[m.name] = (float(above.max()), int(above.argmax()))
         for name, (value, label) in raw.items():
             others = np.array([raw[c.name][0] for c in clean if c.name != name])
-            spread = TO_SIGMA * float(np.median(np.abs(others - np.median(others))))
-            found[name] = ((value - float(np.median(others))) / max(spread, 1e-6), label)
+            found[name] = ((value - float(np.median(others))) / max(spread_of(others), 1e-6), label)
     return found
 
 

@@ -19,7 +19,6 @@ def measure(subject: Subject) -> dict[str, Tensor]:
     for place, module in enumerate(modules):
         if not isinstance(module, nn.Conv2d) or module.out_channels < 8:
             continue
-        norms = torch.linalg.matrix_norm(module.weight.detach().flatten(2).flatten(1)[:, None, :], ord=2)
         norms = torch.linalg.svdvals(module.weight.detach().flatten(2))[:, 0]
         following = modules[place + 1] if place + 1 < len(modules) else None
         if isinstance(following, nn.BatchNorm2d) and following.num_features == module.out_channels:

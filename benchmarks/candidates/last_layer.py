@@ -6,16 +6,21 @@ Source    The idea of DFBScanner and of weight analysis in NIST's TrojAI rounds:
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vetgate.contract import Subject
 from vetgate.probe import features
 
 
+def last_map(model: nn.Module) -> nn.Linear:
+    """The last linear map of a network of vetgate.architectures."""
+    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+
+
 def measure(subject: Subject) -> dict[str, Tensor]:
     """Per label: length, mean, largest weight, bias of its row, and how little it is like the other rows."""
     assert subject.clean is not None
-    last = [m for m in subject.model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    last = last_map(subject.model)
     rows = last.weight.detach().double()
     rows = rows - rows.mean(0)
     bias = torch.zeros(len(rows)) if last.bias is None else last.bias.detach()

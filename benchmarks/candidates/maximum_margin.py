@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks.candidates.last_layer import last_map
 from vetgate.contract import Subject
 from vetgate.inversion import logit_scale
-from vetgate.probe import module_at
 
 STARTS, STEPS, RATE = 8, 60, 0.05
 BLOCK = 128
@@ -26,7 +26,7 @@ def measure(subject: Subject) -> dict[str, Tensor]:
     begin = torch.rand(len(labels), *subject.clean.x.shape[1:])
     parts = [_ascend(subject, begin[i : i + BLOCK], labels[i : i + BLOCK]) for i in range(0, len(labels), BLOCK)]
     margins = torch.cat(parts).view(subject.classes, STARTS) / unit
-    length = _last_rows(subject).norm(dim=1)
+    length = last_map(subject.model).weight.detach().norm(dim=1)
     return {
         "largest": margins.max(1).values,
         "median": margins.median(1).values,
@@ -40,22 +40,16 @@ def _ascend(subject: Subject, x: Tensor, labels: Tensor) -> Tensor:
     optimiser = torch.optim.Adam([x], RATE)
     best = torch.full((len(x),), -torch.inf)
     for _ in range(STEPS):
-        margin = _margin(subject.model(x), labels)
-        best = torch.maximum(best, margin.detach())
-        (x.grad,) = torch.autograd.grad(-margin.sum(), x)
+        lead = margin(subject.model(x), labels)
+        best = torch.maximum(best, lead.detach())
+        (x.grad,) = torch.autograd.grad(-lead.sum(), x)
         optimiser.step()
         with torch.no_grad():
             x.clamp_(0, 1)
     return best
 
 
-def _margin(out: Tensor, labels: Tensor) -> Tensor:
+def margin(out: Tensor, labels: Tensor) -> Tensor:
+    """How far the logits (N, K) of labels (N,) lie above the largest other."""
     own = out.gather(1, labels[:, None])[:, 0]
     return own - out.scatter(1, labels[:, None], -torch.inf).max(1).values
-
-
-def _last_rows(subject: Subject) -> Tensor:
-    """The weights (K, D) of the last linear map, which lies right behind the features."""
-    linear = [m for m in subject.model.modules() if isinstance(m, torch.nn.Linear)]
-    assert linear and module_at(subject.model, subject.layer) is not None
-    return linear[-1].weight.detach()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.candidates.maximum_margin import margin
 from vetgate.contract import Subject
 from vetgate.inversion import logit_scale
 
@@ -34,8 +35,8 @@ def measure(subject: Subject) -> dict[str, Tensor]:
     hits = torch.full((classes, classes), torch.nan)
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
-        margin, hit = _search(subject, block, {s: clean.x[rows[s]] for s, _ in block}, unit)
-        for (s, t), m, h in zip(block, margin.tolist(), hit.tolist(), strict=True):
+        lead, hit = _search(subject, block, {s: clean.x[rows[s]] for s, _ in block}, unit)
+        for (s, t), m, h in zip(block, lead.tolist(), hit.tolist(), strict=True):
             margins[s, t], hits[s, t] = m, h
     floor = float(margins[~margins.isnan()].min())
     filled = margins.nan_to_num(floor)
@@ -83,8 +84,5 @@ def _search(
         (raw.grad,) = torch.autograd.grad(F.cross_entropy(out(), target, reduction="sum"), raw)
         optimiser.step()
     with torch.no_grad():
-        given = out()
-        own = given.gather(1, target[:, None])[:, 0]
-        rest = given.scatter(1, target[:, None], -torch.inf).max(1).values
-        margin = (own - rest).view(count, least).mean(1)
-        return margin, (own > rest).float().view(count, least).mean(1)
+        lead = margin(out(), target).view(count, least)
+        return lead.mean(1), (lead > 0).float().mean(1)

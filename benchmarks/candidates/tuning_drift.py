@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.candidates.last_layer import last_map
 from benchmarks.candidates.output_share import pictures
 from vetgate.contract import Subject
 from vetgate.inversion import logit_scale
@@ -35,7 +36,7 @@ def measure(subject: Subject) -> dict[str, Tensor]:
         nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
         optimiser.step()
     tuned.requires_grad_(False)
-    before, after = ([m for m in model.modules() if isinstance(m, nn.Linear)][-1] for model in (subject.model, tuned))
+    before, after = map(last_map, (subject.model, tuned))
     found = {"row moved": (after.weight - before.weight).detach().norm(dim=1).log()}
     if before.bias is not None:
         found["bias lost"] = (before.bias - after.bias).detach()

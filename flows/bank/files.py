@@ -72,6 +72,10 @@ class Files:
         ]
         return median(honest) - float(card["accuracy"]) if honest else math.nan
 
+    def kind(self, name: str) -> str:
+        """What a member counts as: clean, backdoored or failed attack."""
+        return "clean" if self.members[name].clean else "backdoored" if self.backdoored(name) else "failed attack"
+
     def backdoored(self, name: str) -> bool:
         """Whether a member's attack works well enough, at little enough cost, to count."""
         success = self.cards[name].get("attack_success", 0.0)

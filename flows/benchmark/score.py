@@ -38,7 +38,7 @@ def row(files: Files, member: Member, calibration: Calibration, policy: Policy) 
         "accuracy": card["accuracy"],
         "attack_success": card.get("attack_success"),
         "target": card.get("target"),
-        "kind": "clean" if member.clean else "backdoored" if files.backdoored(member.name) else "failed attack",
+        "kind": files.kind(member.name),
         "fold": int(sha256_json([member.data, card["trained_with_seed"]])[:8], 16) % 5,
         "seconds": {m: s["seconds"] for m, s in given.items() if "seconds" in s},
         "image_gradients": {m: s["image_gradients"] for m, s in given.items() if "image_gradients" in s},

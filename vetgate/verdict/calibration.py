@@ -129,10 +129,6 @@ class Null:
         """Class scores (K,) above their median, less what is usual for each label: some have small triggers anyway."""
         return less_usual(scores, self.usual)
 
-    def statistic(self, scores: Sequence[float], statistic: float) -> float:
-        """A model's statistic in the unit of `raw`: of class scores less what is usual, or as it is."""
-        return statistic if self.usual is None else _farthest(self.less_usual(scores))
-
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -192,20 +188,17 @@ class Calibration:
         usual: Array | None = None
         for seen in _by_data(chosen, method):
             if labels:
-                usual, of_others = _usual(tuple(s.scores or () for s in seen))
-                rows = [less_usual(s.scores or (), row) for s, row in zip(seen, of_others, strict=True)]
-                values = np.array([_farthest(row) for row in rows])
-                own = [lower_scale(row.tolist()) for row in rows]
+                usual, values, own = _like_among_like(tuple(s.scores or () for s in seen))
             else:
                 values = np.array([s.statistic for s in seen])
-                own = [_own_scale(s.scores) for s in seen if s.scores]
+                own = np.array([_own_scale(s.scores) for s in seen if s.scores])
             # one model's scale is a noisy estimate from few labels; the models of a data set share theirs
-            floors.append(float(np.sqrt(np.mean(np.square(own)))) if own else _spread(values))
+            floors.append(float(np.sqrt(np.mean(np.square(own)))) if len(own) else spread_of(values))
             # two spreads above the median: one odd reference must not hide what it resembles
-            leasts.append(float(np.median(values)) + 2 * _spread(values))
+            leasts.append(float(np.median(values)) + 2 * spread_of(values))
             scales.append(np.full(len(seen), floors[-1]))
             # centred within the data set, so that pooling compares like with like
-            statistics.append((values - np.median(values)) / max(_spread(values), 1e-6))
+            statistics.append((values - np.median(values)) / max(spread_of(values), 1e-6))
             raw.append(values)
         shown = np.sort(np.concatenate(raw))
         return Null(min(floors), np.concatenate(scales), min(leasts), np.concatenate(statistics), shown, usual)
@@ -215,7 +208,7 @@ class Calibration:
         own, holding = self._holding(method, data_sha256)
         chosen = own if len(own) >= ENOUGH else holding
         sets = [np.array([s.statistic for s in seen]) for seen in _by_data(chosen, method)]
-        return min((value - float(np.median(v))) / max(_spread(v), 1e-6) for v in sets)
+        return min((value - float(np.median(v))) / max(spread_of(v), 1e-6) for v in sets)
 
     def peers(self, methods: Collection[str], data_sha256: str | None, level: float) -> list[Reference]:
         """The references whose combined scores a subject's is held against: its own data set's, or all."""
@@ -297,6 +290,17 @@ def _own_scale(scores: tuple[float, ...]) -> float:
 
 
 @lru_cache(maxsize=4096)
+def _like_among_like(scores: tuple[tuple[float, ...], ...]) -> tuple[Array, Array, Array]:
+    """What is usual for each label (K,), and each model's farthest label (n,) and lower scale (n,) less that."""
+    usual, of_others = _usual(scores)
+    rows = [less_usual(own, others) for own, others in zip(scores, of_others, strict=True)]
+    found = usual, np.array([farthest(row) for row in rows]), np.array([lower_scale(row.tolist()) for row in rows])
+    for array in found:
+        # shared by all that ask for the same
+        array.flags.writeable = False
+    return found
+
+
 def _usual(scores: tuple[tuple[float, ...], ...]) -> tuple[Array, Array]:
     """The median (K,) over models of their class scores above their own medians; and each model's by the others (n, K).
 
@@ -311,11 +315,7 @@ def _usual(scores: tuple[tuple[float, ...], ...]) -> tuple[Array, Array]:
         # the value at a place of the column from which a model is taken out
         return np.asarray(np.where(place < rank, order[place], order[place + 1]))
 
-    found = np.median(rows, axis=0), (without((n - 2) // 2) + without((n - 1) // 2)) / 2
-    for array in found:
-        # shared by all that ask for the same
-        array.flags.writeable = False
-    return found
+    return np.median(rows, axis=0), (without((n - 2) // 2) + without((n - 1) // 2)) / 2
 
 
 def less_usual(scores: Sequence[float], usual: Array | None) -> Array:
@@ -325,7 +325,8 @@ def less_usual(scores: Sequence[float], usual: Array | None) -> Array:
     return np.asarray(centred if usual is None else centred - usual)
 
 
-def _farthest(scores: Array) -> float:
+def farthest(scores: Array) -> float:
+    """How far the farthest of class scores (K,) lies above their median."""
     return float(scores.max() - np.median(scores))
 
 
@@ -462,5 +463,6 @@ def combined_null(nulls: Mapping[str, Null], labels: Mapping[str, OutlierNull]) 
     return np.sort(total)
 
 
-def _spread(values: Array) -> float:
+def spread_of(values: Array) -> float:
+    """Robust spread of values (n,) around their median, a standard deviation where they are normal."""
     return float(TO_SIGMA * np.median(np.abs(values - np.median(values))))

@@ -30,6 +30,7 @@ from vetgate.verdict.calibration import (
     contribution,
     countable,
     extended_tail,
+    farthest,
     label_p_values,
     label_units,
     outlier_null,
@@ -303,7 +304,7 @@ def _result(
     }
     if null.usual is not None:
         # in the unit of the values
-        shown["statistic"] = round(null.statistic(found.scores.tolist(), found.statistic), 4)
+        shown["statistic"] = round(farthest(null.less_usual(found.scores.tolist())), 4)
     return MethodResult(
         name, found.statistic, round(standing.p_value, 5), alarmed, standing.alarming if alarmed else (), None, shown
     )
