@@ -45,6 +45,7 @@ class Confirm(StrEnum):
 
     HELD_OUT_AND_SECOND_START = "held-out-and-second-start"
     SUCCESS = "success"
+    REPEATED = "repeated"
     ROWS = "rows"
     NEVER = "never"
 
@@ -72,7 +73,7 @@ class Role:
             raise ValueError(
                 f"expected a weight of 0 or more, rows of a training set and labels of a model, got {self}"
             )
-        if self.confirm in (Confirm.SUCCESS, Confirm.HELD_OUT_AND_SECOND_START) and not self.scores_labels:
+        if self.confirm not in (Confirm.ROWS, Confirm.NEVER) and not self.scores_labels:
             raise ValueError(f"expected labels to confirm, got scores of {self.axis} in {self.title}")
 
     @property

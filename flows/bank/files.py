@@ -95,4 +95,5 @@ def verdict(
         with_training_data=any(e.method in policy.required_with_training_data for e in seen),
         sandbox_level=max(policy.sandbox_level.values(), default=1),
         format="safetensors",
+        architecture=card["architecture"],
     )

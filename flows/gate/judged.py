@@ -55,6 +55,7 @@ def judged_of(context: SigningContext, question: Question) -> Judged:
         sandbox_level=level,
         format=record.submission.format,
         data_name=(question.reference_data or {}).get("name"),
+        architecture=record.submission.loaded_into,
     )
     return Judged(verdict, found, question, level)
 

@@ -46,6 +46,12 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
         """K, whether the classes were counted or named."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
+    @property
+    def loaded_into(self) -> str | None:
+        """The architecture that the weights are loaded into; None where the file itself holds the network."""
+        known = formats().get(self.format)
+        return self.architecture if known is not None and known.needs_architecture else None
+
     @field_validator("model")
     @classmethod
     def _plain_name(cls, value: str) -> str:

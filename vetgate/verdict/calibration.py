@@ -37,6 +37,8 @@ ENOUGH = 8
 DRAWS = 20_000
 # how many labels the floor of a scale counts for
 PRIOR = 10
+# and how many models what is usual for a label in the whole data set, beside those of the architecture
+PRIOR_MODELS = 2
 # 1.4826 makes a median of absolute deviations estimate sigma for normal data
 TO_SIGMA = 1.4826
 STANDARD_NORMAL = NormalDist()
@@ -172,12 +174,25 @@ class Calibration:
         alike = [r for r in chosen if (r.data_sha256, r.classes) == (data_sha256, classes or r.classes)]
         return by_label(method) and len(alike) == len(chosen) >= ENOUGH
 
-    def null(self, method: str, data_sha256: str | None, level: float, *, labels: bool = False) -> Null:
+    def knows_architecture(self, method: str, data_sha256: str | None, level: float, architecture: str | None) -> bool:
+        """Whether any reference that a subject is held against is of its architecture."""
+        return any(r.architecture == architecture for r in self.references(method, data_sha256, level))
+
+    def null(
+        self,
+        method: str,
+        data_sha256: str | None,
+        level: float,
+        *,
+        labels: bool = False,
+        architecture: str | None = None,
+    ) -> Null:
         """The null of a method for subjects on this data set; raises BadPolicy when no reference holds it.
 
         Pooled over data sets, the floor and the least effect are those of the set where they are smallest: a bound
         that holds everywhere would hide what stands out in a narrow one. With `labels`, where it knows them, a label is
-        held against what the same label gives in clean models, and else against the other labels of its model.
+        held against what the same label gives in clean models, above all in those of the `architecture`, and else
+        against the other labels of its model.
         """
         chosen = self.references(method, data_sha256, level)
         if not chosen:
@@ -186,9 +201,11 @@ class Calibration:
             )
         floors, leasts, scales, statistics, raw = [], [], [], [], []
         usual: Array | None = None
-        for seen in _by_data(chosen, method):
+        for alike in _by_data(chosen):
+            seen = [r.seen[method] for r in alike]
             if labels:
-                usual, values, own = _like_among_like(tuple(s.scores or () for s in seen))
+                kinds = tuple(r.architecture for r in alike)
+                usual, values, own = _like_among_like(tuple(s.scores or () for s in seen), kinds, architecture)
             else:
                 values = np.array([s.statistic for s in seen])
                 own = np.array([_own_scale(s.scores) for s in seen if s.scores])
@@ -207,7 +224,7 @@ class Calibration:
         """A method's statistic in units of the clean references' spread around their median."""
         own, holding = self._holding(method, data_sha256)
         chosen = own if len(own) >= ENOUGH else holding
-        sets = [np.array([s.statistic for s in seen]) for seen in _by_data(chosen, method)]
+        sets = [np.array([r.seen[method].statistic for r in alike]) for alike in _by_data(chosen)]
         return min((value - float(np.median(v))) / max(spread_of(v), 1e-6) for v in sets)
 
     def peers(self, methods: Collection[str], data_sha256: str | None, level: float) -> list[Reference]:
@@ -217,17 +234,24 @@ class Calibration:
         return own if len(own) >= ENOUGH and countable(len(own), level) else holding
 
     def clean_scores(
-        self, methods: Collection[str], data_sha256: str | None, level: float, classes: int | None = None
+        self,
+        methods: Collection[str],
+        data_sha256: str | None,
+        level: float,
+        classes: int | None = None,
+        architecture: str | None = None,
     ) -> Array:
         """Sorted combined scores of the peers, each by what the other references of its data set say of it.
 
-        What is usual for a label is known of peers only where it is known of the subject: like is held against like.
+        What is usual for a label, and for its architecture, is known of peers only where it is known of the subject:
+        like is held against like.
         """
         peers = self.peers(methods, data_sha256, level)
         labels = {m: self.knows_labels(m, data_sha256, level, classes) for m in methods}
-        return np.sort([combined({m: self._unit(r, m, level, labels[m]) for m in methods}) for r in peers])
+        kinds = {m: self.knows_architecture(m, data_sha256, level, architecture) for m in methods}
+        return np.sort([combined({m: self._unit(r, m, level, labels[m], kinds[m]) for m in methods}) for r in peers])
 
-    def _unit(self, reference: Reference, method: str, level: float, labels: bool) -> float:
+    def _unit(self, reference: Reference, method: str, level: float, labels: bool, kinds: bool) -> float:
         """How far a reference stands out by one method, held against the others of its data set."""
         others = tuple(r for r in self.bank.references if r is not reference)
         without = Calibration(self.bank.model_copy(update={"references": others}), self.id)
@@ -235,7 +259,8 @@ class Calibration:
         if not by_label(method):
             return without.standardise(method, seen.statistic, reference.data_sha256)
         known = labels and without.knows_labels(method, reference.data_sha256, level)
-        null = without.null(method, reference.data_sha256, level, labels=known)
+        kind = reference.architecture if kinds else None
+        null = without.null(method, reference.data_sha256, level, labels=known, architecture=kind)
         scores = null.less_usual(seen.scores or ()).tolist()
         return float(label_units(scores, label_p_values(scores, null), null.least).max())
 
@@ -253,8 +278,8 @@ def countable(references: int, level: float) -> bool:
     return 1 / (references + 1) <= level
 
 
-def _by_data(references: Sequence[Reference], method: str) -> list[list[Seen]]:
-    return [[r.seen[method] for r in references if r.data == name] for name in sorted({r.data for r in references})]
+def _by_data(references: Sequence[Reference]) -> list[list[Reference]]:
+    return [[r for r in references if r.data == name] for name in sorted({r.data for r in references})]
 
 
 def load_calibration(path: Path | None = None) -> Calibration | None:
@@ -290,32 +315,40 @@ def _own_scale(scores: tuple[float, ...]) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _like_among_like(scores: tuple[tuple[float, ...], ...]) -> tuple[Array, Array, Array]:
-    """What is usual for each label (K,), and each model's farthest label (n,) and lower scale (n,) less that."""
-    usual, of_others = _usual(scores)
-    rows = [less_usual(own, others) for own, others in zip(scores, of_others, strict=True)]
-    found = usual, np.array([farthest(row) for row in rows]), np.array([lower_scale(row.tolist()) for row in rows])
+def _like_among_like(
+    scores: tuple[tuple[float, ...], ...], kinds: tuple[str, ...], kind: str | None
+) -> tuple[Array, Array, Array]:
+    """What is usual for each label (K,), and each model's farthest label (n,) and lower scale (n,) less that.
+
+    `kinds` are the architectures of the models, and `kind` the subject's. A clean model that is held against its like
+    must not have had a say in what is usual.
+    """
+    rows = np.array([less_usual(row, None) for row in scores])
+    if kind not in kinds:
+        # nothing can be said of its architecture, and so nothing is said of theirs
+        kinds, kind = ("",) * len(rows), None
+    left = [
+        less_usual(rows[i].tolist(), _usual(np.delete(rows, i, 0), (*kinds[:i], *kinds[i + 1 :]), own or None))
+        for i, own in enumerate(kinds)
+    ]
+    found = _usual(rows, kinds, kind), np.array(list(map(farthest, left))), np.array([lower_scale(row) for row in left])
     for array in found:
         # shared by all that ask for the same
         array.flags.writeable = False
     return found
 
 
-def _usual(scores: tuple[tuple[float, ...], ...]) -> tuple[Array, Array]:
-    """The median (K,) over models of their class scores above their own medians; and each model's by the others (n, K).
+def _usual(rows: Array, kinds: Sequence[str], kind: str | None) -> Array:
+    """The median (K,) of models' centred class scores (n, K), drawn towards that of the n' models of one architecture.
 
-    A clean model that is held against its like must not have had a say in what is usual.
+    It moves n' / (n' + PRIOR_MODELS) of the way: a few models say little, and many speak for themselves.
     """
-    rows = np.array([less_usual(row, None) for row in scores])
-    n = len(rows)
-    order = np.sort(rows, axis=0)
-    rank = rows.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
-
-    def without(place: int) -> Array:
-        # the value at a place of the column from which a model is taken out
-        return np.asarray(np.where(place < rank, order[place], order[place + 1]))
-
-    return np.median(rows, axis=0), (without((n - 2) // 2) + without((n - 1) // 2)) / 2
+    usual = np.asarray(np.median(rows, axis=0))
+    alike = rows[[other == kind for other in kinds]]
+    if not len(alike):
+        return usual
+    weight = len(alike) / (len(alike) + PRIOR_MODELS)
+    return np.asarray(weight * np.median(alike, axis=0) + (1 - weight) * usual)
 
 
 def less_usual(scores: Sequence[float], usual: Array | None) -> Array:
@@ -330,7 +363,7 @@ def farthest(scores: Array) -> float:
     return float(scores.max() - np.median(scores))
 
 
-def lower_scale(scores: Sequence[float]) -> float:
+def lower_scale(scores: Sequence[float] | Array) -> float:
     """Robust scale of the suspicious half of class scores: 1.4826 times the median distance of those above the median.
 
     The other half stops early when inverted and says nothing about how close clean labels come.

@@ -120,8 +120,12 @@ def judge(
     sandbox_level: int,
     format: str,
     data_name: str | None = None,
+    architecture: str | None = None,
 ) -> Verdict:
-    """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred."""
+    """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred.
+
+    The architecture is None where the file does not name it, and holds a label against that of all clean models.
+    """
     level = policy.false_alarm_rate
     gaps = gaps_of(seen, policy, with_training_data, sandbox_level, format)
     evidence = {e.method: e for e in seen if not isinstance(e, Failure)}
@@ -144,10 +148,12 @@ def judge(
     if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
         gaps.append(other)
 
-    every = {n: _null(calibration, n, data_sha256, level, classes) for n in comparable}
+    every = {n: _null(calibration, n, data_sha256, level, classes, architecture) for n in comparable}
     shown = {name: _standing(found, every[name], calibration, data_sha256, level) for name, found in comparable.items()}
     nulls, standings = {n: every[n] for n in usable}, {n: shown[n] for n in usable}
-    clean = calibration.clean_scores(standings, data_sha256, level, classes) if calibration else np.empty(0)
+    clean = np.empty(0)
+    if calibration is not None:
+        clean = calibration.clean_scores(standings, data_sha256, level, classes, architecture)
     p_value, labels_p = _combine(standings, nulls, clean)
     methods = tuple(
         _result(name, evidence.get(name), unread | uncounted | failures, shown.get(name), every.get(name), level)
@@ -215,11 +221,18 @@ def _role(method: str) -> Role:
     return role
 
 
-def _null(calibration: Calibration | None, method: str, data_sha256: str | None, level: float, classes: int) -> Null:
+def _null(
+    calibration: Calibration | None,
+    method: str,
+    data_sha256: str | None,
+    level: float,
+    classes: int,
+    architecture: str | None,
+) -> Null:
     if calibration is None:
         return SIMULATED
     known = calibration.knows_labels(method, data_sha256, level, classes)
-    return calibration.null(method, data_sha256, level, labels=known)
+    return calibration.null(method, data_sha256, level, labels=known, architecture=architecture)
 
 
 def _means_something_alone(method: str) -> bool:
@@ -255,6 +268,9 @@ def _confirmed(found: SeenEvidence, role: Role, alarming: Sequence[int], null: N
         held_out, second = (_details(found, key, len(found.scores)) for key in ("held_out", "second_start"))
         again = np.array(second) - (0.0 if null.usual is None else null.usual)
         return tuple(k for k in alarming if held_out[k] >= HELD_OUT and again[k] >= SECOND_START * null.least)
+    if role.confirm is Confirm.REPEATED:
+        again = null.less_usual(_details(found, "repeated", len(found.scores)))
+        return tuple(k for k in alarming if again[k] - np.median(again) > null.least)
     if role.confirm is Confirm.SUCCESS:
         targets = [t.target for t in found.triggers]
         success = dict(zip(targets, _details(found, "success", len(targets)), strict=True))
@@ -318,14 +334,17 @@ def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: 
 
 
 def _why(label: int, evidence: Mapping[str, SeenEvidence], standings: Mapping[str, _Standing]) -> Reason:
-    """That a label's trigger is confirmed; its size, where a method that measures sizes ran."""
-    measured = [n for n in sorted(evidence, key=weight_of, reverse=True) if role_of(n) and _role(n).mask_sizes]
-    if not measured:
-        return Reason(Code.CONFIRMED, next(n for n, s in standings.items() if label in s.confirmed), label)
-    found = evidence[measured[0]]
+    """That a label is confirmed, by the weightiest method that did it; the size of its trigger, where that is one."""
+    method = max((n for n in sorted(standings) if label in standings[n].confirmed), key=weight_of)
+    role, found = _role(method), evidence[method]
+    if role.confirm is Confirm.REPEATED:
+        share = _details(found, "share", len(found.scores))[label]
+        return Reason(Code.REPEATED, method, label, {"share": share, "classes": len(found.scores)})
+    if not role.mask_sizes:
+        return Reason(Code.CONFIRMED, method, label)
     norms, held_out = (_details(found, key, len(found.scores)) for key in ("norms", "held_out"))
     figures = {"norm": norms[label], "median": float(np.median(norms)), "held_out": held_out[label]}
-    return Reason(Code.TRIGGER, found.method, label, figures)
+    return Reason(Code.TRIGGER, method, label, figures)
 
 
 def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str | None, level: float) -> dict[str, Any]:

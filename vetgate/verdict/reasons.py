@@ -43,6 +43,7 @@ class Code(StrEnum):
     # found
     TRIGGER = "trigger", Bearing.NAMED
     CONFIRMED = "confirmed", Bearing.NAMED
+    REPEATED = "repeated", Bearing.NAMED
     POISONED_DATA = "poisoned-data", Bearing.NAMED
     # found, but nothing is proven
     TRIGGER_NOT_CONFIRMED = "trigger-not-confirmed", Bearing.UNPROVEN

@@ -43,6 +43,13 @@ def test_what_is_written_reads_back() -> None:
     assert parse_submission(dump_submission(submission)) == submission
 
 
+def test_an_architecture_counts_only_where_the_weights_are_loaded_into_it() -> None:
+    claimed = GOOD + "architecture: small-cnn\n"
+    assert parse_submission(claimed).loaded_into is None, "a graph is what it is"
+    weights = claimed.replace("model.onnx", "model.safetensors").replace("format: onnx", "format: safetensors")
+    assert parse_submission(weights).loaded_into == "small-cnn"
+
+
 BAD = {
     "an unknown field": (GOOD + "colour: red\n", "unknown field 'colour'"),
     "a missing field": (GOOD.replace("supplier: acme\n", ""), "'supplier' is missing"),

@@ -23,14 +23,16 @@ from vetgate.verdict.calibration import (
     Null,
     Reference,
     Seen,
-    _usual,
+    _like_among_like,
     combined,
     combined_null,
     contribution,
     draws_for,
     extended_tail,
+    farthest,
     label_p_values,
     label_units,
+    less_usual,
     load_calibration,
     lower_scale,
     normal_score,
@@ -231,13 +233,50 @@ def test_a_label_with_a_small_trigger_by_nature_sets_no_bar_for_the_others():
 
 def test_a_clean_model_has_no_say_in_what_it_is_held_against():
     """Of three models a label is usual by the other two; a median over all three would be each one's own value."""
-    models = [with_small_label(seed) for seed in range(3)]
-    rows = np.array([np.array(m.seen["neural_cleanse"].scores) for m in models])
-    rows = rows - np.median(rows, axis=1, keepdims=True)
-    usual, of_others = _usual(tuple(m.seen["neural_cleanse"].scores or () for m in models))
+    scores = tuple(with_small_label(seed).seen["neural_cleanse"].scores or () for seed in range(3))
+    rows = np.array([less_usual(of, None) for of in scores])
+    usual, far, scales = _like_among_like(scores, ("cnn",) * 3, None)
     assert np.allclose(usual, np.median(rows, axis=0))
     for place in range(3):
-        assert np.allclose(of_others[place], np.median(np.delete(rows, place, axis=0), axis=0))
+        left = less_usual(scores[place], np.median(np.delete(rows, place, axis=0), axis=0))
+        assert (far[place], scales[place]) == pytest.approx((farthest(left), lower_scale(left)))
+
+
+def of_architecture(seed: int, architecture: str, habit: int) -> Reference:
+    """A clean model whose architecture makes much of one label."""
+    made = with_small_label(seed, more=1.2, label=habit)
+    return made.model_copy(update={"architecture": architecture})
+
+
+def test_what_is_usual_for_a_label_is_drawn_towards_the_architecture_s_by_how_many_models_it_has():
+    habits = {"plain": 5, "deep": 8}
+    bank = calibration(*(of_architecture(s, kind, habits[kind]) for s, kind in enumerate(["plain", "deep"] * 10)))
+
+    def usual(architecture: str | None) -> Any:
+        return bank.null("neural_cleanse", "digits", 0.05, labels=True, architecture=architecture).usual
+
+    assert usual("plain")[5] > 0.9 > 0.8 > usual(None)[5] and usual("plain")[8] < 0.3
+    assert np.array_equal(usual("unheard of"), usual(None)), "of which there is no reference, nothing is known"
+    few = calibration(*bank.bank.references, of_architecture(99, "rare", 1))
+    drawn = few.null("neural_cleanse", "digits", 0.05, labels=True, architecture="rare").usual[1]
+    rows = [less_usual(r.seen["neural_cleanse"].scores or (), None)[1] for r in few.bank.references]
+    assert drawn == pytest.approx(rows[-1] / 3 + np.median(rows) * 2 / 3), "one model against two"
+
+
+def test_peers_are_spared_the_habits_of_their_architecture_where_the_subject_is():
+    habits = {"plain": 5, "deep": 8}
+    bank = calibration(*(of_architecture(s, kind, habits[kind]) for s, kind in enumerate(["plain", "deep"] * 10)))
+
+    def farthest_of(architecture: str | None) -> Any:
+        return bank.null("neural_cleanse", "digits", 0.05, labels=True, architecture=architecture).raw
+
+    assert np.median(farthest_of("plain")) < 0.6 < np.median(farthest_of(None))
+    assert np.array_equal(farthest_of("plain"), farthest_of("deep"))
+    assert np.array_equal(farthest_of("unheard of"), farthest_of(None))
+    scores = {kind: bank.clean_scores(["neural_cleanse"], "digits", 0.05, 10, kind) for kind in ("plain", "x", None)}
+    assert np.array_equal(scores["x"], scores[None]) and not np.array_equal(scores["plain"], scores[None])
+    assert bank.knows_architecture("neural_cleanse", "digits", 0.05, "deep")
+    assert not bank.knows_architecture("neural_cleanse", "digits", 0.05, None)
 
 
 def test_where_no_reference_is_on_the_data_labels_are_held_against_each_other():

@@ -108,6 +108,7 @@ class Case:
     with_training_data: bool = False
     sandbox_level: int = 1
     format: str = "onnx"
+    architecture: str | None = None
 
     def judged(self) -> Verdict:
         """The verdict; it is the same on a detector's own evidence and on that which the store gives back."""
@@ -125,6 +126,7 @@ class Case:
             with_training_data=self.with_training_data,
             sandbox_level=self.sandbox_level,
             format=self.format,
+            architecture=self.architecture,
         )
 
     def under(self, **policy: Any) -> Case:
@@ -162,6 +164,16 @@ def test_a_confirmed_label_fails_and_is_named():
     assert verdict.decision is Decision.FAIL and verdict.suspects == (BACKDOOR,)
     assert verdict.p_value <= 0.05 and f"label {BACKDOOR}" in render(verdict.reasons[0])
     assert {m.name: m.suspects for m in verdict.methods} == {"abs": (BACKDOOR,), "neural_cleanse": (BACKDOOR,)}
+
+
+@pytest.mark.parametrize("case", [CLEAN, TROJANED])
+def test_where_all_references_are_of_one_architecture_knowing_it_changes_nothing(case: Case):
+    kinds = {r.architecture for r in case.calibration.bank.references}
+    for architecture in (*kinds, "unheard of"):
+        known = replace(case, architecture=architecture).judged()
+        assert (known.decision, known.suspects) == (case.judged().decision, case.judged().suspects)
+        assert known.p_value == pytest.approx(case.judged().p_value)
+    assert len(kinds) == 1
 
 
 # what may go wrong around the evidence of any model, and a word that the reasons must hold
