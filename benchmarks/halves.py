@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vetgate.verdict.calibration import less_usual, spread_of, tail
+from vetgate.verdict.calibration import less_usual, spread_of, tail, usual_of
 from vetgate.verdict.metrics import auroc, interval, share
 
 Array = NDArray[np.float64]
 LEVEL = 0.05
-# fewer clean networks of an architecture say nothing of it, and those of the data set stand for them
-FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,9 @@ def of_the_label(column: Column, member: Network, clean: Sequence[Network]) -> A
 
 
 def of_the_architecture(column: Column, member: Network, clean: Sequence[Network]) -> Array:
-    """Labels against the same label in clean models of the same data and architecture."""
-    alike = [c for c in clean if c.architecture == member.architecture]
-    return of_the_label(column, member, alike if len(alike) >= FEWEST else clean)
+    """Labels against the same label in clean models of the data, drawn towards the architecture as in a verdict."""
+    rows = np.array([_centred(column[c.name]) for c in clean])
+    return _centred(column[member.name]) - usual_of(rows, [c.architecture for c in clean], member.architecture)
 
 
 NULLS: dict[str, Null] = {

@@ -23,6 +23,7 @@ NULLS = {By.LABEL: "labels", By.MODEL: "models"}
 CONFIRMS = {
     Confirm.HELD_OUT_AND_SECOND_START: "confirmed on unseen images and from a second start",
     Confirm.SUCCESS: "confirmed by the success of its trigger on unseen images",
+    Confirm.REPEATED: "confirmed where a label stands out when it is measured again",
     Confirm.ROWS: "the rows it flags are the finding",
     Confirm.NEVER: "names no label",
 }
@@ -52,6 +53,7 @@ def section(method: Method) -> str:
     if role is not None and method.kind == "detector":
         counted = f"weight {role.weight:g}" if role.weight else "advisory: shown, never counted"
         facts.append(f"- In a verdict: {counted}; held against clean {NULLS[role.null]}; {CONFIRMS[role.confirm]}")
+        facts += ["- Counts where references are on the model's data and of its architecture"] * role.by_architecture
     if method.axis is not None:
         facts.insert(0, f"- Inspects: {INSPECTS[method.axis]}")
     facts += [f"- Paper: <{method.paper}>"] if method.paper else []

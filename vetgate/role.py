@@ -56,6 +56,7 @@ class Role:
 
     `weight` is fixed before any model is looked at; 0 is advisory: shown, never counted. `gives` is what repairs can
     use. `mask_sizes`: scores are minus the log of a mask's size, and so mean something without references.
+    `by_architecture`: scores are habits of an architecture, and count only where references are of the subject's.
     """
 
     axis: Axis
@@ -66,6 +67,7 @@ class Role:
     sentence: str
     gives: tuple[Uses, ...] = ()
     mask_sizes: bool = False
+    by_architecture: bool = False
 
     def __post_init__(self) -> None:
         by_rows = self.confirm is Confirm.ROWS

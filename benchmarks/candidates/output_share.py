@@ -7,10 +7,10 @@ Source    The observation that trained-in shortcuts fire on noise; Mirzaei et al
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vetgate.contract import Subject
+from vetgate.detect.output_share import pictures
 from vetgate.inversion import logit_scale
 from vetgate.probe import logits
 
@@ -36,22 +36,3 @@ def measure(subject: Subject) -> dict[str, Tensor]:
         found[f"{name}, mean of kinds"] = torch.stack(values).mean(0)
         found[f"{name}, largest of kinds"] = torch.stack(values).max(0).values
     return found
-
-
-def pictures(x: Tensor) -> dict[str, Tensor]:
-    """Images (N, C, H, W) in [0, 1] that show nothing, or what no model was trained on."""
-    uniform = torch.rand_like(x)
-    coarse = F.interpolate(torch.rand(len(x), x.shape[1], 4, 4), size=x.shape[-2:], mode="bilinear")
-    flat = torch.rand(len(x), x.shape[1], 1, 1).expand_as(x).contiguous()
-    order = torch.rand(len(x), x.shape[2] * x.shape[3]).argsort(1)
-    shuffled = torch.stack([image.flatten(1)[:, places].view_as(image) for image, places in zip(x, order, strict=True)])
-    return {
-        "uniform": uniform,
-        "normal": (0.5 + 0.25 * torch.randn_like(x)).clamp(0, 1),
-        "coarse": coarse,
-        "flat": flat,
-        "shuffled": shuffled,
-        "half noise": 0.5 * x + 0.5 * uniform,
-        "inverted": 1 - x,
-        "two at once": 0.5 * x + 0.5 * x.roll(1, 0),
-    }

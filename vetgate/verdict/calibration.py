@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationEr
 from vetgate import shipped
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
-from vetgate.role import by_label, weight_of
+from vetgate.role import by_label, role_of, weight_of
 from vetgate.verdict.reasons import Code, Reason
 
 Array = NDArray[np.float64]
@@ -178,6 +178,20 @@ class Calibration:
         """Whether any reference that a subject is held against is of its architecture."""
         return any(r.architecture == architecture for r in self.references(method, data_sha256, level))
 
+    def counts(
+        self, method: str, data_sha256: str | None, level: float, classes: int, architecture: str | None
+    ) -> bool:
+        """Whether a method's scores mean something beside the references; habits of an architecture need its own."""
+        role = role_of(method)
+        return (
+            role is None
+            or not role.by_architecture
+            or (
+                self.knows_labels(method, data_sha256, level, classes)
+                and self.knows_architecture(method, data_sha256, level, architecture)
+            )
+        )
+
     def null(
         self,
         method: str,
@@ -328,17 +342,21 @@ def _like_among_like(
         # nothing can be said of its architecture, and so nothing is said of theirs
         kinds, kind = ("",) * len(rows), None
     left = [
-        less_usual(rows[i].tolist(), _usual(np.delete(rows, i, 0), (*kinds[:i], *kinds[i + 1 :]), own or None))
+        less_usual(rows[i].tolist(), usual_of(np.delete(rows, i, 0), (*kinds[:i], *kinds[i + 1 :]), own or None))
         for i, own in enumerate(kinds)
     ]
-    found = _usual(rows, kinds, kind), np.array(list(map(farthest, left))), np.array([lower_scale(row) for row in left])
+    found = (
+        usual_of(rows, kinds, kind),
+        np.array(list(map(farthest, left))),
+        np.array([lower_scale(row) for row in left]),
+    )
     for array in found:
         # shared by all that ask for the same
         array.flags.writeable = False
     return found
 
 
-def _usual(rows: Array, kinds: Sequence[str], kind: str | None) -> Array:
+def usual_of(rows: Array, kinds: Sequence[str], kind: str | None) -> Array:
     """The median (K,) of models' centred class scores (n, K), drawn towards that of the n' models of one architecture.
 
     It moves n' / (n' + PRIOR_MODELS) of the way: a few models say little, and many speak for themselves.

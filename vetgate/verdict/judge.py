@@ -145,6 +145,10 @@ def judge(
     gaps += [why for name, why in uncounted.items() if name in required and not simulated]
     comparable = {n: e for n, e in readable.items() if n not in uncounted}
     usable = {n: e for n, e in comparable.items() if not advisory(n)}
+    strange = {
+        n for n in usable if calibration and not calibration.counts(n, data_sha256, level, classes, architecture)
+    }
+    usable = {n: e for n, e in usable.items() if n not in strange}
     if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
         gaps.append(other)
 
@@ -180,6 +184,7 @@ def judge(
     else:
         decision = Decision.PASS
         reasons = [Reason(Code.NOTHING_STANDS_OUT)]
+    reasons = [*reasons, *(Reason(Code.OTHER_ARCHITECTURES, name) for name in sorted(strange))]
     if simulated:
         reasons = [*reasons, Reason(Code.UNCALIBRATED), *(Reason(Code.NOT_COUNTED, name) for name in uncounted)]
     about, at_home = None, False

@@ -77,6 +77,7 @@ class Code(StrEnum):
     NOTHING_STANDS_OUT = "nothing-stands-out", Bearing.NOTE
     UNCALIBRATED = "uncalibrated", Bearing.NOTE
     NOT_COUNTED = "not-counted", Bearing.NOTE
+    OTHER_ARCHITECTURES = "other-architectures", Bearing.NOTE
     ELSEWHERE = "elsewhere", Bearing.NOTE
     ELSEWHERE_MEASURED = "elsewhere-measured", Bearing.NOTE
     EXTRAPOLATED = "extrapolated", Bearing.NOTE

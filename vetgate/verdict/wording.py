@@ -52,6 +52,7 @@ WORDS: dict[Code, str] = {
     Code.NOTHING_STANDS_OUT: "no label stands out from the others by more than the labels of clean reference models do",
     Code.UNCALIBRATED: "uncalibrated: the null is simulated, no clean model was looked at",
     Code.NOT_COUNTED: "{method} was not counted: there is no calibration for it",
+    Code.OTHER_ARCHITECTURES: "{method} was not counted: no reference is on this data and of its architecture",
     Code.ELSEWHERE: "no references of this data set: held against those of {data}, uncalibrated, rate not assured",
     Code.ELSEWHERE_MEASURED: "no references of this data set: held against those of {data}, uncalibrated, rate not "
     "assured (each data set left out in turn, {alarms} of {models} clean models raised an alarm)",

@@ -35,13 +35,17 @@ def reference(seed: int, *, data: str = "digits", classes: int = CLASSES, spread
     scores = stream.normal(-2.2, spread, classes)
     seen = {name: Seen(statistic=stream.normal(*about)) for name, about in STATISTICS.items()}
     seen["neural_cleanse"] = Seen(statistic=float(scores.max() - np.median(scores)), scores=tuple(scores.tolist()))
+    votes = stream.normal(-2.5, 0.3, classes)
+    seen["output_share"] = Seen(statistic=float(votes.max()), scores=tuple(votes.tolist()))
     return Reference(
         data=data, data_sha256=data, architecture="small-cnn", classes=classes, seed=seed, accuracy=0.98, seen=seen
     )
 
 
 def calibration(*references: Reference, params: dict[str, Any] | None = None) -> Calibration:
-    pins = {name: MethodPin(code="code", params=params or {}) for name in ("neural_cleanse", *STATISTICS)}
+    pins = {
+        name: MethodPin(code="code", params=params or {}) for name in ("neural_cleanse", "output_share", *STATISTICS)
+    }
     return Calibration(Bank(methods=pins, references=references or tuple(map(reference, range(24)))), "bank-1")
 
 
@@ -73,6 +77,21 @@ def stimulation(*, backdoor: int | None = None, statistic: float = 0.35, classes
         triggers=(Trigger(torch.ones(1, 8, 8), torch.ones(1, 8, 8), label),),
         details={"success": [0.5 if backdoor is None else 0.98]},
         method="abs",
+        axis=Axis.CLASS,
+    )
+
+
+def shares(*, backdoor: int | None = None, repeated: float = 2.4) -> Evidence:
+    scores = -2.5 + 0.3 * torch.linspace(-1, 1, CLASSES)
+    again, share = scores.tolist(), [1 / CLASSES] * CLASSES
+    if backdoor is not None:
+        scores[backdoor], again[backdoor], share[backdoor] = 0.0, -2.5 + repeated, 0.62
+    return Evidence(
+        statistic=float(scores.max()),
+        scores=scores.float(),
+        cutoff=float(scores.max()),
+        details={"share": share, "repeated": again},
+        method="output_share",
         axis=Axis.CLASS,
     )
 
@@ -164,6 +183,55 @@ def test_a_confirmed_label_fails_and_is_named():
     assert verdict.decision is Decision.FAIL and verdict.suspects == (BACKDOOR,)
     assert verdict.p_value <= 0.05 and f"label {BACKDOOR}" in render(verdict.reasons[0])
     assert {m.name: m.suspects for m in verdict.methods} == {"abs": (BACKDOOR,), "neural_cleanse": (BACKDOOR,)}
+
+
+WITH_SHARES = replace(
+    CLEAN,
+    seen=(*CLEAN.seen, shares()),
+    architecture="small-cnn",
+    policy=POLICY.model_copy(update={"required": (*POLICY.required, "output_share")}),
+)
+
+
+def test_a_label_that_takes_what_shows_nothing_fails_without_a_trigger():
+    assert WITH_SHARES.judged().decision is Decision.PASS
+    verdict = replace(WITH_SHARES, seen=(*CLEAN.seen, shares(backdoor=BACKDOOR))).judged()
+    assert verdict.decision is Decision.FAIL and verdict.suspects == (BACKDOOR,)
+    assert [(r.code, r.method, r.label) for r in verdict.reasons if r.label is not None] == [
+        (Code.REPEATED, "output_share", BACKDOOR)
+    ]
+    assert "62 %" in words(verdict) and "pixels" not in words(verdict), "no trigger of any size was found"
+
+
+@pytest.mark.parametrize("repeated", [0.0, 0.3, math.nan])
+def test_a_label_that_takes_them_on_one_half_alone_is_not_confirmed(repeated: float):
+    found = shares(backdoor=BACKDOOR, repeated=0.0 if math.isnan(repeated) else repeated)
+    if math.isnan(repeated):
+        found = replace(found, details={"share": found.details["share"]})
+    verdict = replace(WITH_SHARES, seen=(*CLEAN.seen, found)).judged()
+    assert verdict.decision is Decision.INCONCLUSIVE and verdict.suspects == ()
+    assert Code.TRIGGER_NOT_CONFIRMED in {r.code for r in verdict.reasons}
+
+
+@pytest.mark.parametrize(
+    "strange", [{"architecture": None}, {"architecture": "another"}, {"data_sha256": "another"}], ids=str
+)
+def test_habits_of_an_architecture_count_only_beside_references_of_it(strange: dict[str, Any]):
+    case = replace(WITH_SHARES, seen=(*CLEAN.seen, shares(backdoor=BACKDOOR)), **strange)
+    verdict = case.judged()
+    without = replace(CLEAN, data_sha256=case.data_sha256).judged()
+    assert verdict.decision is Decision.PASS and verdict.p_value == without.p_value
+    assert [r.method for r in verdict.reasons if r.code is Code.OTHER_ARCHITECTURES] == ["output_share"]
+    shown = {m.name: m for m in verdict.methods}["output_share"]
+    assert shown.failure is None and shown.p_value is not None, "it is shown all the same"
+
+
+def test_a_label_is_told_with_a_size_only_by_a_method_that_confirmed_it_and_measures_sizes():
+    by_abs = replace(CLEAN, seen=(label_norms(), stimulation(backdoor=BACKDOOR, statistic=4.0))).judged()
+    assert by_abs.decision is Decision.FAIL
+    assert [(r.code, r.method) for r in by_abs.reasons if r.label is not None] == [(Code.CONFIRMED, "abs")]
+    by_both = TROJANED.judged()
+    assert [(r.code, r.method) for r in by_both.reasons if r.label is not None] == [(Code.TRIGGER, "neural_cleanse")]
 
 
 @pytest.mark.parametrize("case", [CLEAN, TROJANED])
