@@ -24,7 +24,7 @@ def rows(files: Files, *, sealed: bool) -> Iterator[Blob]:
     whole, policy = Calibration(of_the_bank(files), "bank"), load_policy()
     for name, member in files.members.items():
         if name in files.evidence and (name in files.hidden) == sealed:
-            yield row(files, member, _without(whole, member, files.cards[name]), policy)
+            yield row(files, member, without(whole, member, files.cards[name]), policy)
 
 
 def row(files: Files, member: Member, calibration: Calibration, policy: Policy) -> Blob:
@@ -70,7 +70,8 @@ def _ruled(found: Verdict, card: Blob) -> Blob:
     }
 
 
-def _without(whole: Calibration, member: Member, card: Blob) -> Calibration:
+def without(whole: Calibration, member: Member, card: Blob) -> Calibration:
+    """A calibration that did not see a member, nor the reference that shares its seed."""
     left = tuple(
         r
         for r in whole.bank.references
