@@ -88,6 +88,10 @@ def half_of(members: Sequence[Network]) -> dict[str, bool]:
 def statistics(column: Column, members: Sequence[Network], null: Null) -> dict[str, tuple[float, int]]:
     """Each member's statistic in units of the clean members of its data set, itself left out, and its worst label."""
     measured = [m for m in members if m.name in column]
+    broken = [m.name for m in measured if not np.isfinite(column[m.name]).all()]
+    if broken:
+        # NaN compares as less than everything, and would count as clean
+        raise ValueError(f"expected finite scores, got others of {', '.join(broken)}; correct the candidate")
     found = {}
     for data in sorted({m.data for m in measured}):
         clean = [m for m in measured if m.data == data and m.kind == "clean"]

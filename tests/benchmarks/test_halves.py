@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.halves import Network, half_of, of_the_label, of_the_model, score, statistics
+from benchmarks.halves import Network, half_of, of_the_architecture, of_the_label, of_the_model, score, statistics
 
 
 def bank(clean: int = 20, backdoored: int = 10) -> list[Network]:
@@ -55,6 +55,25 @@ def test_a_label_that_is_large_by_nature_hides_a_backdoor_from_one_null_and_not_
         assert by_label[half]["auroc"] == 1 and by_label[half]["detected"] == 1
         assert by_label[half]["right_label"] == [5, 5]
         assert by_model[half]["auroc"] < 0.9
+
+
+def test_a_score_that_is_not_finite_is_an_error_and_not_clean() -> None:
+    members = bank()
+    scores = column(members, effect=1.5)
+    scores[members[3].name][0] = np.nan
+    with pytest.raises(ValueError, match=members[3].name):
+        score(scores, members, of_the_model)
+
+
+def test_the_null_of_an_architecture_lies_between_its_own_and_the_data_set_s() -> None:
+    members = bank(clean=6, backdoored=0)
+    others = [Network(f"other-{i}", "digits", "vgg", "clean", "clean", None) for i in range(6)]
+    scores = {m.name: np.array([0.0, 0, 0, 3 if m.architecture == "vgg" else 0]) for m in [*members, *others]}
+    by_data, by_kind = (
+        null(scores, others[0], [*members, *others[1:]])[3] for null in (of_the_label, of_the_architecture)
+    )
+    # of eleven the median is 0; five of its own draw it 5 / 7 of the way to 3
+    assert by_data == 3 and by_kind == pytest.approx(3 - 3 * 5 / 7)
 
 
 def test_nothing_to_find_is_not_found() -> None:
