@@ -101,10 +101,10 @@ def main() -> None:
     rows = [judged(task, files, whole, given.changes) for task in track(tasks, "members")]
     table = Table("member", *given.changes)
     for row in rows:
-        table.add_row(row["name"], *(f"{row[name]['decision']} {row[name]['p_value']:.4f}" for name in given.changes))
-    Console(width=180).print(table)
+        table.add_row(row["name"], *(f"{row[name]['decision']} {row[name]['p_value']}" for name in given.changes))
     if given.json:
         given.json.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    Console(width=180).print(table)
     sys.exit(any(len({row[name]["decision"] for name in given.changes}) > 1 for row in rows))
 
 

@@ -341,10 +341,7 @@ def _like_among_like(
     if kind not in kinds:
         # nothing can be said of its architecture, and so nothing is said of theirs
         kinds, kind = ("",) * len(rows), None
-    left = [
-        less_usual(rows[i].tolist(), usual_of(np.delete(rows, i, 0), (*kinds[:i], *kinds[i + 1 :]), own or None))
-        for i, own in enumerate(kinds)
-    ]
+    left = [less_usual(row, others) for row, others in zip(rows, _usual_by_others(rows, kinds), strict=True)]
     found = (
         usual_of(rows, kinds, kind),
         np.array(list(map(farthest, left))),
@@ -363,13 +360,37 @@ def usual_of(rows: Array, kinds: Sequence[str], kind: str | None) -> Array:
     """
     usual = np.asarray(np.median(rows, axis=0))
     alike = rows[[other == kind for other in kinds]]
-    if not len(alike):
-        return usual
-    weight = len(alike) / (len(alike) + PRIOR_MODELS)
-    return np.asarray(weight * np.median(alike, axis=0) + (1 - weight) * usual)
+    return _drawn(usual, np.median(alike, axis=0), len(alike)) if len(alike) else usual
 
 
-def less_usual(scores: Sequence[float], usual: Array | None) -> Array:
+def _drawn(usual: Array, alike: Array, count: int) -> Array:
+    weight = count / (count + PRIOR_MODELS)
+    return np.asarray(weight * alike + (1 - weight) * usual)
+
+
+def _usual_by_others(rows: Array, kinds: Sequence[str]) -> Array:
+    """What is usual by all models (n, K) but the one of the row, drawn as `usual_of` does; kind "" is of none."""
+    usual = _medians_of_others(rows)
+    for kind in {kind for kind in kinds if kind and kinds.count(kind) > 1}:
+        alike = [own == kind for own in kinds]
+        usual[alike] = _drawn(usual[alike], _medians_of_others(rows[alike]), sum(alike) - 1)
+    return usual
+
+
+def _medians_of_others(rows: Array) -> Array:
+    """The medians (n, K) of every column of rows (n, K) without the row itself, from one sort."""
+    n = len(rows)
+    order = np.sort(rows, axis=0)
+    rank = rows.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+
+    def without(place: int) -> Array:
+        # the value at a place of the column from which a row is taken out
+        return np.asarray(np.where(place < rank, order[place], order[place + 1]))
+
+    return (without((n - 2) // 2) + without((n - 1) // 2)) / 2
+
+
+def less_usual(scores: Sequence[float] | Array, usual: Array | None) -> Array:
     """Class scores (K,) above their median, less what is usual (K,) for each label."""
     values = np.asarray(scores, dtype=np.float64)
     centred = values - np.median(values)

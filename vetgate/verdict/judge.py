@@ -124,7 +124,8 @@ def judge(
 ) -> Verdict:
     """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred.
 
-    The architecture is None where the file does not name it, and holds a label against that of all clean models.
+    `architecture` is the one that the weights were loaded into, None where the file itself holds the network; what is
+    usual for a label is then that of all clean models.
     """
     level = policy.false_alarm_rate
     gaps = gaps_of(seen, policy, with_training_data, sandbox_level, format)

@@ -40,6 +40,7 @@ from vetgate.verdict.calibration import (
     outliers,
     steadied,
     tail,
+    usual_of,
 )
 from vetgate.verdict.policy import load_policy
 from vetgate.verdict.reasons import Code
@@ -240,6 +241,16 @@ def test_a_clean_model_has_no_say_in_what_it_is_held_against():
     for place in range(3):
         left = less_usual(scores[place], np.median(np.delete(rows, place, axis=0), axis=0))
         assert (far[place], scales[place]) == pytest.approx((farthest(left), lower_scale(left)))
+
+
+@pytest.mark.parametrize("kinds", [("a",) * 7, ("a", "b") * 3 + ("c",), ("a", "a", "b", "b", "b", "c", "d")], ids=str)
+def test_others_of_an_architecture_are_asked_as_if_the_model_were_not_there(kinds: tuple[str, ...]):
+    scores = tuple(with_small_label(seed).seen["neural_cleanse"].scores or () for seed in range(len(kinds)))
+    rows = np.array([less_usual(of, None) for of in scores])
+    _, far, _ = _like_among_like(scores, kinds, "a")
+    for place, kind in enumerate(kinds):
+        usual = usual_of(np.delete(rows, place, axis=0), kinds[:place] + kinds[place + 1 :], kind)
+        assert far[place] == pytest.approx(farthest(less_usual(scores[place], usual)))
 
 
 def of_architecture(seed: int, architecture: str, habit: int) -> Reference:

@@ -203,10 +203,10 @@ def test_a_label_that_takes_what_shows_nothing_fails_without_a_trigger():
     assert "62 %" in words(verdict) and "pixels" not in words(verdict), "no trigger of any size was found"
 
 
-@pytest.mark.parametrize("repeated", [0.0, 0.3, math.nan])
-def test_a_label_that_takes_them_on_one_half_alone_is_not_confirmed(repeated: float):
-    found = shares(backdoor=BACKDOOR, repeated=0.0 if math.isnan(repeated) else repeated)
-    if math.isnan(repeated):
+@pytest.mark.parametrize("repeated", [0.0, 0.3, None])
+def test_a_label_that_takes_them_on_one_half_alone_is_not_confirmed(repeated: float | None):
+    found = shares(backdoor=BACKDOOR, repeated=repeated or 0.0)
+    if repeated is None:
         found = replace(found, details={"share": found.details["share"]})
     verdict = replace(WITH_SHARES, seen=(*CLEAN.seen, found)).judged()
     assert verdict.decision is Decision.INCONCLUSIVE and verdict.suspects == ()
