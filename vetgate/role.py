@@ -123,6 +123,12 @@ def by_label(method: str) -> bool:
     return role is not None and role.null is By.LABEL
 
 
+def scores_labels(method: str) -> bool:
+    """Whether a detector scores the class labels of a model."""
+    role = role_of(method)
+    return role is not None and role.scores_labels
+
+
 def source_of(what: Uses, among: Mapping[str, Any] | None = None) -> str | None:
     """The detector that repairs go by where one has to be chosen: of those that give `what`, that with most weight."""
     known = {name: role for name, role in roles().items() if among is None or name in among}

@@ -1,76 +1,51 @@
-"""The smallest universal shift of inner features that sends all images to a label: inversion of the tail alone.
+"""Shifts of inner features that send all images to a label, at two depths: what of them tells most.
 
 Source    Fu et al., "FreeEagle: Detecting Complex Neural Trojans in Data-Free Cases", USENIX Security 2023,
           arXiv:2302.14500.
-Deviates  Clean images give the features, where the paper makes them up; one shift a label instead of one image a pair,
-          and pairs as the share of each true class that a shift of fixed length sends over.
+Deviates  As vetgate/detect/tail_inversion.py says, which took the margins at both depths.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vetgate.attacks.trojan_nn import split
 from vetgate.contract import Subject
+from vetgate.detect.tail_inversion import BEHIND, ROWS, _search, behind, depths, lead
 from vetgate.inversion import logit_scale
+from vetgate.stimulation import Layer, weighted_layers
 
-IMAGES, STEPS, RATE = 96, 60, 0.1
-# the length of a shift, in units of how far features lie from their mean
-LENGTHS = (0.3, 0.6)
-BLOCK = 8
+IMAGES, STEPS, RATE, LENGTH = 64, 30, 0.1, 0.3
 
 
 def measure(subject: Subject) -> dict[str, Tensor]:
-    """Per label, of a shift of each length: its mean log softmax, its share, and the share of its easiest source."""
+    """Per label, at either depth and in the mean of both: its margin, its log softmax, and the share it wins."""
     assert subject.clean is not None
-    front, tail = split(subject.model)
     clean = subject.clean[:IMAGES]
-    with torch.no_grad():
-        inner = front(clean.x)
-    unit = logit_scale(subject.model, clean.x)
-    scale = float((inner - inner.mean(0)).flatten(1).norm(dim=1).mean())
-    found: dict[str, Tensor] = {}
-    for length in LENGTHS:
-        parts = [
-            _shifted(tail, inner, clean.y, labels, length * scale, unit)
-            for labels in torch.arange(subject.classes).split(BLOCK)
-        ]
-        for i, name in enumerate(("log softmax", "share", "easiest source")):
-            found[f"{name} {length}"] = torch.cat([part[i] for part in parts])
+    unit, layers = logit_scale(subject.model, clean.x), weighted_layers(subject.model, clean.x)
+    chosen = depths(layers)
+    measured = {layer.name: _at(subject, layers, layer, unit) for layer in chosen}
+    # a shallow network may have one layer for both depths
+    by_depth = {least: measured[layer.name] for least, layer in zip(BEHIND, [*chosen, chosen[-1]], strict=False)}
+    found = {f"{kind}, {least} behind": v for least, of in by_depth.items() for kind, v in of.items()}
+    for kind in next(iter(by_depth.values())):
+        found[f"{kind}, both"] = torch.stack([of[kind] for of in by_depth.values()]).mean(0)
     return found
 
 
-def _shifted(
-    tail: nn.Module, inner: Tensor, y: Tensor, labels: Tensor, length: float, unit: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    shift = 0.01 * torch.randn(len(labels), 1, *inner.shape[1:])
-    shift.requires_grad_(True)
-    optimiser = torch.optim.Adam([shift], RATE)
-    other = (y[None] != labels[:, None]).float()
-
-    def out() -> Tensor:
-        short = shift * (length / shift.flatten(1).norm(dim=1).view(-1, 1, *[1] * (inner.dim() - 1))).clamp(max=1)
-        moved = (inner[None] + short).clamp(min=min(0.0, float(inner.min())))
-        given: Tensor = tail(moved.flatten(0, 1)).view(len(labels), len(inner), -1) / unit
-        return given
-
-    for _ in range(STEPS):
-        loss = F.cross_entropy(out().flatten(0, 1), labels.repeat_interleave(len(inner)), reduction="none").view(
-            len(labels), -1
-        )
-        (shift.grad,) = torch.autograd.grad((loss * other).sum() / other.sum(1).mean(), shift)
-        optimiser.step()
-    with torch.no_grad():
-        given = out()
-        likely = given.log_softmax(2).gather(2, labels[:, None, None].expand(-1, len(inner), 1))[..., 0]
-        won = (given.argmax(2) == labels[:, None]).float()
-        sources = [
-            ((won * (y == k)).sum(1) + 0.5) / ((y == k).sum() + 1)
-            for k in range(int(y.max()) + 1)
-            if (y == k).sum() > 1
-        ]
-        by_source = torch.stack(sources, 1)
-        easiest = (by_source.max(1).values / (1 - by_source.max(1).values).clamp(min=1e-3)).log()
-        return (likely * other).sum(1) / other.sum(1), (won * other).sum(1) / other.sum(1), easiest
+def _at(subject: Subject, layers: list[Layer], layer: Layer, unit: float) -> dict[str, Tensor]:
+    assert subject.clean is not None
+    clean = subject.clean[:IMAGES]
+    tail = behind(subject.model, clean.x, layers, layer)
+    found: dict[str, list[Tensor]] = {}
+    for labels in torch.arange(subject.classes).split(ROWS // IMAGES):  # type: ignore[no-untyped-call]
+        shift = _search(tail, layer.output, labels, clean, unit, steps=STEPS, lr=RATE, length=LENGTH)
+        with torch.no_grad():
+            out = tail(shift) / unit
+        margin, share = lead(out, labels, clean.y)
+        other = (clean.y[None] != labels[:, None]).float()
+        likely = out.log_softmax(2).gather(2, labels[:, None, None].expand(-1, len(clean), 1))[..., 0]
+        given = {"margin": margin, "log softmax": (likely * other).sum(1) / other.sum(1), "share": share}
+        for kind, values in given.items():
+            found.setdefault(kind, []).append(values)
+    return {kind: torch.cat(values) for kind, values in found.items()}

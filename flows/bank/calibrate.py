@@ -18,7 +18,7 @@ from flows.bank.files import Files, pins, verdict
 from flows.bank.networks import Member, Recipe
 from flows.bank.train import trained
 from flows.params import Params
-from vetgate.role import by_label
+from vetgate.role import scores_labels
 from vetgate.shape import Blob
 from vetgate.shipped import need_checkout
 from vetgate.verdict.calibration import SHIPPED, Bank, Calibration, Left, Reference, Seen
@@ -39,8 +39,8 @@ def reference(card: Blob, classes: int, evidence: Mapping[str, Blob]) -> Referen
         seen={
             method: Seen(
                 statistic=found["statistic"],
-                # only what has a null of labels is compared within a model; other statistics stand for themselves
-                scores=tuple(round(v, DIGITS) for v in found["scores"]) if by_label(method) else None,
+                # what is said of rows is of no use for another model
+                scores=tuple(round(v, DIGITS) for v in found["scores"]) if scores_labels(method) else None,
             )
             for method, found in evidence.items()
             if "statistic" in found

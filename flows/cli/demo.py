@@ -31,6 +31,8 @@ from vetgate.formats.submission import read_submission
 from vetgate.shape import Blob
 
 Ask = Callable[[str | None], Blob]
+# one clean model in twenty raises an alarm: a demo that drew its seeds would now and then end otherwise
+SEED = 0
 
 
 def run_demo() -> Outcome:
@@ -107,7 +109,7 @@ def _vet(settings: Settings, directories: list[Path]) -> list[Result]:
     """The results of vetting each submission, with its repair, as `vetgate vet` does."""
     from flows.vetting.vet import vet
 
-    records = [intake.take(settings, directory) for directory in directories]
+    records = [intake.take(settings, directory, seed=SEED) for directory in directories]
     try:
         report_progress("start", 0)
         runtime.ready()

@@ -131,7 +131,7 @@ def _evidence_for(vetting: Vetting, seen: Seen, method: str, suspects: list[int]
 
 def _vet_again(vetting: Vetting, restored: Restored, unless_vetted: bool) -> Repaired:
     """The repaired model as a submission of its own, vetted from the first step by the same rules."""
-    record = intake.take(vetting.settings, restored.directory)
+    record = intake.take(vetting.settings, restored.directory, seed=vetting.record.seed_for("repaired"))
     submission = record.submission
     if submission.parent != vetting.record.id or submission.name != vetting.record.submission.name:
         raise StoreError(f"expected a repair of {vetting.record.id}, got one of {submission.parent}; it is refused")

@@ -71,10 +71,11 @@ class Record:
         )
 
 
-def take(settings: Settings, directory: Path, *, name: str | None = None) -> Record:
+def take(settings: Settings, directory: Path, *, name: str | None = None, seed: int | None = None) -> Record:
     """Copy a submission directory into quarantine and record it; the same bytes give the same record.
 
-    Raises BadSubmission when it is not a submission of `name`, if one is given.
+    `seed` is that of its detectors where a supplier has no say in it: of a demonstration, or of our own repair, which
+    has it from its parent. Raises BadSubmission when it is not a submission of `name`, if one is given.
     """
     if not directory.is_dir():
         raise BadSubmission(f"expected a directory with submission.yaml and a model, got {directory}")
@@ -87,7 +88,8 @@ def take(settings: Settings, directory: Path, *, name: str | None = None) -> Rec
         store = open_store(settings)
         for entry in manifest.files:
             store.copy_in_file(f"quarantine/{manifest.sha256}/{entry.path}", copy / entry.path)
-    record = Record(submission, manifest, datetime.now(UTC).isoformat(timespec="seconds"), _seed(settings, manifest))
+    own = _seed(settings, manifest) if seed is None else seed
+    record = Record(submission, manifest, datetime.now(UTC).isoformat(timespec="seconds"), own)
     # last, so that a recorded submission has all its files
     if store.create(f"submissions/{record.id}.json", json.dumps(record.to_json(), sort_keys=True).encode()):
         return record

@@ -1,8 +1,8 @@
 """Neural Cleanse: a backdoored label needs a far smaller trigger than every other label.
 
-A trigger is inverted for every label, from several random starts; the smallest mask of each label counts. The statistic
-is how far the smallest log mask norm lies below the median one, in nats: 0.7 means half the median's size. The quarter
-with the smallest masks runs again from the later starts, and the smallest of all are tried on images not inverted on.
+A trigger is inverted for every label from a random start, and for the quarter with the smallest masks from later ones;
+the smallest mask of each label counts. The statistic is how far the smallest log mask norm lies below the median one,
+in nats: 0.7 means half the median's size. The smallest of all are tried on images not inverted on.
 
 Source    Wang et al., "Neural Cleanse", IEEE S&P 2019.
 Deviates  Log norms instead of norms, the smallest of several starts, the averaged median, success over images of other
@@ -34,6 +34,8 @@ ROLE = Role(
     mask_sizes=True,
 )
 
+# of how many labels at least the smallest masks are searched again
+FEWEST = 3
 # repairs get the labels with masks below half the median's size, and in any case the smallest
 HALF = math.log(2)
 
@@ -42,20 +44,24 @@ HALF = math.log(2)
 def neural_cleanse(
     subject: Subject,
     *,
-    starts: int = 3,
-    sweeps: int = 60,
-    batch: int = 32,
+    starts: int = 2,
+    sweeps: int = 36,
+    batch: int = 8,
+    lr: float = 0.3,
+    first: float = 1e-2,
+    patience: int = 2,
     success: float = 0.9,
     images: int = 512,
-    named: int = 3,
-    again: int = 3,
+    named: int = 5,
+    again: int = 2,
     worth: float = 0.3,
 ) -> Evidence:
     """Scores (K,) are minus the log mask norm in pixels; the `named` smallest labels are tried on held-out images.
 
+    Masks descend at rate `lr`; their cost weight starts at `first` and moves after `patience` sweeps of one outcome.
     Details, all (K,): `norms`, `held_out` (success on unseen images of other classes, the mask half as strong again;
     -1 where not tried) and `second_start` (nats below the median in the best start but one; 0 where it ran once).
-    Named labels that lie `worth` nats below the median get `again` more starts, which count for that alone.
+    Named labels that lie `worth` nats below the median in one start alone get `again` more, which count for that alone.
     """
     clean = subject.clean
     if clean is None:
@@ -74,7 +80,8 @@ def neural_cleanse(
             labels,
             sweeps=sweeps,
             batch=batch,
-            schedule=Schedule(success=success),
+            lr=lr,
+            schedule=Schedule(first=first, patience=patience, success=success),
             share=share,
         )
         # a mask that does not work is no trigger: it counts as the whole image
@@ -87,18 +94,24 @@ def neural_cleanse(
         sizes[start, labels], triggers = inverted(labels, (0.9 * start / starts, 0.9 * (start + 1) / starts))
         smallest = sizes.min(0).values
         found.update({t.target: t for t in triggers if bool(sizes[start, t.target] <= smallest[t.target])})
-        labels = smallest.argsort(stable=True)[: max(10, subject.classes // 4)].sort().values.tolist()
+        labels = smallest.argsort(stable=True)[: max(FEWEST, subject.classes // 4)].sort().values.tolist()
 
     scores = -smallest.log()
     centre = median(scores)
-    first = scores.argsort(descending=True, stable=True)[:named].tolist()
-    standing = sorted(label for label in first if float(scores[label]) - centre >= worth)
-    for turn in range(again if standing else 0):
-        share = (0.9 + 0.1 * turn / again, 0.9 + 0.1 * (turn + 1) / again)
-        sizes[starts + turn, standing], _ = inverted(standing, share)
-    second = (-sizes.log()).sort(0, descending=True).values[min(1, len(sizes) - 1)] - centre
+    tried = scores.argsort(descending=True, stable=True)[:named].tolist()
+
+    def second_start() -> Tensor:
+        return (-sizes.log()).sort(0, descending=True).values[min(1, len(sizes) - 1)] - centre
+
+    for turn in range(again):
+        second = second_start()
+        alone = sorted(k for k in tried if float(scores[k]) - centre >= worth and not float(second[k]) >= worth)
+        if alone:
+            share = (0.9 + 0.1 * turn / again, 0.9 + 0.1 * (turn + 1) / again)
+            sizes[starts + turn, alone], _ = inverted(alone, share)
+    second = second_start()
     held_out = torch.full((subject.classes,), -1.0)
-    for label in first:
+    for label in tried:
         held_out[label] = attack_success(subject.model, outside.x, outside.y, _opaque(found[label]))
     spread = mad(sizes[0])
     return Evidence(

@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationEr
 from vetgate import shipped
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
-from vetgate.role import by_label, role_of, weight_of
+from vetgate.role import by_label, role_of, scores_labels, weight_of
 from vetgate.verdict.reasons import Code, Reason
 
 Array = NDArray[np.float64]
@@ -46,6 +46,8 @@ STANDARD_NORMAL = NormalDist()
 CLIP = 4.0
 # and what one method adds to the combined score: so far that an alarm of one with half the weight counts by itself
 MOST = 6.0
+# what a label adds, in the same unit, that stands out by the least effect and no more
+LITTLE = 0.5
 
 
 class Seen(BaseModel, frozen=True, extra="forbid"):
@@ -234,12 +236,20 @@ class Calibration:
         shown = np.sort(np.concatenate(raw))
         return Null(min(floors), np.concatenate(scales), min(leasts), np.concatenate(statistics), shown, usual)
 
-    def standardise(self, method: str, value: float, data_sha256: str | None) -> float:
-        """A method's statistic in units of the clean references' spread around their median."""
+    def standardise(self, method: str, values: Array | float, data_sha256: str | None) -> Array:
+        """A method's statistics in units of the clean references' spread around their median."""
         own, holding = self._holding(method, data_sha256)
         chosen = own if len(own) >= ENOUGH else holding
         sets = [np.array([r.seen[method].statistic for r in alike]) for alike in _by_data(chosen)]
-        return min((value - float(np.median(v))) / max(spread_of(v), 1e-6) for v in sets)
+        found = [(np.asarray(values) - float(np.median(v))) / max(spread_of(v), 1e-6) for v in sets]
+        return np.asarray(np.min(found, axis=0), dtype=np.float64)
+
+    def standardised(
+        self, method: str, statistic: float, scores: Sequence[float] | None, data_sha256: str | None
+    ) -> Array:
+        """How far labels (K,) stand out by a method that is held against models, or the model (1,) without any."""
+        values = scores if scores and scores_labels(method) else (statistic,)
+        return self.standardise(method, np.array(values), data_sha256)
 
     def peers(self, methods: Collection[str], data_sha256: str | None, level: float) -> list[Reference]:
         """The references whose combined scores a subject's is held against: its own data set's, or all."""
@@ -263,20 +273,22 @@ class Calibration:
         peers = self.peers(methods, data_sha256, level)
         labels = {m: self.knows_labels(m, data_sha256, level, classes) for m in methods}
         kinds = {m: self.knows_architecture(m, data_sha256, level, architecture) for m in methods}
-        return np.sort([combined({m: self._unit(r, m, level, labels[m], kinds[m]) for m in methods}) for r in peers])
+        return np.sort(
+            [combined({m: self._units(r, m, level, labels[m], kinds[m]) for m in methods}).max() for r in peers]
+        )
 
-    def _unit(self, reference: Reference, method: str, level: float, labels: bool, kinds: bool) -> float:
-        """How far a reference stands out by one method, held against the others of its data set."""
+    def _units(self, reference: Reference, method: str, level: float, labels: bool, kinds: bool) -> Array:
+        """How far a reference's labels (K,) stand out by one method, or the model (1,), held against the others."""
         others = tuple(r for r in self.bank.references if r is not reference)
         without = Calibration(self.bank.model_copy(update={"references": others}), self.id)
         seen = reference.seen[method]
         if not by_label(method):
-            return without.standardise(method, seen.statistic, reference.data_sha256)
+            return without.standardised(method, seen.statistic, seen.scores, reference.data_sha256)
         known = labels and without.knows_labels(method, reference.data_sha256, level)
         kind = reference.architecture if kinds else None
         null = without.null(method, reference.data_sha256, level, labels=known, architecture=kind)
         scores = null.less_usual(seen.scores or ()).tolist()
-        return float(label_units(scores, label_p_values(scores, null), null.least).max())
+        return label_units(scores, label_p_values(scores, null), null.least)
 
     def _holding(self, method: str, data_sha256: str | None) -> tuple[list[Reference], list[Reference]]:
         holding = [r for r in self.bank.references if method in r.seen]
@@ -444,8 +456,8 @@ class OutlierNull:
 
     @cached_property
     def added(self) -> Array:
-        """Normal scores (draws,) of the largest outliers, 0 where the effect is less than the least."""
-        return np.where(self.effects > self.least, normal_score(tail(self.outliers, self.largest)), 0.0)
+        """Normal scores (draws,) of the largest outliers, little where the effect is less than the least."""
+        return unit_of(self.effects, normal_score(tail(self.outliers, self.largest)), self.least)
 
 
 def outlier_null(classes: int, null: Null) -> OutlierNull:
@@ -498,10 +510,19 @@ def label_p_values(scores: Sequence[float], null: Null) -> Array:
 
 
 def label_units(scores: Sequence[float], p: Array, least: float) -> Array:
-    """Normal scores (K,) of labels' p-values, 0 where a label stands out by less than the least effect."""
+    """Normal scores (K,) of labels' p-values; little where a label stands out by less than the least effect."""
     values = np.asarray(scores, dtype=np.float64)
-    # what stays below the least effect is no effect, however tight the other labels lie
-    return np.where(values - np.median(values) > least, normal_score(p), 0.0)
+    return unit_of(values - np.median(values), normal_score(p), least)
+
+
+def unit_of(effects: Array, units: Array, least: float) -> Array:
+    """What effects count for: their units, or up to LITTLE in proportion where they are below the least effect.
+
+    What stays below it is no effect, however tight the other labels lie; but methods that point at one label a little
+    are more than nothing, and models are told apart down there, too.
+    """
+    little = LITTLE * np.clip(effects / max(least, 1e-6), 0, 1)
+    return np.asarray(np.where(effects > least, np.maximum(units, little), little), dtype=np.float64)
 
 
 def normal_score(p: Array | float) -> Array:
@@ -518,21 +539,35 @@ def contribution(units: Array | float) -> Array:
     return np.clip(np.asarray(units, dtype=np.float64), 0, MOST)
 
 
-def combined(units: Mapping[str, float]) -> float:
-    """The combined score of a model from how far it stands out by each method."""
-    return float(sum(weight_of(name) * float(contribution(unit)) for name, unit in units.items()))
+def combined(units: Mapping[str, Array]) -> Array:
+    """The combined scores (K,) of labels from how far they stand out by each method, (K,) or (1,) for the model.
+
+    Methods that point at one label strengthen each other, and those that point at several do not; a model comes to as
+    much as its most suspicious label.
+    """
+    total = np.zeros(1)
+    for name, of in units.items():
+        total = total + weight_of(name) * contribution(of)
+    return total
 
 
-def combined_null(nulls: Mapping[str, Null], labels: Mapping[str, OutlierNull]) -> Array:
+def combined_null(nulls: Mapping[str, Null], labels: Mapping[str, OutlierNull], classes: int) -> Array:
     """Sorted combined scores (DRAWS,) of clean models: simulated labels, and of other methods resampled statistics.
 
-    Methods are drawn independently of each other here; what counts models, `clean_scores`, keeps them together.
+    Methods are drawn independently of each other here, each with one label that it raises, any of them; what counts
+    models, `clean_scores`, keeps them together.
     """
-    stream, total = np.random.default_rng(0), np.zeros(DRAWS)
+    stream, everywhere = np.random.default_rng(0), np.zeros(DRAWS)
+    raised: list[tuple[Array, NDArray[np.int64]]] = []
     for name in [*sorted(labels), *sorted(set(nulls) - set(labels))]:
         clean = labels[name].added if name in labels else nulls[name].statistics
-        total = total + weight_of(name) * contribution(stream.choice(clean, DRAWS))
-    return np.sort(total)
+        added = weight_of(name) * contribution(stream.choice(clean, DRAWS))
+        if scores_labels(name):
+            raised.append((added, stream.integers(classes, size=DRAWS)))
+        else:
+            everywhere += added
+    at_each = [sum(other * (place == where) for other, where in raised) for _, place in raised]
+    return np.asarray(np.sort(everywhere + (np.max(at_each, axis=0) if at_each else 0.0)), dtype=np.float64)
 
 
 def spread_of(values: Array) -> float:

@@ -1,7 +1,7 @@
 """Evidence in, verdict out: pure, total, and closed when in doubt.
 
-Every method's statistic is standardised against clean reference models, the standardised statistics are added with
-fixed weights, and the sum gets one p-value, so that the rate of false alarms is a property of the whole verdict. A
+Every method's statistic is standardised against clean reference models, what the methods say of a label is added with
+fixed weights, and the largest sum gets one p-value, so that the rate of false alarms is one of the whole verdict. A
 label is named only when it stands out by more than the labels of clean models do and its trigger works on images it
 was not inverted on and from a second start. What is missing, failed, not calibrated or not confirmed makes the verdict
 INCONCLUSIVE.
@@ -27,7 +27,6 @@ from vetgate.verdict.calibration import (
     Null,
     combined,
     combined_null,
-    contribution,
     countable,
     extended_tail,
     farthest,
@@ -100,10 +99,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Standing:
-    """One method's evidence standardised: per label (K,) or, for data methods, one value for the model."""
+    """One method's evidence standardised: units of labels (K,) or, for data methods, of the model (1,)."""
 
-    model: float
-    labels: Array | None
+    units: Array
     p_value: float
     confirmed: tuple[int, ...]
     alarming: tuple[int, ...]
@@ -257,15 +255,14 @@ def _standing(
         effects = np.array(scores) - np.median(scores)
         alarming = np.flatnonzero((p <= level) & (effects > null.least)).tolist()
         confirmed = _confirmed(found, role, alarming, null)
-        return _Standing(float(units.max()), units, float(p.min()), confirmed, tuple(alarming))
+        return _Standing(units, float(p.min()), confirmed, tuple(alarming))
     assert calibration is not None  # without one, no other method is usable
-    unit = calibration.standardise(found.method, found.statistic, data_sha256)
-    p_value = float(tail(np.sort(null.statistics), unit))
+    p_value = float(tail(np.sort(null.statistics), calibration.standardise(found.method, found.statistic, data_sha256)))
+    units = calibration.standardised(found.method, found.statistic, found.scores.tolist(), data_sha256)
     if not role.scores_labels:
-        return _Standing(unit, None, p_value, (), ())
-    of_labels = np.array([calibration.standardise(found.method, v, data_sha256) for v in found.scores.tolist()])
+        return _Standing(units, p_value, (), ())
     alarming = sorted(t.target for t in found.triggers if float(found.scores[t.target]) > null.least)
-    return _Standing(unit, of_labels, p_value, _confirmed(found, role, alarming, null), tuple(alarming))
+    return _Standing(units, p_value, _confirmed(found, role, alarming, null), tuple(alarming))
 
 
 def _confirmed(found: SeenEvidence, role: Role, alarming: Sequence[int], null: Null) -> tuple[int, ...]:
@@ -295,15 +292,17 @@ def _details(found: SeenEvidence, key: str, count: int) -> list[float]:
 def _combine(
     standings: Mapping[str, _Standing], nulls: Mapping[str, Null], clean: Array
 ) -> tuple[float | None, Array | None]:
-    labelled = {n: s.labels for n, s in standings.items() if by_label(n) and s.labels is not None}
+    labelled = {n: len(s.units) for n, s in standings.items() if by_label(n)}
     if not labelled:
         return None, None
-    simulated = combined_null(nulls, {n: outlier_null(len(of), nulls[n]) for n, of in labelled.items()})
-    model = combined({name: s.model for name, s in standings.items()})
-    labels = np.zeros_like(next(iter(labelled.values())))
-    for name, s in standings.items():
-        labels = labels + weight_of(name) * contribution(s.model if s.labels is None else s.labels)
-    return float(extended_tail(clean, simulated, model)), extended_tail(clean, simulated, labels)
+    classes = max(labelled.values())
+    outlier_nulls = {n: outlier_null(count, nulls[n]) for n, count in labelled.items()}
+    labels = extended_tail(
+        clean,
+        combined_null(nulls, outlier_nulls, classes),
+        combined({name: s.units for name, s in standings.items()}),
+    )
+    return float(labels.min()), labels
 
 
 def _result(

@@ -12,8 +12,8 @@ WORDS: dict[Code, str] = {
     Code.TRIGGER: "label {label}: a trigger of {norm:.1f} pixels suffices (median label {median:.1f}) and sends "
     "{held_out:share} of unseen images there",
     Code.CONFIRMED: "label {label}: what {method} found leads there on images that it was not made on",
-    Code.REPEATED: "label {label}: {method} finds it far above what it is in clean models, on either half of its "
-    "images ({share:share} of them, with {classes} labels)",
+    Code.REPEATED: "label {label}: {method} finds it far above what it is in clean models, and again on other images, "
+    "of which {share:share} are sent there, with {classes} labels",
     Code.POISONED_DATA: "{method} finds poisoned rows in the training data",
     Code.TRIGGER_NOT_CONFIRMED: "label {label} stands out, but its trigger was not confirmed on held-out images and a "
     "second start",

@@ -14,8 +14,10 @@ from pydantic import ValidationError
 
 from vetgate.digest import code_digest
 from vetgate.errors import BadPolicy
+from vetgate.role import weight_of
 from vetgate.verdict.calibration import (
     CLIP,
+    LITTLE,
     MOST,
     Bank,
     Calibration,
@@ -40,6 +42,7 @@ from vetgate.verdict.calibration import (
     outliers,
     steadied,
     tail,
+    unit_of,
     usual_of,
 )
 from vetgate.verdict.policy import load_policy
@@ -126,9 +129,30 @@ def test_the_null_is_that_of_row_by_row_outliers():
     assert len(slow) == 40 and np.allclose(outlier_null(classes, null).outliers, slow)
 
 
-def test_what_stays_below_the_least_effect_adds_nothing_to_a_simulated_clean_model():
-    assert not outlier_null(10, null_of([0.01])).added.any()
-    assert 0 < np.mean(outlier_null(10, null_of([0.3])).added > 0) < 1
+def test_what_stays_below_the_least_effect_adds_little_to_a_simulated_clean_model():
+    assert outlier_null(10, null_of([0.01])).added.max() < 0.2 * LITTLE
+    assert 0 < np.mean(outlier_null(10, null_of([0.3])).added > LITTLE) < 1
+
+
+def test_an_effect_counts_in_proportion_up_to_the_least_and_for_its_rarity_from_there_on():
+    found = unit_of(np.array([-1.0, 0.0, 0.2, 0.4, 0.41, 0.8]), np.array([4.0, 4.0, 4.0, 4.0, -1.0, 3.0]), 0.4)
+    assert found.tolist() == pytest.approx([0, 0, LITTLE / 2, LITTLE, LITTLE, 3.0])
+    assert unit_of(np.array([0.1]), np.array([2.0]), 0.0).tolist() == [2.0], "where clean models have no spread"
+
+
+def test_methods_strengthen_each_other_where_they_point_at_one_label():
+    one, other = np.array([3.0, 0.0, 0.0]), np.array([0.0, 3.0, -2.0])
+    assert combined({"neural_cleanse": one, "output_share": one}).tolist() == [6, 0, 0]
+    assert combined({"neural_cleanse": one, "output_share": other}).tolist() == [3, 3, 0]
+    whole = combined({"neural_cleanse": one, "spectral_signatures": np.array([2.0])})
+    assert whole.tolist() == [3 + 2 * weight_of("spectral_signatures"), *[2 * weight_of("spectral_signatures")] * 2]
+
+
+def test_simulated_clean_models_raise_one_label_by_two_methods_as_often_as_by_chance():
+    labels = {n: outlier_null(5, null_of([0.3])) for n in ("neural_cleanse", "output_share")}
+    pairs = combined_null(dict.fromkeys(labels, null_of([0.3])), labels, 5)
+    single = combined_null(dict.fromkeys(labels, null_of([0.3])), labels, 10_000)
+    assert np.quantile(pairs, 0.99) > np.quantile(single, 0.99), "one of five labels is met more often than of many"
 
 
 def test_a_thousand_classes_are_simulated_in_bounded_memory():
@@ -142,9 +166,9 @@ def test_a_thousand_classes_are_simulated_in_bounded_memory():
 def test_the_combined_null_is_sorted_finite_and_the_same_each_time():
     nulls = {"neural_cleanse": null_of([0.3]), "abs": Null(0, np.empty(0), 0, np.array([-9.0, 0.0, 9.0]), np.empty(0))}
     labels = {"neural_cleanse": outlier_null(10, nulls["neural_cleanse"])}
-    null = combined_null(nulls, labels)
-    assert (np.diff(null) >= 0).all() and np.array_equal(null, combined_null(nulls, labels))
-    assert null[0] == 0 and 0.5 * MOST < null[-1] <= CLIP + 0.5 * MOST
+    null = combined_null(nulls, labels, 10)
+    assert (np.diff(null) >= 0).all() and np.array_equal(null, combined_null(nulls, labels, 10))
+    assert 0 <= null[0] < LITTLE and 0.5 * MOST < null[-1] <= CLIP + 0.5 * MOST
 
 
 def test_beyond_all_clean_models_the_simulated_tail_goes_on_from_where_they_end():

@@ -34,6 +34,8 @@ def reference(seed: int, *, data: str = "digits", classes: int = CLASSES, spread
     stream = np.random.default_rng([seed, len(data)])
     scores = stream.normal(-2.2, spread, classes)
     seen = {name: Seen(statistic=stream.normal(*about)) for name, about in STATISTICS.items()}
+    first = (seen["abs"].statistic, *[0.0] * (classes - 1))
+    seen["abs"] = Seen(statistic=first[0], scores=first)
     seen["neural_cleanse"] = Seen(statistic=float(scores.max() - np.median(scores)), scores=tuple(scores.tolist()))
     votes = stream.normal(-2.5, 0.3, classes)
     seen["output_share"] = Seen(statistic=float(votes.max()), scores=tuple(votes.tolist()))
@@ -201,6 +203,19 @@ def test_a_label_that_takes_what_shows_nothing_fails_without_a_trigger():
         (Code.REPEATED, "output_share", BACKDOOR)
     ]
     assert "62 %" in words(verdict) and "pixels" not in words(verdict), "no trigger of any size was found"
+
+
+def test_methods_that_point_at_one_label_weigh_more_than_those_that_point_at_two():
+    def little(label: int) -> Evidence:
+        found = shares(backdoor=label)
+        found.scores[label] = -1.2
+        return found
+
+    norms = label_norms(backdoor=BACKDOOR, effect=0.55)
+    together, apart = (
+        replace(WITH_SHARES, seen=(norms, *CLEAN.seen[1:], little(label))).judged() for label in (BACKDOOR, 1)
+    )
+    assert together.p_value < apart.p_value
 
 
 @pytest.mark.parametrize("repeated", [0.0, 0.3, None])
