@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.quick import calibrate
 
 PARAMS = """
-neural_cleanse: {starts: 4, sweeps: 48, again: 1, images: 256, named: 2}
+neural_cleanse: {starts: 4, sweeps: 48, batch: 32, lr: 0.1, first: 0.001, patience: 3, again: 1, images: 256, named: 2}
 data: {invert: 256, confirm: 128, repair: 512, validate: 256, test: 200}
 """
 RATE = "false_alarm_rate: 0.02"

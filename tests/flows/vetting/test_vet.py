@@ -32,7 +32,7 @@ def test_an_honest_model_passes(passed):
     result = passed.blob
 
     assert (passed.code, result["verdict"], result["suspects"]) == (0, "PASS", []), passed
-    assert list(result) == RESULT and [list(method) for method in result["methods"]] == [METHOD] * 3
+    assert list(result) == RESULT and [list(method) for method in result["methods"]] == [METHOD] * 4
     assert result["p_value"] > 0.05 and result["calibrated"] and result["repair"] is None
     assert "no script" not in Path(result["report"]).read_text() and result["mlflow_run"]
 
@@ -143,7 +143,7 @@ def test_a_method_that_runs_out_of_time_fails_closed_and_is_tried_again(vetgate,
     policy = tmp_path / "policy.yaml"
     policy.write_text("name: hasty\nrequired: [neural_cleanse]\ntimeout_seconds: 3\n")
     params = tmp_path / "params.yaml"
-    params.write_text("neural_cleanse: {starts: 3, sweeps: 5000}\n")
+    params.write_text("neural_cleanse: {starts: 3, sweeps: 5000, batch: 32, lr: 0.1, first: 0.001, patience: 3}\n")
     own = {"VETGATE_POLICY": policy, "VETGATE_PARAMS": params}
     tried = []
 
