@@ -71,7 +71,8 @@ class Reference(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _labels_are_all_there(self) -> Self:
         for name, seen in self.seen.items():
-            if by_label(name) and len(seen.scores or ()) != self.classes:
+            # a method that is held against models may come without any, but not with those of other labels
+            if (by_label(name) or seen.scores) and len(seen.scores or ()) != self.classes:
                 raise ValueError(f"expected {self.classes} scores of {name} on {self.data}, got {seen.scores}")
         return self
 
@@ -244,9 +245,7 @@ class Calibration:
         found = [(np.asarray(values) - float(np.median(v))) / max(spread_of(v), 1e-6) for v in sets]
         return np.asarray(np.min(found, axis=0), dtype=np.float64)
 
-    def standardised(
-        self, method: str, statistic: float, scores: Sequence[float] | None, data_sha256: str | None
-    ) -> Array:
+    def units(self, method: str, statistic: float, scores: Sequence[float] | None, data_sha256: str | None) -> Array:
         """How far labels (K,) stand out by a method that is held against models, or the model (1,) without any."""
         values = scores if scores and scores_labels(method) else (statistic,)
         return self.standardise(method, np.array(values), data_sha256)
@@ -283,7 +282,7 @@ class Calibration:
         without = Calibration(self.bank.model_copy(update={"references": others}), self.id)
         seen = reference.seen[method]
         if not by_label(method):
-            return without.standardised(method, seen.statistic, seen.scores, reference.data_sha256)
+            return without.units(method, seen.statistic, seen.scores, reference.data_sha256)
         known = labels and without.knows_labels(method, reference.data_sha256, level)
         kind = reference.architecture if kinds else None
         null = without.null(method, reference.data_sha256, level, labels=known, architecture=kind)

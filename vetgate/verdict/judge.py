@@ -258,7 +258,7 @@ def _standing(
         return _Standing(units, float(p.min()), confirmed, tuple(alarming))
     assert calibration is not None  # without one, no other method is usable
     p_value = float(tail(np.sort(null.statistics), calibration.standardise(found.method, found.statistic, data_sha256)))
-    units = calibration.standardised(found.method, found.statistic, found.scores.tolist(), data_sha256)
+    units = calibration.units(found.method, found.statistic, found.scores.tolist(), data_sha256)
     if not role.scores_labels:
         return _Standing(units, p_value, (), ())
     alarming = sorted(t.target for t in found.triggers if float(found.scores[t.target]) > null.least)

@@ -373,6 +373,14 @@ def test_a_reference_without_a_score_for_every_label_is_refused(scores):
         Reference.model_validate(blob)
 
 
+def test_a_method_that_is_held_against_models_has_scores_for_every_label_or_none():
+    blob = reference(0).model_dump()
+    for scores in (None, (0.1,) * 10):
+        Reference.model_validate(blob | {"seen": {"abs": {"statistic": 0.1, "scores": scores}}})
+    with pytest.raises(ValidationError, match="expected 10 scores of abs"):
+        Reference.model_validate(blob | {"seen": {"abs": {"statistic": 0.1, "scores": (0.1, 0.2)}}})
+
+
 def test_a_reference_that_is_listed_twice_is_refused():
     with pytest.raises(ValidationError, match="count as two"):
         Bank(methods={}, references=(reference(0), reference(0)))
