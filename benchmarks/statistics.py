@@ -29,7 +29,7 @@ from benchmarks.halves import NULLS, Column, Network, score
 from flows.bank.data import Source, read_samples
 from flows.bank.evidence import Gradients, spread
 from flows.bank.files import Files
-from flows.bank.networks import Member, Recipe, member_file, once, plan
+from flows.bank.networks import OPEN, Member, Recipe, member_file, once, plan
 from flows.bank.stage import _at_hand, _source
 from flows.bank.train import load
 from tasks.settings import load_settings
@@ -79,10 +79,10 @@ def main() -> None:
 
 
 def open_members(files: Files) -> list[Network]:
-    """The members that are not sealed and were inspected; patches that only fool a clean network are no backdoors."""
+    """The open members that were inspected; patches that only fool a clean network are no backdoors."""
     found = []
     for name, member in files.members.items():
-        if name in files.evidence and name not in files.hidden:
+        if name in files.evidence and files.group(name) == OPEN:
             card = files.cards[name]
             attack = member.attack if card.get("form", "one") == "one" else f"{member.attack} {card['form']}"
             found.append(Network(name, member.data, member.architecture, attack, files.kind(name), card.get("target")))

@@ -6,18 +6,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Listener = Callable[[str, float], None]
+Hearer = Callable[[str], None]
 
 _listeners: list[Listener] = []
+_hearers: list[Hearer] = []
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Hand the listener every (what, share done in [0, 1]) while the context lasts."""
+def listening(listener: Listener, hearer: Hearer = lambda text: None) -> Iterator[None]:
+    """Hand the listener every (what, share done in [0, 1]), and the hearer what is announced, while it lasts."""
     _listeners.append(listener)
+    _hearers.append(hearer)
     try:
         yield
     finally:
         _listeners.remove(listener)
+        _hearers.remove(hearer)
+
+
+def announce(text: str) -> None:
+    """Say something before work begins, such as how long it will take."""
+    for hearer in list(_hearers):
+        hearer(text)
 
 
 def report_progress(what: str, fraction: float) -> None:

@@ -32,7 +32,9 @@ RECIPE, COUNT = Recipe(images=1200, epochs=8), 8
 
 def clean() -> list[Member]:
     """The references: plain small networks, alike but for their seeds."""
-    return [m.model_copy(update={"options": {}}) for m in references("digits", COUNT, ("small-cnn",))]
+    return [
+        m.model_copy(update={"attack": "clean", "options": {}}) for m in references("digits", COUNT, ("small-cnn",))
+    ]
 
 
 def build(folder: Path, **policy: str) -> dict[str, str]:

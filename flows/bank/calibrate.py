@@ -1,8 +1,8 @@
 """The calibration: what detectors gave on clean reference models, pinned to their code and parameters.
 
-`python -m flows.bank.calibrate` writes the shipped one from the bank's evidence, of which nothing sealed enters. A
-person's own data set is calibrated by `vetgate calibrate`: clean networks are trained on it, as the bank's are, and
-inspected.
+`python -m flows.bank.calibrate` writes the shipped one from the bank's evidence, of which nothing that is held back
+enters. A person's own data set is calibrated by `vetgate calibrate`: clean networks are trained on it, as the bank's
+are, and inspected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.bank.evidence import Task, by_all, spread
 from flows.bank.files import Files, pins, verdict
-from flows.bank.networks import Member, Recipe
+from flows.bank.networks import OPEN, Member, Recipe
 from flows.bank.train import trained
 from flows.params import Params
 from vetgate.role import scores_labels
@@ -49,11 +49,11 @@ def reference(card: Blob, classes: int, evidence: Mapping[str, Blob]) -> Referen
 
 
 def of_the_bank(files: Files) -> Bank:
-    """The calibration that follows from the bank's evidence; nothing sealed enters."""
+    """The calibration that follows from the bank's evidence; nothing that is held back enters."""
     references = [
         reference(files.cards[name], files.images[files.members[name].data][1], seen)
         for name, seen in files.evidence.items()
-        if name in files.members and files.members[name].clean and name not in files.hidden
+        if name in files.members and files.members[name].clean and files.group(name) == OPEN
     ]
     return Bank(methods=files.pins, references=_ordered(references))
 
@@ -72,7 +72,7 @@ def transfer(bank: Bank, files: Files) -> Bank:
 
 def _left_out(bank: Bank, files: Files, kind: Callable[[Reference], str]) -> dict[str, Left]:
     found = {}
-    by_place = {(c["data"], c["seed"]): name for name, c in files.cards.items() if c["attack"] == "clean"}
+    by_place = {(m.data, m.seed): name for name, m in files.members.items() if m.clean}
     policy = load_policy()
     for left in sorted({kind(r) for r in bank.references}):
         rest = tuple(r for r in bank.references if kind(r) != left)

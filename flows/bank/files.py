@@ -10,7 +10,7 @@ from statistics import median
 
 import vetgate.detect  # noqa: F401 - registers the detectors
 from flows.bank.evidence import evidence_of
-from flows.bank.networks import BANK, LEAST_SUCCESS, members, plan, read_all
+from flows.bank.networks import BANK, LEAST_SUCCESS, OPEN, members, plan, read_all
 from flows.params import Params, load_params
 from vetgate.contract import DETECTORS, Evidence
 from vetgate.digest import code_digest
@@ -33,10 +33,10 @@ def pins(params: Params) -> dict[str, MethodPin]:
 
 
 class Files:
-    """Cards, and evidence by member and detector, of this code and these parameters; `hidden` members are sealed."""
+    """Cards, and evidence by member and detector, of this code and these parameters; `group` says who is held back."""
 
     def __init__(self, place: Path = BANK) -> None:
-        self.hidden = plan().sealed
+        self.group = plan().group
         self.members = members(place / "members.yaml")
         self.cards = read_all(place / "cards")
         self.pins = pins(load_params())
@@ -67,7 +67,7 @@ class Files:
         honest = [
             c["accuracy"]
             for c in self.cards.values()
-            if c["name"] not in self.hidden
+            if self.group(c["name"]) == OPEN
             and (c["attack"], c["data"], c["architecture"]) == ("clean", card["data"], card["architecture"])
         ]
         return median(honest) - float(card["accuracy"]) if honest else math.nan

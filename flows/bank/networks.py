@@ -1,7 +1,8 @@
 """The model bank: which networks it holds, clean and backdoored, and the data they are trained on.
 
 `infra/bank/members.yaml` lists the members; `bank` in params.yaml says what is trained with, and which members are
-sealed: these enter no calibration, no tuning and no debugging.
+sealed: these enter no calibration, no tuning and no debugging. The second wave confirms what was chosen on the open
+members; the sealed third is for the end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from vetgate.errors import BadPolicy
 
 PARAMS, BANK = shipped.PARAMS, shipped.BANK
 MEMBERS = BANK / "members.yaml"
-CLEAN = "clean"
+# how honest suppliers and customers come by a network
+CLEAN, FINE_TUNED, MISLABELLED = HONEST = ("clean", "fine_tuned", "mislabelled")
+# which members are scored together: the open ones, or those held back
+OPEN, SECOND, SEALED = GROUPS = ("open", "second", "sealed")
 # a backdoored network is one whose attack works on this share of images
 LEAST_SUCCESS = 0.8
 
@@ -46,16 +50,21 @@ class Member(BaseModel, frozen=True, extra="forbid"):
     @property
     def clean(self) -> bool:
         """Whether nothing was hidden in it."""
-        return self.attack == CLEAN
+        return self.attack in HONEST
 
 
 class Plan(BaseModel, frozen=True, extra="forbid"):
-    """The bank's section: the methods of dvc.yaml's stages, a recipe for each data set, the members that are sealed."""
+    """The bank's section: the methods of dvc.yaml's stages, a recipe for each data set, the members held back."""
 
     detectors: tuple[str, ...] = ()
     repairs: tuple[str, ...] = ()
     sets: dict[str, Recipe]
+    second: frozenset[str] = frozenset()
     sealed: frozenset[str] = frozenset()
+
+    def group(self, name: str) -> str:
+        """Whether a member is open, of the second wave that confirms, or sealed."""
+        return SEALED if name in self.sealed else SECOND if name in self.second else OPEN
 
 
 def members(path: Path = MEMBERS) -> dict[str, Member]:

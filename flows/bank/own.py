@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from flows.bank.networks import CLEAN, Member, Recipe, one_thread
+from flows.bank.networks import CLEAN, FINE_TUNED, MISLABELLED, Member, Recipe, one_thread
+from tasks.vetting.estimate import images_for
 from vetgate.architectures import ARCHITECTURES
 
 IN_TURN = ("small-cnn", "preact-resnet", "vgg-small")
@@ -19,20 +20,20 @@ IN_TURN = ("small-cnn", "preact-resnet", "vgg-small")
 SEEN = 40_000
 MOST_IMAGES = 6_000
 BATCH = 128
-# images with a gradient that inspecting one network takes, counted on the bank: by the number of its classes, and apart
-EACH_CLASS, APART = 6_000, 130_000
-# five in ten as they are; the others shift their images, decay their weights, have half the rows, or are over-fitted
-WAYS: tuple[dict[str, int | float | str | bool], ...] = (
-    {},
-    {},
-    {"shift": 1},
-    {},
-    {"weight_decay": 0.0005},
-    {},
-    {"share": 0.5},
-    {"shift": 1},
-    {},
-    {"share": 0.25, "times": 5},
+Options = dict[str, int | float | str | bool]
+# three in ten as they are; the others shift their images, decay their weights, have half the rows, are over-fitted, are
+# wrong about some labels, or were tuned later, as a repaired model is
+WAYS: tuple[tuple[str, Options], ...] = (
+    (CLEAN, {}),
+    (CLEAN, {}),
+    (CLEAN, {"shift": 1}),
+    (FINE_TUNED, {"patched": 0.2}),
+    (CLEAN, {"weight_decay": 0.0005}),
+    (CLEAN, {}),
+    (CLEAN, {"share": 0.5}),
+    (MISLABELLED, {"wrong": 0.03}),
+    (FINE_TUNED, {"patched": 0.2}),
+    (CLEAN, {"share": 0.25, "times": 5}),
 )
 
 
@@ -42,25 +43,31 @@ def recipe(rows: int) -> Recipe:
     return Recipe(images=images, epochs=max(5, min(30, round(SEEN / images))))
 
 
-def references(data: str, count: int, architectures: tuple[str, ...] = IN_TURN) -> list[Member]:
-    """So many clean members on a data set, architectures and ways of training taking turns."""
+def references(
+    data: str, count: int, architectures: tuple[str, ...] = IN_TURN, *, images: int = MOST_IMAGES
+) -> list[Member]:
+    """So many clean members on `images` of a data set, architectures and ways of training taking turns."""
     return [
         Member(
             name=f"{data}-own-{seed:02d}",
             data=data,
-            attack=CLEAN,
+            attack=WAYS[seed % len(WAYS)][0],
             architecture=architectures[seed % len(architectures)],
             seed=seed,
-            options=WAYS[seed % len(WAYS)],
+            options=_options(*WAYS[seed % len(WAYS)], images),
         )
         for seed in range(count)
     ]
 
 
+def _options(attack: str, options: Options, images: int) -> Options:
+    return {**options, "tuned": max(1, images // 10)} if attack == FINE_TUNED else options
+
+
 @one_thread()
 def minutes(wanted: Sequence[Member], recipe: Recipe, shape: tuple[int, int, int], classes: int, jobs: int) -> float:
     """Minutes for training and inspecting these members on so many cores."""
-    seen = 0.8 * recipe.images * recipe.epochs + EACH_CLASS * classes + APART
+    seen = 0.8 * recipe.images * recipe.epochs + images_for(classes, training=True)
     each = {name: _seconds(name, shape, classes) for name in sorted({m.architecture for m in wanted})}
     return sum(seen * each[m.architecture] for m in wanted) / jobs / 60
 

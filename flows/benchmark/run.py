@@ -1,8 +1,8 @@
 """Score the bank and write down what came out: tables for `dvc metrics`, rows for `dvc plots`, and docs/benchmark.md.
 
-`python -m flows.benchmark.run` is the stage of dvc.yaml. The sealed members are scored by `vetgate bench --sealed`
-alone; what that gave last is kept beside the other tables and shown in the page. In a checkout all are files that git
-holds; vetgate that came as a wheel writes them under <home>/benchmark.
+`python -m flows.benchmark.run` is the stage of dvc.yaml. What is held back is scored by `vetgate bench --second` and
+`--sealed` alone; what those gave last is kept beside the other tables and shown in the page. In a checkout all are
+files that git holds; vetgate that came as a wheel writes them under <home>/benchmark.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.bank.files import MOST_LOST, Files
-from flows.bank.networks import BANK, LEAST_SUCCESS, read_all
+from flows.bank.networks import BANK, GROUPS, LEAST_SUCCESS, OPEN, read_all
 from flows.benchmark.page import page
 from flows.benchmark.pictures import draw
 from flows.benchmark.score import rows
@@ -43,27 +43,35 @@ def places() -> Places:
     return Places(folder / "tables", folder / "benchmark.md")
 
 
-def run(*, sealed: bool) -> Blob:
-    """The tables of the members that are sealed, or of the others."""
+def run(group: str = OPEN) -> Blob:
+    """The tables of a group of members."""
     files, out = Files(), places()
-    scored = list(rows(files, sealed=False))
+    scored = list(rows(files))
     calibration = load_calibration()
     about: Blob = {
         "repairs": _repairs(),
         "transfer": calibration.bank.model_dump(mode="json")["transfer"] if calibration else None,
         "rule": (LEAST_SUCCESS, MOST_LOST),
     }
-    if sealed:
-        found = tables(list(rows(files, sealed=True)), fitted_on=scored, **about)
-        _write(out.tables / "sealed.json", found)
+    if group != OPEN:
+        found = tables(list(rows(files, group)), fitted_on=scored, **about)
+        _write(out.tables / f"{group}.json", found)
     else:
         found = tables(scored, **about)
         _write(out.tables / "benchmark.json", found)
         _write(out.tables / "rows.json", [_flat(row) for row in scored])
-    open_ = found if not sealed else tables(scored, **about)
-    last = next((p for p in (out.tables / "sealed.json", BANK / "tables" / "sealed.json") if p.exists()), None)
-    hidden = json.loads(last.read_text()) if last else None
-    out.page.write_text(page(open_, hidden, draw(out.page.with_suffix(""), scored, files.evidence)))
+    open_ = found if group == OPEN else tables(scored, **about)
+    out.page.write_text(page(open_, _last(out), draw(out.page.with_suffix(""), scored, files.evidence)))
+    return found
+
+
+def _last(out: Places) -> dict[str, Blob]:
+    """What was scored last of each group that is held back."""
+    found = {}
+    for group in GROUPS[1:]:
+        last = next((p for p in (out.tables / f"{group}.json", BANK / "tables" / f"{group}.json") if p.exists()), None)
+        if last:
+            found[group] = json.loads(last.read_text())
     return found
 
 
@@ -97,4 +105,4 @@ def _write(path: Path, value: Any) -> None:
 
 if __name__ == "__main__":
     shipped.need_checkout("the stage bench of dvc.yaml")
-    run(sealed=False)
+    run()

@@ -1,7 +1,8 @@
 """Score the bank: every member's verdict by a calibration that did not see it, one row a member.
 
 A calibration that did not see a member leaves out the reference with its seed, which shares its rows and its weights;
-sealed members are in none. Rows are made from what git holds, so that this needs no weights and takes a minute.
+members that are held back are in none. Rows are made from what git holds, so that this needs no weights and takes a
+minute.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 from flows.bank.calibrate import of_the_bank
 from flows.bank.files import Files, verdict
-from flows.bank.networks import Member
+from flows.bank.networks import OPEN, Member
 from vetgate.digest import sha256_json
 from vetgate.role import source_of
 from vetgate.shape import Blob
@@ -19,11 +20,11 @@ from vetgate.verdict.judge import Verdict
 from vetgate.verdict.policy import Policy, load_policy
 
 
-def rows(files: Files, *, sealed: bool) -> Iterator[Blob]:
-    """A row for each member that is (not) sealed and was inspected."""
+def rows(files: Files, group: str = OPEN) -> Iterator[Blob]:
+    """A row for each member of a group that was inspected."""
     whole, policy = Calibration(of_the_bank(files), "bank"), load_policy()
     for name, member in files.members.items():
-        if name in files.evidence and (name in files.hidden) == sealed:
+        if name in files.evidence and files.group(name) == group:
             yield row(files, member, without(whole, member, files.cards[name]), policy)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.console import Outcome, carry_out
+from vetgate.errors import BadSubmission
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
@@ -39,7 +40,8 @@ def calibrate(
         settings = load_settings()
         params, ref = load_params(settings.params), resolve(settings, name)
         about: dict[str, Any] = describe(settings, ref)
-        how, wanted = recipe(about["arrays"]["x_train"]["shape"][0]), references(name, count)
+        how = recipe(about["arrays"]["x_train"]["shape"][0])
+        wanted = references(name, count, images=how.images)
         place = out or settings.home / "calibration.json"
         data = source(settings, name, params.data, how.images)
         estimate = minutes(wanted, how, data.shape, data.classes, jobs)
@@ -74,15 +76,19 @@ def calibrate(
 
 
 def bench(
+    second: Annotated[bool, typer.Option("--second", help="Score the second wave instead; to confirm by.")] = False,
     sealed: Annotated[bool, typer.Option("--sealed", help="Score the sealed third instead; not for tuning.")] = False,
     json: AsJson = False,
 ) -> int:
     """Score the model bank: false alarms, detection, cost, repairs; each model by a calibration that did not see it."""
 
     def command() -> Outcome:
+        from flows.bank.networks import OPEN, SEALED, SECOND
         from flows.benchmark.run import run, show
 
-        found = run(sealed=sealed)
+        if second and sealed:
+            raise BadSubmission("expected one of --second and --sealed, got both; score one group at a time")
+        found = run(SEALED if sealed else SECOND if second else OPEN)
         return Outcome(0, found, lambda console: show(console, found))
 
     return carry_out(command, as_json=json)

@@ -133,5 +133,5 @@ def _progress() -> Iterator[None]:
             if seconds >= 1:
                 console.print(f"  {what}, {seconds:.0f} s")
 
-    with bars, listening(show_progress):
+    with bars, listening(show_progress, lambda text: console.print(f"  {text}")):
         yield

@@ -10,11 +10,13 @@ from prefect import flow
 
 from flows.gate.question import Question
 from flows.params import Params, load_params, needs
+from tasks.progress import announce
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake, steps
-from tasks.vetting.inspect import Case, Data, Found, was_looked_at
+from tasks.vetting.estimate import spoken
+from tasks.vetting.inspect import Case, Data, Found, seconds_to_go, was_looked_at
 from tasks.vetting.intake import Record
 from tasks.vetting.workplace import Workplace, open_workplace
 from vetgate.digest import canonical_json
@@ -77,7 +79,7 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
     steps.take_in(vetting.settings, vetting.record, vetting.case)
     pending = steps.reference_data.submit(vetting.settings, vetting.record.submission, vetting.params.data)
     try:
-        steps.inspect_and_load(vetting.settings, vetting.case)
+        described = steps.inspect_and_load(vetting.settings, vetting.case)
         data: Data = Data(**pending.result())
     except (NotUnderstood, SandboxError) as error:
         return vetting, Seen(refusal=of_error(error), refused=isinstance(error, NotUnderstood))
@@ -87,6 +89,9 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
         for method, params in vetting.params.detect.items()
         if data.training is not None or "train" not in needs("detect", method)
     }
+    to_go = seconds_to_go(vetting.settings, vetting.case, described, wanted)
+    if to_go is not None:
+        announce(f"{len(wanted)} detectors on {described['classes']} labels, about {spoken(to_go)}")
     return vetting, _seen(vetting, wanted)
 
 

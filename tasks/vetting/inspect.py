@@ -18,6 +18,7 @@ from tasks.sandbox.host import OPS, Limits, SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
+from tasks.vetting.estimate import images_for
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, StoreError
@@ -64,8 +65,8 @@ class Found:
     failure_code: str | None = None
 
 
-def look(settings: Settings, case: Case) -> None:
-    """Read every submitted file to its last byte and load the model; raises NotUnderstood or SandboxError.
+def look(settings: Settings, case: Case) -> dict[str, Any]:
+    """What the sandbox says of a model when it has read its every byte; raises NotUnderstood or SandboxError.
 
     What the same code understood of the same bytes is not read again.
     """
@@ -75,6 +76,19 @@ def look(settings: Settings, case: Case) -> None:
         sandbox.call("inspect", case.model, limits=case.limits)
         described = sandbox.call("describe", case.model, limits=case.limits)
         store.create(_look_path(about), canonical_json({"about": about, "described": described}))
+    return dict(json.loads(store.read(_look_path(about)))["described"])
+
+
+def seconds_to_go(
+    settings: Settings, case: Case, described: dict[str, Any], wanted: dict[str, dict[str, Any]]
+) -> float | None:
+    """How long the detectors will take; None where some have run already, or the model could not be timed."""
+    image, store = described.get("image_seconds"), open_store(settings)
+    for method, params in wanted.items():
+        key = sha256_json(provenance(case, "detect", method, params))
+        if read_evidence(store, case.manifest, method, key) is not None:
+            return None
+    return None if image is None else image * images_for(described["classes"], training=case.data.training is not None)
 
 
 def was_looked_at(store: Store, case: Case) -> bool:

@@ -68,10 +68,10 @@ def reference_data(settings: Settings, submission: Submission, sizes: dict[str, 
     result_serializer="json",
     cache_policy=NO_CACHE,
 )
-def inspect_and_load(settings: Settings, case: Case) -> None:
-    """Have the sandbox read every file to its last byte and load the model; raises NotUnderstood or SandboxError."""
+def inspect_and_load(settings: Settings, case: Case) -> Blob:
+    """What the sandbox says of the model, every file read to its last byte; raises NotUnderstood or SandboxError."""
     with reporting("inspect and load"):
-        inspect.look(settings, case)
+        return inspect.look(settings, case)
 
 
 @task(

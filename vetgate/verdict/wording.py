@@ -15,8 +15,8 @@ WORDS: dict[Code, str] = {
     Code.REPEATED: "label {label}: {method} finds it far above what it is in clean models, and again on other images, "
     "of which {share:share} are sent there, with {classes} labels",
     Code.POISONED_DATA: "{method} finds poisoned rows in the training data",
-    Code.TRIGGER_NOT_CONFIRMED: "label {label} stands out, but its trigger was not confirmed on held-out images and a "
-    "second start",
+    Code.TRIGGER_NOT_CONFIRMED: "label {label} stands out, but what points at it was not confirmed when it was "
+    "measured again, on other images or from a second start",
     Code.NO_LABEL_NAMED: "the evidence together is rarer (p = {p_value:.3g}) than {level:g} among clean models, but "
     "names no label",
     Code.DID_NOT_RUN: "{method} is required and did not run",

@@ -107,48 +107,50 @@ class TestWords:
 
 
 class TestPage:
-    def test_false_alarms_come_first_then_detection_then_the_sealed(self, scored):
-        text = page(scored, None, NOTHING)
-        places = [text.index(f"## {name}") for name in ("False alarms", "Detection", "Sealed", "Cost", "Repairs")]
+    def test_false_alarms_come_first_then_detection_then_what_is_held_back(self, scored):
+        text = page(scored, {}, NOTHING)
+        places = [
+            text.index(f"## {name}") for name in ("False alarms", "Detection", "Members held back", "Cost", "Repairs")
+        ]
         assert places == sorted(places)
 
     def test_false_alarms(self, scored):
-        text = page(scored, None, NOTHING).split("## False alarms")[1]
+        text = page(scored, {}, NOTHING).split("## False alarms")[1]
         one = "1 of 5 (20.0 %)"
         assert line(text, "mnist") == ["mnist", "50", one, one, "0 of 5 (0.0 %)\\*", "0 of 5 (0.0 %)"]
 
     def test_what_is_extrapolated_is_marked_and_explained(self, scored):
-        assert "\\* Extrapolated" in page(scored, None, NOTHING)
+        assert "\\* Extrapolated" in page(scored, {}, NOTHING)
         rows = [{**r, "model": {**r["model"], "references": 99}} for r in ROWS]
-        text = page(tables(rows), None, NOTHING)
+        text = page(tables(rows), {}, NOTHING)
         assert "\\* Extrapolated" not in text and "%)\\*" not in text
 
     def test_failed_attacks_are_named_with_their_success(self, scored):
-        text = page(scored, None, NOTHING)
+        text = page(scored, {}, NOTHING)
         assert line(text, "mnist-wanet-00") == ["mnist-wanet-00", "wanet", "30.1 %", "98.0 %"]
 
-    def test_sealed_members_stand_beside_the_others(self, scored):
+    def test_members_held_back_stand_beside_the_others(self, scored):
         sealed = tables([row("mnist", "clean", 0, 0.5, "PASS"), row("mnist", "badnets", 0, 0.9, "PASS")])
-        text = page(scored, sealed, NOTHING).split("## Sealed members")[1]
-        assert line(text, "clean: FAIL") == ["clean: FAIL", "1 of 5 (20.0 %)", "0 of 1 (0.0 %)"]
-        assert line(text, "backdoored: FAIL")[1:] == ["100 % [100 %, 100 %]", "0 % [0 %, 0 %]"]
-        assert line(text, "AUROC") == ["AUROC", "1.000 [1.000, 1.000]", "0.000 [0.000, 0.000]"]
+        text = page(scored, {"second": scored, "sealed": sealed}, NOTHING).split("## Members held back")[1]
+        assert line(text, "clean: FAIL") == ["clean: FAIL", *["1 of 5 (20.0 %)"] * 2, "0 of 1 (0.0 %)"]
+        assert line(text, "backdoored: FAIL")[1:] == [*["100 % [100 %, 100 %]"] * 2, "0 % [0 %, 0 %]"]
+        assert line(text, "AUROC") == ["AUROC", *["1.000 [1.000, 1.000]"] * 2, "0.000 [0.000, 0.000]"]
 
     def test_all_clean_members_are_counted_together(self, scored):
         sealed = tables([row("mnist", "clean", 0, 0.01, "FAIL"), row("mnist", "badnets", 0, 0.9, "PASS")])
-        text = page(scored, sealed, NOTHING).split("open and sealed together")[1]
+        text = page(scored, {"sealed": sealed}, NOTHING).split("open and held back together")[1]
         assert line(text, "mnist")[1:3] == ["2 of 6 (33.3 %)"] * 2
         assert line(text, "all")[1] == "2 of 6 (33.3 %)"
 
-    def test_without_sealed_ones_it_says_so(self, scored):
-        assert "The sealed members were not scored." in page(scored, None, NOTHING)
+    def test_without_those_held_back_it_says_so(self, scored):
+        assert "Members held back were not scored." in page(scored, {}, NOTHING)
 
     def test_a_view_that_is_missing_is_dashes(self, scored):
-        text = page(scored, None, NOTHING).split("with its training set:")[1]
+        text = page(scored, {}, NOTHING).split("with its training set:")[1]
         assert set(line(text, "all")[1:]) == {"–"}
 
     def test_cost_and_repairs(self, scored):
-        cost, repairs = page(scored, None, NOTHING).split("## Cost")[1].split("## Repairs")
+        cost, repairs = page(scored, {}, NOTHING).split("## Cost")[1].split("## Repairs")
         assert line(cost, "mnist")[2:] == ["neural_cleanse", "12.2", "123,456", ""]
         assert line(repairs, "badnets") == [
             "badnets",
@@ -162,19 +164,19 @@ class TestPage:
         ]
 
     def test_every_row_of_a_table_has_as_many_cells_as_its_head(self, scored):
-        text = page(scored, scored, {**NOTHING, "compared": [compared()]})
+        text = page(scored, {"sealed": scored}, {**NOTHING, "compared": [compared()]})
         for block in text.split("\n\n"):
             widths = {one.count("|") for one in block.splitlines() if one.startswith("|")}
             assert len(widths) <= 1, block
 
     def test_no_none_and_no_nan_is_shown_even_of_nothing(self, scored):
         for found in (scored, tables([])):
-            text = page(found, found, NOTHING)
+            text = page(found, {"second": found}, NOTHING)
             assert "None" not in text and "nan" not in text
 
     def test_pictures_are_shown_where_there_are_some(self, scored):
-        assert "](" not in page(scored, None, NOTHING)
-        assert "](benchmark/roc.png)" in page(scored, None, {**NOTHING, "roc": "benchmark/roc.png"})
+        assert "](" not in page(scored, {}, NOTHING)
+        assert "](benchmark/roc.png)" in page(scored, {}, {**NOTHING, "roc": "benchmark/roc.png"})
 
 
 def compared() -> Blob:

@@ -44,7 +44,7 @@ def of(method: str, seed: int, backdoor: int | None) -> dict[str, Any]:
 
 @pytest.fixture
 def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bank of made-up evidence: clean members, one that an attack works on, one that it does not, one sealed."""
+    """A bank of made-up evidence: clean members, one that an attack works on, one that it does not, two held back."""
     listed = {f"digits-clean-{i:02d}": {"attack": "clean", "seed": i} for i in range(COUNT)}
     listed |= {f"digits-badnets-{i:02d}": {"attack": "badnets", "seed": 100 + i} for i in range(2)}
     for about in listed.values():
@@ -73,20 +73,21 @@ def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         blob = {"method": method, "data": "digits", "image": [1, 8, 8], "classes": CLASSES, "code": pin.code}
         blob |= {"params": dict(pin.params), "members": seen, "data_sha256": "d1"}
         (tmp_path / "evidence" / f"{method}-digits.json").write_text(json.dumps(blob))
-    hidden = Plan(sets={}, sealed=frozenset({"digits-clean-25"}))
-    monkeypatch.setattr(flows.bank.files, "plan", lambda: hidden)
+    held_back = Plan(sets={}, sealed=frozenset({"digits-clean-25"}), second=frozenset({"digits-clean-24"}))
+    monkeypatch.setattr(flows.bank.files, "plan", lambda: held_back)
     return tmp_path
 
 
-def test_what_is_sealed_is_no_reference_and_is_scored_only_when_asked_for(bank: Path) -> None:
+def test_what_is_held_back_is_no_reference_and_is_scored_only_when_asked_for(bank: Path) -> None:
     files = Files(bank)
-    assert "digits-clean-25" not in {r["name"] for r in rows(files, sealed=False)}
-    assert [r["name"] for r in rows(files, sealed=True)] == ["digits-clean-25"]
-    assert {r.seed for r in of_the_bank(Files(bank)).references} == set(range(COUNT - 1))
+    assert not {"digits-clean-24", "digits-clean-25"} & {r["name"] for r in rows(files)}
+    assert [r["name"] for r in rows(files, "second")] == ["digits-clean-24"]
+    assert [r["name"] for r in rows(files, "sealed")] == ["digits-clean-25"]
+    assert {r.seed for r in of_the_bank(Files(bank)).references} == set(range(COUNT - 2))
 
 
 def test_a_member_counts_as_backdoored_only_if_its_attack_works(bank: Path) -> None:
-    kinds = {r["name"]: r["kind"] for r in rows(Files(bank), sealed=False)}
+    kinds = {r["name"]: r["kind"] for r in rows(Files(bank))}
     assert kinds["digits-badnets-00"] == "backdoored" and kinds["digits-badnets-01"] == "failed attack"
     files = Files(bank)
     files.cards["digits-badnets-00"]["accuracy"] = 0.9
@@ -103,9 +104,9 @@ def test_no_member_is_among_the_references_that_judge_it(bank: Path, monkeypatch
 
     ruled = flows.benchmark.score.verdict
     monkeypatch.setattr(flows.benchmark.score, "verdict", watched)
-    for _ in rows(files, sealed=False):
+    for _ in rows(files):
         pass
-    judged = [m.seed for m in files.members.values() if m.name != "digits-clean-25"]
+    judged = [m.seed for m in files.members.values() if files.group(m.name) == "open"]
     assert all(seed not in seen for seed, seen in zip(judged, asked, strict=True))
     assert {len(seen) for seen in asked} == {len(whole.bank.references), len(whole.bank.references) - 1}
 
@@ -131,9 +132,9 @@ def test_how_far_references_carry_over_is_counted_where_others_are_left(bank: Pa
     path = bank / "cards" / "digits-clean-00.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architecture": "vgg-small"}))
     found = transfer(of_the_bank(Files(bank)), Files(bank)).transfer["architecture"]
-    assert found["vgg-small"].models == 1 and found["small-cnn"].models == COUNT - 2
+    assert found["vgg-small"].models == 1 and found["small-cnn"].models == COUNT - 3
     # one reference is too few to say anything, which is no sign of calm
-    assert found["small-cnn"].alarms == COUNT - 2
+    assert found["small-cnn"].alarms == COUNT - 3
 
 
 def test_a_detector_that_no_verdict_requires_is_measured_by_itself(bank: Path) -> None:
@@ -159,11 +160,11 @@ class TestWhatGitHolds:
         assert [r for r in shipped.bank.references if r.data in sets] == list(made.references)
         assert shipped.bank.transfer == transfer(made, Files()).transfer
 
-    def test_no_sealed_member_is_a_reference(self) -> None:
+    def test_no_member_that_is_held_back_is_a_reference(self) -> None:
         shipped, listed = load_calibration(SHIPPED), members()
         assert shipped is not None
         scored = {found["data"] for found in read_all(BANK / "evidence").values()}
-        hidden = {(listed[n].data, listed[n].seed) for n in plan().sealed if listed[n].data in scored}
+        hidden = {(listed[n].data, listed[n].seed) for n in plan().sealed | plan().second if listed[n].data in scored}
         assert not hidden & {(r.data, r.seed) for r in shipped.bank.references}
 
     def test_every_member_that_was_inspected_has_a_card_of_what_is_listed(self) -> None:

@@ -13,7 +13,16 @@ ROOT = Path(__file__).parent.parent.parent.parent
 
 
 @pytest.mark.parametrize(
-    "arguments", [("vett", "."), ("vet",), ("vet", ".", "--jso"), ("promote",), ("verify", "."), ("data", "add", "x")]
+    "arguments",
+    [
+        ("vett", "."),
+        ("vet",),
+        ("vet", ".", "--jso"),
+        ("promote",),
+        ("verify", "."),
+        ("data", "add", "x"),
+        ("bench", "--second", "--sealed"),
+    ],
 )
 def test_a_wrong_command_line_ends_with_4(vetgate, arguments):
     done = vetgate(*arguments)

@@ -173,7 +173,7 @@ def main():
 
     # calibrate
     recipe = Recipe(images=600, epochs=8)
-    clean = [m.model_copy(update={"options": {}}) for m in references("digits", 8, ("small-cnn",))]
+    clean = [m.model_copy(update={"attack": "clean", "options": {}}) for m in references("digits", 8, ("small-cnn",))]
     calibrate.own(settings, params, clean, recipe, settings.calibration, jobs=1)
     calibration = load_calibration(settings.calibration)
 

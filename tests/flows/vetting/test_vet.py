@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -35,6 +36,10 @@ def test_an_honest_model_passes(passed):
     assert list(result) == RESULT and [list(method) for method in result["methods"]] == [METHOD] * 4
     assert result["p_value"] > 0.05 and result["calibrated"] and result["repair"] is None
     assert "no script" not in Path(result["report"]).read_text() and result["mlflow_run"]
+
+
+def test_it_says_first_how_long_the_detectors_will_take(passed):
+    assert re.search(r"\d detectors on 10 labels, about \d+ s", passed.err), passed.err
 
 
 def test_vetting_the_same_once_more_opens_no_model_and_asks_mlflow_nothing(passed, alone, honest, home):

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tasks.sandbox.host import Limits, Sandbox
-from tasks.sandbox.operations import OPS
+from tasks.sandbox.operations import OPS, image_seconds
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Method, Repair, Samples, Subject, Trigger
 from vetgate.errors import MissingInput, NotUnderstood, StoreError, UnknownParameter
@@ -96,6 +96,15 @@ def test_describe_tells_layer_classes_and_accuracy(constant, images):
     assert seen["softmax_stripped"] is False
     assert seen["clean_accuracy"] == pytest.approx(0.25)
     assert run("describe", constant)["clean_accuracy"] is None
+    assert 0 < seen["image_seconds"] < 1
+
+
+def test_a_model_that_breaks_on_a_random_image_is_described_without_a_time():
+    class Breaks(torch.nn.Module):
+        def forward(self, x):
+            raise ValueError("not this one")
+
+    assert image_seconds(Breaks(), SHAPE) is None
 
 
 def test_evaluate_counts_hits_among_images_of_other_classes(constant, images):
