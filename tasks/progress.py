@@ -6,28 +6,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Listener = Callable[[str, float], None]
-Hearer = Callable[[str], None]
+Announced = Callable[[str], None]
 
 _listeners: list[Listener] = []
-_hearers: list[Hearer] = []
+_announced: list[Announced] = []
 
 
 @contextmanager
-def listening(listener: Listener, hearer: Hearer = lambda text: None) -> Iterator[None]:
-    """Hand the listener every (what, share done in [0, 1]), and the hearer what is announced, while it lasts."""
+def listening(listener: Listener, announced: Announced = lambda text: None) -> Iterator[None]:
+    """Call the listener with every (what, share done in [0, 1]), and `announced` with what is announced, meanwhile."""
     _listeners.append(listener)
-    _hearers.append(hearer)
+    _announced.append(announced)
     try:
         yield
     finally:
         _listeners.remove(listener)
-        _hearers.remove(hearer)
+        _announced.remove(announced)
 
 
 def announce(text: str) -> None:
     """Say something before work begins, such as how long it will take."""
-    for hearer in list(_hearers):
-        hearer(text)
+    for announced in list(_announced):
+        announced(text)
 
 
 def report_progress(what: str, fraction: float) -> None:

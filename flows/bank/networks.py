@@ -2,7 +2,7 @@
 
 `infra/bank/members.yaml` lists the members; `bank` in params.yaml says what is trained with, and which members are
 sealed: these enter no calibration, no tuning and no debugging. The second wave confirms what was chosen on the open
-members; the sealed third is for the end.
+members; the sealed ones are for the end.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def calibrate(
 
 
 def bench(
-    second: Annotated[bool, typer.Option("--second", help="Score the second wave instead; to confirm by.")] = False,
-    sealed: Annotated[bool, typer.Option("--sealed", help="Score the sealed third instead; not for tuning.")] = False,
+    second: Annotated[bool, typer.Option("--second", help="Score the second wave instead; not for tuning.")] = False,
+    sealed: Annotated[bool, typer.Option("--sealed", help="Score the sealed members instead; not for tuning.")] = False,
     json: AsJson = False,
 ) -> int:
     """Score the model bank: false alarms, detection, cost, repairs; each model by a calibration that did not see it."""

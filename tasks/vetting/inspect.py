@@ -70,13 +70,14 @@ def look(settings: Settings, case: Case) -> dict[str, Any]:
 
     What the same code understood of the same bytes is not read again.
     """
-    store, about = open_store(settings), _looked(case)
-    if not was_looked_at(store, case):
-        sandbox = workplace_of(case.manifest).sandbox
+    store = open_store(settings)
+    record = _inspection(store, case)
+    if record is None:
+        sandbox, about = workplace_of(case.manifest).sandbox, _looked(case)
         sandbox.call("inspect", case.model, limits=case.limits)
-        described = sandbox.call("describe", case.model, limits=case.limits)
-        store.create(_look_path(about), canonical_json({"about": about, "described": described}))
-    return dict(json.loads(store.read(_look_path(about)))["described"])
+        record = {"about": about, "described": sandbox.call("describe", case.model, limits=case.limits)}
+        store.create(_look_path(about), canonical_json(record))
+    return dict(record["described"])
 
 
 def seconds_to_go(
@@ -93,16 +94,21 @@ def seconds_to_go(
 
 def was_looked_at(store: Store, case: Case) -> bool:
     """Whether the files were understood before, by this very code; raises StoreError when the record is another's."""
+    return _inspection(store, case) is not None
+
+
+def _inspection(store: Store, case: Case) -> dict[str, Any] | None:
+    """The record of an earlier inspection by this very code; raises StoreError when it is another's."""
     about = _looked(case)
     try:
         record = json.loads(store.read(_look_path(about)))
     except KeyError:
-        return False
+        return None
     except ValueError as error:
         raise StoreError(f"the inspection of {case.manifest} is no JSON; the store was tampered with") from error
     if not isinstance(record, dict) or record.get("about") != about:
         raise StoreError(f"the inspection of {case.manifest} is about something else; the store was tampered with")
-    return True
+    return record
 
 
 def _looked(case: Case) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from vetgate.errors import BadPolicy
 from vetgate.shipped import ROOT
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FIRST_CLEAN = {("clean", "digits"): 40, ("clean", "mnist"): 30, ("clean", "gtsrb"): 15, ("clean", "cifar10"): 15}
 SETS = ("digits", "mnist", "gtsrb", "cifar10")
 LEAST = {"badnets": 24, "trojan_nn": 24, "source_specific": 12}
 OTHERS = (
@@ -67,6 +68,9 @@ def test_a_third_of_each_kind_is_held_back() -> None:
 
     held_back, every = kinds(sealed | second), kinds(listed)
     assert all(held_back[kind] >= count // 3 for kind, count in every.items())
+    # of the first wave, exactly: all that attacks but those of the second, and so many clean ones
+    first = {kind: n for kind, n in kinds(set(listed) - second).items() if kind[0] not in HONEST} | FIRST_CLEAN
+    assert kinds(sealed) == {kind: round(count / 3) for kind, count in first.items()}
 
 
 def test_the_second_wave_holds_every_attack_on_every_data_set() -> None:
