@@ -24,6 +24,7 @@ CONFIRMS = {
     Confirm.HELD_OUT_AND_SECOND_START: "confirmed on unseen images and from a second start",
     Confirm.SUCCESS: "confirmed by the success of its trigger on unseen images",
     Confirm.REPEATED: "confirmed where a label stands out when it is measured again",
+    Confirm.MISLABELLED: "confirmed where each of two networks by itself finds a label's rows wrong",
     Confirm.ROWS: "the rows it flags are the finding",
     Confirm.NEVER: "names no label",
 }

@@ -39,13 +39,15 @@ class Confirm(StrEnum):
     """How a suspicion becomes a finding.
 
     HELD_OUT_AND_SECOND_START: details `held_out` (success on unseen images) and `second_start` (effect from another
-    start), one a label. SUCCESS: detail `success`, one a trigger. ROWS: the rows of the training set are the finding.
-    NEVER: the statistic counts, and names nothing.
+    start), one a label. SUCCESS: detail `success`, one a trigger. REPEATED: detail `repeated`, the scores measured
+    again. MISLABELLED: the same, and what is measured are training rows. ROWS: the rows of the training set are the
+    finding. NEVER: the statistic counts, and names nothing.
     """
 
     HELD_OUT_AND_SECOND_START = "held-out-and-second-start"
     SUCCESS = "success"
     REPEATED = "repeated"
+    MISLABELLED = "mislabelled"
     ROWS = "rows"
     NEVER = "never"
 
@@ -55,8 +57,9 @@ class Role:
     """A detector's part in a verdict.
 
     `weight` is fixed before any model is looked at; 0 is advisory: shown, never counted. `gives` is what repairs can
-    use. `mask_sizes`: scores are minus the log of a mask's size, and so mean something without references.
-    `by_architecture`: scores are habits of an architecture, and count only where references are of the subject's.
+    use. `mask_sizes`: scores are minus the log of a mask's size, and so mean something without references. `by_data`:
+    scores are habits of a data set, and count only where references are on the subject's. `by_architecture`: scores
+    are habits of an architecture, and count only where references are of the subject's.
     """
 
     axis: Axis
@@ -67,6 +70,7 @@ class Role:
     sentence: str
     gives: tuple[Uses, ...] = ()
     mask_sizes: bool = False
+    by_data: bool = False
     by_architecture: bool = False
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # what the detectors of params.yaml come to, in images there and back: for each label, apart from labels, and where
 # there is a training set; a test holds them to the bank's evidence
-EACH_LABEL, APART, OF_TRAINING = 2_500, 20_000, 6_000
+EACH_LABEL, APART, OF_TRAINING = 2_500, 20_000, 35_000
 
 
 def images_for(classes: int, *, training: bool) -> int:

@@ -184,15 +184,12 @@ class Calibration:
     def counts(
         self, method: str, data_sha256: str | None, level: float, classes: int, architecture: str | None
     ) -> bool:
-        """Whether a method's scores mean something beside the references; habits of an architecture need its own."""
+        """Whether a method's scores mean something beside the references; habits of data need some on it."""
         role = role_of(method)
-        return (
-            role is None
-            or not role.by_architecture
-            or (
-                self.knows_labels(method, data_sha256, level, classes)
-                and self.knows_architecture(method, data_sha256, level, architecture)
-            )
+        if role is None or not (role.by_data or role.by_architecture):
+            return True
+        return self.knows_labels(method, data_sha256, level, classes) and (
+            not role.by_architecture or self.knows_architecture(method, data_sha256, level, architecture)
         )
 
     def null(

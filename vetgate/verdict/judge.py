@@ -183,7 +183,7 @@ def judge(
     else:
         decision = Decision.PASS
         reasons = [Reason(Code.NOTHING_STANDS_OUT)]
-    reasons = [*reasons, *(Reason(Code.OTHER_ARCHITECTURES, name) for name in sorted(strange))]
+    reasons = [*reasons, *map(_not_alike, sorted(strange))]
     if simulated:
         reasons = [*reasons, Reason(Code.UNCALIBRATED), *(Reason(Code.NOT_COUNTED, name) for name in uncounted)]
     about, at_home = None, False
@@ -271,7 +271,7 @@ def _confirmed(found: SeenEvidence, role: Role, alarming: Sequence[int], null: N
         held_out, second = (_details(found, key, len(found.scores)) for key in ("held_out", "second_start"))
         again = np.array(second) - (0.0 if null.usual is None else null.usual)
         return tuple(k for k in alarming if held_out[k] >= HELD_OUT and again[k] >= SECOND_START * null.least)
-    if role.confirm is Confirm.REPEATED:
+    if role.confirm in (Confirm.REPEATED, Confirm.MISLABELLED):
         again = null.less_usual(_details(found, "repeated", len(found.scores)))
         return tuple(k for k in alarming if again[k] - np.median(again) > null.least)
     if role.confirm is Confirm.SUCCESS:
@@ -345,11 +345,18 @@ def _why(label: int, evidence: Mapping[str, SeenEvidence], standings: Mapping[st
     if role.confirm is Confirm.REPEATED:
         share = _details(found, "share", len(found.scores))[label]
         return Reason(Code.REPEATED, method, label, {"share": share, "classes": len(found.scores)})
+    if role.confirm is Confirm.MISLABELLED:
+        return Reason(Code.MISLABELLED, method, label, {"share": _details(found, "share", len(found.scores))[label]})
     if not role.mask_sizes:
         return Reason(Code.CONFIRMED, method, label)
     norms, held_out = (_details(found, key, len(found.scores)) for key in ("norms", "held_out"))
     figures = {"norm": norms[label], "median": float(np.median(norms)), "held_out": held_out[label]}
     return Reason(Code.TRIGGER, method, label, figures)
+
+
+def _not_alike(method: str) -> Reason:
+    """That a method found no references of the subject's kind, and so did not count."""
+    return Reason(Code.OTHER_ARCHITECTURES if _role(method).by_architecture else Code.OTHER_DATA_SETS, method)
 
 
 def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str | None, level: float) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Code(StrEnum):
     TRIGGER = "trigger", Bearing.NAMED
     CONFIRMED = "confirmed", Bearing.NAMED
     REPEATED = "repeated", Bearing.NAMED
+    MISLABELLED = "mislabelled", Bearing.NAMED
     POISONED_DATA = "poisoned-data", Bearing.NAMED
     # found, but nothing is proven
     TRIGGER_NOT_CONFIRMED = "trigger-not-confirmed", Bearing.UNPROVEN
@@ -78,6 +79,7 @@ class Code(StrEnum):
     UNCALIBRATED = "uncalibrated", Bearing.NOTE
     NOT_COUNTED = "not-counted", Bearing.NOTE
     OTHER_ARCHITECTURES = "other-architectures", Bearing.NOTE
+    OTHER_DATA_SETS = "other-data-sets", Bearing.NOTE
     ELSEWHERE = "elsewhere", Bearing.NOTE
     ELSEWHERE_MEASURED = "elsewhere-measured", Bearing.NOTE
     EXTRAPOLATED = "extrapolated", Bearing.NOTE

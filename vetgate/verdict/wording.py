@@ -14,9 +14,11 @@ WORDS: dict[Code, str] = {
     Code.CONFIRMED: "label {label}: what {method} found leads there on images that it was not made on",
     Code.REPEATED: "label {label}: {method} finds it far above what it is in clean models, and again on other images, "
     "of which {share:share} are sent there, with {classes} labels",
+    Code.MISLABELLED: "label {label}: {share:share} of the training images under it show something else, by {method}; "
+    "in clean training sets it is far less",
     Code.POISONED_DATA: "{method} finds poisoned rows in the training data",
     Code.TRIGGER_NOT_CONFIRMED: "label {label} stands out, but what points at it was not confirmed when it was "
-    "measured again, on other images or from a second start",
+    "measured again: on other images, from a second start, or by a second network",
     Code.NO_LABEL_NAMED: "the evidence together is rarer (p = {p_value:.3g}) than {level:g} among clean models, but "
     "names no label",
     Code.DID_NOT_RUN: "{method} is required and did not run",
@@ -53,6 +55,7 @@ WORDS: dict[Code, str] = {
     Code.UNCALIBRATED: "uncalibrated: the null is simulated, no clean model was looked at",
     Code.NOT_COUNTED: "{method} was not counted: there is no calibration for it",
     Code.OTHER_ARCHITECTURES: "{method} was not counted: no reference is on this data and of its architecture",
+    Code.OTHER_DATA_SETS: "{method} was not counted: no reference is on this data",
     Code.ELSEWHERE: "no references of this data set: held against those of {data}, uncalibrated, rate not assured",
     Code.ELSEWHERE_MEASURED: "no references of this data set: held against those of {data}, uncalibrated, rate not "
     "assured (each data set left out in turn, {alarms} of {models} clean models raised an alarm)",
