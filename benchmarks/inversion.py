@@ -25,7 +25,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from benchmarks.inversion_tables import ENGINE, TEXTBOOK, Blob, costs, detected
+from benchmarks.inversion_tables import ENGINE, TEXTBOOK, costs, detected
 from benchmarks.statistics import open_members
 from benchmarks.subjects import SEED, Case, case_of, first_members, member_case
 from benchmarks.textbook import Plan, invert_label
@@ -35,6 +35,7 @@ from flows.params import load_params
 from vetgate.contract import DETECTORS, Samples, Subject
 from vetgate.digest import code_digest
 from vetgate.errors import MissingInput, StoreError
+from vetgate.shape import Blob
 
 DETECTION, DIGITS, KINDS = "detection", "digits", ("clean", "backdoored")
 # by what each part tells for the time it takes

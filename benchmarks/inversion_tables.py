@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from benchmarks.textbook import anomaly_index
 from vetgate.probe import median
+from vetgate.shape import Blob
 from vetgate.verdict.metrics import auroc, interval
 
-Blob = dict[str, Any]
 ENGINE, TEXTBOOK = LOOPS = ("neural_cleanse", "textbook")
 # of a member, in nats and in median absolute deviations; higher is more suspicious
 STATISTICS = {"log_norm": "log norm", "index": "anomaly index"}
@@ -147,6 +147,5 @@ def share_of(hits: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
 
 def exact_interval(hits: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
     """The interval of Clopper and Pearson for a share."""
-    tail = (1 - level) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, count - hits + 1))
-    return low, 1.0 if hits == count else float(beta.ppf(1 - tail, hits + 1, count - hits))
+    found = binomtest(hits, count).proportion_ci(level)
+    return float(found.low), float(found.high)

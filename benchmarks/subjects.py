@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +26,8 @@ from vetgate.formats.load import load_model
 from vetgate.formats.submission import read_submission
 from vetgate.inversion import attack_success
 from vetgate.probe import accuracy, logits
+from vetgate.shape import Blob
 
-Blob = dict[str, Any]
 SEED = 0
 EPOCHS = 8
 SMOOTH_IMAGES, COARSE = 1024, 6

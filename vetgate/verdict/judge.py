@@ -45,6 +45,8 @@ from vetgate.verdict.wording import render_failure, rendered
 HELD_OUT = 0.8
 # and stands out from a second start by this share of the least effect
 SECOND_START = 0.5
+# confirmed by the same scores, measured again
+MEASURED_AGAIN = (Confirm.REPEATED, Confirm.MISLABELLED)
 
 # without references: labels that scatter alike, and half the median's size as the least effect
 SIMULATED = Null(0.0, np.ones(1), math.log(2), np.empty(0), np.empty(0))
@@ -271,7 +273,7 @@ def _confirmed(found: SeenEvidence, role: Role, alarming: Sequence[int], null: N
         held_out, second = (_details(found, key, len(found.scores)) for key in ("held_out", "second_start"))
         again = np.array(second) - (0.0 if null.usual is None else null.usual)
         return tuple(k for k in alarming if held_out[k] >= HELD_OUT and again[k] >= SECOND_START * null.least)
-    if role.confirm in (Confirm.REPEATED, Confirm.MISLABELLED):
+    if role.confirm in MEASURED_AGAIN:
         again = null.less_usual(_details(found, "repeated", len(found.scores)))
         return tuple(k for k in alarming if again[k] - np.median(again) > null.least)
     if role.confirm is Confirm.SUCCESS:
@@ -342,11 +344,11 @@ def _why(label: int, evidence: Mapping[str, SeenEvidence], standings: Mapping[st
     """That a label is confirmed, by the weightiest method that did it; the size of its trigger, where that is one."""
     method = max((n for n in sorted(standings) if label in standings[n].confirmed), key=weight_of)
     role, found = _role(method), evidence[method]
-    if role.confirm is Confirm.REPEATED:
+    if role.confirm in MEASURED_AGAIN:
         share = _details(found, "share", len(found.scores))[label]
+        if role.confirm is Confirm.MISLABELLED:
+            return Reason(Code.MISLABELLED, method, label, {"share": share})
         return Reason(Code.REPEATED, method, label, {"share": share, "classes": len(found.scores)})
-    if role.confirm is Confirm.MISLABELLED:
-        return Reason(Code.MISLABELLED, method, label, {"share": _details(found, "share", len(found.scores))[label]})
     if not role.mask_sizes:
         return Reason(Code.CONFIRMED, method, label)
     norms, held_out = (_details(found, key, len(found.scores)) for key in ("norms", "held_out"))
