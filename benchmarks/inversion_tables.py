@@ -12,11 +12,12 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from benchmarks.textbook import anomaly_index
+from vetgate.detect.neural_cleanse import neural_cleanse
 from vetgate.probe import median
 from vetgate.shape import Blob
 from vetgate.verdict.metrics import auroc, interval
 
-ENGINE, TEXTBOOK = LOOPS = ("neural_cleanse", "textbook")
+ENGINE, TEXTBOOK = LOOPS = (neural_cleanse.__name__, "textbook")
 # of a member, in nats and in median absolute deviations; higher is more suspicious
 STATISTICS = {"log_norm": "log norm", "index": "anomaly index"}
 PUBLISHED = 2.0
