@@ -5,6 +5,7 @@ Migrating them takes some ten seconds of a processor, and many a test has a home
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -21,6 +22,14 @@ from tests.cached import made_once
 MIGRATIONS = ("sqlalchemy", "alembic")
 # a server that came up once: Prefect remembers beside its database what it has entered there
 PREFECT = "from pathlib import Path; from flows.vetting import runtime; runtime.start(Path({!r})); runtime.ready()"
+
+
+def with_fixed_seeds(home: Path) -> Path:
+    """A new home whose secret, from which the seeds of an installation come, is always the same: so are verdicts."""
+    keys = home / "keys"
+    keys.mkdir(mode=0o700, parents=True)
+    (keys / "seed.secret").write_bytes(hashlib.sha256(b"the tests, one").digest())
+    return home
 
 
 def with_registry(home: Path) -> Path:

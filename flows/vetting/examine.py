@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 
 from prefect import flow
@@ -16,7 +18,7 @@ from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake, steps
 from tasks.vetting.estimate import spoken
-from tasks.vetting.inspect import Case, Data, Found, seconds_to_go, was_looked_at
+from tasks.vetting.inspect import Case, Data, Found, begun, processor_seconds, was_looked_at
 from tasks.vetting.intake import Record
 from tasks.vetting.workplace import Workplace, open_workplace
 from vetgate.digest import canonical_json
@@ -25,6 +27,9 @@ from vetgate.shape import Blob
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.reasons import Code, Figure, Reason, of_error
 from vetgate.verdict.wording import render
+
+# detectors that take fewer seconds together run one after another: another sandbox takes three to start
+WORTH_ANOTHER = 20
 
 
 @dataclass(frozen=True)
@@ -89,26 +94,50 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
         for method, params in vetting.params.detect.items()
         if data.training is not None or "train" not in needs("detect", method)
     }
-    to_go = seconds_to_go(vetting.settings, vetting.case, described, wanted)
-    if to_go is not None:
-        announce(f"{len(wanted)} detectors on {described['classes']} labels, about {spoken(to_go)}")
-    return vetting, _seen(vetting, wanted)
+    seconds = processor_seconds(vetting.case, described)
+    at_once = vetting.settings.threads if seconds is not None and seconds > WORTH_ANOTHER else 1
+    if seconds is not None and not begun(vetting.settings, vetting.case, wanted):
+        to_go = spoken(seconds / at_once)
+        announce(f"{len(wanted)} detectors on {described['classes']} labels, about {to_go}")
+    return vetting, _seen(vetting, workplace, wanted, at_once)
 
 
-def _seen(vetting: Vetting, wanted: dict[str, Blob]) -> Seen:
-    """What each of the methods found, one after another here, or all at once on Dask if the policy says so."""
+def _seen(vetting: Vetting, workplace: Workplace, wanted: dict[str, Blob], at_once: int) -> Seen:
+    """What each of the methods found, so many at once here, or all at once on Dask if the policy says so."""
     if vetting.policy.spread == "dask":
         from flows.vetting.spread import detect_all
 
         given, refused = detect_all(vetting.policy, vetting.settings, vetting.case, vetting.params.data, wanted)
         return Seen(tuple(Found(**f) for f in given), of_error(refused) if refused else None, refused is not None)
-    found = []
-    for method, params in wanted.items():
-        try:
-            found.append(Found(**steps.detect(vetting.settings, vetting.case, method, params)))
-        except NotUnderstood as error:
-            return Seen(tuple(found), of_error(error), refused=True)
+    found: list[Found] = []
+    try:
+        for blob in _detected(vetting, workplace, wanted, at_once):
+            found.append(Found(**blob))
+    except NotUnderstood as error:
+        return Seen(tuple(found), of_error(error), refused=True)
     return Seen(tuple(found))
+
+
+def _detected(vetting: Vetting, workplace: Workplace, wanted: dict[str, Blob], at_once: int) -> Iterator[Blob]:
+    """What the methods found, in the order in which they are named; raises what the first of them raised."""
+
+    def detect(method: str) -> Blob:
+        return steps.detect(vetting.settings, vetting.case, method, wanted[method])
+
+    if at_once == 1:
+        yield from map(detect, wanted)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        # those named last take longest and begin first; a thread knows the flow that it works for by its context
+        running = {method: pool.submit(copy_context().run, detect, method) for method in reversed(wanted)}
+        try:
+            for method in wanted:
+                yield running[method].result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            # what still runs ends with its sandbox, and is not waited for
+            workplace.abandon()
+            raise
 
 
 def request_of(vetting: Vetting, seen: Seen, level: int) -> Question:

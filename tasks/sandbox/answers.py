@@ -9,7 +9,7 @@ import json
 import math
 import signal
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
 from vetgate import errors
@@ -79,6 +79,11 @@ class Limits:
     def to_json(self) -> dict[str, Any]:
         """The limits as plain numbers, every one of them set."""
         return {**asdict(self), "wall_seconds": self.wall}
+
+    @property
+    def single(self) -> Limits:
+        """The same limits with one thread: what a detector gets, so that no number of threads changes what it finds."""
+        return replace(self, threads=1)
 
     @property
     def wall(self) -> float:

@@ -75,21 +75,22 @@ def look(settings: Settings, case: Case) -> dict[str, Any]:
     if record is None:
         sandbox, about = workplace_of(case.manifest).sandbox, _looked(case)
         sandbox.call("inspect", case.model, limits=case.limits)
-        record = {"about": about, "described": sandbox.call("describe", case.model, limits=case.limits)}
+        record = {"about": about, "described": sandbox.call("describe", case.model, limits=case.limits.single)}
         store.create(_look_path(about), canonical_json(record))
     return dict(record["described"])
 
 
-def seconds_to_go(
-    settings: Settings, case: Case, described: dict[str, Any], wanted: dict[str, dict[str, Any]]
-) -> float | None:
-    """How long the detectors will take; None where some have run already, or the model could not be timed."""
-    image, store = described.get("image_seconds"), open_store(settings)
-    for method, params in wanted.items():
-        key = sha256_json(provenance(case, "detect", method, params))
-        if read_evidence(store, case.manifest, method, key) is not None:
-            return None
+def processor_seconds(case: Case, described: dict[str, Any]) -> float | None:
+    """What all detectors together will take of one core, about; None where the model could not be timed."""
+    image = described.get("image_seconds")
     return None if image is None else image * images_for(described["classes"], training=case.data.training is not None)
+
+
+def begun(settings: Settings, case: Case, wanted: dict[str, dict[str, Any]]) -> bool:
+    """Whether the store holds what some of the detectors (name -> parameters) find."""
+    store = open_store(settings)
+    keys = {method: sha256_json(provenance(case, "detect", method, params)) for method, params in wanted.items()}
+    return any(read_evidence(store, case.manifest, method, key) is not None for method, key in keys.items())
 
 
 def was_looked_at(store: Store, case: Case) -> bool:
@@ -135,12 +136,12 @@ def _readers() -> str:
 
 def run_detector(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The fields of what one detector found: from the store, else run and saved; raises StoreError if it cannot be."""
-    sandbox = workplace_of(case.manifest).sandbox
 
     def run() -> dict[str, Any]:
         payload, on_progress = payload_of(case, method, params), progress_of(f"detect {method}")
-        answer = sandbox.call("detect", payload, limits=case.limits, on_progress=on_progress)
-        return {**answer, "sandbox_level": sandbox.level}
+        with workplace_of(case.manifest).lent() as sandbox:
+            answer = sandbox.call("detect", payload, limits=case.limits.single, on_progress=on_progress)
+            return {**answer, "sandbox_level": sandbox.level}
 
     return recorded(settings, case, method, params, run)
 

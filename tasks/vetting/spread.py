@@ -69,7 +69,7 @@ def _compute(settings: Settings, job: Blob) -> str:
     with place_for(settings, case_from_json(job["case"]), job["sizes"]) as place:
         payload = payload_of(place.case, job["method"], job["params"]) | {"replay": job["replay"]}
         sandbox, started = place.workplace.sandbox, time.monotonic()
-        answer = sandbox.call("detect", payload, limits=place.case.limits)
+        answer = sandbox.call("detect", payload, limits=place.case.limits.single)
         spent = {"seconds": time.monotonic() - started, "cpu_seconds": sandbox.cpu_seconds}
         return json.dumps(answer | spent | {"sandbox_level": sandbox.level})
 

@@ -1,4 +1,4 @@
-"""The workplace of one vetting: a private directory and one sandbox, whose torch import starts early.
+"""The workplace of one vetting: a private directory and its sandboxes, of which one imports torch early.
 
 Tasks are handed JSON only, so an open workplace is found by the manifest it serves.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import LifoQueue
 
 from tasks.sandbox.host import Sandbox
 from tasks.settings import Settings
@@ -17,11 +18,34 @@ from tasks.vetting.intake import workroom
 
 @dataclass(frozen=True)
 class Workplace:
-    """`given` is what the sandbox may read (besides the data splits), `made` the one place it may write."""
+    """`given` is what the sandboxes may read (besides the data splits), `made` the one place `sandbox` may write.
+
+    Those `beside` it are for detectors that run at the same time, and start when they are needed.
+    """
 
     given: Path
     made: Path
     sandbox: Sandbox
+    beside: tuple[Sandbox, ...] = ()
+    _idle: LifoQueue[Sandbox] = field(default_factory=LifoQueue)
+
+    def __post_init__(self) -> None:
+        for sandbox in (*self.beside, self.sandbox):
+            self._idle.put(sandbox)
+
+    @contextmanager
+    def lent(self) -> Iterator[Sandbox]:
+        """A sandbox for one call, waited for while all are in use; one that was in use before goes first."""
+        sandbox = self._idle.get()
+        try:
+            yield sandbox
+        finally:
+            self._idle.put(sandbox)
+
+    def abandon(self) -> None:
+        """End whatever runs inside; nothing can be called afterwards."""
+        for sandbox in (self.sandbox, *self.beside):
+            sandbox.close()
 
 
 _open: dict[str, Workplace] = {}
@@ -67,11 +91,13 @@ def workplace_of(manifest_sha256: str) -> Workplace:
 
 
 def set_up(settings: Settings, stack: ExitStack) -> Workplace:
-    """A workplace that `stack` clears away; its sandbox starts at its first call, or when it is told to."""
+    """A workplace that `stack` clears away, with a sandbox for each thread of a vetting; they start when called."""
     room = stack.enter_context(workroom(settings))
-    given, made = room / "given", room / "made"
-    splits = settings.home / "splits"
-    for directory in (given, made, splits):
+    given, splits = room / "given", settings.home / "splits"
+    scratches = [room / "made", *(room / f"beside-{i}" for i in range(1, settings.threads))]
+    for directory in (given, splits, *scratches):
         directory.mkdir(mode=0o700, exist_ok=True)
-    sandbox = stack.enter_context(closing(Sandbox(scratch=made, read_only=[given, splits])))
-    return Workplace(given, made, sandbox)
+    first, *others = (
+        stack.enter_context(closing(Sandbox(scratch=scratch, read_only=[given, splits]))) for scratch in scratches
+    )
+    return Workplace(given, scratches[0], first, tuple(others))

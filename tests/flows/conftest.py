@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from tasks.settings import Settings
+from tests.databases import with_fixed_seeds
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,7 @@ Command = Callable[..., Done]
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    # the seeds of an installation come from its secret: with one of their own the tests end the same each time
-    (home / "keys").mkdir(mode=0o700)
-    (home / "keys" / "seed.secret").write_bytes(hashlib.sha256(b"the tests, one").digest())
-    return home
+    return with_fixed_seeds(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")

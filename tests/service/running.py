@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from tasks.sandbox.fork import PR_SET_PDEATHSIG, prctl
+from tests.databases import with_fixed_seeds
 from vetgate.shape import Blob
 
 START_SECONDS, STOP_SECONDS = 400.0, 40.0
@@ -75,7 +76,8 @@ def running_service(home: Path, **environment: str) -> Iterator[Service]:
     own = {key: value for key, value in os.environ.items() if not key.startswith(OWN)}
     ports = {f"VETGATE_{name}_PORT": str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
     given = own | ports | {"VETGATE_HOME": str(home)} | environment
-    home.mkdir(parents=True, exist_ok=True)
+    if not home.exists():
+        with_fixed_seeds(home)
     log = home / "up.log"
     with log.open("ab") as errors:
         process = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -34,6 +33,7 @@ from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, location
 from tasks.vetting import intake
 from tests import steady
+from tests.databases import with_fixed_seeds
 from tests.production import NOW, Home, home_in
 from vetgate.errors import StoreError
 from vetgate.trust.keys import load_or_create_key, utc_now
@@ -85,9 +85,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, honest: Path, trojaned: Path)
     room = tmp_path_factory.mktemp("rescan")
     settled = steady.build(room / "steady")
     home = home_in(room, **settled)
-    # the seeds of an installation come from its secret: with one of their own the tests end the same each time
-    (home.settings.home / "keys").mkdir(mode=0o700)
-    (home.settings.home / "keys" / "seed.secret").write_bytes(hashlib.sha256(b"tests").digest())
+    with_fixed_seeds(home.settings.home)
     # a key that was valid when the oldest verdict of these tests was signed
     load_or_create_key(home.settings.gate_key, home.settings.trust_root, now=NOW - timedelta(days=90))
     good, bad = (intake.take(home.settings, named(directory, room)).id for directory in (honest, trojaned))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tests import killing
+from tests.databases import with_fixed_seeds
 from tests.killing import Turn
 
 # one write of each step of the flow; benchmarks/kills.py goes through every write there is
@@ -26,10 +26,7 @@ ONCE = ("attestations", "evidence", "inspections", "ledger-index", "reports", "r
 @pytest.fixture
 def own(tmp_path: Path, environment: dict[str, str], installation: dict[str, str]) -> dict[str, str]:
     """The environment of an installation of its own, with the seeds of all tests."""
-    keys = tmp_path / "home" / "keys"
-    keys.mkdir(parents=True, mode=0o700)
-    (keys / "seed.secret").write_bytes(hashlib.sha256(b"tests").digest())
-    return {**environment, **installation, "VETGATE_HOME": str(tmp_path / "home")}
+    return {**environment, **installation, "VETGATE_HOME": str(with_fixed_seeds(tmp_path / "home"))}
 
 
 def test_killed_at_every_step_it_ends_as_if_undisturbed(own: dict[str, str], honest: Path, tmp_path: Path) -> None:

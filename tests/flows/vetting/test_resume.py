@@ -11,6 +11,8 @@ from pathlib import Path
 from tasks.store.open import open_store
 from tests.databases import with_databases
 
+# detectors run at once even where they are quick
+AT_ONCE = "import flows.vetting.examine\nflows.vetting.examine.WORTH_ANOTHER = 0\n"
 FATAL = """
 import os, signal
 from tasks.store.directory import DirectoryStore
@@ -50,16 +52,21 @@ def test_a_killed_vetting_goes_on_where_it_was(alone, honest, quick, tmp_path):
     assert_nothing_runs_on(tmp_path)
 
 
-def test_an_interrupted_vetting_says_so_and_leaves_no_process(alone, honest, quick, tmp_path):
+def test_an_interrupted_vetting_with_detectors_at_once_says_so_and_leaves_no_process(alone, honest, quick, tmp_path):
     own = {"VETGATE_HOME": with_databases(tmp_path / "home"), **quick}
 
     # tests that run in the background of a script ignore it, and so does all that they start
     interruptible = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    done = alone("vet", honest, "--json", prelude=interruptible + FATAL.format(saving="", signal="SIGINT"), **own)
+    fatal = interruptible + AT_ONCE + FATAL.format(saving="", signal="SIGINT")
+    done = alone("vet", honest, "--json", prelude=fatal, **own)
 
     assert done.code == 130, f"{done.blob}\n{done.err}"
     assert done.blob["exit_code"] == 130 and "Traceback" not in done.err
     assert_nothing_runs_on(tmp_path)
+
+    whole = alone("vet", honest, "--json", prelude=AT_ONCE, **own)
+    assert whole.code == 3 and all(m["statistic"] is not None for m in whole.blob["methods"])
+    assert saved_evidence(open_store(str(tmp_path / "home" / "store"))) == {"abs": 1, "neural_cleanse": 1}
 
 
 def attempts(store) -> dict[str, int]:
