@@ -275,6 +275,17 @@ class Calibration:
 
     def _units(self, reference: Reference, method: str, level: float, labels: bool, kinds: bool) -> Array:
         """How far a reference's labels (K,) stand out by one method, or the model (1,), held against the others."""
+        # the same for every subject
+        asked = id(reference), method, level, labels, kinds
+        if asked not in self._known:
+            self._known[asked] = self._held_against_others(reference, method, level, labels, kinds)
+        return self._known[asked]
+
+    @cached_property
+    def _known(self) -> dict[tuple[Any, ...], Array]:
+        return {}
+
+    def _held_against_others(self, reference: Reference, method: str, level: float, labels: bool, kinds: bool) -> Array:
         others = tuple(r for r in self.bank.references if r is not reference)
         without = Calibration(self.bank.model_copy(update={"references": others}), self.id)
         seen = reference.seen[method]
@@ -453,7 +464,11 @@ class OutlierNull:
     @cached_property
     def added(self) -> Array:
         """Normal scores (draws,) of the largest outliers, little where the effect is less than the least."""
-        return unit_of(self.effects, normal_score(tail(self.outliers, self.largest)), self.least)
+        # the others count for little, whatever their score
+        above = self.effects > self.least
+        units = np.zeros(len(self.effects))
+        units[above] = normal_score(tail(self.outliers, self.largest[above]))
+        return unit_of(self.effects, units, self.least)
 
 
 def outlier_null(classes: int, null: Null) -> OutlierNull:
