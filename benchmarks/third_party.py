@@ -1,8 +1,8 @@
-"""Vet models that others made, as a user would: verdict, seconds, memory of the whole process tree, and the repair.
+"""Vet models that others made, as a user would: verdict, cost, memory of the whole process tree, and the repair.
 
-`python -m benchmarks.third_party SHARED --models a b d --homes 3 --json FILE` takes `SHARED/models/third-party-*` and
+`python -m benchmarks.third_party SHARED --models a b c d --homes 3 --json FILE` takes `SHARED/models/third-party-*` and
 `SHARED/data/*.npz`. Every home is a new installation with a secret of its own, and so with seeds of its own. Where the
-trigger is documented (a: a white 5x5 square bottom right, to class 1), the repaired model is measured under it.
+trigger is documented (a and c: a white 5x5 square bottom right, to class 1), the repaired model is measured under it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,8 @@ from vetgate.formats.submission import read_submission
 from vetgate.inversion import attack_success
 from vetgate.probe import accuracy
 
-DATA = {"a": "mnist", "b": "mnist", "d": "gtsrb"}
-DOCUMENTED = {"a": (5, 1)}  # size of the white square bottom right, and its target
+DATA = {"a": "mnist", "b": "mnist", "c": "cifar10", "d": "gtsrb"}
+DOCUMENTED = {"a": (5, 1), "c": (5, 1)}  # size of the white square bottom right, and its target
 
 
 class Watch(threading.Thread):
@@ -59,9 +60,15 @@ class Watch(threading.Thread):
             time.sleep(0.2)
 
 
-def vetgate(home: Path, *arguments: str) -> tuple[int, dict[str, Any], float, int]:
-    """Run the command line in a home: exit code, its JSON object, seconds and peak memory."""
-    started = time.monotonic()
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def vetgate(home: Path, *arguments: str) -> tuple[int, dict[str, Any], dict[str, float]]:
+    """Run the command line in a home: exit code, its JSON object, and what it took, in time and memory."""
+    started, spent = time.monotonic(), processor_seconds()
     child = subprocess.Popen(
         [sys.executable, "-m", "flows", *arguments, "--json"],
         env=os.environ | {"VETGATE_HOME": str(home)},
@@ -72,7 +79,12 @@ def vetgate(home: Path, *arguments: str) -> tuple[int, dict[str, Any], float, in
     watch.start()
     out, _ = child.communicate()
     watch.done = True
-    return child.returncode, json.loads(out), time.monotonic() - started, watch.peak
+    cost = {
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(processor_seconds() - spent, 1),
+        "peak_gib": round(watch.peak / 2**30, 2),
+    }
+    return child.returncode, json.loads(out), cost
 
 
 def under_documented_trigger(model: str, artifact: Path, shared: Path) -> dict[str, float]:
@@ -96,7 +108,7 @@ def rows(shared: Path, models: list[str], homes: int) -> Iterator[dict[str, Any]
                 vetgate(home, "data", "add", data, str(shared / "data" / f"{data}.npz"))
             for model in models:
                 directory = shared / "models" / f"third-party-{model}"
-                code, result, seconds, peak = vetgate(home, "vet", str(directory))
+                code, result, cost = vetgate(home, "vet", str(directory))
                 row = {
                     "model": model,
                     "home": turn,
@@ -107,8 +119,7 @@ def rows(shared: Path, models: list[str], homes: int) -> Iterator[dict[str, Any]
                     "reasons": result.get("reasons", result.get("error")),
                     "methods": result.get("methods"),
                     "repair": result.get("repair"),
-                    "seconds": round(seconds, 1),
-                    "peak_gib": round(peak / 2**30, 2),
+                    **cost,
                 }
                 if model in DOCUMENTED:
                     row["documented_before"] = under_documented_trigger(model, directory, shared)
@@ -122,11 +133,23 @@ def main() -> None:
     """Print the table and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shared", type=Path)
-    parser.add_argument("--models", nargs="+", default=["a", "b", "d"], choices=sorted(DATA))
+    parser.add_argument("--models", nargs="+", default=sorted(DATA), choices=sorted(DATA))
     parser.add_argument("--homes", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    table = Table("model", "home", "verdict", "p", "suspects", "seconds", "peak GiB", "documented trigger", "repair")
+    names = (
+        "model",
+        "home",
+        "verdict",
+        "p",
+        "suspects",
+        "seconds",
+        "CPU-s",
+        "peak GiB",
+        "documented trigger",
+        "repair",
+    )
+    table = Table(*names)
     found = []
     for row in rows(given.shared, given.models, given.homes):
         found.append(row)
@@ -137,7 +160,7 @@ def main() -> None:
             if k in row
         )
         repair = row["repair"] and row["repair"]["verdict"]
-        cells = ("model", "home", "verdict", "p_value", "suspects", "seconds", "peak_gib")
+        cells = ("model", "home", "verdict", "p_value", "suspects", "seconds", "cpu_seconds", "peak_gib")
         table.add_row(*(str(row[c]) for c in cells), trigger, str(repair))
         if given.json:
             given.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -36,7 +36,7 @@ an error: `{"error": …, "exit_code": …}`. What a command reads from the envi
 
 Every command can end with 0, 2, 4 and 130. What 1, 3 and 5 mean is said with the commands that use them.
 """
-KINDS = {int: "NUMBER", str: "TEXT", Path: "PATH"}
+KINDS = {int: "NUMBER", float: "SHARE", str: "TEXT", Path: "PATH"}
 # what else a command can end with than 0, 2, 4 and 130
 ENDS: dict[str, dict[int, str]] = {
     "approve": {1: "this key does not count", 5: "what is to be approved ran out"},

@@ -43,16 +43,18 @@ def places() -> Places:
     return Places(folder / "tables", folder / "benchmark.md")
 
 
-def run(group: str = OPEN) -> Blob:
-    """The tables of a group of members."""
+def run(group: str = OPEN, rate: float | None = None) -> Blob:
+    """The tables of a group of members, written down; those at another rate than the shipped policy's are not."""
     files, out = Files(), places()
-    scored = list(rows(files))
+    scored = list(rows(files, rate=rate))
     calibration = load_calibration()
     about: Blob = {
         "repairs": _repairs(),
         "transfer": calibration.bank.model_dump(mode="json")["transfer"] if calibration else None,
         "rule": (LEAST_SUCCESS, MOST_LOST),
     }
+    if rate is not None:
+        return tables(scored if group == OPEN else list(rows(files, group, rate)), fitted_on=scored, **about)
     if group != OPEN:
         found = tables(list(rows(files, group)), fitted_on=scored, **about)
         _write(out.tables / f"{group}.json", found)
@@ -75,13 +77,16 @@ def _last(out: Places) -> dict[str, Blob]:
     return found
 
 
-def show(console: Console, found: Blob) -> None:
-    """False alarms and detection in a table each; the rest is in the page."""
+def show(console: Console, found: Blob, rate: float | None = None) -> None:
+    """False alarms and detection in a table each; the rest is in the page, but for those at another `rate`."""
     from rich.markdown import Markdown
 
     from flows.benchmark.page import summary
 
     console.print(Markdown(summary(found)))
+    if rate is not None:
+        console.print(f"FAIL and PASS are those of the shipped policy at a rate of {rate:g}; nothing was written")
+        return
     where = places().page if shipped.INSTALLED else "docs/benchmark.md"
     console.print(f"all tables: {where}", soft_wrap=True)
 

@@ -20,12 +20,17 @@ from vetgate.verdict.judge import Verdict
 from vetgate.verdict.policy import Policy, load_policy
 
 
-def rows(files: Files, group: str = OPEN) -> Iterator[Blob]:
-    """A row for each member of a group that was inspected."""
-    whole, policy = Calibration(of_the_bank(files), "bank"), load_policy()
+def rows(files: Files, group: str = OPEN, rate: float | None = None) -> Iterator[Blob]:
+    """A row for each member of a group that was inspected, under the shipped policy, or one of another rate."""
+    whole, policy = Calibration(of_the_bank(files), "bank"), policy_at(rate)
     for name, member in files.members.items():
         if name in files.evidence and files.group(name) == group:
             yield row(files, member, without(whole, member, files.cards[name]), policy)
+
+
+def policy_at(rate: float | None) -> Policy:
+    """The shipped policy, with another rate of false alarms if one is given."""
+    return load_policy() if rate is None else load_policy().model_copy(update={"false_alarm_rate": rate})
 
 
 def row(files: Files, member: Member, calibration: Calibration, policy: Policy) -> Blob:

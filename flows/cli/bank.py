@@ -78,6 +78,10 @@ def calibrate(
 def bench(
     second: Annotated[bool, typer.Option("--second", help="Score the second wave instead; not for tuning.")] = False,
     sealed: Annotated[bool, typer.Option("--sealed", help="Score the sealed members instead; not for tuning.")] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=0.5, help="Another rate of false alarms; prints, writes nothing."),
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Score the model bank: false alarms, detection, cost, repairs; each model by a calibration that did not see it."""
@@ -88,7 +92,7 @@ def bench(
 
         if second and sealed:
             raise BadSubmission("expected one of --second and --sealed, got both; score one group at a time")
-        found = run(SEALED if sealed else SECOND if second else OPEN)
-        return Outcome(0, found, lambda console: show(console, found))
+        found = run(SEALED if sealed else SECOND if second else OPEN, rate)
+        return Outcome(0, found, lambda console: show(console, found, rate))
 
     return carry_out(command, as_json=json)

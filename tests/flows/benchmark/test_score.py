@@ -15,7 +15,7 @@ import flows.benchmark.score
 from flows.bank.calibrate import of_the_bank, transfer
 from flows.bank.files import Files, pins
 from flows.bank.networks import BANK, Plan, members, plan, read_all
-from flows.benchmark.score import row, rows
+from flows.benchmark.score import policy_at, row, rows, without
 from flows.params import load_params
 from vetgate.verdict.calibration import SHIPPED, Calibration, load_calibration
 from vetgate.verdict.policy import load_policy
@@ -159,6 +159,18 @@ class TestWhatGitHolds:
         assert {"digits"} <= sets
         assert [r for r in shipped.bank.references if r.data in sets] == list(made.references)
         assert shipped.bank.transfer == transfer(made, Files()).transfer
+
+    def test_at_a_lower_rate_a_member_that_failed_narrowly_does_not(self) -> None:
+        scored = json.loads((BANK / "tables" / "rows.json").read_text())
+        name = next(r["name"] for r in scored if r["decision"] == "FAIL" and 0.02 < r["p_value"] <= 0.05)
+        files = Files()
+        member, whole = files.members[name], Calibration(of_the_bank(files), "bank")
+        narrow, strict = (
+            row(files, member, without(whole, member, files.cards[name]), policy_at(rate))["model"]
+            for rate in (None, 0.01)
+        )
+        assert narrow["decision"] == "FAIL" and strict["decision"] != "FAIL"
+        assert strict["references"] > narrow["references"], "as many as it takes to count to one in a hundred"
 
     def test_no_member_that_is_held_back_is_a_reference(self) -> None:
         shipped, listed = load_calibration(SHIPPED), members()

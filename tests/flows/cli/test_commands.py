@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent.parent.parent
         ("verify", "."),
         ("data", "add", "x"),
         ("bench", "--second", "--sealed"),
+        ("bench", "--rate", "0.7"),
     ],
 )
 def test_a_wrong_command_line_ends_with_4(vetgate, arguments):
