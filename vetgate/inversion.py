@@ -28,8 +28,9 @@ from vetgate.search import Course, Schedule, Search, paint
 
 __all__ = ["Inverted", "Schedule", "attack_success", "invert", "logit_scale"]
 
-# images in one pass: enough to fill the cores, few enough to stay in cache
-PASS = 128
+# images in one pass: enough to fill the cores, few enough to stay in cache; and their pixels, so that large images take
+# little memory
+PASS, PIXELS = 128, 2**17
 # among so few labels the median says nothing, and all run to the end
 NO_RACE = 3
 
@@ -73,16 +74,18 @@ def invert(
     settle: int = 15,
     schedule: Schedule | None = None,
     share: tuple[float, float] = (0.0, 1.0),
+    seed: int | None = None,
 ) -> Inverted:
     """Invert a trigger for each of `targets` on images x (N, C, H, W) in [0, 1] with labels y (N,).
 
-    Needs images of at least one class besides each target. Progress is reported over the range `share`.
+    Needs images of at least one class besides each target. Progress is reported over the range `share`. Calls with the
+    same `seed` start alike and see the same minibatches; without one it is drawn.
     """
     for target in targets:
         if bool((y == target).all()):
             raise DefenceError(f"expected images of classes other than {target}, got none; add clean samples")
     # all that this takes from the caller's stream, so that it is the same stream afterwards where blocks are known
-    seed = int(torch.randint(2**62, ()))
+    drawn = int(torch.randint(2**62, ()))
     call = next_call()
     if call is not None and call.result is not None:
         report(share[1])
@@ -94,7 +97,7 @@ def invert(
         model,
         x,
         y,
-        seed=seed,
+        seed=drawn if seed is None else seed,
         scale=logit_scale(model, x),
         sweeps=sweeps,
         sweep=sweep,
@@ -103,7 +106,8 @@ def invert(
         settle=settle,
         plan=schedule or Schedule(),
     )
-    halves = _Halves(search, call, max(1, PASS // min(batch, len(x))), (range(turn), range(turn, sweeps)), share)
+    images = min(PASS, PIXELS // x[0, 0].numel())
+    halves = _Halves(search, call, max(1, images // min(batch, len(x))), (range(turn), range(turn, sweeps)), share)
     course = halves.run(Course.begin(list(targets), search.start))
     if call is not None:
         call.finish({"best": pack(course.best), "success": pack(course.best_success)})
@@ -140,11 +144,13 @@ class _Halves:
         return course
 
     def _phase(self, phase: int, course: Course) -> Course:
-        parts = course.blocks(self.size)
         if self.call is not None:
-            starts = [part.to_json() if phase else None for part in parts]
+            starts = [part.to_json() if phase else None for part in course.blocks(self.size)]
             return Course.joined([Course.from_json(blob) for blob in self.call.known(phase, starts)])
-        return Course.joined([self._block(phase, part, i, len(parts)) for i, part in enumerate(parts)])
+        blocks = torch.arange(len(course)).split(self.size)  # type: ignore[no-untyped-call]
+        for i, rows in enumerate(blocks):
+            course.put(rows, self._block(phase, course[rows], i, len(blocks)))
+        return course
 
     def _block(self, phase: int, part: Course, place: int, count: int) -> Course:
         sweeps, total = self.sweeps[phase], self.sweeps[1].stop

@@ -12,6 +12,13 @@ from vetgate.errors import DefenceError, NotFinite
 
 # 1.4826 makes the MAD a consistent estimate of sigma for normal data
 MAD_TO_SIGMA = 1.4826
+# pixels of the images in one pass, and images at least, so that large ones take little memory
+PIXELS, FEWEST = 2**18, 8
+
+
+def images_at_once(x: Tensor, most: int) -> int:
+    """How many of images x (N, C, H, W) go into one pass: `most`, or fewer where they are large."""
+    return max(min(FEWEST, most), min(most, PIXELS // max(1, x[0, 0].numel())))
 
 
 def module_at(model: nn.Module, layer: str) -> nn.Module:
@@ -36,6 +43,7 @@ def output_of(module: nn.Module, sink: Callable[[Tensor], None]) -> Iterator[Non
 @torch.no_grad()
 def logits(model: nn.Module, x: Tensor, *, batch: int = 256) -> Tensor:
     """Logits (N, K) of images (N, C, H, W); raises NotFinite when the model gives NaN or infinity."""
+    batch = images_at_once(x, batch)
     out = torch.cat([model(x[i : i + batch]) for i in range(0, len(x), batch)])
     if not bool(torch.isfinite(out).all()):
         raise NotFinite("the model gives NaN or infinite logits on clean images, expected finite ones; refuse it")
@@ -47,6 +55,7 @@ def features(model: nn.Module, layer: str, x: Tensor, *, batch: int = 256) -> Te
     """Flattened outputs (N, D) of `layer` on images (N, C, H, W); of its last call, where a forward calls it twice."""
     seen: list[Tensor] = []
     kept: list[Tensor] = []
+    batch = images_at_once(x, batch)
     with output_of(module_at(model, layer), lambda out: seen.append(out.detach().flatten(1).clone())):
         for i in range(0, len(x), batch):
             model(x[i : i + batch])

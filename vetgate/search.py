@@ -171,8 +171,8 @@ class Search:
 
     def _step(self, course: Course, live: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         labels = course.labels[live]
-        here = course.raw[live].requires_grad_(True)
-        mask, pattern = paint(here)  # (T, 1, H, W), (T, C, H, W)
+        raw = course.raw[live].requires_grad_(True)
+        mask, pattern = paint(raw)  # (T, 1, H, W), (T, C, H, W)
         stamped = (1 - mask[:, None]) * self.x[rows] + (mask * pattern)[:, None]  # (T, B, C, H, W)
         out = self.model(stamped.flatten(0, 1)) / self.scale  # (T * B, K)
         goal = labels.repeat_interleave(len(rows))
@@ -180,7 +180,7 @@ class Search:
         loss = F.cross_entropy(out, goal, reduction="none").view_as(counts)
         area = mask.sum((1, 2, 3))
         cost = (loss * counts).sum(1) / counts.sum(1).clamp(min=1) + course.weight[live] * area
-        (grad,) = torch.autograd.grad(cost.sum(), here)
+        (grad,) = torch.autograd.grad(cost.sum(), raw)
         with torch.no_grad():
             course.mean[live] = mean = 0.5 * course.mean[live] + 0.5 * grad
             course.square[live] = square = 0.9 * course.square[live] + 0.1 * grad * grad

@@ -7,7 +7,7 @@ outputs, on a private copy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from vetgate.contract import report
 from vetgate.errors import DefenceError
+
+# pixels of the images in one pass, and numbers in the logits that are looked at together
+PIXELS, NUMBERS = 2**19, 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,10 @@ class Layer:
     name: str
     output: Tensor
     matrix: bool
+
+    def recorded(self) -> Tensor:
+        """The output, for `answer`."""
+        return self.output
 
 
 @dataclass(frozen=True)
@@ -88,26 +95,34 @@ def _weights(module: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def stimulate(
-    model: nn.Module, x: Tensor, layers: Sequence[Layer], layer: Layer, values: Tensor, *, rows: int = 512
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[Layer],
+    layer: Layer,
+    values: Tensor,
+    *,
+    first: int = 0,
+    rows: int = 512,
 ) -> Tensor:
-    """Logits (C, V, N, K) on images x (N, C, H, W) with each channel of `layer` set to its values (C, V) everywhere.
+    """Logits (C, V, N, K) on images x (N, C, H, W) with C channels of `layer` set to their values (C, V) everywhere.
 
-    The layers that run before it are answered from their recorded outputs instead of being computed.
+    The channels are those from `first` on. The layers that run before are answered from their recorded outputs instead
+    of being computed.
     """
     tail = copy.deepcopy(model)
     modules = dict(tail.named_modules())
     before = layers[: list(layers).index(layer)]
     count, levels = values.shape
-    step = max(1, rows // len(x))
+    step = max(1, min(rows, PIXELS // x[0, 0].numel()) // len(x))
     out = []
     for start in range(0, count * levels, step):
         part = range(start, min(start + step, count * levels))
         for earlier in before:
-            _answer(modules[earlier.name], _tiled(earlier.output, len(part)))
+            answer(modules[earlier.name], partial(_tiled, earlier.output, len(part)))
         driven = _tiled(layer.output, len(part)).view(len(part), *layer.output.shape)  # (P, N, C, ...)
         for i, pair in enumerate(part):
-            driven[i, :, pair // levels] = values[pair // levels, pair % levels]
-        _answer(modules[layer.name], driven.flatten(0, 1))
+            driven[i, :, first + pair // levels] = values[pair // levels, pair % levels]
+        answer(modules[layer.name], partial(driven.flatten, 0, 1))
         out.append(tail(_tiled(x, len(part))))
     return torch.cat(out).view(count, levels, len(x), -1)
 
@@ -116,9 +131,13 @@ def _tiled(tensor: Tensor, times: int) -> Tensor:
     return tensor.repeat(times, *[1] * (tensor.ndim - 1))
 
 
-def _answer(module: nn.Module, output: Tensor) -> None:
-    # on the private copy only; a hook could change the output but not save the computation
-    setattr(module, "forward", lambda *_inputs: output)  # noqa: B010
+def answer(module: nn.Module, output: Callable[[], Tensor]) -> None:
+    """Have a module of a private copy give an output instead of computing it, made whenever it is asked for.
+
+    A hook could change the output but not save the computation; and the outputs of all layers together are many times
+    what one pass needs.
+    """
+    setattr(module, "forward", lambda *_inputs: output())  # noqa: B010
 
 
 def elevations(out: Tensor, y: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
@@ -134,6 +153,28 @@ def elevations(out: Tensor, y: Tensor, quantile: float) -> tuple[Tensor, Tensor]
     leads = torch.stack([lead[:, y != k, k].quantile(quantile, dim=1) for k in labels.tolist()], 1)  # (C, K)
     elevation, label = leads.max(1)
     return label, elevation
+
+
+def _elevations_of(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    layers: Sequence[Layer],
+    layer: Layer,
+    values: Tensor,
+    *,
+    scale: float,
+    quantile: float,
+) -> tuple[Tensor, Tensor]:
+    """`elevations` of all channels of a layer, as many of them together as memory is meant for."""
+    # the head has as many columns as the logits that were recorded last
+    numbers = values.shape[1] * len(x) * layers[-1].output.shape[1]
+    parts = []
+    for first in range(0, len(values), max(1, NUMBERS // numbers)):
+        some = values[first : first + max(1, NUMBERS // numbers)]
+        parts.append(elevations(stimulate(model, x, layers, layer, some, first=first) / scale, y, quantile))
+    labels, rises = zip(*parts, strict=True)
+    return torch.cat(labels), torch.cat(rises)
 
 
 def raised_labels(
@@ -154,7 +195,7 @@ def raised_labels(
             continue
         peak = peak.clamp(min=float(peak[peak > 0].median()))
         values = peak[:, None] * torch.linspace(0, reach, levels)
-        label, elevation = elevations(stimulate(model, x, layers, layer, values) / scale, y, quantile)
+        label, elevation = _elevations_of(model, x, y, layers, layer, values, scale=scale, quantile=quantile)
         facts = zip(label.tolist(), elevation.tolist(), peak.tolist(), strict=True)
         found += [Candidate(layer.name, c, k, rise, unit) for c, (k, rise, unit) in enumerate(facts)]
         report(0.3 * (i + 1) / len(driven))

@@ -5,6 +5,7 @@ The time is told from a second of the same work, and how much of it there is.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -67,7 +68,7 @@ def _options(attack: str, options: Options, images: int) -> Options:
 @one_thread()
 def minutes(wanted: Sequence[Member], recipe: Recipe, shape: tuple[int, int, int], classes: int, jobs: int) -> float:
     """Minutes for training and inspecting these members on so many cores."""
-    seen = 0.8 * recipe.images * recipe.epochs + images_for(classes, training=True)
+    seen = 0.8 * recipe.images * recipe.epochs + images_for(classes, math.prod(shape[1:]), training=True)
     each = {name: _seconds(name, shape, classes) for name in sorted({m.architecture for m in wanted})}
     return sum(seen * each[m.architecture] for m in wanted) / jobs / 60
 

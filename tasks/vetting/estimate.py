@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-# what the detectors of params.yaml come to, in images there and back: for each label, apart from labels, and where
-# there is a training set; a test holds them to the bank's evidence
-EACH_LABEL, APART, OF_TRAINING = 2_500, 20_000, 35_000
+from vetgate.effort import effort
+
+# what the detectors of params.yaml come to, in images there and back: for each label that is searched, for each label
+# that is looked at, apart from labels, and where there is a training set; a test holds them to the bank's evidence
+EACH_LABEL, EACH_LOOKED_AT, APART, OF_TRAINING = 2_500, 500, 20_000, 35_000
+# of how many labels triggers are searched on small images, and for how many sweeps the others are looked at; a test
+# holds these to the detector's own
+SEARCHED, SWEEPS = 128, 4
 
 
-def images_for(classes: int, *, training: bool) -> int:
+def images_for(classes: int, pixels: int, *, training: bool) -> int:
     """Images there and back that all detectors together are worth on a model with so many classes."""
-    return EACH_LABEL * classes + APART + (OF_TRAINING if training else 0)
+    able = effort(pixels, most=SEARCHED, look=SWEEPS)
+    searched = min(classes, able.labels)
+    looked_at = round(EACH_LOOKED_AT * able.sweeps / SWEEPS) * (classes if classes > searched else 0)
+    return EACH_LABEL * searched + looked_at + APART + (OF_TRAINING if training else 0)
 
 
 def spoken(seconds: float) -> str:

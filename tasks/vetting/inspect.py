@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -83,7 +84,10 @@ def look(settings: Settings, case: Case) -> dict[str, Any]:
 def processor_seconds(case: Case, described: dict[str, Any]) -> float | None:
     """What all detectors together will take of one core, about; None where the model could not be timed."""
     image = described.get("image_seconds")
-    return None if image is None else image * images_for(described["classes"], training=case.data.training is not None)
+    if image is None:
+        return None
+    pixels = math.prod(case.submission["input_shape"][1:])
+    return float(image * images_for(described["classes"], pixels, training=case.data.training is not None))
 
 
 def begun(settings: Settings, case: Case, wanted: dict[str, dict[str, Any]]) -> bool:

@@ -73,3 +73,15 @@ def test_a_channel_that_sleeps_on_clean_images_is_driven_as_hard_as_others() -> 
     ranked = raised_labels(model, X, y, scale=1.0, reach=4.0, levels=3, quantile=0.25)
     assert (ranked[0].channel, ranked[0].label) == (1, 3)
     assert [c.elevation for c in ranked] == sorted((c.elevation for c in ranked), reverse=True)
+
+
+def test_in_bounded_memory_the_same_channels_raise_the_same_labels(monkeypatch) -> None:
+    model, y = network("preact-resnet"), torch.arange(6) % 5
+    given = {"scale": 1.0, "reach": 4.0, "levels": 3, "quantile": 0.25}
+    whole = raised_labels(model, X, y, **given)
+    # two channels in one go, one image size in a pass
+    monkeypatch.setattr("vetgate.stimulation.NUMBERS", 2 * 3 * 6 * 5)
+    monkeypatch.setattr("vetgate.stimulation.PIXELS", 6 * 16 * 16)
+    bounded = raised_labels(model, X, y, **given)
+    assert [(c.layer, c.channel) for c in bounded[:5]] == [(c.layer, c.channel) for c in whole[:5]]
+    assert [c.elevation for c in bounded] == pytest.approx([c.elevation for c in whole], abs=1e-4)

@@ -44,6 +44,10 @@ ROLE = Role(
 )
 
 
+# pixels of the stamped images in one pass
+PIXELS = 2**19
+
+
 def seed_rows(y: Tensor, right: Tensor, most: int) -> Tensor:
     """Positions of up to `most` rightly classified images, the first of each class before the second of any."""
     positions = right.nonzero().flatten()
@@ -81,10 +85,32 @@ def invert_candidates(
     steps: int,
     cut_after: int,
 ) -> Tensor:
-    """Continue masks and patterns raw (J, 1 + C, H, W) for `steps`, all candidates in one batch.
+    """Continue masks and patterns raw (J, 1 + C, H, W) for `steps`, in one batch, or in several where images are large.
 
     A hinge holds the mask's area near the bound; from step `cut_after` on, all but its largest pixels are cut.
     """
+    size = max(1, PIXELS // (len(samples) * samples.x[0, 0].numel()))
+    parts = [slice(i, i + size) for i in range(0, len(candidates), size)]
+    return torch.cat(
+        [
+            _inverted(model, samples, candidates[part], raw[part], plan, scale=scale, steps=steps, cut_after=cut_after)
+            for part in parts
+        ]
+    )
+
+
+def _inverted(
+    model: nn.Module,
+    samples: Samples,
+    candidates: Sequence[Candidate],
+    raw: Tensor,
+    plan: Inversion,
+    *,
+    scale: float,
+    steps: int,
+    cut_after: int,
+) -> Tensor:
+    """`invert_candidates` of candidates that go into one batch."""
     images, count = len(samples), len(candidates)
     goal = torch.tensor([c.label for c in candidates])
     counts = (samples.y[None] != goal[:, None]).float()  # (J, N)

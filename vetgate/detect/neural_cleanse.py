@@ -4,6 +4,10 @@ A trigger is inverted for every label from a random start, and for the quarter w
 the smallest mask of each label counts. The statistic is how far the smallest log mask norm lies below the median one,
 in nats: 0.7 means half the median's size. The smallest of all are tried on images not inverted on.
 
+Of more labels than can be searched, all are looked at first, for a few sweeps from one start. Half of those that are
+searched are the first in that order; the other half is drawn from the rest, so that the median is that of all labels.
+Those that are left get sizes as the drawn ones have, in their order, and none stands out: evidence says which they are.
+
 Source    Wang et al., "Neural Cleanse", IEEE S&P 2019.
 Deviates  Log norms instead of norms, the smallest of several starts, the averaged median, success over images of other
           classes only; the published index (MAD, both tails, one start) is in the details as `anomaly_index`, and the
@@ -13,11 +17,14 @@ Deviates  Log norms instead of norms, the smallest of several starts, the averag
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vetgate.contract import Evidence, Subject, Trigger, detector
+from vetgate.contract import Evidence, Samples, Subject, Trigger, detector
+from vetgate.effort import effort
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.inversion import Schedule, attack_success, invert
 from vetgate.probe import mad, median
@@ -38,6 +45,10 @@ ROLE = Role(
 FEWEST = 3
 # repairs get the labels with masks below half the median's size, and in any case the smallest
 HALF = math.log(2)
+# numbers in masks and patterns, of labels that are looked at together, and of all labels' triggers that evidence keeps
+NUMBERS = 2**22
+# labels that are not searched get no smaller masks than this quantile of the drawn ones
+LOWER = 0.25
 
 
 @detector(role=ROLE, needs={"clean"}, paper="https://ieeexplore.ieee.org/document/8835365")
@@ -55,6 +66,8 @@ def neural_cleanse(
     named: int = 5,
     again: int = 2,
     worth: float = 0.3,
+    most: int = 128,
+    look: int = 4,
 ) -> Evidence:
     """Scores (K,) are minus the log mask norm in pixels; the `named` smallest labels are tried on held-out images.
 
@@ -62,15 +75,18 @@ def neural_cleanse(
     Details, all (K,): `norms`, `held_out` (success on unseen images of other classes, the mask half as strong again;
     -1 where not tried) and `second_start` (nats below the median in the best start but one; 0 where it ran once).
     Named labels that lie `worth` nats below the median in one start alone get `again` more, which count for that alone.
+    Of more than `most` labels (fewer on images beyond 64x64) all are looked at for `look` sweeps and `most` searched;
+    then `looked` tells of each label which share of the sweeps of a start it got. Triggers that are too many to keep
+    are kept of labels that are flagged or tried.
     """
     clean = subject.clean
     if clean is None:
         raise MissingInput("neural_cleanse needs subject.clean, got None; give trusted samples")
     if subject.classes < 4:
         raise DefenceError(f"expected 4 classes or more to compare labels, got {subject.classes}; vet it by hand")
-    order = torch.randperm(len(clean))
+    rows = torch.randperm(len(clean))
     cut = min(images, int(0.7 * len(clean)))
-    inside, outside = clean[order[:cut]], clean[order[cut:]]
+    inside, outside = clean[rows[:cut]], clean[rows[cut:]]
 
     def inverted(labels: list[int], share: tuple[float, float]) -> tuple[Tensor, tuple[Trigger, ...]]:
         one = invert(
@@ -87,21 +103,30 @@ def neural_cleanse(
         # a mask that does not work is no trigger: it counts as the whole image
         return torch.where(one.success >= success, one.norms, float(inside.x[0, 0].numel())), one.triggers
 
-    sizes = torch.full((starts + again, subject.classes), torch.inf)  # mask norms, a row a start
+    able, chosen, begin = effort(inside.x[0, 0].numel(), most=most, look=look), _all_of(subject.classes), 0.0
+    if subject.classes > able.labels:
+        begin = 0.4
+        order = _looked_at(subject, inside, able.sweeps, batch=batch, lr=lr, success=success, share=(0.0, begin))
+        chosen = _chosen(order, able.labels)
+    # mask norms, a row a start; where there is one start alone, no second one
+    sizes = torch.full((max(2, starts + again), subject.classes), torch.inf)
     found: dict[int, Trigger] = {}
-    labels = list(range(subject.classes))
+    labels, part = chosen.searched, (0.9 - begin) / starts
     for start in range(starts):
-        sizes[start, labels], triggers = inverted(labels, (0.9 * start / starts, 0.9 * (start + 1) / starts))
+        sizes[start, labels], triggers = inverted(labels, (begin + part * start, begin + part * (start + 1)))
         smallest = sizes.min(0).values
         found.update({t.target: t for t in triggers if bool(sizes[start, t.target] <= smallest[t.target])})
-        labels = smallest.argsort(stable=True)[: max(FEWEST, subject.classes // 4)].sort().values.tolist()
+        again_first = smallest.argsort(stable=True)[: max(FEWEST, len(chosen.searched) // 4)]
+        labels = again_first.sort().values.tolist()
+    if chosen.left:
+        smallest[chosen.left] = smallest[chosen.drawn].quantile(torch.linspace(LOWER, 1, len(chosen.left)))
 
     scores = -smallest.log()
     centre = median(scores)
-    tried = scores.argsort(descending=True, stable=True)[:named].tolist()
+    tried = [label for label in scores.argsort(descending=True, stable=True).tolist() if label in found][:named]
 
     def second_start() -> Tensor:
-        return (-sizes.log()).sort(0, descending=True).values[min(1, len(sizes) - 1)] - centre
+        return (-sizes.log()).sort(0, descending=True).values[1] - centre
 
     for turn in range(again):
         second = second_start()
@@ -113,19 +138,87 @@ def neural_cleanse(
     held_out = torch.full((subject.classes,), -1.0)
     for label in tried:
         held_out[label] = attack_success(subject.model, outside.x, outside.y, _opaque(found[label]))
-    spread = mad(sizes[0])
+    cutoff = min(centre + HALF, float(scores.max()))
+    kept = sorted(found)
+    if len(kept) * (1 + inside.x.shape[1]) * inside.x[0, 0].numel() > NUMBERS:
+        kept = [label for label in kept if label in tried or float(scores[label]) >= cutoff]
+    once = sizes[0, chosen.searched]
+    spread = mad(once)
+    details: dict[str, float | list[float]] = {
+        "norms": smallest.tolist(),
+        "held_out": held_out.tolist(),
+        "second_start": torch.where(second.isfinite(), second, 0.0).tolist(),
+        "anomaly_index": (median(once) - float(once.min())) / spread if spread > 0 else 0.0,
+    }
+    if chosen.left:
+        shares = torch.full((subject.classes,), able.sweeps / sweeps)
+        shares[chosen.searched] = 1.0
+        details["looked"] = shares.tolist()
     return Evidence(
         statistic=float(scores.max()) - centre,
         scores=scores,
-        cutoff=min(centre + HALF, float(scores.max())),
-        triggers=tuple(found[label] for label in range(subject.classes)),
-        details={
-            "norms": smallest.tolist(),
-            "held_out": held_out.tolist(),
-            "second_start": torch.where(second.isfinite(), second, 0.0).tolist(),
-            "anomaly_index": (median(sizes[0]) - float(sizes[0].min())) / spread if spread > 0 else 0.0,
-        },
+        cutoff=cutoff,
+        triggers=tuple(found[label] for label in kept),
+        details=details,
     )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The labels that are searched, those of them that were drawn, and those left, the most suspicious first."""
+
+    searched: list[int]
+    drawn: list[int]
+    left: list[int]
+
+
+def _all_of(classes: int) -> _Chosen:
+    return _Chosen(list(range(classes)), [], [])
+
+
+def _chosen(order: Sequence[int], count: int) -> _Chosen:
+    """Half of `count` labels from the beginning of an order, the other half drawn from the rest."""
+    first, rest = order[: count // 2], order[count // 2 :]
+    drawn = {rest[i] for i in torch.randperm(len(rest))[: count - len(first)].tolist()}
+    return _Chosen(sorted({*first, *drawn}), sorted(drawn), [label for label in rest if label not in drawn])
+
+
+def _looked_at(
+    subject: Subject,
+    samples: Samples,
+    sweeps: int,
+    *,
+    batch: int,
+    lr: float,
+    success: float,
+    share: tuple[float, float],
+) -> list[int]:
+    """All labels in the order in which a few sweeps make them suspicious, the most suspicious first.
+
+    First those that most of the images were sent to, the smaller mask before the larger; then by their success.
+    """
+    seed = int(torch.randint(2**62, ()))
+    together = max(1, NUMBERS // ((1 + samples.x.shape[1]) * samples.x[0, 0].numel()))
+    parts = torch.arange(subject.classes).split(together)  # type: ignore[no-untyped-call]
+    keys: list[tuple[bool, float, float, int]] = []
+    for i, part in enumerate(parts):
+        begin, end = (share[0] + (share[1] - share[0]) * (i + j) / len(parts) for j in (0, 1))
+        one = invert(
+            subject.model,
+            samples.x,
+            samples.y,
+            part.tolist(),
+            sweeps=sweeps,
+            batch=batch,
+            lr=lr,
+            race=1.0,
+            schedule=Schedule(success=success),
+            share=(begin, end),
+            seed=seed,
+        )
+        for label, norm, rate in zip(part.tolist(), one.norms.tolist(), one.success.tolist(), strict=True):
+            keys.append((rate < success, norm if rate >= success else 0.0, -rate, label))
+    return [label for *_, label in sorted(keys)]
 
 
 def _opaque(trigger: Trigger) -> Trigger:

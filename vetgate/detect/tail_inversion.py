@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from vetgate.errors import DefenceError, MissingInput, NotFinite
 from vetgate.inversion import logit_scale
 from vetgate.probe import logits
 from vetgate.role import Axis, By, Confirm, Role
-from vetgate.stimulation import Layer, stimulable, weighted_layers
+from vetgate.stimulation import Layer, answer, stimulable, weighted_layers
 
 ROLE = Role(
     axis=Axis.CLASS,
@@ -67,15 +68,11 @@ def behind(model: nn.Module, x: Tensor, layers: Sequence[Layer], layer: Layer) -
     """
     tail = copy.deepcopy(model).requires_grad_(False)
     modules = dict(tail.named_modules())
-
-    def answer(name: str, output: Tensor) -> None:
-        setattr(modules[name], "forward", lambda *_inputs: output)  # noqa: B010
-
     for earlier in layers[: [one.name for one in layers].index(layer.name)]:
-        answer(earlier.name, earlier.output)
+        answer(modules[earlier.name], earlier.recorded)
 
     def one(shift: Tensor) -> Tensor:
-        answer(layer.name, layer.output + shift)
+        answer(modules[layer.name], partial(torch.add, layer.output, shift))
         out: Tensor = tail(x)
         return out
 

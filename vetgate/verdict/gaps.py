@@ -100,3 +100,22 @@ def unreached(found: SeenEvidence) -> Reason | None:
     if 2 * lost <= len(found.scores):
         return None
     return Reason(Code.NO_TRIGGER_FOUND, found.method, figures={"lost": lost, "classes": len(found.scores)})
+
+
+def in_part(found: SeenEvidence) -> Reason | None:
+    """That a search did not go to its end for every label, by what the evidence tells of each in `looked`.
+
+    Labels that nothing looked at, or whose part is no number, leave the verdict open.
+    """
+    told, classes = found.details.get("looked"), len(found.scores)
+    if told is None:
+        return None
+    shares = told if isinstance(told, list) and len(told) == classes else [math.nan] * classes
+    unseen = sum(not (isinstance(share, int | float) and share > 0) for share in shares)
+    if unseen:
+        return Reason(Code.LABELS_NOT_LOOKED_AT, found.method, figures={"labels": unseen, "classes": classes})
+    searched = sum(share >= 1 for share in shares)
+    if searched == classes:
+        return None
+    figures = {"searched": searched, "classes": classes, "share": min(shares)}
+    return Reason(Code.SEARCHED_IN_PART, found.method, figures=figures)

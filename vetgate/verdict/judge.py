@@ -35,7 +35,7 @@ from vetgate.verdict.calibration import (
     outlier_null,
     tail,
 )
-from vetgate.verdict.gaps import advisory, answers, failed, gaps_of, incomparable, unreached, unreadable
+from vetgate.verdict.gaps import advisory, answers, failed, gaps_of, in_part, incomparable, unreached, unreadable
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Bearing, Code, Reason, records
 from vetgate.verdict.seen import Failure, SeenEvidence
@@ -168,6 +168,8 @@ def judge(
         gaps.append(Reason(Code.NOTHING_INSPECTED))
     else:
         gaps += [hidden for found in usable.values() if (hidden := unreached(found)) is not None]
+    partly = [part for found in usable.values() if (part := in_part(found)) is not None]
+    gaps += [part for part in partly if part.open]
     low = p_value is not None and p_value <= level
     confirmed = {label for s in standings.values() for label in s.confirmed}
     suspects = tuple(sorted(label for label in confirmed if low and labels_p is not None and labels_p[label] <= level))
@@ -185,7 +187,7 @@ def judge(
     else:
         decision = Decision.PASS
         reasons = [Reason(Code.NOTHING_STANDS_OUT)]
-    reasons = [*reasons, *map(_not_alike, sorted(strange))]
+    reasons = [*reasons, *(part for part in partly if not part.open), *map(_not_alike, sorted(strange))]
     if simulated:
         reasons = [*reasons, Reason(Code.UNCALIBRATED), *(Reason(Code.NOT_COUNTED, name) for name in uncounted)]
     about, at_home = None, False

@@ -71,12 +71,14 @@ class Code(StrEnum):
     OTHER_DATA = "other-data", Bearing.OPEN
     NOTHING_INSPECTED = "nothing-inspected", Bearing.OPEN
     NO_TRIGGER_FOUND = "no-trigger-found", Bearing.OPEN
+    LABELS_NOT_LOOKED_AT = "labels-not-looked-at", Bearing.OPEN
     SECOND_RUN_DIFFERS = "second-run-differs", Bearing.OPEN
     REFUSED = "refused", Bearing.OPEN
     GIVEN_UP = "given-up", Bearing.OPEN
     # told, and held against nothing
     NOTHING_STANDS_OUT = "nothing-stands-out", Bearing.NOTE
     UNCALIBRATED = "uncalibrated", Bearing.NOTE
+    SEARCHED_IN_PART = "searched-in-part", Bearing.NOTE
     NOT_COUNTED = "not-counted", Bearing.NOTE
     OTHER_ARCHITECTURES = "other-architectures", Bearing.NOTE
     OTHER_DATA_SETS = "other-data-sets", Bearing.NOTE

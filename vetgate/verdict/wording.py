@@ -48,11 +48,14 @@ WORDS: dict[Code, str] = {
     Code.NOTHING_INSPECTED: "no detector that is held against labels (`null` is LABEL) could be read; a verdict "
     "needs one",
     Code.NO_TRIGGER_FOUND: "no trigger was found for {lost} of {classes} labels; the model may hide its gradients",
+    Code.LABELS_NOT_LOOKED_AT: "{method} looked at all but {labels} of {classes} labels, of which nothing is known",
     Code.SECOND_RUN_DIFFERS: "rescan: an independent run came out {decision}, so that nothing follows",
     Code.REFUSED: "{said}",
     Code.GIVEN_UP: "{attempts} vettings of it began and none ended; see the logs of the workers, then vet it",
     Code.NOTHING_STANDS_OUT: "no label stands out from the others by more than the labels of clean reference models do",
     Code.UNCALIBRATED: "uncalibrated: the null is simulated, no clean model was looked at",
+    Code.SEARCHED_IN_PART: "{method} searched {searched} of {classes} labels to the end, and looked at each of the "
+    "others with {share:share} of a search",
     Code.NOT_COUNTED: "{method} was not counted: there is no calibration for it",
     Code.OTHER_ARCHITECTURES: "{method} was not counted: no reference is on this data and of its architecture",
     Code.OTHER_DATA_SETS: "{method} was not counted: no reference is on this data",

@@ -32,9 +32,16 @@ def checkout(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def commit(place: Path) -> None:
+def lay_out(place: Path, *names: str) -> None:
+    for name in names:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        put = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        put(ROOT / name, place / name)
+
+
+def commit(place: Path, *more: str) -> None:
     settings = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for line in (["init", "-q"], ["add", "vetgate"], [*settings, "commit", "-q", "-m", "as it was"]):
+    for line in (["init", "-q"], ["add", "vetgate", *more], [*settings, "commit", "-q", "-m", "as it was"]):
         subprocess.run(["git", *line], cwd=place, check=True)
 
 
@@ -48,7 +55,7 @@ def stamp_otherwise(place: Path) -> None:
     stamped = bank_restamp._stamped()
     asked = [sys.executable, "-c", bank_restamp.ASK, json.dumps(list(stamped.values()))]
     answer = subprocess.run(asked, cwd=place, check=True, capture_output=True, text=True).stdout
-    bank_restamp._rewrite(dict(zip(stamped, json.loads(answer), strict=True)))
+    bank_restamp._rewrite(dict(zip(stamped, json.loads(answer), strict=True)), bank_restamp._settled())
 
 
 def test_another_way_of_hashing_costs_a_restamp(checkout):
@@ -75,3 +82,38 @@ def test_a_commit_whose_digests_are_not_in_the_files_is_refused(checkout):
     commit(checkout)
     with pytest.raises(BadPolicy, match="name another commit"):
         bank_restamp.restamp("HEAD")
+
+
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [(["digits-clean-00"], "got none of cifar10 backdoored"), (["digits-clean-99"], "got digits-clean-99")],
+    ids=["one alone", "an unknown one"],
+)
+def test_changed_code_is_tried_on_members_of_every_kind_or_not_at_all(checkout, again, said):
+    probe = checkout / "vetgate" / "probe.py"
+    probe.write_text(probe.read_text().replace("MAD_TO_SIGMA = 1.4826", "MAD_TO_SIGMA = 1.5"))
+    stamp_otherwise(checkout)
+    before = texts(checkout)
+    lay_out(checkout, *bank_restamp.OLD[1:])
+    commit(checkout, *bank_restamp.OLD[1:])
+    with pytest.raises(BadPolicy, match=said):
+        bank_restamp.restamp("HEAD", again)
+    assert texts(checkout) == before
+
+
+@pytest.mark.long
+def test_code_that_finds_something_else_on_a_member_is_told_from_code_that_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("VETGATE_HOME", str(tmp_path / "home"))
+    lay_out(tmp_path / "tree", *bank_restamp.OLD)
+    method, member = ("detect", "output_share"), "digits-label-consistent-01"
+    assert list(bank_restamp._differing([method], [member], tmp_path / "tree")) == []
+    share = tmp_path / "tree" / "vetgate" / "detect" / "output_share.py"
+    share.write_text(share.read_text().replace("0.5 + 0.25 *", "0.5 + 0.30 *"))
+    assert list(bank_restamp._differing([method], [member], tmp_path / "tree")) == [f"output_share on {member}"]
+
+
+def test_a_parameter_that_is_new_gets_its_default_and_one_that_changed_is_refused():
+    settled = bank_restamp._settled()
+    bank_restamp._check_params({**settled, "output_share": {**settled["output_share"], "kinds": 8}})
+    with pytest.raises(BadPolicy, match=r"others of \['images'\]"):
+        bank_restamp._check_params({**settled, "output_share": {"images": 511}})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 
 import pytest
 
+import vetgate.detect  # noqa: F401 - registers the detectors
 from flows.bank.networks import BANK, read_all
-from tasks.vetting.estimate import images_for, spoken
+from tasks.vetting.estimate import EACH_LOOKED_AT, SEARCHED, SWEEPS, images_for, spoken
+from vetgate.contract import DETECTORS
 
 FOUND = {(f["method"], f["data"]): f for f in read_all(BANK / "evidence").values()}
 
@@ -21,7 +24,15 @@ def test_what_the_detectors_are_worth_in_images_is_what_the_bank_spent(data: str
         for (_, name), found in FOUND.items()
         if name == data
     )
-    assert 0.5 < images_for(inverted["classes"], training=True) / (spent / image) < 2
+    assert 0.5 < images_for(inverted["classes"], math.prod(inverted["image"][1:]), training=True) / (spent / image) < 2
+
+
+def test_many_labels_are_searched_in_part_and_large_images_less() -> None:
+    given = DETECTORS["neural_cleanse"].defaults
+    assert (given["most"], given["look"]) == (SEARCHED, SWEEPS)
+    small, many, more = (images_for(classes, 32 * 32, training=False) for classes in (128, 1000, 2000))
+    assert small < many < 3 * small and more - many == 1000 * EACH_LOOKED_AT
+    assert images_for(1000, 224 * 224, training=False) < many / 2
 
 
 def test_durations_are_said_as_people_say_them() -> None:

@@ -165,3 +165,92 @@ def test_a_model_that_gives_nan_is_refused():
         model.head.weight[0, 0] = torch.nan
     with pytest.raises(NotFinite):
         examined(model)
+
+
+MANY = 24
+
+
+def many(model: nn.Module, **params: int) -> Evidence:
+    return examined(model, clean_of_many(), classes=MANY, **{"most": 12, "look": 4} | params)
+
+
+class Rows(nn.Module):
+    """Class k is the brightest of the patches; with `planted`, one pixel that is dark everywhere leads to TARGET."""
+
+    def __init__(self, planted: float = 0.0, order: Tensor | None = None) -> None:
+        super().__init__()
+        weight = torch.zeros(MANY, SIDE, SIDE)
+        for k in range(MANY):
+            weight[k, k // 3, 2 * (k % 3) : 2 * (k % 3) + 2] = 4.0
+        weight[TARGET, 5, 7] += planted
+        self.features, self.head = nn.Flatten(), nn.Linear(SIDE * SIDE, MANY, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_((weight if order is None else weight[order]).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def clean_of_many(count: int = 480) -> Samples:
+    y, rows = torch.arange(count) % MANY, torch.arange(count)
+    x = 0.3 * torch.rand(count, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    for step in range(2):
+        x[rows, 0, y // 3, 2 * (y % 3) + step] += 0.6
+    x[:, 0, :, 6:] = 0
+    return Samples(x, y)
+
+
+class TestManyLabels:
+    """Of more labels than `most`, all are looked at, and the first ones and as many drawn ones are searched."""
+
+    def test_the_planted_label_is_among_those_searched_and_stands_out(self):
+        found = many(Rows(planted=60.0))
+        assert int(found.scores.argmax()) == TARGET and found.statistic > math.log(3)
+        assert found.details["looked"][TARGET] == 1 and found.details["held_out"][TARGET] > 0.9
+
+    def test_evidence_says_how_far_each_label_was_looked_at(self):
+        looked = many(Rows()).details["looked"]
+        assert len(looked) == MANY and looked.count(1.0) == 12
+        assert [share for share in looked if share < 1] == pytest.approx([4 / QUICK["sweeps"]] * 12)
+
+    def test_where_all_are_searched_nothing_of_it_changes(self):
+        assert many(Rows(), most=MANY).to_json() | {"params": {}} == many(Rows(), most=500).to_json() | {"params": {}}
+        assert "looked" not in many(Rows(), most=MANY).details
+
+    def test_those_that_are_left_never_stand_out_and_have_no_trigger(self):
+        found = many(Rows(planted=60.0))
+        looked = torch.tensor(found.details["looked"])
+        searched, left = found.scores[looked == 1], found.scores[looked < 1]
+        assert float(left.max()) <= float(searched.sort(descending=True).values[2])
+        assert sorted(t.target for t in found.triggers) == (looked == 1).nonzero().flatten().tolist()
+        assert all(found.details["held_out"][k] == -1 for k in (looked < 1).nonzero().flatten().tolist())
+
+    def test_the_look_does_not_depend_on_how_labels_are_numbered(self):
+        order = torch.randperm(MANY, generator=torch.Generator().manual_seed(3))
+        samples = clean_of_many()
+        moved = examined(
+            Rows(planted=60.0, order=order),
+            Samples(samples.x, order.argsort()[samples.y]),
+            classes=MANY,
+            most=12,
+            look=4,
+        )
+        assert int(moved.scores.argmax()) == order.tolist().index(TARGET)
+
+    def test_the_median_is_that_of_all_labels_and_not_of_the_suspicious(self):
+        whole, part = many(Rows(), most=MANY), many(Rows())
+        assert float(part.scores.median()) == pytest.approx(float(whole.scores.median()), abs=0.25)
+
+    def test_triggers_that_are_too_many_are_kept_of_labels_tried_or_flagged(self, monkeypatch):
+        monkeypatch.setattr("vetgate.detect.neural_cleanse.NUMBERS", 2 * 2 * SIDE * SIDE)
+        found = many(Rows(planted=60.0))
+        tried = [k for k, share in enumerate(found.details["held_out"]) if share >= 0]
+        assert sorted(t.target for t in found.triggers) == sorted(
+            {*tried, *found.flagged.nonzero().flatten().tolist()}
+            & {k for k, share in enumerate(found.details["looked"]) if share == 1}
+        )
+
+
+def test_one_start_alone_is_no_second_one():
+    found = examined(Stripes(planted=30.0), starts=1, again=0)
+    assert found.details["second_start"] == [0.0] * CLASSES

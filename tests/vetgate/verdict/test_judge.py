@@ -439,6 +439,32 @@ def test_a_model_whose_labels_no_trigger_reaches_is_inconclusive():
     assert "no trigger was found" not in words(verdict)
 
 
+def looked(case: Case, shares: object) -> Case:
+    return case.other("neural_cleanse", details={**case.seen[0].details, "looked": shares})
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [[1.0] * 9 + [0.0], [1.0] * 9 + [math.nan], [1.0] * 9, [1.0] * 9 + ["all"], 1.0, []],
+    ids=["none", "NaN", "too few", "a word", "no list", "nothing"],
+)
+def test_a_label_that_nothing_looked_at_leaves_the_verdict_open(shares):
+    verdict = looked(CLEAN, shares).judged()
+    assert verdict.decision is Decision.INCONCLUSIVE
+    assert [r.code for r in verdict.reasons] == [Code.LABELS_NOT_LOOKED_AT]
+    found = looked(TROJANED, shares).judged()
+    assert found.decision is Decision.FAIL and Code.LABELS_NOT_LOOKED_AT in [r.code for r in found.reasons]
+
+
+def test_how_many_labels_were_searched_is_said_where_all_were_looked_at():
+    verdict = looked(CLEAN, [1.0] * 4 + [1 / 9] * 6).judged()
+    assert verdict.decision is Decision.PASS
+    (told,) = [r for r in verdict.reasons if r.code is Code.SEARCHED_IN_PART]
+    assert (told.method, told.figures["searched"], told.figures["classes"]) == ("neural_cleanse", 4, 10)
+    assert "searched 4 of 10 labels" in words(verdict) and "11 % of a search" in words(verdict)
+    assert looked(CLEAN, [1.0] * 10).judged().reasons == CLEAN.judged().reasons
+
+
 @pytest.mark.parametrize("classes", [0, 1, 3])
 def test_fewer_than_four_classes_are_inconclusive(classes):
     bank = calibration(*(reference(seed, classes=max(classes, 1)) for seed in range(24)))

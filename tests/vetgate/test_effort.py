@@ -1,0 +1,19 @@
+"""Many labels and large images get less of a search each, down to a floor."""
+
+from __future__ import annotations
+
+import pytest
+
+from vetgate.effort import Effort, effort
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [(8, Effort(128, 4)), (64, Effort(128, 4)), (96, Effort(57, 2)), (224, Effort(32, 1)), (1024, Effort(32, 1))],
+)
+def test_effort_goes_down_as_images_grow(side: int, expected: Effort) -> None:
+    assert effort(side * side, most=128, look=4) == expected
+
+
+def test_no_more_is_done_than_asked_for() -> None:
+    assert effort(224 * 224, most=10, look=1) == Effort(10, 1)

@@ -1,0 +1,27 @@
+"""How much of a search each label of a model gets, where there are many labels or large images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# images of up to so many pixels are searched with all effort; beyond, effort goes down as they grow
+PIXELS = 64 * 64
+# among fewer labels, what is usual cannot be told
+FEWEST = 32
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Of how many labels triggers are searched to the end, and for how many sweeps the others are looked at."""
+
+    labels: int
+    sweeps: int
+
+
+def effort(pixels: int, *, most: int, look: int) -> Effort:
+    """What can be afforded on images of so many pixels: `most` labels and `look` sweeps, or less where they are large.
+
+    Never fewer than FEWEST labels, unless `most` is less, and never less than one sweep.
+    """
+    share = min(1.0, PIXELS / pixels)
+    return Effort(max(min(most, FEWEST), round(most * share)), max(1, round(look * share)))
