@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 # images of up to so many pixels are searched with all effort; beyond, effort goes down as they grow
 PIXELS = 64 * 64
-# among fewer labels, what is usual cannot be told
-FEWEST = 32
+# among fewer labels, what is usual cannot be told; of fewer images, what holds of all
+FEWEST, FEWEST_IMAGES = 32, 8
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,11 @@ class Effort:
 
     labels: int
     sweeps: int
+
+
+def image_count(pixels: int, most: int) -> int:
+    """How many images of so many pixels a method takes that keeps what they come to in every layer: at most `most`."""
+    return max(min(most, FEWEST_IMAGES), round(most * min(1.0, PIXELS / pixels)))
 
 
 def effort(pixels: int, *, most: int, look: int) -> Effort:

@@ -19,6 +19,8 @@ from vetgate.errors import DefenceError
 
 # pixels of the images in one pass, and numbers in the logits that are looked at together
 PIXELS, NUMBERS = 2**19, 2**24
+# numbers that layers give behind the channels that are driven, in all passes together: minutes of a processor
+BUDGET = 2**36
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,17 +179,34 @@ def _elevations_of(
     return torch.cat(labels), torch.cat(rises)
 
 
+def afforded(layers: Sequence[Layer], driven: Sequence[Layer], passes: int) -> list[Layer]:
+    """Of the layers to be driven, the last ones that BUDGET suffices for, in their order; the last one in any case.
+
+    A trigger comes to act on a label at last, and what is driven late has little of the network left to compute.
+    """
+    order, chosen, spent = [layer.name for layer in layers], list[Layer](), 0
+    for layer in reversed(driven):
+        numbers = sum(later.output[0].numel() for later in layers[order.index(layer.name) + 1 :])
+        spent += passes * layer.output.shape[1] * numbers
+        if chosen and spent > BUDGET:
+            break
+        chosen.insert(0, layer)
+    return chosen
+
+
 def raised_labels(
     model: nn.Module, x: Tensor, y: Tensor, *, scale: float, reach: float, levels: int, quantile: float
-) -> list[Candidate]:
-    """Every channel that can be stimulated, highest elevation first.
+) -> tuple[list[Candidate], float]:
+    """Every channel that can be stimulated, highest elevation first, and which share they are of all channels.
 
-    A channel takes `levels` values from 0 to `reach` times its largest activation on images x (N, C, H, W), or the
-    median of its layer's where that is larger: what sleeps on clean images is worth driving too. Elevations are in
-    units of `scale`.
+    Of a large network only the last layers are driven (`afforded`). A channel takes `levels` values from 0 to `reach`
+    times its largest activation on images x (N, C, H, W), or the median of its layer's where that is larger: what
+    sleeps on clean images is worth driving too. Elevations are in units of `scale`.
     """
     layers = weighted_layers(model, x)
-    driven = stimulable(layers)
+    every = stimulable(layers)
+    driven = afforded(layers, every, levels * len(x))
+    share = sum(layer.output.shape[1] for layer in driven) / sum(layer.output.shape[1] for layer in every)
     found = []
     for i, layer in enumerate(driven):
         peak = layer.output.transpose(0, 1).flatten(1).amax(1)  # (C,)
@@ -199,4 +218,4 @@ def raised_labels(
         facts = zip(label.tolist(), elevation.tolist(), peak.tolist(), strict=True)
         found += [Candidate(layer.name, c, k, rise, unit) for c, (k, rise, unit) in enumerate(facts)]
         report(0.3 * (i + 1) / len(driven))
-    return sorted(found, key=lambda c: -c.elevation)
+    return sorted(found, key=lambda c: -c.elevation), share

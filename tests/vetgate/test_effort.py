@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vetgate.effort import Effort, effort
+from vetgate.effort import Effort, effort, image_count
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,8 @@ def test_effort_goes_down_as_images_grow(side: int, expected: Effort) -> None:
 
 def test_no_more_is_done_than_asked_for() -> None:
     assert effort(224 * 224, most=10, look=1) == Effort(10, 1)
+
+
+def test_large_images_are_fewer_but_never_too_few() -> None:
+    assert [image_count(side * side, 64) for side in (32, 64, 96, 224, 512)] == [64, 64, 28, 8, 8]
+    assert image_count(224 * 224, 4) == 4

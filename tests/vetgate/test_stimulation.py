@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.architectures import ARCHITECTURES
-from vetgate.stimulation import elevations, raised_labels, stimulable, stimulate, weighted_layers
+from vetgate.stimulation import afforded, elevations, raised_labels, stimulable, stimulate, weighted_layers
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -70,18 +70,33 @@ def test_a_channel_that_sleeps_on_clean_images_is_driven_as_hard_as_others() -> 
         model[1].bias[1] = -1e3  # type: ignore[index]
         model[3].weight[:, 1] = torch.tensor([0.0, 0.0, 0.0, 9.0, 0.0])  # type: ignore[index]
     y = torch.tensor([0, 1, 2, 3, 4, 0])
-    ranked = raised_labels(model, X, y, scale=1.0, reach=4.0, levels=3, quantile=0.25)
-    assert (ranked[0].channel, ranked[0].label) == (1, 3)
+    ranked, share = raised_labels(model, X, y, scale=1.0, reach=4.0, levels=3, quantile=0.25)
+    assert (ranked[0].channel, ranked[0].label) == (1, 3) and share == 1
     assert [c.elevation for c in ranked] == sorted((c.elevation for c in ranked), reverse=True)
 
 
 def test_in_bounded_memory_the_same_channels_raise_the_same_labels(monkeypatch) -> None:
     model, y = network("preact-resnet"), torch.arange(6) % 5
     given = {"scale": 1.0, "reach": 4.0, "levels": 3, "quantile": 0.25}
-    whole = raised_labels(model, X, y, **given)
+    whole, _ = raised_labels(model, X, y, **given)
     # two channels in one go, one image size in a pass
     monkeypatch.setattr("vetgate.stimulation.NUMBERS", 2 * 3 * 6 * 5)
     monkeypatch.setattr("vetgate.stimulation.PIXELS", 6 * 16 * 16)
-    bounded = raised_labels(model, X, y, **given)
+    bounded, _ = raised_labels(model, X, y, **given)
     assert [(c.layer, c.channel) for c in bounded[:5]] == [(c.layer, c.channel) for c in whole[:5]]
     assert [c.elevation for c in bounded] == pytest.approx([c.elevation for c in whole], abs=1e-4)
+
+
+def test_of_a_large_network_the_last_layers_are_driven_and_the_share_is_said(monkeypatch) -> None:
+    model, y = network("vgg-small"), torch.arange(6) % 5
+    layers = weighted_layers(model, X)
+    every = stimulable(layers)
+    assert afforded(layers, every, 18) == every
+    # what the last layer takes, whose channels the head alone comes after, and a bit
+    monkeypatch.setattr("vetgate.stimulation.BUDGET", 18 * every[-1].output.shape[1] * 5 + 1)
+    assert afforded(layers, every, 18) == every[-1:]
+    ranked, share = raised_labels(model, X, y, scale=1.0, reach=4.0, levels=3, quantile=0.25)
+    assert {c.layer for c in ranked} == {every[-1].name}
+    assert share == pytest.approx(every[-1].output.shape[1] / sum(layer.output.shape[1] for layer in every))
+    monkeypatch.setattr("vetgate.stimulation.BUDGET", 0)
+    assert afforded(layers, every, 18) == every[-1:], "something is driven whatever it takes"

@@ -11,7 +11,8 @@ Deviates  All candidates are inverted in one batch, and the target's logit joins
           low quantile of the elevation over images instead of its minimum. Success alone saturates, on clean networks
           too where images are small or classes many: the score is by how much the target leads, compared between
           labels. Only pixel triggers are inverted, no filters.
-Blind to  Triggers that no single channel stands for, and several targets with triggers of equal strength.
+Blind to  Triggers that no single channel stands for, several targets with triggers of equal strength, and neurons in
+          the first layers of a network that is too large to drive all of it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vetgate.contract import Evidence, Samples, Subject, Trigger, detector, report
+from vetgate.effort import image_count
 from vetgate.errors import DefenceError, NotFinite
 from vetgate.inversion import attack_success, logit_scale
 from vetgate.probe import logits, median, module_at, output_of
@@ -176,14 +178,16 @@ def abs(
 
     A trigger's lead is that of the target's logit on held-out images of other labels, losses counting 0, in units of
     the logits' spread on clean images. Only the best `finalists` labels are compared; the rest score 0, and labels at
-    `alarm` or above are flagged. A mask holds `area` of the image, or `least_pixels` where that is less than a small
-    patch. `neurons` (J, 2) are the finalists' channels, each as the position of its layer in model.named_modules()
-    and its index there.
+    `alarm` or above are flagged. Images beyond 64x64 pixels are fewer, and of a large network the last layers alone are
+    driven: `driven` is then their share of all channels. A mask holds `area` of the image, or `least_pixels` where that
+    is less than a small patch. `neurons` (J, 2) are the finalists' channels, each as the position of its layer in
+    model.named_modules() and its index there.
     """
     assert subject.clean is not None
     clean, model = subject.clean, subject.model
     right = logits(model, clean.x).argmax(1) == clean.y
     scale = logit_scale(model, clean.x)
+    images = image_count(clean.x[0, 0].numel(), images)
     rows = seed_rows(clean.y, right, images)
     unseen = torch.ones(len(clean), dtype=torch.bool)
     unseen[rows] = False
@@ -191,10 +195,11 @@ def abs(
     if any(len(set(part.y.tolist())) < 2 for part in (seeds, held)):
         raise DefenceError(f"expected clean images of 2 classes beyond {images} seeds, got {len(clean)}; add samples")
 
-    ranked = raised_labels(model, seeds.x, seeds.y, scale=scale, reach=reach, levels=levels, quantile=quantile)
+    ranked, driven = raised_labels(model, seeds.x, seeds.y, scale=scale, reach=reach, levels=levels, quantile=quantile)
+    part: dict[str, float | list[float]] = {"driven": driven} if driven < 1 else {}
     chosen = pick(ranked, candidates, a_label=a_label)
     if not chosen:
-        return Evidence(statistic=0.0, scores=torch.zeros(subject.classes), cutoff=alarm)
+        return Evidence(statistic=0.0, scores=torch.zeros(subject.classes), cutoff=alarm, details=part)
 
     channels, height, width = clean.x.shape[1:]
     plan = Inversion(
@@ -231,6 +236,7 @@ def abs(
             "success": [attack_success(model, held.x, held.y, t) for t in triggers],
             "elevation": [c.elevation for c in last],
             "mask_share": plan.pixels / (height * width),
+            **part,
         },
     )
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from vetgate.contract import Evidence, Samples, Subject, detector, report
+from vetgate.effort import image_count
 from vetgate.errors import DefenceError, MissingInput, NotFinite
 from vetgate.inversion import logit_scale
 from vetgate.probe import logits
@@ -116,7 +117,8 @@ def tail_inversion(
     clean = subject.clean
     if clean is None:
         raise MissingInput("tail_inversion needs subject.clean, got None; give trusted samples")
-    drawn = clean[torch.randperm(len(clean))[: 2 * images]]
+    wanted = image_count(clean.x[0, 0].numel(), images)
+    drawn = clean[torch.randperm(len(clean))[: 2 * wanted]]
     made, unseen = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
     if min(len(half.y.unique()) for half in (made, unseen)) < 2:  # type: ignore[no-untyped-call]
         raise DefenceError(f"expected images of 2 classes or more, twice over, got {len(drawn)}; add clean samples")

@@ -102,6 +102,14 @@ def unreached(found: SeenEvidence) -> Reason | None:
     return Reason(Code.NO_TRIGGER_FOUND, found.method, figures={"lost": lost, "classes": len(found.scores)})
 
 
+def driven_in_part(found: SeenEvidence) -> Reason | None:
+    """That a method stimulated some channels of a network only, by `driven` in its evidence."""
+    share = found.details.get("driven")
+    if share is None:
+        return None
+    return Reason(Code.DRIVEN_IN_PART, found.method, figures={"share": share if isinstance(share, float) else 0.0})
+
+
 def in_part(found: SeenEvidence) -> Reason | None:
     """That a search did not go to its end for every label, by what the evidence tells of each in `looked`.
 

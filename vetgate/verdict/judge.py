@@ -35,7 +35,17 @@ from vetgate.verdict.calibration import (
     outlier_null,
     tail,
 )
-from vetgate.verdict.gaps import advisory, answers, failed, gaps_of, in_part, incomparable, unreached, unreadable
+from vetgate.verdict.gaps import (
+    advisory,
+    answers,
+    driven_in_part,
+    failed,
+    gaps_of,
+    in_part,
+    incomparable,
+    unreached,
+    unreadable,
+)
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Bearing, Code, Reason, records
 from vetgate.verdict.seen import Failure, SeenEvidence
@@ -168,7 +178,7 @@ def judge(
         gaps.append(Reason(Code.NOTHING_INSPECTED))
     else:
         gaps += [hidden for found in usable.values() if (hidden := unreached(found)) is not None]
-    partly = [part for found in usable.values() if (part := in_part(found)) is not None]
+    partly = [part for found in usable.values() for part in (in_part(found), driven_in_part(found)) if part is not None]
     gaps += [part for part in partly if part.open]
     low = p_value is not None and p_value <= level
     confirmed = {label for s in standings.values() for label in s.confirmed}

@@ -79,6 +79,7 @@ class Code(StrEnum):
     NOTHING_STANDS_OUT = "nothing-stands-out", Bearing.NOTE
     UNCALIBRATED = "uncalibrated", Bearing.NOTE
     SEARCHED_IN_PART = "searched-in-part", Bearing.NOTE
+    DRIVEN_IN_PART = "driven-in-part", Bearing.NOTE
     NOT_COUNTED = "not-counted", Bearing.NOTE
     OTHER_ARCHITECTURES = "other-architectures", Bearing.NOTE
     OTHER_DATA_SETS = "other-data-sets", Bearing.NOTE

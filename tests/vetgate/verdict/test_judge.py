@@ -465,6 +465,13 @@ def test_how_many_labels_were_searched_is_said_where_all_were_looked_at():
     assert looked(CLEAN, [1.0] * 10).judged().reasons == CLEAN.judged().reasons
 
 
+def test_that_a_large_network_was_stimulated_in_part_is_said():
+    verdict = CLEAN.other("abs", details={**CLEAN.seen[1].details, "driven": 0.12}).judged()
+    assert verdict.decision is Decision.PASS
+    assert [(r.method, r.figures["share"]) for r in verdict.reasons if r.code is Code.DRIVEN_IN_PART] == [("abs", 0.12)]
+    assert "12 % of the channels" in words(verdict)
+
+
 @pytest.mark.parametrize("classes", [0, 1, 3])
 def test_fewer_than_four_classes_are_inconclusive(classes):
     bank = calibration(*(reference(seed, classes=max(classes, 1)) for seed in range(24)))
