@@ -99,6 +99,10 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
     if seconds is not None and not begun(vetting.settings, vetting.case, wanted):
         to_go = spoken(seconds / at_once)
         announce(f"{len(wanted)} detectors on {described['classes']} labels, about {to_go}")
+        if seconds > 2 * vetting.policy.timeout_seconds:
+            # the longest takes about half of all
+            most = vetting.policy.timeout_seconds
+            announce(f"one may take more than {most} s of processor time, the `timeout_seconds` of the policy")
     return vetting, _seen(vetting, workplace, wanted, at_once)
 
 

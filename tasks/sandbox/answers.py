@@ -16,6 +16,8 @@ from vetgate import errors
 from vetgate.errors import VetgateError
 
 MESSAGE_CHARACTERS = 2000
+# where the limits are set
+MORE_TIME, MORE_MEMORY = "allow more by timeout_seconds in the policy", "allow more by memory_bytes in the policy"
 # a host may be so much slower than an idle one before it is taken for one that does nothing
 WALL_FACTOR = 10
 
@@ -107,13 +109,13 @@ def _failure(end: Mapping[str, Any], limits: Limits, tail: str) -> tuple[type[Sa
         worked = f"{end['cpu_seconds']:.0f} s of processor time"
         return TimedOut, f"none in {limits.wall:g} s, of which it used {worked}; free this host or refuse the model"
     if outcome == "cpu":
-        return TimedOut, f"none in {limits.cpu_seconds} s of processor time; allow more or refuse the model"
+        return TimedOut, f"none in {limits.cpu_seconds} s of processor time; {MORE_TIME} or refuse the model"
     if outcome == "oversized":
         return Crashed, f"one of more than {limits.result_bytes} bytes; refuse the model"
     if outcome == "garbage":
         return Crashed, "bytes that are none; refuse the model"
     if "bad_alloc" in tail:
-        return OutOfMemory, "a refused allocation; allow more memory or refuse the model"
+        return OutOfMemory, f"a refused allocation; {MORE_MEMORY} or refuse the model"
     if outcome == "signal":
         name = signal.Signals(end["signal"]).name if end["signal"] in set(signal.Signals) else "of no name"
         hint = "free memory on this host" if name == "SIGKILL" else "refuse the model"
@@ -133,7 +135,8 @@ def _result(op: str, answer: bytes, tail: str) -> dict[str, Any]:
         got = printable(f"{type(error).__name__}: {error}")
         raise Crashed(f"expected a JSON answer from {op}, got {got}; refuse the model", tail) from error
     if kind is OutOfMemory:
-        raise OutOfMemory(f"expected {op} to keep within its memory, got {message or 'MemoryError'}; allow more", tail)
+        got = message or "MemoryError"
+        raise OutOfMemory(f"expected {op} to keep within its memory, got {got}; {MORE_MEMORY}", tail)
     if kind is Crashed:
         raise Crashed(f"expected {op} to answer, got {message}; refuse the model", tail)
     raise kind(message)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tasks.sandbox.answers import MORE_TIME
 from tasks.sandbox.host import Crashed, TimedOut
 from tasks.settings import Settings, load_settings
 from tasks.vetting.inspect import Case, payload_of, recorded
@@ -135,5 +136,5 @@ class _Asking:
         self.cpu_seconds += answer["cpu_seconds"]
         if self.cpu_seconds > self.case.limits.cpu_seconds:
             most = self.case.limits.cpu_seconds
-            raise TimedOut(f"expected an answer in {most} s of processor time of all workers; allow more time")
+            raise TimedOut(f"expected an answer in {most} s of processor time of all workers; {MORE_TIME}")
         return answer
