@@ -7,6 +7,7 @@ Images leave here as float32 (N, C, H, W) in [0, 1] of the model's size, labels 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,9 +44,14 @@ LAYOUT = 1
 BLOCK = 2048
 
 
+# what the images of one purpose take as float32: 1,024 of 3x148x148 pixels, 445 of 3x224x224; and how many there are at
+# least, however large they are
+BYTES, FEWEST = 2**28, 64
+
+
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class SplitSizes:
-    """At most how many images serve each purpose; smaller sets are divided in fixed proportions."""
+    """At most how many images serve each purpose; fewer where these are large; small sets are divided in proportion."""
 
     invert: PositiveInt = 1024
     confirm: PositiveInt = 1024
@@ -94,7 +100,7 @@ def materialise(
             f"expected {contents['classes']} classes, as the reference data {ref.name} has, got a model with {classes} "
             "classes; correct classes in submission.yaml or name other reference_data"
         )
-    limits = asdict(_sizes(sizes))
+    limits = {purpose: _affordable(count, input_shape) for purpose, count in asdict(_sizes(sizes)).items()}
 
     def make(directory: Path) -> dict[str, Any]:
         file = read(settings, ref, _part(progress, 0, 0.3))
@@ -155,6 +161,11 @@ def _fits(contents: Mapping[str, Any], input_shape: Sequence[int]) -> None:
             f"expected input_shape [{channels}, H, W], because {contents['name']} holds {kind[channels]} images "
             f"({channels} x {height} x {width}), got {list(input_shape)}; correct input_shape or name other data"
         )
+
+
+def _affordable(count: int, input_shape: Sequence[int]) -> int:
+    """As many images of this shape as BYTES hold, `count` at most and FEWEST at least."""
+    return min(count, max(FEWEST, BYTES // (4 * math.prod(input_shape))))
 
 
 def _sizes(sizes: SplitSizes | Mapping[str, int] | None) -> SplitSizes:

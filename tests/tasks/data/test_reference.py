@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from tasks.data import dvc_client, npz
 from tasks.data import reference as data
@@ -85,6 +86,23 @@ def test_an_unknown_set_is_named_with_what_to_do(shared: Settings) -> None:
             data.add(shared, name, Path("x.npz"))
     with pytest.raises(BadSubmission, match="no readable file"):
         data.add(shared, "gtsrb", Path("no-such-file.npz"))
+
+
+def test_large_images_are_fewer_so_that_they_fit_into_memory(shared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = data.resolve(shared, "digits")
+
+    def counts() -> dict[str, int]:
+        paths = data.materialise(shared, ref, (1, 8, 8))
+        return {name: len(load_file(getattr(paths, name))["y"]) for name in ("invert", "confirm", "repair", "test")}
+
+    assert min((whole := counts()).values()) > 100
+    # as much as a hundred of these images take
+    monkeypatch.setattr(data, "BYTES", 100 * 4 * 64)
+    assert set(counts().values()) == {100}
+    monkeypatch.setattr(data, "BYTES", 1)
+    assert set(counts().values()) == {data.FEWEST}
+    monkeypatch.undo()
+    assert counts() == whole
 
 
 def test_two_processes_read_at_once(shared: Settings, tmp_path: Path) -> None:
