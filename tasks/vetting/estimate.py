@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vetgate.effort import effort
+from vetgate.effort import effort, image_count
 
 # what the detectors of params.yaml come to, in images there and back: for each label that is searched, for each label
 # that is looked at, apart from labels, and where there is a training set; a test holds them to the bank's evidence
@@ -10,6 +10,8 @@ EACH_LABEL, EACH_LOOKED_AT, APART, OF_TRAINING = 2_500, 500, 20_000, 35_000
 # of how many labels triggers are searched on small images, and for how many sweeps the others are looked at; a test
 # holds these to the detector's own
 SEARCHED, SWEEPS = 128, 4
+# and of so many small images, other than for the search
+IMAGES = 20
 
 
 def images_for(classes: int, pixels: int, *, training: bool) -> int:
@@ -17,7 +19,10 @@ def images_for(classes: int, pixels: int, *, training: bool) -> int:
     able = effort(pixels, most=SEARCHED, look=SWEEPS)
     searched = min(classes, able.labels)
     looked_at = round(EACH_LOOKED_AT * able.sweeps / SWEEPS) * (classes if classes > searched else 0)
-    return EACH_LABEL * searched + looked_at + APART + (OF_TRAINING if training else 0)
+    # of large images methods take fewer, but for the search itself, which is about half of what a label takes
+    fewer = image_count(pixels, IMAGES) / IMAGES
+    each, apart = EACH_LABEL * (1 + fewer) / 2, APART * fewer
+    return round(each * searched + looked_at + apart) + (OF_TRAINING if training else 0)
 
 
 def spoken(seconds: float) -> str:
