@@ -31,8 +31,8 @@ WORDS: dict[Code, str] = {
     Code.CLASSES_MISFIT: "{method} cannot tell what happens at a rate of {level:g} among {classes} classes",
     Code.NO_CALIBRATION: "there is no calibration for {method}; make one with `vetgate calibrate`, or set "
     "VETGATE_CALIBRATION",
-    Code.NO_REFERENCES: "the calibration holds no references for {method}; make them with `vetgate calibrate`, or "
-    "`make bank`",
+    Code.NO_REFERENCES: "the calibration holds no references for {method}; make them with `vetgate calibrate` and set "
+    "VETGATE_CALIBRATION to its file, or run `make bank`",
     Code.OTHER_PARAMETERS: "{method} ran with other parameters than its references; restore params.yaml or recalibrate",
     Code.OTHER_REFERENCES: "{method} has references that are not those the calibration was written with; restore it or "
     "calibrate anew",

@@ -88,23 +88,6 @@ def test_an_unknown_set_is_named_with_what_to_do(shared: Settings) -> None:
         data.add(shared, "gtsrb", Path("no-such-file.npz"))
 
 
-def test_large_images_are_fewer_so_that_they_fit_into_memory(shared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    ref = data.resolve(shared, "digits")
-
-    def counts() -> dict[str, int]:
-        paths = data.materialise(shared, ref, (1, 8, 8))
-        return {name: len(load_file(getattr(paths, name))["y"]) for name in ("invert", "confirm", "repair", "test")}
-
-    assert min((whole := counts()).values()) > 100
-    # as much as a hundred of these images take
-    monkeypatch.setattr(data, "BYTES", 100 * 4 * 64)
-    assert set(counts().values()) == {100}
-    monkeypatch.setattr(data, "BYTES", 1)
-    assert set(counts().values()) == {data.FEWEST}
-    monkeypatch.undo()
-    assert counts() == whole
-
-
 def test_two_processes_read_at_once(shared: Settings, tmp_path: Path) -> None:
     ref = data.resolve(shared, "digits")
     for cached in (shared.home / "data-cache").glob("*"):
@@ -304,3 +287,20 @@ def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotUnderstood, match="does not fill its"):
         npz.contents(given)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 16
+
+
+def test_large_images_are_fewer_so_that_they_fit_into_memory(shared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = data.resolve(shared, "digits")
+
+    def counts() -> dict[str, int]:
+        paths = data.materialise(shared, ref, (1, 8, 8))
+        return {name: len(load_file(getattr(paths, name))["y"]) for name in ("invert", "confirm", "repair", "test")}
+
+    assert min((whole := counts()).values()) > 100
+    # as much as a hundred of these images take
+    monkeypatch.setattr(data, "BYTES", 100 * 4 * 64)
+    assert set(counts().values()) == {100}
+    monkeypatch.setattr(data, "BYTES", 1)
+    assert set(counts().values()) == {data.FEWEST}
+    monkeypatch.undo()
+    assert counts() == whole
