@@ -41,10 +41,11 @@ def run_demo() -> Outcome:
     settings = load_settings()
     server = os.environ.get("PREFECT_API_URL")
     with _suppliers(settings.home / "demo") as ask:
-        local.start_all(settings)
+        ready = local.start_all(settings)
         # imports Prefect while the suppliers train
         importlib.import_module("flows.vetting.vet")
         handed = _handed_in(ask)
+        ready()
         given = [(Path(item["directory"]), item["measured"]) for item in handed["submissions"]]
         results = _vet(settings, [directory for directory, _ in given])
         rows = [_row(result, *item) for result, item in zip(results, given, strict=True)]

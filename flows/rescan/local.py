@@ -20,8 +20,9 @@ def rescan_locally(settings: Settings) -> Blob:
 
 def examine_locally(settings: Settings, manifest: str, run: str) -> Question:
     """Examine in this process, with a Prefect server of its own where none is named."""
-    local.start_all(settings)
+    ready = local.start_all(settings)
     runtime.ready()
+    ready()
     # after the server is known, which Prefect reads when it is imported
     from flows.vetting.examine import examine
 

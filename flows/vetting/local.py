@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from flows.gate.client import gate
@@ -44,13 +45,14 @@ def vet_locally(directory: Path) -> Result | NotTakenIn:
 def run(settings: Settings, record: Record) -> Result:
     """Vet a submission that was taken in."""
     # what has a result is most likely asked for once more: then no model is opened, and MLflow has it already
-    start_all(settings, fresh=next(iter(open_store(settings).list(f"results/{record.id}/")), None) is None)
+    ready = start_all(settings, fresh=next(iter(open_store(settings).list(f"results/{record.id}/")), None) is None)
     try:
         report_progress("start", 0)
         with importing():
             from flows.vetting.vet import vet
 
         runtime.ready()
+        ready()
         report_progress("start", 1)
         return Result.from_json(vet(record.id))
     finally:
@@ -63,12 +65,13 @@ def sweep_locally(settings: Settings) -> Blob:
     done = sweep(settings, lambda deployment, parameters, key: todo.append((deployment, parameters)))
     if not todo:
         return done
-    start_all(settings)
+    ready = start_all(settings)
     try:
         from flows.vetting.submitted import take_version
         from flows.vetting.vet import vet
 
         runtime.ready()
+        ready()
         for deployment, parameters in todo:
             if deployment == "take-registered/default":
                 taken = take_version(settings, **parameters)
@@ -85,17 +88,22 @@ def sweep_locally(settings: Settings) -> Blob:
     return done
 
 
-def start_all(settings: Settings, *, fresh: bool = True) -> None:
+def start_all(settings: Settings, *, fresh: bool = True) -> Callable[[], None]:
     """Begin to start the Prefect server, the sandbox, the gate and MLflow; returns before they are up.
 
-    If nothing `fresh` is to be vetted, sandbox and MLflow are left until they are needed.
+    What it returns waits until MLflow is imported. No flow may run before: Prefect's client imports SQLAlchemy, and
+    so does MLflow, and of two threads that import its modules at once one may find them half done. If nothing
+    `fresh` is to be vetted, sandbox and MLflow are left until they are needed.
     """
     runtime.start(settings.home)
     if fresh:
         warm(settings)
     gate(settings)
-    if fresh:
-        threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True).start()
+    if not fresh:
+        return lambda: None
+    thread = threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True)
+    thread.start()
+    return thread.join
 
 
 def _import_mlflow(settings: Settings) -> None:
