@@ -137,19 +137,9 @@ def main() -> None:
     parser.add_argument("--homes", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    names = (
-        "model",
-        "home",
-        "verdict",
-        "p",
-        "suspects",
-        "seconds",
-        "CPU-s",
-        "peak GiB",
-        "documented trigger",
-        "repair",
-    )
-    table = Table(*names)
+    table = Table("model", "home", "verdict", "p", "suspects", "seconds", "CPU-s", "peak GiB")
+    table.add_column("documented trigger")
+    table.add_column("repair")
     found = []
     for row in rows(given.shared, given.models, given.homes):
         found.append(row)

@@ -171,9 +171,9 @@ def _elevations_of(
     """`elevations` of all channels of a layer, as many of them together as memory is meant for."""
     # the head has as many columns as the logits that were recorded last
     numbers = values.shape[1] * len(x) * layers[-1].output.shape[1]
-    parts = []
-    for first in range(0, len(values), max(1, NUMBERS // numbers)):
-        some = values[first : first + max(1, NUMBERS // numbers)]
+    together, parts = max(1, NUMBERS // numbers), []
+    for first in range(0, len(values), together):
+        some = values[first : first + together]
         parts.append(elevations(stimulate(model, x, layers, layer, some, first=first) / scale, y, quantile))
     labels, rises = zip(*parts, strict=True)
     return torch.cat(labels), torch.cat(rises)

@@ -53,13 +53,15 @@ def run(group: str = OPEN, rate: float | None = None) -> Blob:
         "transfer": calibration.bank.model_dump(mode="json")["transfer"] if calibration else None,
         "rule": (LEAST_SUCCESS, MOST_LOST),
     }
-    if rate is not None:
-        return tables(scored if group == OPEN else list(rows(files, group, rate)), fitted_on=scored, **about)
     if group != OPEN:
-        found = tables(list(rows(files, group)), fitted_on=scored, **about)
-        _write(out.tables / f"{group}.json", found)
+        found = tables(list(rows(files, group, rate)), fitted_on=scored, **about)
     else:
         found = tables(scored, **about)
+    if rate is not None:
+        return found
+    if group != OPEN:
+        _write(out.tables / f"{group}.json", found)
+    else:
         _write(out.tables / "benchmark.json", found)
         _write(out.tables / "rows.json", [_flat(row) for row in scored])
     open_ = found if group == OPEN else tables(scored, **about)

@@ -19,7 +19,7 @@ from pathlib import Path
 from flows.cli.console import Outcome
 from flows.cli.demo_outcome import Ending, Row, pages, show, unexpected
 from flows.production.promote import promote
-from flows.vetting import local, runtime
+from flows.vetting import local
 from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
@@ -45,9 +45,8 @@ def run_demo() -> Outcome:
         # imports Prefect while the suppliers train
         importlib.import_module("flows.vetting.vet")
         handed = _handed_in(ask)
-        ready()
         given = [(Path(item["directory"]), item["measured"]) for item in handed["submissions"]]
-        results = _vet(settings, [directory for directory, _ in given])
+        results = _vet(settings, [directory for directory, _ in given], ready)
         rows = [_row(result, *item) for result, item in zip(results, given, strict=True)]
         if (repair := results[-1].repair) is not None:
             directory = Path(repair.artifact).parent
@@ -106,14 +105,14 @@ def _handed_in(ask: Ask) -> Blob:
     return said
 
 
-def _vet(settings: Settings, directories: list[Path]) -> list[Result]:
-    """The results of vetting each submission, with its repair, as `vetgate vet` does."""
+def _vet(settings: Settings, directories: list[Path], ready: Callable[[], None]) -> list[Result]:
+    """The results of vetting each submission, with its repair, as `vetgate vet` does, once it is `ready`."""
     from flows.vetting.vet import vet
 
     records = [intake.take(settings, directory, seed=SEED) for directory in directories]
     try:
         report_progress("start", 0)
-        runtime.ready()
+        ready()
         report_progress("start", 1)
         return [Result.from_json(vet(record.id)) for record in records]
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows.gate.question import Question
 from flows.rescan.nightly import rescan
-from flows.vetting import local, runtime
+from flows.vetting import local
 from tasks.settings import Settings
 from tasks.vetting.workplace import cool
 from vetgate.shape import Blob
@@ -21,7 +21,6 @@ def rescan_locally(settings: Settings) -> Blob:
 def examine_locally(settings: Settings, manifest: str, run: str) -> Question:
     """Examine in this process, with a Prefect server of its own where none is named."""
     ready = local.start_all(settings)
-    runtime.ready()
     ready()
     # after the server is known, which Prefect reads when it is imported
     from flows.vetting.examine import examine

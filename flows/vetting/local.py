@@ -51,7 +51,6 @@ def run(settings: Settings, record: Record) -> Result:
         with importing():
             from flows.vetting.vet import vet
 
-        runtime.ready()
         ready()
         report_progress("start", 1)
         return Result.from_json(vet(record.id))
@@ -70,7 +69,6 @@ def sweep_locally(settings: Settings) -> Blob:
         from flows.vetting.submitted import take_version
         from flows.vetting.vet import vet
 
-        runtime.ready()
         ready()
         for deployment, parameters in todo:
             if deployment == "take-registered/default":
@@ -91,19 +89,24 @@ def sweep_locally(settings: Settings) -> Blob:
 def start_all(settings: Settings, *, fresh: bool = True) -> Callable[[], None]:
     """Begin to start the Prefect server, the sandbox, the gate and MLflow; returns before they are up.
 
-    What it returns waits until MLflow is imported. No flow may run before: Prefect's client imports SQLAlchemy, and
-    so does MLflow, and of two threads that import its modules at once one may find them half done. If nothing
-    `fresh` is to be vetted, sandbox and MLflow are left until they are needed.
+    What it returns waits until the Prefect server is known and MLflow is imported. No flow may run before: Prefect's
+    client imports SQLAlchemy, and so does MLflow, and of two threads that import its modules at once one may find them
+    half done. If nothing `fresh` is to be vetted, sandbox and MLflow are left until they are needed.
     """
     runtime.start(settings.home)
     if fresh:
         warm(settings)
     gate(settings)
-    if not fresh:
-        return lambda: None
-    thread = threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True)
-    thread.start()
-    return thread.join
+    importing_mlflow = threading.Thread(target=_import_mlflow, args=(settings,), name="mlflow", daemon=True)
+    if fresh:
+        importing_mlflow.start()
+
+    def ready() -> None:
+        runtime.ready()
+        if fresh:
+            importing_mlflow.join()
+
+    return ready
 
 
 def _import_mlflow(settings: Settings) -> None:

@@ -91,29 +91,12 @@ def invert_candidates(
 
     A hinge holds the mask's area near the bound; from step `cut_after` on, all but its largest pixels are cut.
     """
-    size = max(1, PIXELS // (len(samples) * samples.x[0, 0].numel()))
-    parts = [slice(i, i + size) for i in range(0, len(candidates), size)]
-    return torch.cat(
-        [
-            _inverted(model, samples, candidates[part], raw[part], plan, scale=scale, steps=steps, cut_after=cut_after)
-            for part in parts
-        ]
-    )
-
-
-def _inverted(
-    model: nn.Module,
-    samples: Samples,
-    candidates: Sequence[Candidate],
-    raw: Tensor,
-    plan: Inversion,
-    *,
-    scale: float,
-    steps: int,
-    cut_after: int,
-) -> Tensor:
-    """`invert_candidates` of candidates that go into one batch."""
     images, count = len(samples), len(candidates)
+    together = max(1, PIXELS // (images * samples.x[0, 0].numel()))
+    if count > together:
+        invert = partial(invert_candidates, model, samples, plan=plan, scale=scale, steps=steps, cut_after=cut_after)
+        parts = [slice(i, i + together) for i in range(0, count, together)]
+        return torch.cat([invert(candidates=candidates[part], raw=raw[part]) for part in parts])
     goal = torch.tensor([c.label for c in candidates])
     counts = (samples.y[None] != goal[:, None]).float()  # (J, N)
     counts = counts / counts.sum(1, keepdim=True).clamp(min=1)

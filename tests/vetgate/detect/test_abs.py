@@ -56,6 +56,15 @@ def test_a_planted_neuron_is_found_and_its_trigger_works() -> None:
     assert found.statistic == pytest.approx(float(found.scores.max()))
 
 
+def test_candidates_in_batches_of_their_own_are_inverted_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = DETECTORS["abs"](subject(8.0), least_pixels=2)
+    # less than the images of one candidate
+    monkeypatch.setattr("vetgate.detect.abs.PIXELS", 1)
+    apart = DETECTORS["abs"](subject(8.0), least_pixels=2)
+    assert [t.target for t in apart.triggers] == [t.target for t in whole.triggers] and len(whole.triggers) > 1
+    assert apart.scores.tolist() == pytest.approx(whole.scores.tolist(), abs=1e-3)
+
+
 def test_the_same_network_without_the_neuron_stays_silent() -> None:
     found = DETECTORS["abs"](subject(0.0), least_pixels=2)
     assert not found.flagged.any()
