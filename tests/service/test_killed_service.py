@@ -51,7 +51,8 @@ def test_a_store_that_refuses_a_write_at_one_step_or_another_loses_nothing(
 ) -> None:
     blocked = {}
     for turn, step in enumerate(("evidence", "verdicts", "results")):
-        directory = variant(honest, tmp_path, f"refused-{step}", noise=20 + turn)
+        # with the fixed seeds of the service none of these is the one honest model in twenty that raises an alarm
+        directory = variant(honest, tmp_path, f"refused-{step}", noise=30 + turn)
         manifest = hash_directory(directory).sha256
         blocked[manifest] = Path(world.settings.store, step, manifest)
         blocked[manifest].parent.mkdir(parents=True, exist_ok=True)
