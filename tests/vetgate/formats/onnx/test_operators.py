@@ -78,6 +78,7 @@ CASES: list[tuple[str, dict[str, Any], list[np.ndarray | None], int]] = [
     ("HardSigmoid", {"alpha": 0.3, "beta": 0.1}, [], 17),
     ("Clip", {}, [np.array(0.2, F32), np.array(0.7, F32)], 13),
     ("Clip", {}, [None, np.array(0.7, F32)], 11),
+    ("Clip", {}, [np.array(0.7, F32), np.array(0.2, F32)], 13),
     ("Softmax", {"axis": 1}, [], 17),
     ("Softmax", {"axis": 1}, [], 11),
     ("LogSoftmax", {}, [], 17),
@@ -147,6 +148,20 @@ def test_an_operator_agrees_with_onnxruntime(
     with torch.no_grad():
         ours = loaded.model(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(ours, run_reference(model, x), rtol=1e-4, atol=1e-4)
+
+
+def test_bounds_let_gradients_through_between_them_and_none_beyond(
+    make_graph: Callable[..., Any], submit: Callable[..., Any]
+) -> None:
+    held = {"low": np.array(0.2, F32), "high": np.array(0.7, F32), "w": noise(4, 3)}
+    nodes = [helper.make_node("Clip", ["x", "low", "high"], ["t"]), helper.make_node("Flatten", ["t"], ["f"])]
+    nodes.append(helper.make_node("MatMul", ["f", "w"], ["y"]))
+    model = make_graph(nodes, held, shape=("N", 1, 2, 2), opset=13)
+    x = torch.tensor([0.1, 0.4, 0.6, 0.9]).view(1, 1, 2, 2).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(load_model(*submit(model, input_shape=[1, 2, 2])).model(x)[0, 0], x)
+    torch.testing.assert_close(
+        gradient.flatten(), torch.tensor([0.0, 1.0, 1.0, 0.0]) * torch.from_numpy(held["w"][:, 0])
+    )
 
 
 def test_every_operator_of_the_table_is_built_and_tested() -> None:
