@@ -44,9 +44,10 @@ LAYOUT = 1
 BLOCK = 2048
 
 
-# what the images of one purpose take as float32: 1,024 of 3x148x148 pixels, 445 of 3x224x224; and how many there are at
-# least, however large they are
+# what the images of one purpose take as float32, 445 of 3x224x224, and how many there are at least, however large they
+# are; of what detectors hold in memory, several at the same time, half as many
 BYTES, FEWEST = 2**28, 64
+SEARCHED = ("invert", "confirm")
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
@@ -100,7 +101,10 @@ def materialise(
             f"expected {contents['classes']} classes, as the reference data {ref.name} has, got a model with {classes} "
             "classes; correct classes in submission.yaml or name other reference_data"
         )
-    limits = {purpose: _affordable(count, input_shape) for purpose, count in asdict(_sizes(sizes)).items()}
+    limits = {
+        purpose: _affordable(count, input_shape, BYTES // 2 if purpose in SEARCHED else BYTES)
+        for purpose, count in asdict(_sizes(sizes)).items()
+    }
 
     def make(directory: Path) -> dict[str, Any]:
         file = read(settings, ref, _part(progress, 0, 0.3))
@@ -163,9 +167,9 @@ def _fits(contents: Mapping[str, Any], input_shape: Sequence[int]) -> None:
         )
 
 
-def _affordable(count: int, input_shape: Sequence[int]) -> int:
-    """As many images of this shape as BYTES hold, `count` at most and FEWEST at least."""
-    return min(count, max(FEWEST, BYTES // (4 * math.prod(input_shape))))
+def _affordable(count: int, input_shape: Sequence[int], size: int) -> int:
+    """As many images of this shape as `size` bytes hold, `count` at most and FEWEST at least."""
+    return min(count, max(FEWEST, size // (4 * math.prod(input_shape))))
 
 
 def _sizes(sizes: SplitSizes | Mapping[str, int] | None) -> SplitSizes:
