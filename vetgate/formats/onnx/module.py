@@ -53,13 +53,29 @@ class OnnxModule(nn.Module):
         self.input: nn.Module = ChannelsLast() if channels_last else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        """Logits (B, K) of images (B, C, H, W) in [0, 1].
+
+        A submodule whose `forward` was set on the instance gives its output without being asked for anything: it is
+        called with no inputs, and what would only have made those is not computed.
+        """
         values: dict[str, Tensor] = {self.image: self.input(x)}
-        for step in self.steps:
+        for step in self._wanted():
             values[step.output] = self._modules[step.name](*[values[name] for name in step.inputs])  # type: ignore[misc]
             for name in step.done:
                 del values[name]
         return values[self.result]
+
+    def _wanted(self) -> list[Step]:
+        answered = {step.name for step in self.steps if "forward" in vars(self._modules[step.name])}
+        if not answered:
+            return self.steps
+        needed, found = {self.result}, []
+        for step in reversed(self.steps):
+            if step.output in needed:
+                inputs = () if step.name in answered else step.inputs
+                needed.update(inputs)
+                found.append(replace(step, inputs=inputs))
+        return _forgetting(found[::-1], self.result)
 
     def append(self, node: Node, built: Built, inputs: tuple[str, ...], output: str) -> str:
         """Add a module under a name made from the node's; returns that name."""
@@ -80,10 +96,16 @@ class OnnxModule(nn.Module):
     def finish(self, image: str, result: str) -> None:
         """Name input and output, and note after which step each value is last used."""
         self.image, self.result = image, result
-        last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
-        for i, step in enumerate(self.steps):
-            done = {name for name in step.inputs if last[name] == i and name != result}
-            self.steps[i] = replace(step, done=tuple(sorted(done)))
+        self.steps = _forgetting(self.steps, result)
+
+
+def _forgetting(steps: list[Step], result: str) -> list[Step]:
+    # the same steps, each forgetting what is not used after it
+    last = {name: i for i, step in enumerate(steps) for name in step.inputs}
+    return [
+        replace(step, done=tuple(sorted({name for name in step.inputs if last[name] == i and name != result})))
+        for i, step in enumerate(steps)
+    ]
 
 
 class ChannelsLast(nn.Module):

@@ -6,13 +6,15 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from onnx import helper
+from torch import Tensor, nn
 
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import NotUnderstood
@@ -20,6 +22,7 @@ from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import read_submission
 from vetgate.probe import features
+from vetgate.stimulation import answer
 
 LAYERS = {
     "a": "node_relu_2",
@@ -151,3 +154,41 @@ def test_loading_draws_no_random_number(cnn: Any, submit: Callable[..., Any]) ->
     state = torch.get_rng_state()
     load_model(directory, submission)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_only_leads_to_a_submodule_that_is_answered_is_not_computed(
+    make_graph: Callable[..., Any], weights: Callable[..., np.ndarray], submit: Callable[..., Any]
+) -> None:
+    node, same = helper.make_node, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        node("Conv", ["x", "a"], ["c"], "first", **same),
+        node("Relu", ["c"], ["r"], "relu"),
+        node("Conv", ["r", "b"], ["d"], "second", **same),
+        node("Add", ["d", "r"], ["s"], "skip"),
+        node("Conv", ["s", "b"], ["e"], "third", **same),
+        node("Flatten", ["e"], ["f"], "flatten"),
+        node("Gemm", ["f", "w"], ["y"], "out"),
+    ]
+    held = {"a": weights(2, 1, 3, 3), "b": weights(2, 2, 3, 3), "w": weights(128, 3)}
+    model = load_model(*submit(make_graph(nodes, held))).model
+    x, given, computed = torch.rand(4, 1, 8, 8), dict[str, Tensor](), list[str]()
+    modules = dict(model.named_children())
+    for name, module in modules.items():
+        module.register_forward_hook(lambda _m, _i, out, name=name: computed.append(name) or given.update({name: out}))
+    whole, steps = model(x), [name for name in modules if name != "input"]
+    assert computed == ["input", *steps]
+
+    def on_known(*known: str) -> tuple[list[str], bool]:
+        computed.clear()
+        for name in known:
+            answer(modules[name], partial(dict(given).__getitem__, name))
+        same = bool(torch.equal(model(x), whole))
+        for name in known:
+            del modules[name].forward
+        return [name for name in computed if name not in ("input", *known)], same
+
+    assert on_known("third") == (["flatten", "out"], True)
+    # the skip still asks for what is before it
+    assert on_known("second") == (["first", "relu", "skip", "third", "flatten", "out"], True)
+    assert on_known("first", "second") == (["relu", "skip", "third", "flatten", "out"], True)
+    assert on_known() == (steps, True)
