@@ -49,13 +49,18 @@ def reference(card: Blob, classes: int, evidence: Mapping[str, Blob]) -> Referen
 
 
 def of_the_bank(files: Files) -> Bank:
-    """The calibration that follows from the bank's evidence; nothing that is held back enters."""
+    """The calibration that follows from the bank's evidence; nothing that is held back enters.
+
+    A detector of params.yaml that does not run on the bank has no part in it.
+    """
+    ran = {method for seen in files.evidence.values() for method in seen}
     references = [
         reference(files.cards[name], files.images[files.members[name].data][1], seen)
         for name, seen in files.evidence.items()
         if name in files.members and files.members[name].clean and files.group(name) == OPEN
     ]
-    return Bank(methods=files.pins, references=_ordered(references))
+    pinned = {name: pin for name, pin in files.pins.items() if name in ran}
+    return Bank(methods=pinned, references=_ordered(references))
 
 
 def transfer(bank: Bank, files: Files) -> Bank:

@@ -28,8 +28,7 @@ AT_HAND, WEIGHTS, CARDS, EVIDENCE, TRIGGERS, REPAIRS = (
 
 
 def look() -> None:
-    """Write down which data sets are here and what the code of attacks and detectors is, one file each."""
-    from flows.params import load_params
+    """Write down which data sets are here and what the code of attacks and the bank's methods is, one file each."""
     from tasks.data.reference import describe, resolve
     from tasks.settings import load_settings
     from vetgate.digest import attack_digest, code_digest
@@ -46,9 +45,9 @@ def look() -> None:
         _write(AT_HAND / f"data-{name}.json", found)
     for attack, architecture in sorted({(m.attack, m.architecture) for m in listed}):
         _write(AT_HAND / f"attack-{attack}-{architecture}.json", {"code": attack_digest(attack, architecture)})
-    for method in load_params().detect:
+    for method in plan().detectors:
         _write(AT_HAND / f"detect-{method}.json", {"code": code_digest("detect", method)})
-    for method in load_params().repair:
+    for method in plan().repairs:
         _write(AT_HAND / f"repair-{method}.json", {"code": code_digest("repair", method)})
 
 

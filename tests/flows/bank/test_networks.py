@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.bank import stage
 from flows.bank.networks import HONEST, MEMBERS, PARAMS, members, plan
 from flows.bank.own import recipe, references
 from flows.params import load_params
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadPolicy
+from vetgate.role import roles, weight_of
 from vetgate.shipped import ROOT
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -83,9 +85,21 @@ def test_the_second_wave_holds_every_attack_on_every_data_set() -> None:
 def test_the_pipeline_has_a_stage_for_every_method_and_data_set() -> None:
     evidence, repairs = PIPELINE["evidence"]["matrix"], PIPELINE["repairs"]["matrix"]
     assert (evidence["method"], repairs["repair"]) == ("${bank.detectors}", "${bank.repairs}")
-    assert plan().detectors == tuple(load_params().detect) and plan().repairs == tuple(load_params().repair)
+    # what is advisory need not run on the bank
+    counted = tuple(name for name in load_params().detect if weight_of(name) > 0)
+    assert tuple(n for n in plan().detectors if n in counted) == counted and set(plan().detectors) <= set(roles())
+    assert plan().repairs == tuple(load_params().repair)
     assert set(evidence["data"]) == set(repairs["data"]) == set(plan().sets) == set(SETS)
     assert PIPELINE["member"]["foreach"] == "${members}"
+
+
+def test_a_look_leaves_what_stages_read_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VETGATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(stage, "AT_HAND", tmp_path / "at-hand")
+    stage.look()
+    ran = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].values()
+    read = {Path(dep["path"]) for one in ran for dep in one.get("deps", ())}
+    assert {f.name for f in (tmp_path / "at-hand").iterdir()} == {f.name for f in read if f.parent.name == "at-hand"}
 
 
 def test_a_file_that_lists_no_members_is_refused(tmp_path: Path) -> None:

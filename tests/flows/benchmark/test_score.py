@@ -126,6 +126,11 @@ def test_evidence_of_other_code_is_neither_scored_nor_a_reference(bank: Path) ->
     assert all(set(r.seen) == {"neural_cleanse"} for r in of_the_bank(Files(bank)).references)
 
 
+def test_a_detector_that_does_not_run_on_the_bank_has_no_part_in_the_calibration(bank: Path) -> None:
+    assert len(load_params().detect) > 2
+    assert set(of_the_bank(Files(bank)).methods) == {"neural_cleanse", "abs"}
+
+
 def test_how_far_references_carry_over_is_counted_where_others_are_left(bank: Path) -> None:
     # one data set and one architecture: nothing is left to judge by
     assert transfer(of_the_bank(Files(bank)), Files(bank)).transfer == {"data": {}, "architecture": {}}
