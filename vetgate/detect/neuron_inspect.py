@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vetgate.contract import Evidence, Subject, detector, report
+from vetgate.effort import image_count
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.probe import logits, mad, median
 from vetgate.role import Axis, By, Confirm, Role
@@ -68,13 +69,14 @@ def neuron_inspect(subject: Subject, *, images: int = 64, index: float = 2.0) ->
     """Scores (K,) are how far a label's three features lie below the median label's, in robust units, on average.
 
     Details, all (K,): `sparseness`, `smoothness`, `persistence`. A label is flagged from `index` on, the published cut.
+    Images beyond 64x64 pixels are fewer.
     """
     clean = subject.clean
     if clean is None:
         raise MissingInput("neuron_inspect needs subject.clean, got None; give trusted samples")
     if subject.classes < 4:
         raise DefenceError(f"expected 4 classes or more to compare labels, got {subject.classes}; vet it by hand")
-    x = clean.x[torch.randperm(len(clean))[:images]]
+    x = clean.x[torch.randperm(len(clean))[: image_count(clean.x[0, 0].numel(), images)]]
     logits(subject.model, x)  # refuses what is not finite
     rows = []
     for label in range(subject.classes):
