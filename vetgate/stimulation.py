@@ -116,7 +116,7 @@ def stimulate(
     before = layers[: list(layers).index(layer)]
     count, levels = values.shape
     step = max(1, min(rows, PIXELS // x[0, 0].numel()) // len(x))
-    out = []
+    out = torch.empty(0)
     for start in range(0, count * levels, step):
         part = range(start, min(start + step, count * levels))
         for earlier in before:
@@ -125,8 +125,12 @@ def stimulate(
         for i, pair in enumerate(part):
             driven[i, :, first + pair // levels] = values[pair // levels, pair % levels]
         answer(modules[layer.name], partial(driven.flatten, 0, 1))
-        out.append(tail(_tiled(x, len(part))))
-    return torch.cat(out).view(count, levels, len(x), -1)
+        given = tail(_tiled(x, len(part)))  # (P * N, K)
+        if start == 0:
+            # small results that are kept one by one lie between large ones that are freed, and memory only grows
+            out = given.new_empty(count * levels, len(x), given.shape[1])
+        out[start : start + len(part)] = given.view(len(part), len(x), -1)
+    return out.view(count, levels, len(x), -1)
 
 
 def _tiled(tensor: Tensor, times: int) -> Tensor:
