@@ -16,9 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import submissions
+from benchmarks.third_party import reap
 from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
 
 OWN = ("VETGATE_", "PREFECT_", "MLFLOW_")
@@ -141,7 +140,7 @@ class Start:
         done = subprocess.run(
             [str(self._python), *line], env=environment, cwd=self.folder, capture_output=True, text=True
         )
-        _reap()
+        reap()
         if done.returncode != 0:
             raise SystemExit(f"{line} ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         return _children() - before
@@ -150,14 +149,6 @@ class Start:
 def _children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _reap() -> None:
-    """Wait for what the command left behind, which ends soon after it."""
-    with suppress(ChildProcessError):
-        while True:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(0.05)
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
 from vetgate.attacks.badnets import square
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import read_submission
@@ -60,8 +62,15 @@ class Watch(threading.Thread):
             time.sleep(0.2)
 
 
+def reap() -> None:
+    """Wait for what a command left behind, which is this process's to wait for; so it is counted."""
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
 def processor_seconds() -> float:
-    """Of all processes that this one has started and that have ended."""
+    """Of all processes that this one, or what it has started, has started and that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -79,6 +88,7 @@ def vetgate(home: Path, *arguments: str) -> tuple[int, dict[str, Any], dict[str,
     watch.start()
     out, _ = child.communicate()
     watch.done = True
+    reap()
     cost = {
         "seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(processor_seconds() - spent, 1),
@@ -137,6 +147,7 @@ def main() -> None:
     parser.add_argument("--homes", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     table = Table("model", "home", "verdict", "p", "suspects", "seconds", "CPU-s", "peak GiB")
     table.add_column("documented trigger")
     table.add_column("repair")

@@ -160,6 +160,10 @@ def judge(
         n for n in usable if calibration and not calibration.counts(n, data_sha256, level, classes, architecture)
     }
     usable = {n: e for n, e in usable.items() if n not in strange}
+    partly = [part for e in usable.values() for part in (in_part(e), driven_in_part(e)) if part is not None]
+    # every reference was driven whole: what a part of a network gives has nothing to be held against
+    partial = {part.method for part in partly if part.code is Code.DRIVEN_IN_PART}
+    usable = {n: e for n, e in usable.items() if n not in partial}
     if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
         gaps.append(other)
 
@@ -178,7 +182,6 @@ def judge(
         gaps.append(Reason(Code.NOTHING_INSPECTED))
     else:
         gaps += [hidden for found in usable.values() if (hidden := unreached(found)) is not None]
-    partly = [part for found in usable.values() for part in (in_part(found), driven_in_part(found)) if part is not None]
     gaps += [part for part in partly if part.open]
     low = p_value is not None and p_value <= level
     confirmed = {label for s in standings.values() for label in s.confirmed}

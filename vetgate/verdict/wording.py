@@ -56,8 +56,8 @@ WORDS: dict[Code, str] = {
     Code.UNCALIBRATED: "uncalibrated: the null is simulated, no clean model was looked at",
     Code.SEARCHED_IN_PART: "{method} searched {searched} of {classes} labels to the end, and looked at each of the "
     "others with {share:share} of a search",
-    Code.DRIVEN_IN_PART: "{method} stimulated {share:share} of the channels, those of the last layers, since the "
-    "network is large",
+    Code.DRIVEN_IN_PART: "{method} was not counted: the network is large, so that {share:share} of its channels were "
+    "stimulated, and all of every reference's",
     Code.NOT_COUNTED: "{method} was not counted: there is no calibration for it",
     Code.OTHER_ARCHITECTURES: "{method} was not counted: no reference is on this data and of its architecture",
     Code.OTHER_DATA_SETS: "{method} was not counted: no reference is on this data",

@@ -465,11 +465,26 @@ def test_how_many_labels_were_searched_is_said_where_all_were_looked_at():
     assert looked(CLEAN, [1.0] * 10).judged().reasons == CLEAN.judged().reasons
 
 
-def test_that_a_large_network_was_stimulated_in_part_is_said():
-    verdict = CLEAN.other("abs", details={**CLEAN.seen[1].details, "driven": 0.12}).judged()
-    assert verdict.decision is Decision.PASS
-    assert [(r.method, r.figures["share"]) for r in verdict.reasons if r.code is Code.DRIVEN_IN_PART] == [("abs", 0.12)]
-    assert "12 % of the channels" in words(verdict)
+def test_what_stimulated_a_part_of_a_large_network_is_shown_and_not_counted():
+    def driven(seen: Evidence, share: object) -> Evidence:
+        return replace(seen, details={**seen.details, "driven": share})
+
+    (norms, stimulated), loud = CLEAN.seen, stimulation(backdoor=3, statistic=5.0)
+    assert replace(CLEAN, seen=(norms, loud)).judged().decision is Decision.FAIL
+    for share in (0.12, "some"):
+        verdict = replace(CLEAN, seen=(norms, driven(loud, share))).judged()
+        assert (verdict.decision, verdict.suspects) == (Decision.PASS, ())
+        assert verdict.p_value == replace(CLEAN, seen=(norms, driven(stimulated, share))).judged().p_value
+        assert [r.method for r in verdict.reasons if r.code is Code.DRIVEN_IN_PART] == ["abs"]
+        assert next(m for m in verdict.methods if m.name == "abs").suspects == (3,)
+    assert "12 % of its channels" in words(replace(CLEAN, seen=(norms, driven(loud, 0.12))).judged())
+
+
+def test_where_nothing_is_left_to_count_the_verdict_is_open():
+    case = CLEAN.under(required=("abs",))
+    seen = replace(stimulation(), details={**stimulation().details, "driven": 0.5})
+    found = replace(case, seen=(seen,)).judged()
+    assert found.decision is Decision.INCONCLUSIVE and Code.NOTHING_INSPECTED in [r.code for r in found.reasons]
 
 
 @pytest.mark.parametrize("classes", [0, 1, 3])
