@@ -218,7 +218,7 @@ def test_a_result_that_is_not_finite_is_refused(sandbox):
 def test_what_a_fork_left_running_is_killed_with_it(sandbox):
     before = {process.pid for process in descendants()}
     sandbox.call("linger", {"running": str(sandbox.scratch / "left"), "stay": False})
-    assert {process.pid for process in descendants()} == before
+    assert {process.pid for process in descendants()} <= before
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_closing_in_the_middle_of_a_call_leaves_no_process(level, tmp_path):
     sandbox.close()
     caller.join(timeout=10)
     assert len(errors) == 1
-    assert {process.pid for process in descendants()} == before
+    assert {process.pid for process in descendants()} <= before
 
 
 HOST = """
