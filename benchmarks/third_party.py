@@ -87,10 +87,10 @@ def vetgate(home: Path, *arguments: str) -> tuple[int, dict[str, Any], dict[str,
     watch = Watch(child.pid)
     watch.start()
     out, _ = child.communicate()
-    watch.done = True
+    seconds, watch.done = time.monotonic() - started, True
     reap()
     cost = {
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
         "cpu_seconds": round(processor_seconds() - spent, 1),
         "peak_gib": round(watch.peak / 2**30, 2),
     }

@@ -66,6 +66,55 @@ def pick(ranked: Sequence[Candidate], most: int, *, a_label: int) -> list[Candid
     return picked
 
 
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What stimulation leaves to invert: seed images, held-out ones, the logits' spread and the candidates.
+
+    `part` are details that say which share of the channels was driven, where that is not all of them.
+    """
+
+    seeds: Samples
+    held: Samples
+    scale: float
+    chosen: list[Candidate]
+    part: dict[str, float | list[float]]
+
+
+def scanned(
+    model: nn.Module,
+    clean: Samples,
+    *,
+    images: int,
+    held_out: int,
+    levels: int,
+    reach: float,
+    quantile: float,
+    candidates: int,
+    a_label: int,
+) -> Scan:
+    """Drive the channels on `images` clean images, fewer where these are large, and pick the candidates.
+
+    Raises DefenceError where there are too few images.
+    """
+    right = logits(model, clean.x).argmax(1) == clean.y
+    scale = logit_scale(model, clean.x)
+    images = image_count(clean.x[0, 0].numel(), images)
+    rows = seed_rows(clean.y, right, images)
+    unseen = torch.ones(len(clean), dtype=torch.bool)
+    unseen[rows] = False
+    seeds, held = clean[rows], clean[unseen.nonzero().flatten()[:held_out]]
+    if any(len(set(part.y.tolist())) < 2 for part in (seeds, held)):
+        raise DefenceError(f"expected clean images of 2 classes beyond {images} seeds, got {len(clean)}; add samples")
+    ranked, driven = raised_labels(model, seeds.x, seeds.y, scale=scale, reach=reach, levels=levels, quantile=quantile)
+    chosen = pick(ranked, candidates, a_label=a_label)
+    return Scan(seeds, held, scale, chosen, {"driven": driven} if driven < 1 else {})
+
+
+def first_of_each_label(order: Sequence[int], candidates: Sequence[Candidate]) -> list[int]:
+    """Positions of candidates in the order given, without those whose label came before."""
+    return [j for i, j in enumerate(order) if candidates[j].label not in {candidates[k].label for k in order[:i]}]
+
+
 @dataclass(frozen=True)
 class Inversion:
     """How triggers are inverted: pixels a mask may have, learning rate, weights of the neuron and of the bound."""
@@ -168,21 +217,20 @@ def abs(
     """
     assert subject.clean is not None
     clean, model = subject.clean, subject.model
-    right = logits(model, clean.x).argmax(1) == clean.y
-    scale = logit_scale(model, clean.x)
-    images = image_count(clean.x[0, 0].numel(), images)
-    rows = seed_rows(clean.y, right, images)
-    unseen = torch.ones(len(clean), dtype=torch.bool)
-    unseen[rows] = False
-    seeds, held = clean[rows], clean[unseen.nonzero().flatten()[:held_out]]
-    if any(len(set(part.y.tolist())) < 2 for part in (seeds, held)):
-        raise DefenceError(f"expected clean images of 2 classes beyond {images} seeds, got {len(clean)}; add samples")
-
-    ranked, driven = raised_labels(model, seeds.x, seeds.y, scale=scale, reach=reach, levels=levels, quantile=quantile)
-    part: dict[str, float | list[float]] = {"driven": driven} if driven < 1 else {}
-    chosen = pick(ranked, candidates, a_label=a_label)
+    scan = scanned(
+        model,
+        clean,
+        images=images,
+        held_out=held_out,
+        levels=levels,
+        reach=reach,
+        quantile=quantile,
+        candidates=candidates,
+        a_label=a_label,
+    )
+    seeds, held, scale, chosen = scan.seeds, scan.held, scan.scale, scan.chosen
     if not chosen:
-        return Evidence(statistic=0.0, scores=torch.zeros(subject.classes), cutoff=alarm, details=part)
+        return Evidence(statistic=0.0, scores=torch.zeros(subject.classes), cutoff=alarm, details=scan.part)
 
     channels, height, width = clean.x.shape[1:]
     plan = Inversion(
@@ -196,8 +244,7 @@ def abs(
     report(0.65)
     leads = [mean_lead(model, seeds, t, scale) for t in cut(raw, chosen, plan.pixels)]
     order = sorted(range(len(chosen)), key=lambda j: -leads[j])
-    # the best candidate of each label goes on
-    first = [j for i, j in enumerate(order) if chosen[j].label not in {chosen[k].label for k in order[:i]}]
+    first = first_of_each_label(order, chosen)
     last = [chosen[j] for j in first[:finalists]]
     rest = steps - heat
     raw = invert_candidates(
@@ -219,7 +266,7 @@ def abs(
             "success": [attack_success(model, held.x, held.y, t) for t in triggers],
             "elevation": [c.elevation for c in last],
             "mask_share": plan.pixels / (height * width),
-            **part,
+            **scan.part,
         },
     )
 

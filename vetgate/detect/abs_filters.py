@@ -12,7 +12,8 @@ Deviates  All filters are inverted in one batch, the target's logit joins the ne
           bound holds exactly. It is on the structural similarity (SSIM), here of blocks of about 7x7 pixels, and is a
           limit alone, where the original also asks for as much of it as can be had. Success alone saturates: on clean
           networks of small images some label is above the published 0.88 too. The score is by how much the target
-          leads, compared between labels.
+          leads, compared between labels. Settings and the alarm were chosen on eleven networks in view, four of them
+          with filters for triggers; none has confirmed them.
 Blind to  Patches that no filter comes near; triggers of other forms, such as warps; labels that no single channel
           raises; several targets with filters of equal strength.
 """
@@ -29,13 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vetgate.contract import Evidence, Samples, Subject, detector, report
-from vetgate.detect.abs import pick, seed_rows, stand_out
-from vetgate.effort import image_count
-from vetgate.errors import DefenceError, MissingInput, NotFinite
-from vetgate.inversion import logit_scale
+from vetgate.detect.abs import first_of_each_label, scanned, stand_out
+from vetgate.errors import MissingInput, NotFinite
 from vetgate.probe import logits, module_at, output_of
 from vetgate.role import Axis, By, Confirm, Role
-from vetgate.stimulation import Candidate, raised_labels
+from vetgate.stimulation import Candidate
 
 ROLE = Role(
     axis=Axis.CLASS,
@@ -249,28 +248,27 @@ def abs_filters(
     clean, model = subject.clean, subject.model
     if clean is None:
         raise MissingInput("abs_filters needs subject.clean, got None; give trusted samples")
-    right = logits(model, clean.x).argmax(1) == clean.y
-    scale = logit_scale(model, clean.x)
-    images = image_count(clean.x[0, 0].numel(), images)
-    rows = seed_rows(clean.y, right, images)
-    unseen = torch.ones(len(clean), dtype=torch.bool)
-    unseen[rows] = False
-    seeds, held = clean[rows], clean[unseen.nonzero().flatten()[:held_out]]
-    if any(len(set(part.y.tolist())) < 2 for part in (seeds, held)):
-        raise DefenceError(f"expected clean images of 2 classes beyond {images} seeds, got {len(clean)}; add samples")
-
-    ranked, driven = raised_labels(model, seeds.x, seeds.y, scale=scale, reach=reach, levels=levels, quantile=quantile)
-    part: dict[str, float | list[float]] = {"driven": driven} if driven < 1 else {}
-    chosen = pick(ranked, candidates, a_label=a_label)
+    scan = scanned(
+        model,
+        clean,
+        images=images,
+        held_out=held_out,
+        levels=levels,
+        reach=reach,
+        quantile=quantile,
+        candidates=candidates,
+        a_label=a_label,
+    )
+    seeds, held, scale, chosen = scan.seeds, scan.held, scan.scale, scan.chosen
     if not chosen:
-        return Evidence(statistic=0.0, scores=torch.zeros(subject.classes), cutoff=alarm, details=part)
+        return Evidence(statistic=0.0, scores=torch.zeros(subject.classes), cutoff=alarm, details=scan.part)
 
     search = Search(steps, lr, ssim, neuron_weight, ssim_weight)
     filters = inverted(model, seeds, chosen, search, scale=scale, share=(0.3, 0.95))
     labels = torch.tensor([c.label for c in chosen])
     # of several filters of a label, the one that does best on the images that they were inverted on
     order = effect(model, seeds, filters, labels, scale=scale).lead.argsort(descending=True, stable=True).tolist()
-    first = [j for i, j in enumerate(order) if chosen[j].label not in {chosen[k].label for k in order[:i]}]
+    first = first_of_each_label(order, chosen)
     done = effect(model, held, filters[first], labels[first], scale=scale)
     scores = torch.tensor(stand_out(done.lead.tolist(), FLOOR))
     last = done.lead.argsort(descending=True, stable=True)
@@ -285,6 +283,6 @@ def abs_filters(
             "likeness": done.likeness[last].tolist(),
             "elevation": [chosen[first[i]].elevation for i in last.tolist()],
             "filter": filters[first][last[0]].flatten().tolist(),
-            **part,
+            **scan.part,
         },
     )
