@@ -99,6 +99,7 @@ def vet(model: nn.Module, layer: str, clean: Samples, *, seed: int) -> Verdict:
         with_training_data=False,
         sandbox_level=1,
         format="safetensors",
+        input_shape=DATA.shape,
     )
 
 

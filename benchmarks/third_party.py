@@ -39,7 +39,7 @@ DOCUMENTED = {"a": (5, 1), "c": (5, 1)}  # size of the white square bottom right
 
 
 class Watch(threading.Thread):
-    """The largest sum of resident memory over a process and all its descendants, in bytes."""
+    """The largest sum of memory over a process and all its descendants, in bytes; what n of them share counts once."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -53,7 +53,7 @@ class Watch(threading.Thread):
                 total = 0
                 for process in [root, *root.children(recursive=True)]:
                     try:
-                        total += process.memory_info().rss
+                        total += process.memory_full_info().pss
                     except psutil.Error:
                         continue
                 self.peak = max(self.peak, total)

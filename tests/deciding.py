@@ -34,6 +34,7 @@ def _odd() -> float:
     for effect in np.arange(0.5, 2.0, 0.02).tolist():
         found = replace(label_norms(backdoor=TARGET, effect=effect), params=dict(pin.params))
         asked = {"classes": 10, "data_sha256": None, "with_training_data": False, "sandbox_level": 1, "format": "onnx"}
+        asked["input_shape"] = (1, 8, 8)
         ruled = judge([found], policy, replace(shipped, stale=()), **asked)
         if ruled.decision is Decision.FAIL and 0.007 < (ruled.p_value or 0) < 0.045:
             return float(effect)

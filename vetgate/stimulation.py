@@ -20,7 +20,7 @@ from vetgate.errors import DefenceError
 # pixels of the images in one pass, and numbers in the logits that are looked at together
 PIXELS, NUMBERS = 2**19, 2**24
 # numbers that layers give behind the channels that are driven, in all passes together: minutes of a processor
-BUDGET = 2**35
+BUDGET = 2**34
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from flows.bank.evidence import Task, by_all, spread
 from flows.bank.files import Files, pins, verdict
@@ -27,11 +29,13 @@ from vetgate.verdict.policy import load_policy
 DIGITS = 4
 
 
-def reference(card: Blob, classes: int, evidence: Mapping[str, Blob]) -> Reference:
-    """A clean member as a reference, from its card and what each detector gave on it."""
+def reference(card: Blob, image: Sequence[int], classes: int, evidence: Mapping[str, Blob]) -> Reference:
+    """A clean member as a reference, from its card, the images (C, H, W) it takes, and what detectors gave on it."""
+    channels, height, width = image
     return Reference(
         data=card["data"],
         data_sha256=card["data_sha256"],
+        image=(channels, height, width),
         architecture=card["architecture"],
         classes=classes,
         seed=card["seed"],
@@ -55,7 +59,7 @@ def of_the_bank(files: Files) -> Bank:
     """
     ran = {method for seen in files.evidence.values() for method in seen}
     references = [
-        reference(files.cards[name], files.images[files.members[name].data][1], seen)
+        reference(files.cards[name], *files.images[files.members[name].data], seen)
         for name, seen in files.evidence.items()
         if name in files.members and files.members[name].clean and files.group(name) == OPEN
     ]
@@ -116,7 +120,7 @@ def own(
     groups = [[Task(m, recipe, data, place, name, given) for name, given in params.detect.items()] for m in listed]
     fresh = []
     for group, seen in spread(by_all, groups, jobs):
-        fresh.append(reference(trained(group[0])[1], data.classes, seen))
+        fresh.append(reference(trained(group[0])[1], data.shape, data.classes, seen))
         on_progress(len(fresh) / len(listed))
     bank = _with_earlier(Bank(methods=pins(params), references=_ordered(fresh)), out)
     write(bank, out)
@@ -134,8 +138,12 @@ def write(bank: Bank, out: Path) -> None:
 
 
 def _with_earlier(bank: Bank, out: Path) -> Bank:
-    """A bank with what stands at `out` on other data sets, as long as code and parameters are its own."""
-    before = Bank.model_validate_json(out.read_text()) if out.exists() else None
+    """A bank with what stands at `out` on other data sets, as long as form, code and parameters are its own."""
+    try:
+        before = Bank.model_validate_json(out.read_text()) if out.exists() else None
+    except ValidationError:
+        # written by a version of another form, and so of other code
+        before = None
     if before is None or before.methods != bank.methods:
         return bank
     fresh = {r.data for r in bank.references}

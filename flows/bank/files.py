@@ -95,5 +95,6 @@ def verdict(
         with_training_data=any(e.method in policy.required_with_training_data for e in seen),
         sandbox_level=max(policy.sandbox_level.values(), default=1),
         format="safetensors",
+        input_shape=files.images[card["data"]][0],
         architecture=card["architecture"],
     )

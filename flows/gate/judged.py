@@ -54,6 +54,7 @@ def judged_of(context: SigningContext, question: Question) -> Judged:
         with_training_data=record.submission.training_data is not None,
         sandbox_level=level,
         format=record.submission.format,
+        input_shape=record.submission.input_shape,
         data_name=(question.reference_data or {}).get("name"),
         architecture=record.submission.loaded_into,
     )

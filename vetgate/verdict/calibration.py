@@ -58,10 +58,11 @@ class Seen(BaseModel, frozen=True, extra="forbid"):
 
 
 class Reference(BaseModel, frozen=True, extra="forbid"):
-    """One clean model: what it is, how good it is, and what every detector gave on it."""
+    """One clean model: its data, the images (C, H, W) it takes, how good it is, and what every detector gave on it."""
 
     data: str
     data_sha256: str
+    image: tuple[int, int, int]
     architecture: str
     classes: int
     seed: int

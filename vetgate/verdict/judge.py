@@ -12,7 +12,7 @@ Source    Combination first, one p-value after: the methods look at one model an
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -25,6 +25,7 @@ from vetgate.verdict.calibration import (
     Array,
     Calibration,
     Null,
+    Reference,
     combined,
     combined_null,
     countable,
@@ -129,13 +130,15 @@ def judge(
     with_training_data: bool,
     sandbox_level: int,
     format: str,
+    input_shape: Sequence[int],
     data_name: str | None = None,
     architecture: str | None = None,
 ) -> Verdict:
     """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred.
 
     `architecture` is the one that the weights were loaded into, None where the file itself holds the network; what is
-    usual for a label is then that of all clean models.
+    usual for a label is then that of all clean models. `input_shape` (C, H, W) is what it takes: beside references
+    that take images of another size a verdict is uncalibrated.
     """
     level = policy.false_alarm_rate
     gaps = gaps_of(seen, policy, with_training_data, sandbox_level, format)
@@ -205,10 +208,13 @@ def judge(
         reasons = [*reasons, Reason(Code.UNCALIBRATED), *(Reason(Code.NOT_COUNTED, name) for name in uncounted)]
     about, at_home = None, False
     if calibration is not None:
-        about = {"id": calibration.id, **_rates(calibration, standings, data_sha256, level)}
+        peers = calibration.peers(standings, data_sha256, level)
+        about = {"id": calibration.id, **_rates(peers, data_sha256, level)}
         at_home = bool(about["own_data"])
         if about["references"] and not at_home:
             reasons = [*reasons, _elsewhere(calibration, about)]
+        if (size := _other_size(peers, data_sha256, input_shape)) is not None:
+            reasons, at_home = [*reasons, size], False
         if about["references"] and not countable(about["references"], level):
             few = {"references": about["references"], "level": level}
             reasons = [*reasons, Reason(Code.EXTRAPOLATED, figures=few)]
@@ -376,8 +382,7 @@ def _not_alike(method: str) -> Reason:
     return Reason(Code.OTHER_ARCHITECTURES if _role(method).by_architecture else Code.OTHER_DATA_SETS, method)
 
 
-def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str | None, level: float) -> dict[str, Any]:
-    peers = calibration.peers(methods, data_sha256, level)
+def _rates(peers: Sequence[Reference], data_sha256: str | None, level: float) -> dict[str, Any]:
     own = sum(r.data_sha256 == data_sha256 for r in peers)
     return {
         "references": len(peers),
@@ -386,6 +391,19 @@ def _rates(calibration: Calibration, methods: Collection[str], data_sha256: str 
         "own_data": own >= ENOUGH,
         "level": level,
     }
+
+
+def _other_size(peers: Sequence[Reference], data_sha256: str | None, input_shape: Sequence[int]) -> Reason | None:
+    """That references on the model's own data take images of another size; None when some take such images."""
+    theirs = {r.image for r in peers if r.data_sha256 == data_sha256}
+    if not theirs or tuple(input_shape) in theirs:
+        return None
+    figures = {"given": _size(input_shape), "theirs": ", ".join(map(_size, sorted(theirs)))}
+    return Reason(Code.OTHER_IMAGE_SIZE, figures=figures)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _elsewhere(calibration: Calibration, about: Mapping[str, Any]) -> Reason:

@@ -64,6 +64,8 @@ WORDS: dict[Code, str] = {
     Code.ELSEWHERE: "no references of this data set: held against those of {data}, uncalibrated, rate not assured",
     Code.ELSEWHERE_MEASURED: "no references of this data set: held against those of {data}, uncalibrated, rate not "
     "assured (each data set left out in turn, {alarms} of {models} clean models raised an alarm)",
+    Code.OTHER_IMAGE_SIZE: "the references on this data set take images of {theirs}, the model of {given}: "
+    "uncalibrated, rate not assured",
     Code.EXTRAPOLATED: "extrapolated: {references} references are too few to count to a rate of {level:g}",
     Code.RESCAN_EXTRAPOLATED: "rescan: the rate {alarm:g} is extrapolated from {references} references",
     Code.RESCAN_NO_ALARM: "rescan: p = {p_value:.3g} is no alarm at the rate {alarm:g} of a rescan",

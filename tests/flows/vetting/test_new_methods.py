@@ -211,7 +211,8 @@ def main():
     # judge
     evidence = Evidence.from_json(found["evidence"])
     verdict = judge([evidence], load_policy(settings.policy), calibration, classes=10, data_sha256=card["data_sha256"],
-                    with_training_data=False, sandbox_level=1, format="mirrored", data_name="digits").to_json()
+                    with_training_data=False, sandbox_level=1, format="mirrored", input_shape=[1, 8, 8],
+                    data_name="digits").to_json()
     outcome["verdict"], outcome["target"] = verdict, card["target"]
     outcome["findings"] = findings(verdict)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.vetgate.verdict.test_judge import BACKDOOR, POLICY, calibration, label_norms, rows, stimulation
+from tests.vetgate.verdict.test_judge import BACKDOOR, IMAGE, POLICY, calibration, label_norms, rows, stimulation
 from vetgate.verdict.findings import UNEXPLAINED, findings
 from vetgate.verdict.judge import Decision, Verdict, judge, rescanned
 from vetgate.verdict.reasons import Bearing, Code, Reason
@@ -20,6 +20,7 @@ def verdict(*seen: Any, with_training_data: bool = False, **changes: Any) -> Ver
         "with_training_data": with_training_data,
         "sandbox_level": 1,
         "format": "onnx",
+        "input_shape": IMAGE,
     }
     return judge(seen, POLICY, calibration(), **(asked | changes))
 

@@ -27,6 +27,7 @@ DATA_METHODS = ("spectral_signatures", "activation_clustering")
 # what clean models give: label scores scatter by 0.15 nats, statistics around these by this much
 STATISTICS = {"abs": (0.35, 0.15), "spectral_signatures": (0.8, 0.1), "activation_clustering": (0.8, 0.1)}
 # pixels a side of the data sets that the shipped references are on
+IMAGE = (1, 8, 8)
 SIDES = {"digits": 8, "mnist": 28, "gtsrb": 32, "cifar10": 32}
 
 
@@ -40,7 +41,14 @@ def reference(seed: int, *, data: str = "digits", classes: int = CLASSES, spread
     votes = stream.normal(-2.5, 0.3, classes)
     seen["output_share"] = Seen(statistic=float(votes.max()), scores=tuple(votes.tolist()))
     return Reference(
-        data=data, data_sha256=data, architecture="small-cnn", classes=classes, seed=seed, accuracy=0.98, seen=seen
+        data=data,
+        data_sha256=data,
+        image=IMAGE,
+        architecture="small-cnn",
+        classes=classes,
+        seed=seed,
+        accuracy=0.98,
+        seen=seen,
     )
 
 
@@ -129,6 +137,7 @@ class Case:
     with_training_data: bool = False
     sandbox_level: int = 1
     format: str = "onnx"
+    input_shape: tuple[int, int, int] = IMAGE
     architecture: str | None = None
 
     def judged(self) -> Verdict:
@@ -147,6 +156,7 @@ class Case:
             with_training_data=self.with_training_data,
             sandbox_level=self.sandbox_level,
             format=self.format,
+            input_shape=self.input_shape,
             architecture=self.architecture,
         )
 
@@ -629,6 +639,18 @@ def test_a_verdict_on_other_data_is_uncalibrated_and_quotes_what_was_measured_of
     assert replace(CLEAN, calibration=measured).judged().calibrated
 
 
+def test_a_verdict_beside_references_that_take_images_of_another_size_is_uncalibrated():
+    larger = replace(CLEAN, input_shape=(1, 224, 224)).judged()
+    assert (larger.decision, larger.p_value) == (Decision.PASS, CLEAN.judged().p_value) and not larger.calibrated
+    assert "take images of 1x8x8, the model of 1x224x224" in words(larger)
+    # where no reference is on the data at all, their size says nothing more
+    abroad = replace(CLEAN, input_shape=(1, 224, 224), data_sha256="unseen").judged()
+    assert not abroad.calibrated and Code.OTHER_IMAGE_SIZE not in {r.code for r in abroad.reasons}
+    # and one of several sizes that fits is enough
+    mixed = calibration(*map(reference, range(24)), reference(24).model_copy(update={"image": (1, 224, 224)}))
+    assert replace(CLEAN, calibration=mixed, input_shape=(1, 224, 224)).judged().calibrated
+
+
 def test_a_rate_that_references_are_too_few_to_count_to_is_called_extrapolated():
     policy = {"required": ("neural_cleanse",)}
     few = calibration(*map(reference, range(12)))
@@ -649,6 +671,7 @@ def test_references_on_other_bytes_of_the_same_data_set_leave_the_verdict_open()
         with_training_data=False,
         sandbox_level=1,
         format="onnx",
+        input_shape=IMAGE,
     )
     assert verdict.decision is Decision.INCONCLUSIVE and "other bytes" in words(verdict)
 
