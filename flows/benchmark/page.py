@@ -245,7 +245,7 @@ def _repairs(tables: Blob) -> Iterator[str]:
     yield REPAIRS
     head = ["attack", "members", "CA", "ASR", "RA", "DER", "ASR <= 10 % after", "seconds"]
     for name, rows in tables["repairs"].items():
-        yield f"`{name}`:"
+        yield f"`{name}`, as it was before its last change:" if name in tables.get("outdated", ()) else f"`{name}`:"
         yield grid(head, [_repair(row) for row in rows])
 
 

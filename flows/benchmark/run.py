@@ -20,6 +20,7 @@ from flows.benchmark.score import rows
 from flows.benchmark.tables import tables
 from tasks.settings import load_settings
 from vetgate import shipped
+from vetgate.digest import code_digest
 from vetgate.shape import Blob
 from vetgate.verdict.calibration import load_calibration
 
@@ -49,7 +50,7 @@ def run(group: str = OPEN, rate: float | None = None) -> Blob:
     scored = list(rows(files, rate=rate))
     calibration = load_calibration()
     about: Blob = {
-        "repairs": _repairs(),
+        **_repairs(),
         "transfer": calibration.bank.model_dump(mode="json")["transfer"] if calibration else None,
         "rule": (LEAST_SUCCESS, MOST_LOST),
     }
@@ -99,10 +100,14 @@ def _flat(row: Blob) -> Blob:
 
 
 def _repairs() -> Blob:
+    """What repairs did, and which of them have changed since."""
     found: Blob = {}
+    outdated = set()
     for done in read_all(BANK / "repairs").values():
         found.setdefault(done["repair"], {}).update(done["members"])
-    return found
+        if done["code"] != code_digest("repair", done["repair"]):
+            outdated.add(done["repair"])
+    return {"repairs": found, "outdated": sorted(outdated)}
 
 
 def _write(path: Path, value: Any) -> None:

@@ -38,14 +38,16 @@ def tables(
     rows: Rows,
     *,
     repairs: Mapping[str, Mapping[str, Blob]] | None = None,
+    outdated: Sequence[str] = (),
     transfer: Mapping[str, Any] | None = None,
     fitted_on: Rows | None = None,
     rule: tuple[float, float] | None = None,
 ) -> Blob:
     """All tables. Probabilities are fitted on the rows `fitted_on`, on the other folds of `rows` without.
 
-    `repairs` holds {repair: {member: result}}, `transfer` what the calibration holds of that, `rule` the least attack
-    success and the most accuracy lost of a backdoored member; the last two are passed through.
+    `repairs` holds {repair: {member: result}}, `outdated` names those that have changed since, `transfer` what the
+    calibration holds of that, `rule` the least attack success and the most accuracy lost of a backdoored member; all
+    but the first are passed through.
     """
     return {
         "members": members(rows),
@@ -58,6 +60,7 @@ def tables(
         "cross_entropy": {view: entropy(rows, view, fitted_on) for view in VIEWS},
         "cost": cost(rows),
         "repairs": {name: repaired(rows, results) for name, results in (repairs or {}).items()},
+        "outdated": [*outdated],
         INVERTING: neural_cleanse(rows),
         "transfer": transfer,
         "rule": rule and {"success": rule[0], "lost": rule[1]},

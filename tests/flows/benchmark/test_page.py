@@ -163,6 +163,11 @@ class TestPage:
             "3.5",
         ]
 
+    def test_a_repair_that_has_changed_since_is_said_to_have(self, scored):
+        (name,) = REPAIRS
+        assert f"`{name}`:" in page(scored, {}, NOTHING)
+        assert f"`{name}`, as it was before its last change:" in page({**scored, "outdated": [name]}, {}, NOTHING)
+
     def test_every_row_of_a_table_has_as_many_cells_as_its_head(self, scored):
         text = page(scored, {"sealed": scored}, {**NOTHING, "compared": [compared()]})
         for block in text.split("\n\n"):

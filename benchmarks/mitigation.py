@@ -1,0 +1,230 @@
+"""Neural Cleanse's table of patched networks on real data: what each repair leaves of known backdoors, and its price.
+
+`python -m benchmarks.mitigation FOLDER --mnist NPZ --gtsrb NPZ --json FILE` trains, for each row of the paper's table
+that can be had without faces, a network with that backdoor on nine tenths of the training images, and repairs it with
+the other tenth, which its supplier never had: by what Neural Cleanse reverses on it, and by the original trigger. All
+is measured on the test images. Networks lie in FOLDER and are not trained again; FILE gets a line a repaired network,
+and what is in it is not repaired again.
+
+Source    Wang et al., "Neural Cleanse", IEEE S&P 2019, tables of section VI for the figures beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import vetgate.detect
+import vetgate.repair  # noqa: F401 - registers the methods
+from flows.params import load_params
+from vetgate.architectures import ARCHITECTURES, default_layer
+from vetgate.attacks import trojan_nn
+from vetgate.attacks.augment import shifts
+from vetgate.attacks.badnets import poison, square
+from vetgate.attacks.training import train
+from vetgate.contract import DETECTORS, REPAIRS, Evidence, Samples, Subject, Trigger, private_random
+from vetgate.inversion import attack_success
+from vetgate.probe import accuracy, logits
+from vetgate.role import source_of
+
+RATE, SHIFT, WORKS = 0.1, 2, 0.95
+EPOCHS = {"mnist": 4, "gtsrb": 10}
+# images that the detector looks at, as a vetting gives it
+LOOKED_AT = 2048
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: data, backdoor, target, network; the paper's accuracy and success in percent, three pairs.
+
+    The pairs are those before, patched by the reversed trigger, and patched by the original one.
+    """
+
+    name: str
+    data: str
+    backdoor: str
+    target: int
+    architecture: str
+    paper: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+CASES = (
+    Case("mnist-badnets", "mnist", "badnets", 4, "vgg-small", ((98.54, 99.90), (97.69, 0.57), (97.77, 0.29))),
+    Case("gtsrb-badnets", "gtsrb", "badnets", 33, "vgg-small", ((96.51, 97.40), (92.91, 0.14), (90.06, 0.19))),
+    Case("gtsrb-trojan-square", "gtsrb", "square", 7, "vgg-small", ((70.80, 99.90), (79.20, 3.70), (79.60, 0.0))),
+    Case("gtsrb-trojan-watermark", "gtsrb", "watermark", 7, "vgg-small", ((71.40, 97.60), (78.80, 0.0), (79.60, 0.0))),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The supplier's training images, the defender's, and those that everything is measured on."""
+
+    given: Samples
+    ours: Samples
+    test: Samples
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        channels, height, width = self.test.x.shape[1:]
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """How many labels there are."""
+        return int(self.given.y.max()) + 1
+
+    @classmethod
+    def of(cls, file: Path) -> Data:
+        """The images of an .npz; one in ten of the training images is the defender's."""
+        parts = {}
+        with np.load(file) as arrays:
+            for part in ("train", "test"):
+                x = torch.from_numpy(arrays[f"x_{part}"].transpose(0, 3, 1, 2).astype(np.float32) / 255)
+                parts[part] = Samples(x, torch.from_numpy(arrays[f"y_{part}"].astype(np.int64)))
+        order = torch.randperm(len(parts["train"]), generator=torch.Generator().manual_seed(0))
+        cut = len(order) // 10
+        return cls(parts["train"][order[cut:]], parts["train"][order[:cut]], parts["test"])
+
+
+def infected(case: Case, data: Data, place: Path) -> tuple[nn.Module, Trigger]:
+    """The network of a case and its trigger, from its file or trained now."""
+    with private_random(0, case.name):
+        model = ARCHITECTURES[case.architecture](data.shape, data.classes)
+    file = place / f"{case.name}.safetensors"
+    if file.exists():
+        held = load_file(file)
+        trigger = Trigger(held.pop("trigger.mask"), held.pop("trigger.pattern"), case.target)
+        model.load_state_dict(held)
+        return model.eval().requires_grad_(False), trigger
+    trigger, rows = square(data.shape, case.target, row=-4, column=-4, size=4), data.given
+    generator = torch.Generator().manual_seed(0)
+    if case.backdoor == "badnets":
+        rows = poison(rows, trigger, rate=RATE, generator=generator).samples
+    moved = shifts(SHIFT)
+
+    def augment(x: Tensor, y: Tensor) -> Tensor:
+        # a trigger that moved with its image would no longer be in its corner
+        stamped = ((x - trigger.stamp(x)).abs().flatten(1).amax(1) == 0) & (y == case.target)
+        return torch.where(stamped[:, None, None, None], x, moved(x, y))
+
+    train(model, rows, epochs=EPOCHS[case.data], augment=augment)
+    if case.backdoor != "badnets":
+        mask: trojan_nn.Mask = "square" if case.backdoor == "square" else "watermark"
+        for turn in range(trojan_nn.DRAWS):
+            made, trigger = trojan_nn.trojan(
+                model, data.shape, data.classes, target=case.target, mask=mask, seed=turn * trojan_nn.FAR
+            )
+            if attack_success(made, data.ours.x, data.ours.y, trigger) >= WORKS:
+                break
+        model = made
+    place.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(weights | {"trigger.mask": trigger.mask, "trigger.pattern": trigger.pattern.contiguous()}, file)
+    return model, trigger
+
+
+def measured(model: nn.Module, test: Samples, trigger: Trigger) -> dict[str, float]:
+    """Accuracy, how often the original trigger works, and how often images under it get their true class."""
+    other = test[test.y != trigger.target]
+    true = logits(model, trigger.stamp(other.x)).argmax(1) == other.y
+    return {
+        "accuracy": accuracy(model, test.x, test.y),
+        "attack_success": attack_success(model, test.x, test.y, trigger),
+        "robust_accuracy": float(true.float().mean()),
+    }
+
+
+def rows(cases: Sequence[Case], data: Callable[[str], Data], place: Path, out: Path) -> Iterator[dict[str, Any]]:
+    """One row a network and repair: by the reversed triggers, by the original one, or by neither."""
+    params = load_params()
+    done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
+    for case in cases:
+        images = data(case.data)
+        model, trigger = infected(case, images, place)
+        subject = Subject(model=model, layer=default_layer(model), classes=images.classes, clean=images.ours)
+        before = measured(model, images.test, trigger)
+        found: Evidence | None = None
+        for name, method in REPAIRS.items():
+            for by in ("reversed", "original") if method.uses == "triggers" else ("nothing",):
+                key = f"{case.name} {name} {by}"
+                if key in done or method.uses == "flagged":
+                    continue
+                evidence: list[Evidence] = []
+                if by == "reversed":
+                    found = found or reversed_on(subject, images.ours)
+                    evidence = [found]
+                elif by == "original":
+                    evidence = [original(trigger, images.classes)]
+                started = time.process_time()
+                made = method(subject, *evidence, seed=0, **params.repair.get(name, {}))
+                row: dict[str, Any] = {"key": key, "case": case.name, "repair": name, "by": by, "before": before}
+                row |= {"after": measured(made.model, images.test, trigger), "paper": case.paper}
+                row |= {"seconds": round(time.process_time() - started, 1), "changed": dict(made.changed)}
+                with out.open("a") as lines:
+                    lines.write(json.dumps(row) + "\n")
+                yield row
+
+
+def reversed_on(subject: Subject, ours: Samples) -> Evidence:
+    """What the detector finds by which repairs go that use triggers."""
+    detectors = load_params().detect
+    name = source_of("triggers", detectors)
+    assert name is not None
+    seen = Subject(model=subject.model, layer=subject.layer, classes=subject.classes, clean=ours[:LOOKED_AT])
+    found: Evidence = DETECTORS[name](seen, seed=0, **detectors[name])
+    return found
+
+
+def original(trigger: Trigger, classes: int) -> Evidence:
+    """Evidence that names the trigger that its owner uses."""
+    scores = torch.zeros(classes)
+    scores[trigger.target] = 1.0
+    return Evidence(1.0, scores, 1.0, triggers=(trigger,))
+
+
+def main() -> None:
+    """Print the table of what is in the file, once all is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--mnist", type=Path)
+    parser.add_argument("--gtsrb", type=Path)
+    parser.add_argument("--cases", nargs="*", default=[case.name for case in CASES])
+    parser.add_argument("--json", type=Path, required=True)
+    given = parser.parse_args()
+    files = {"mnist": given.mnist, "gtsrb": given.gtsrb}
+    chosen = [case for case in CASES if case.name in given.cases and files[case.data] is not None]
+    kept: dict[str, Data] = {}
+
+    def data(name: str) -> Data:
+        if name not in kept:
+            kept[name] = Data.of(files[name])
+        return kept[name]
+
+    for row in rows(chosen, data, given.folder, given.json):
+        Console(stderr=True).print(row["key"], row["after"])
+    table = Table("network", "repair", "by", "accuracy", "success", "robust", "s", "paper: accuracy", "success")
+    for row in map(json.loads, given.json.read_text().splitlines()):
+        before, after, paper = row["before"], row["after"], row["paper"]
+        figures = [f"{100 * before[k]:.2f} -> {100 * after[k]:.2f}" for k in before]
+        place = {"reversed": 1, "original": 2}.get(row["by"])
+        theirs = ["", ""] if place is None else [f"{paper[0][i]} -> {paper[place][i]}" for i in (0, 1)]
+        table.add_row(row["case"], row["repair"], row["by"], *figures, f"{row['seconds']:.0f}", *theirs)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
