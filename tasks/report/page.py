@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from tasks.report.candidates import tried
 from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
 from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of
 from tasks.report.words import meaning, name_of, summary
@@ -115,6 +116,7 @@ def render(
         "suspects": [name_of(k, names) for k in result.suspects],
         "rows": rows,
         "repair": _repair(result, repair, names, clean),
+        "tried": tried(result.repairs, names),
         "meaning": meaning(result, calibration),
         "provenance": [*_provenance(result, records, calibration, provenance)],
     }
