@@ -232,7 +232,8 @@ def _repair(result: Result, record: RepairRecord | None, names: Sequence[str], c
             pictures = triggers_of({"triggers": found})
         except ValueError:
             continue
-        triggers[when] = [_shown(p, result.suspects, names, clean) for p in pictures[:MOST_TRIGGERS]]
+        if pictures:
+            triggers[when] = [_shown(p, result.suspects, names, clean) for p in pictures[:MOST_TRIGGERS]]
     changed = {} if record is None else {key: number(value) for key, value in record.changed.items()}
     return {**to_json(repair), "title": title_of(repair.method), "triggers": triggers, "changed": changed}
 

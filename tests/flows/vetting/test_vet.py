@@ -56,6 +56,22 @@ def test_vetting_the_same_once_more_opens_no_model_and_asks_mlflow_nothing(passe
     assert (home / "mlflow.db").read_bytes() == before
 
 
+def test_a_result_of_an_earlier_version_is_read_and_not_published_again(passed, alone, honest, settings):
+    (key,) = open_store(settings).list(f"results/{passed.blob['manifest_sha256']}/")
+    file = Path(settings.store, key)
+    said = file.read_bytes()
+    file.chmod(0o644)
+    prelude = "import sys\nsys.modules['mlflow'] = None"
+    try:
+        file.write_text(json.dumps({name: value for name, value in json.loads(said).items() if name != "repairs"}))
+        again = alone("vet", honest, "--json", prelude=prelude)
+    finally:
+        file.write_bytes(said)
+
+    assert again.code == 0, again.err
+    assert again.blob["repairs"] == [] and again.blob["mlflow_run"] == passed.blob["mlflow_run"]
+
+
 def test_an_inspection_that_is_about_something_else_is_an_error(vetgate, passed, honest, settings):
     (key,) = open_store(settings).list(f"inspections/{passed.blob['manifest_sha256']}/")
     file = Path(settings.store, key)

@@ -278,7 +278,9 @@ def test_without_a_trigger_no_success_is_shown_and_nothing_is_called_removed() -
         "nothing shows what it removed",
     ):
         assert expected in words, (expected, words)
-    assert "by nature" not in words
+    assert "by nature" not in words and "reversed anew on the repaired model" not in words
+    page = render(result(repair=repair), evidence=[], repair=blind)
+    assert "Triggers before" not in page and "Triggers tried after" not in page
 
 
 def test_repairs_of_which_none_ran_are_listed_and_without_any_there_is_no_table() -> None:
