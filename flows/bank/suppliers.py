@@ -1,8 +1,8 @@
 """Two suppliers of digit classifiers for the demo, one of them dishonest: what they train, hand in, and try later.
 
-`python -m flows.bank.suppliers OUT` runs in a process of its own, since the command line imports no torch. It writes
-one submission directory each into OUT and answers in JSON lines: how far it is, then what it handed in; then, for every
-directory named on standard input, how often the dishonest supplier's patch still works on the model in it.
+`python -m flows.bank.suppliers OUT SEED` runs in a process of its own, since the command line imports no torch. It
+writes one submission directory each into OUT and answers in JSON lines: how far it is, then what it handed in; then,
+for every directory named on standard input, how often the dishonest supplier's patch still works on the model in it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ SUPPLIERS = (
     Supplier("Honest Optics", "digits-honest", seed=1, dishonest=False),
     Supplier("Bargain Vision", "digits-bargain", seed=2, dishonest=True),
 )
+
+
+def suppliers(seed: int) -> list[Supplier]:
+    """The two under a seed of the demo, of which no two have a supplier's seed in common; 0 leaves them as they are."""
+    return [replace(supplier, seed=supplier.seed + len(SUPPLIERS) * seed) for supplier in SUPPLIERS]
 
 
 def patch() -> Trigger:
@@ -108,12 +113,12 @@ def measure(directory: Path, test: Samples) -> dict[str, float]:
     }
 
 
-def serve(out: Path, say: Callable[[dict[str, Any]], None]) -> None:
+def serve(out: Path, seed: int, say: Callable[[dict[str, Any]], None]) -> None:
     """Hand everything in, then try the patch on what is asked for until standard input ends."""
     torch.set_num_threads(1)
     training, test = digits()
     handed = []
-    for turn, supplier in enumerate(SUPPLIERS, 1):
+    for turn, supplier in enumerate(suppliers(seed), 1):
         directory = hand_in(supplier, training, out)
         handed.append({"directory": str(directory), "measured": measure(directory, test)})
         say({"done": turn / len(SUPPLIERS)})
@@ -123,8 +128,8 @@ def serve(out: Path, say: Callable[[dict[str, Any]], None]) -> None:
 
 
 def main() -> None:
-    """The process: `python -m flows.bank.suppliers OUT`."""
-    serve(Path(sys.argv[1]), lambda blob: print(json.dumps(blob), flush=True))
+    """The process: `python -m flows.bank.suppliers OUT SEED`."""
+    serve(Path(sys.argv[1]), int(sys.argv[2]), lambda blob: print(json.dumps(blob), flush=True))
 
 
 if __name__ == "__main__":

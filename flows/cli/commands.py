@@ -162,13 +162,16 @@ def data_list(json: AsJson = False) -> int:
 
 
 @app.command()
-def demo(json: AsJson = False) -> int:
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Train and vet other models; one clean model in twenty fails.")] = 0,
+    json: AsJson = False,
+) -> int:
     """Two suppliers, one of them dishonest: submit, vet, repair and promote on scikit-learn's digits."""
 
     def command() -> Outcome:
         from flows.cli.demo import run_demo
 
-        return run_demo()
+        return run_demo(seed)
 
     return carry_out(command, as_json=json)
 

@@ -31,22 +31,24 @@ from vetgate.formats.submission import read_submission
 from vetgate.shape import Blob
 
 Ask = Callable[[str | None], Blob]
-# one clean model in twenty raises an alarm: a demo that drew its seeds would now and then end otherwise
-SEED = 0
 
 
-def run_demo() -> Outcome:
-    """Run it on this installation; the same installation may run it again."""
+def run_demo(seed: int) -> Outcome:
+    """Run it on this installation; the same installation may run it again.
+
+    The suppliers train, and the installation vets, by the seed. One clean model in twenty raises an alarm: a demo that
+    drew its seed would now and then end otherwise.
+    """
     started = time.monotonic()
     settings = load_settings()
     server = os.environ.get("PREFECT_API_URL")
-    with _suppliers(settings.home / "demo") as ask:
+    with _suppliers(settings.home / "demo", seed) as ask:
         ready = local.start_all(settings)
         # imports Prefect while the suppliers train
         importlib.import_module("flows.vetting.vet")
         handed = _handed_in(ask)
         given = [(Path(item["directory"]), item["measured"]) for item in handed["submissions"]]
-        results = _vet(settings, [directory for directory, _ in given], ready)
+        results = _vet(settings, [directory for directory, _ in given], seed, ready)
         rows = [_row(result, *item) for result, item in zip(results, given, strict=True)]
         if (repair := results[-1].repair) is not None:
             directory = Path(repair.artifact).parent
@@ -68,10 +70,10 @@ def run_demo() -> Outcome:
 
 
 @contextmanager
-def _suppliers(out: Path) -> Iterator[Ask]:
+def _suppliers(out: Path, seed: int) -> Iterator[Ask]:
     """The suppliers' process, gone afterwards: asked with a directory, or with None, it gives its next answer."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "flows.bank.suppliers", str(out)],
+        [sys.executable, "-m", "flows.bank.suppliers", str(out), str(seed)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -105,11 +107,11 @@ def _handed_in(ask: Ask) -> Blob:
     return said
 
 
-def _vet(settings: Settings, directories: list[Path], ready: Callable[[], None]) -> list[Result]:
+def _vet(settings: Settings, directories: list[Path], seed: int, ready: Callable[[], None]) -> list[Result]:
     """The results of vetting each submission, with its repair, as `vetgate vet` does, once it is `ready`."""
     from flows.vetting.vet import vet
 
-    records = [intake.take(settings, directory, seed=SEED) for directory in directories]
+    records = [intake.take(settings, directory, seed=seed) for directory in directories]
     try:
         report_progress("start", 0)
         ready()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.vetting.results import NotTakenIn, Result
+from tasks.vetting.results import CandidateFigures, NotTakenIn, Result
 from vetgate.shape import Number
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
@@ -37,10 +37,12 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
         )
     console.print(table)
     _show_reasons(console, result.reasons)
+    _show_repairs(console, result)
     if (repair := result.repair) is not None:
         line = Text(f"repaired by {repair.method}: ") + _decision(repair.verdict)
         line.append(
             f", clean accuracy {_change(repair.clean_accuracy)}, attack success {_change(repair.attack_success)}"
+            f", robust accuracy {_change(repair.robust_accuracy)}"
         )
         console.print(line)
         console.print(f"repaired model  {repair.artifact}", soft_wrap=True, markup=False)
@@ -72,6 +74,34 @@ def _number(value: Number | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _change(pair: tuple[Number, Number]) -> str:
-    before, after = (f"{100 * share:.1f} %" for share in pair)
+def _show_repairs(console: Console, result: Result) -> None:
+    """Every repair that the policy names, on the images for choosing, and why one was not run or not good enough."""
+    if not result.repairs:
+        return
+    headings = ("repair", "standing", "accuracy", "lost", "attack success", "reversed anew", "robust accuracy")
+    table = Table(*headings, "trigger size")
+    for one in result.repairs:
+        cells = [] if (figures := one.figures) is None else _cells(figures)
+        table.add_row(one.method, one.standing.value.replace("-", " "), *cells)
+    console.print(table)
+    # where none is chosen they stand among the reasons
+    said = [one.reason for one in result.repairs if one.reason is not None and one.reason not in result.reasons]
+    _show_reasons(console, said)
+
+
+def _cells(figures: CandidateFigures) -> list[str]:
+    lost = f"{100 * figures.lost.loss:.1f} ± {100 * figures.lost.margin:.1f} %"
+    sizes = ", ".join(f"{_number(size.before, 1)} → {_number(size.after, 1)}" for size in figures.trigger_sizes)
+    measured = [_change(figures.attack_success), _share(figures.anew), _change(figures.robust_accuracy), sizes]
+    return [_change(figures.clean_accuracy), lost, *measured]
+
+
+def _change(pair: tuple[Number | None, Number | None]) -> str:
+    if pair == (None, None):
+        return "not measured: no trigger"
+    before, after = map(_share, pair)
     return f"{before} → {after}"
+
+
+def _share(share: Number | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

@@ -21,15 +21,15 @@ from tasks.vetting.intake import Record
 from tasks.vetting.results import (
     Compared,
     NotTakenIn,
-    RepairFailed,
     RepairRecord,
     Result,
+    ResultCandidate,
     ResultMethod,
     ResultRepair,
 )
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
-from vetgate.verdict.reasons import Code, Reason, records
+from vetgate.verdict.reasons import Reason, records
 from vetgate.verdict.stated import StatedMethod
 from vetgate.verdict.wording import rendered
 
@@ -41,6 +41,7 @@ class Restored:
     chosen: RepairRecord
     directory: Path
     figures: Compared
+    candidates: tuple[ResultCandidate, ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Repaired:
 class Rejected:
     """Repairs of which none was good enough."""
 
-    tried: tuple[RepairRecord | RepairFailed, ...]
+    candidates: tuple[ResultCandidate, ...]
 
 
 def result_of(
@@ -72,6 +73,7 @@ def result_of(
     """Design.md's object; what it points to is written by `publish`."""
     verdict = answer.decided.verdict
     more = [refusal] if refusal is not None else _rejections(repaired) if isinstance(repaired, Rejected) else []
+    restored = repaired.restored if isinstance(repaired, Repaired) else repaired
     # where nothing could be looked for, the verdict only repeats the refusal for every method
     said, recorded = (verdict.reasons, verdict.reason_records) if refusal is None else ((), ())
     return Result(
@@ -90,6 +92,7 @@ def result_of(
         seconds=round(time.monotonic() - started, 3),
         reasons=(*said, *rendered(more)),
         reason_records=(*recorded, *records(more)),
+        repairs=() if restored is None else restored.candidates,
     )
 
 
@@ -146,12 +149,11 @@ def _published(settings: Settings, store: Store, record: Record, vetting: str, r
     if database != settings.tracking_uri and not Path(database).exists():
         return None
     try:
-        before: Blob = json.loads(store.read(f"results/{record.id}/{vetting}.json"))
-    except (KeyError, ValueError):
+        before = Result.from_json(json.loads(store.read(f"results/{record.id}/{vetting}.json")))
+    except (KeyError, ValueError, StoreError):
         return None
-    run = before.get("mlflow_run")
-    same = {**before, "mlflow_run": None, "seconds": result.seconds} == result.to_json()
-    return run if same and isinstance(run, str) and store.exists(f"reports/{record.id}/{vetting}.html") else None
+    same = replace(before, mlflow_run=None, seconds=result.seconds).to_json() == result.to_json()
+    return before.mlflow_run if same and store.exists(f"reports/{record.id}/{vetting}.html") else None
 
 
 def _page(
@@ -214,23 +216,10 @@ def _repair(repaired: Repaired) -> ResultRepair:
         p_value=child.p_value,
         clean_accuracy=(before.clean_accuracy, after.clean_accuracy),
         attack_success=(before.attack_success, after.attack_success),
+        robust_accuracy=(before.robust_accuracy, after.robust_accuracy),
     )
 
 
 def _rejections(rejected: Rejected) -> list[Reason]:
-    """Why each repair that was tried was not good enough."""
-    reasons = []
-    for record in rejected.tried:
-        if isinstance(record, RepairFailed):
-            reasons.append(Reason(Code.REPAIR_FAILED, record.method, figures={"said": record.failure}))
-        else:
-            before, after = record.validate.before, record.validate.after
-            figures = {
-                "accuracy_before": before.clean_accuracy,
-                "accuracy_after": after.clean_accuracy,
-                "success_before": before.attack_success,
-                "success_after": after.attack_success,
-                "natural": record.validate.natural,
-            }
-            reasons.append(Reason(Code.REPAIR_NOT_GOOD_ENOUGH, record.method, figures=figures))
-    return reasons
+    """Why each repair that was tried was not good enough, or was not tried."""
+    return [Reason.from_json(one.reason_record) for one in rejected.candidates if one.reason_record is not None]

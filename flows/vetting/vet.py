@@ -12,18 +12,17 @@ from prefect import flow
 from flows.gate.client import gate
 from flows.gate.decided import Answer
 from flows.params import uses
-from flows.vetting.examine import Seen, Vetting, inspect_submission, opened, request_of
-from flows.vetting.result import Rejected, Repaired, Restored, publish, result_of
+from flows.vetting.examine import Vetting, inspect_submission, opened, request_of
+from flows.vetting.repair import repair_submission
+from flows.vetting.result import Repaired, Restored, publish, result_of
 from tasks import events
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store
 from tasks.store.lease import LeaseHeld, leased
 from tasks.store.open import open_store
-from tasks.vetting import inspect, intake, repair, steps
-from tasks.vetting.results import Compared, Result, repair_from_json
-from tasks.vetting.workplace import warm
+from tasks.vetting import intake, steps
+from tasks.vetting.results import Result
 from vetgate.errors import StoreError
-from vetgate.role import role_of, source_of
 from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
 
@@ -79,54 +78,12 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         check()
         question = request_of(vetting, seen, workplace.sandbox.level)
         ruling = Answer.from_json(steps.decide(gate(settings).ask, question.to_json()))
-        tried = _repair(vetting, seen, ruling)
+        tried = repair_submission(vetting, seen, ruling)
     repaired = _vet_again(vetting, tried, unless_vetted) if isinstance(tried, Restored) else tried
     check()
     found = {item.method: item for item in seen.found}
     result = result_of(settings, record, ruling, found, repaired, seen.refusal, workplace.sandbox.level, started)
     return steps.register(partial(publish, settings, record, vetting.case, ruling, result, repaired))
-
-
-def _repair(vetting: Vetting, seen: Seen, ruling: Answer) -> Restored | Rejected | None:
-    """The chosen repair, restored under <home>/repaired and measured on the test images; None if none is allowed."""
-    policy, verdict, settings, case = vetting.policy.repair, ruling.decided.verdict, vetting.settings, vetting.case
-    wanted = policy.enabled and (verdict.decision == "FAIL" or (policy.blind and verdict.decision == "PASS"))
-    # what came from a repair is not repaired again: a supplier could otherwise keep this machine busy for ever
-    if not wanted or vetting.record.submission.parent is not None or not case.data.splits:
-        return None
-    warm(settings)
-    suspects, tried = list(verdict.suspects), []
-    for method in policy.methods:
-        evidence = _evidence_for(vetting, seen, method, suspects)
-        params = vetting.params.repair.get(method, {})
-        inversion = vetting.params.detect.get(source_of("triggers", vetting.params.detect) or "", {})
-        tried.append(repair_from_json(steps.repair(settings, case, method, params, evidence, suspects, inversion)))
-    chosen = repair.choose(tried, policy)
-    if chosen is None:
-        return Rejected(tuple(tried))
-    directory = settings.home / "repaired" / case.manifest
-    repair.restore(settings, case, chosen, directory)
-    return Restored(chosen, directory, Compared.from_json(steps.re_evaluate(case, chosen, directory)))
-
-
-def _evidence_for(vetting: Vetting, seen: Seen, method: str, suspects: list[int]) -> list[Blob]:
-    """The records of evidence that hold what a repair uses: rows, neurons, or a trigger that leads to a suspect."""
-    wanted = uses(method)
-    store = open_store(vetting.settings)
-    holding = []
-    for item in seen.found:
-        record = item.key and inspect.read_evidence(store, vetting.record.id, item.method, item.key)
-        if not record:
-            continue
-        evidence, role = record["evidence"], role_of(item.method)
-        holds = {
-            "triggers": any(trigger["target"] in suspects for trigger in evidence["triggers"]),
-            "neurons": evidence["neurons"] is not None,
-            "flagged": True,
-        }
-        if wanted is not None and role is not None and wanted in role.gives and holds[wanted]:
-            holding.append(record)
-    return holding
 
 
 def _vet_again(vetting: Vetting, restored: Restored, unless_vetted: bool) -> Repaired:

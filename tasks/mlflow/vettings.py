@@ -78,7 +78,8 @@ def _log_result(client: MlflowClient, run_id: str, submission: Submission, resul
         seen = {"statistic": method.statistic, "alarmed": method.alarmed, "seconds": method.seconds}
         numbers |= {f"{method.name}.{key}": value for key, value in seen.items()}
     if (repair := result.repair) is not None:
-        for what, pair in {"clean_accuracy": repair.clean_accuracy, "attack_success": repair.attack_success}.items():
+        pairs = {"clean_accuracy": repair.clean_accuracy, "attack_success": repair.attack_success}
+        for what, pair in {**pairs, "robust_accuracy": repair.robust_accuracy}.items():
             numbers |= dict(zip((f"repair.{what}.before", f"repair.{what}.after"), pair, strict=True))
     now = int(time.time() * 1000)
     client.log_batch(

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from tasks.report.candidates import tried
 from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
 from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of
 from tasks.report.words import meaning, name_of, summary
@@ -115,6 +116,7 @@ def render(
         "suspects": [name_of(k, names) for k in result.suspects],
         "rows": rows,
         "repair": _repair(result, repair, names, clean),
+        "tried": tried(result.repairs, names),
         "meaning": meaning(result, calibration),
         "provenance": [*_provenance(result, records, calibration, provenance)],
     }
@@ -230,7 +232,8 @@ def _repair(result: Result, record: RepairRecord | None, names: Sequence[str], c
             pictures = triggers_of({"triggers": found})
         except ValueError:
             continue
-        triggers[when] = [_shown(p, result.suspects, names, clean) for p in pictures[:MOST_TRIGGERS]]
+        if pictures:
+            triggers[when] = [_shown(p, result.suspects, names, clean) for p in pictures[:MOST_TRIGGERS]]
     changed = {} if record is None else {key: number(value) for key, value in record.changed.items()}
     return {**to_json(repair), "title": title_of(repair.method), "triggers": triggers, "changed": changed}
 

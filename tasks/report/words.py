@@ -87,7 +87,13 @@ def _repaired(result: Result) -> list[str]:
         f"A repaired copy was made and vetted by the same rules as a submission of its own; its verdict is "
         f"{result.repair.verdict}."
     )
-    return [words + " The verdict on this page is about the bytes that were submitted, whatever became of the copy."]
+    words += " The verdict on this page is about the bytes that were submitted, whatever became of the copy."
+    if result.repair.attack_success[0] is None:
+        words += (
+            " No trigger was found by which the copy could be measured: its accuracy shows what the repair cost, and "
+            "nothing shows what it removed."
+        )
+    return [words]
 
 
 def _limits(result: Result) -> str:

@@ -18,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - importing the two registers every method
-from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Samples, Subject, Trigger, private_random
+from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Samples, Subject, Trigger, pack, private_random
 from vetgate.errors import MissingInput, NotUnderstood, StoreError
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import Loaded, load_model, write_repaired
 from vetgate.formats.submission import Submission
 from vetgate.inversion import attack_success, invert
-from vetgate.probe import accuracy
+from vetgate.probe import accuracy, logits
 from vetgate.replay import Computed, Missing, Replay, replaying
 
 Payload = Mapping[str, Any]
@@ -105,16 +105,36 @@ def repair(payload: Payload, progress: Progress) -> dict[str, Any]:
 
 
 def evaluate(payload: Payload, progress: Progress) -> dict[str, Any]:
-    """Accuracy on `samples`, and the success of each of `triggers` on those of other classes."""
+    """Which of `samples` are `right`, and what each of `triggers` does to those of other classes.
+
+    `attack_success` is the share of these that it sends to its target, `robust_accuracy` the share that is given its
+    true class all the same.
+    """
     loaded = _load(payload)
     samples = _needed(payload, "samples", loaded)
-    clean_accuracy = accuracy(loaded.model, samples.x, samples.y)
+    right = logits(loaded.model, samples.x).argmax(1) == samples.y
     triggers = [Trigger.from_json(blob) for blob in payload["triggers"]]
-    success = []
+    success, robust = [], []
     for index, trigger in enumerate(triggers):
-        success.append(attack_success(loaded.model, samples.x, samples.y, trigger))
+        sent, true = under(loaded.model, samples, trigger)
+        success.append(sent)
+        robust.append(true)
         progress((index + 1) / len(triggers))
-    return {"clean_accuracy": clean_accuracy, "attack_success": success}
+    return {
+        "clean_accuracy": _share(right),
+        "attack_success": success,
+        "robust_accuracy": robust,
+        "right": pack(right),
+    }
+
+
+def under(model: torch.nn.Module, samples: Samples, trigger: Trigger) -> tuple[float, float]:
+    """Shares of the samples of other classes that a trigger sends to its target, and that keep their true class."""
+    other = samples[samples.y != trigger.target]
+    if len(other) == 0:
+        raise MissingInput(f"expected images of classes other than {trigger.target}, got none; add clean samples")
+    said = logits(model, trigger.stamp(other.x)).argmax(1)
+    return _share(said == trigger.target), _share(said == other.y)
 
 
 def reinvert(payload: Payload, progress: Progress) -> dict[str, Any]:
@@ -136,6 +156,10 @@ def reinvert(payload: Payload, progress: Progress) -> dict[str, Any]:
         "attack_success": [attack_success(loaded.model, held_out.x, held_out.y, t) for t in inverted.triggers],
         "seconds": time.monotonic() - started,
     }
+
+
+def _share(which: torch.Tensor) -> float:
+    return float(which.float().mean())
 
 
 def _submission(payload: Payload) -> Submission:

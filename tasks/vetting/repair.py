@@ -1,11 +1,11 @@
-"""Repair a copy of a submitted model in the sandbox, measure it, and keep what is fit to be vetted in turn."""
+"""Repair a copy of a submitted model in the sandbox, measure it, and keep what can be vetted in turn."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,51 @@ from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.vetting.evaluate import evaluate, natural_success, reinvert
+from tasks.vetting.evaluate import Evaluated, area, cut, evaluate, lost, natural_success, reinvert, smallest
 from tasks.vetting.inspect import Case, log_invocation, provenance
-from tasks.vetting.results import Compared, RepairFailed, RepairRecord, RepairTriggers, Validated
+from tasks.vetting.results import Compared, RepairFailed, RepairRecord, RepairTriggers, TriggerSize, Validated
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.shape import Blob
-from vetgate.verdict.policy import RepairPolicy
 
 Triggers = Sequence[Mapping[str, Any]]
+# which figures a record holds; one that an earlier version wrote, with others, lies under another key
+FIGURES = 2
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every repair of one vetting is measured by, whatever it goes by itself.
+
+    `records` of evidence give triggers for all labels, of which those that lead to `suspects` are the attack;
+    `inversion` are the parameters by which triggers are reversed anew.
+    """
+
+    records: list[Blob]
+    suspects: list[int]
+    inversion: Blob
+
+    @property
+    def triggers(self) -> list[Blob]:
+        """The triggers of all the records, for whatever label."""
+        return [trigger for item in self.records for trigger in item["evidence"]["triggers"]]
 
 
 def run_repair(
-    settings: Settings,
-    case: Case,
-    method: str,
-    params: Blob,
-    evidence: list[Blob],
-    suspects: list[int],
-    inversion: Blob,
+    settings: Settings, case: Case, method: str, params: Blob, evidence: list[Blob], by: Yardstick
 ) -> RepairRecord | RepairFailed:
     """The record of one repair that goes by records of evidence: from the store if there, else run, measured, saved."""
     store = open_store(settings)
-    every = [trigger for item in evidence for trigger in item["evidence"]["triggers"]]
-    triggers = [trigger for trigger in every if trigger["target"] in suspects]
-    goes_by = {"evidence": [sha256_json(item) for item in evidence], "suspects": suspects, "inversion": inversion}
-    about = {**provenance(case, "repair", method, params), **goes_by}
+    about = {
+        **provenance(case, "repair", method, params),
+        "evidence": [sha256_json(item) for item in evidence],
+        "measured_by": [sha256_json(item) for item in by.records],
+        "suspects": by.suspects,
+        "inversion": by.inversion,
+        "figures": FIGURES,
+    }
     key = sha256_json(about)
     path = f"repairs/{case.manifest}/{method}/{key}.json"
     if (saved := _read(store, path)) is not None:
@@ -55,7 +72,7 @@ def run_repair(
         "seed": case.seed,
         "clean": case.data.files("repair"),
         "train": [case.data.training] if case.data.training else [],
-        "evidence": [_about(item["evidence"], suspects) for item in evidence],
+        "evidence": [_about(item["evidence"], by.suspects) for item in evidence],
         "parent": case.manifest,
         "out": str(out),
     }
@@ -63,9 +80,7 @@ def run_repair(
         sandbox = workplace_of(case.manifest).sandbox
         answer = sandbox.call("repair", payload, limits=case.limits, on_progress=progress_of(f"repair {method}"))
         repaired = adopt(case, out)
-        after = [*triggers, *reinvert(case, repaired.model, triggers, inversion)]
-        measured = _compare(case, repaired, triggers, after, "validate")
-        natural = natural_success(case, triggers, [t for t in every if t not in triggers])
+        triggers, figures = _measured(case, repaired, by)
     except (SandboxError, DefenceError) as error:
         return RepairFailed(method, str(error))
     manifest = _keep(store, case, method, key, Path(repaired.directory))
@@ -76,31 +91,34 @@ def run_repair(
         changed=answer["changed"],
         seconds=answer["seconds"],
         files=manifest.to_json(),
-        triggers=RepairTriggers(tuple(triggers), tuple(after)),
-        validate=Validated(measured.before, measured.after, natural),
+        triggers=triggers,
+        validate=figures,
     )
     store.create(path, canonical_json(record.to_json()))
     return record
 
 
-def choose(tried: Sequence[RepairRecord | RepairFailed], policy: RepairPolicy) -> RepairRecord | None:
-    """The acceptable repair with the lowest remaining attack success, then the highest accuracy, on `validate`.
-
-    What triggers of the same size do for labels that are not suspected is not held against a repair: on small images
-    they mislead clean models too.
-    """
-
-    def acceptable(figures: Validated) -> bool:
-        lost = figures.before.clean_accuracy - figures.after.clean_accuracy
-        excess = figures.after.attack_success - figures.natural
-        return lost <= policy.max_accuracy_loss and excess <= policy.max_attack_success
-
-    def rank(record: RepairRecord) -> tuple[float, float]:
-        after = record.validate.after
-        return after.attack_success, -after.clean_accuracy
-
-    ran = [record for record in tried if isinstance(record, RepairRecord)]
-    return min((record for record in ran if acceptable(record.validate)), key=rank, default=None)
+def _measured(case: Case, repaired: Case, by: Yardstick) -> tuple[RepairTriggers, Validated]:
+    """The triggers that lead to suspects, also reversed anew, and what they and the images for choosing say of both."""
+    every = by.triggers
+    found = [trigger for trigger in every if trigger["target"] in by.suspects]
+    others = [trigger for trigger in every if trigger["target"] not in by.suspects]
+    least = smallest(found)
+    anew = reinvert(case, repaired.model, [*least], by.inversion)
+    # some trigger is found for every label of every network; it is an attack only if it is as small as the first
+    after = [*found, *(cut(trigger, least[trigger["target"]]) for trigger in anew)]
+    sizes = tuple(TriggerSize(t["target"], least[t["target"]], area(t)) for t in anew)
+    was, now = _both(case, repaired, found, after, "validate")
+    success = now.attack_success
+    figures = Validated(
+        before=was.measured(),
+        after=now.measured(),
+        lost=lost(was, now),
+        found=max(success[: len(found)], default=None),
+        anew=max(success[len(found) :], default=None),
+        natural=natural_success(case, found, others),
+    )
+    return RepairTriggers(tuple(found), tuple(after), sizes), figures
 
 
 def restore(settings: Settings, case: Case, record: RepairRecord, destination: Path) -> None:
@@ -118,7 +136,8 @@ def restore(settings: Settings, case: Case, record: RepairRecord, destination: P
 def report_figures(case: Case, record: RepairRecord, directory: Path) -> Compared:
     """Before and after the chosen repair on the test images, which served no choice."""
     repaired = adopt(case, directory)
-    return _compare(case, repaired, record.triggers.before, record.triggers.after, "test")
+    was, now = _both(case, repaired, record.triggers.before, record.triggers.after, "test")
+    return Compared(was.measured(), now.measured())
 
 
 def adopt(case: Case, directory: Path) -> Case:
@@ -135,8 +154,8 @@ def _about(evidence: Blob, suspects: list[int]) -> Blob:
     return {**evidence, "triggers": [t for t in evidence["triggers"] if t["target"] in suspects]}
 
 
-def _compare(case: Case, repaired: Case, before: Triggers, after: Triggers, purpose: str) -> Compared:
-    return Compared(evaluate(case, case.model, before, purpose), evaluate(case, repaired.model, after, purpose))
+def _both(case: Case, repaired: Case, before: Triggers, after: Triggers, purpose: str) -> tuple[Evaluated, Evaluated]:
+    return evaluate(case, case.model, before, purpose), evaluate(case, repaired.model, after, purpose)
 
 
 def _read(store: Store, path: str) -> RepairRecord | None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from vetgate.shape import Blob, Number, Shaped
+from vetgate.verdict.accuracy_loss import AccuracyLoss
 
 
 @dataclass(frozen=True)
 class Measured(Shaped):
-    """Shares of held-out images: rightly classified, and sent to its target by the strongest trigger."""
+    """Shares of held-out images: rightly classified, and of those of other classes that carry a trigger, two more.
+
+    `attack_success` are sent to its target by the strongest trigger, `robust_accuracy` are given their true class under
+    the one that leaves fewest of them; None where there is no trigger to measure.
+    """
 
     clean_accuracy: Number
-    attack_success: Number
+    attack_success: Number | None
+    robust_accuracy: Number | None
 
 
 @dataclass(frozen=True)
@@ -29,19 +36,39 @@ class Compared(Shaped):
 
 @dataclass(frozen=True)
 class Validated(Shaped):
-    """A repair on the images for choosing; `natural` is what other labels' triggers of the same size do by nature."""
+    """A repair on the images for choosing, the same ones before and after.
+
+    `after` is under the worst of all triggers; `found` is the success left to those that were found in the submitted
+    model, `anew` that of those reversed anew; `natural` is what other labels' triggers of the same size do by nature.
+    """
 
     before: Measured
     after: Measured
+    lost: AccuracyLoss
+    found: Number | None
+    anew: Number | None
     natural: Number
 
 
 @dataclass(frozen=True)
+class TriggerSize(Shaped):
+    """L1 norms, in pixels, of the smallest trigger for a label before a repair, and of the one reversed anew after."""
+
+    label: int
+    before: Number
+    after: Number
+
+
+@dataclass(frozen=True)
 class RepairTriggers(Shaped):
-    """The triggers that a repair is measured by: as they were found, and with those reversed anew afterwards."""
+    """The triggers that a repair is measured by: as they were found, and with those reversed anew afterwards.
+
+    Those are cut to the size of the first; `sizes` are as they came.
+    """
 
     before: tuple[Mapping[str, Any], ...]
     after: tuple[Mapping[str, Any], ...]
+    sizes: tuple[TriggerSize, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +119,10 @@ class ResultMethod(Shaped):
 
 @dataclass(frozen=True)
 class ResultRepair(Shaped):
-    """The repair that was chosen, with the verdict on what came of it; shares are before and after, on test images."""
+    """The repair that was chosen, with the verdict on what came of it; shares are before and after, on test images.
+
+    None stands where there was no trigger to measure, or where an earlier version did not measure.
+    """
 
     method: str
     artifact: str
@@ -100,7 +130,48 @@ class ResultRepair(Shaped):
     verdict: str
     p_value: Number | None
     clean_accuracy: tuple[Number, Number]
-    attack_success: tuple[Number, Number]
+    attack_success: tuple[Number | None, Number | None]
+    robust_accuracy: tuple[Number | None, Number | None] = (None, None)
+
+
+class Standing(StrEnum):
+    """What became of a repair that the policy names."""
+
+    CHOSEN = "chosen"
+    GOOD_ENOUGH = "good-enough"
+    NOT_GOOD_ENOUGH = "not-good-enough"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    NOT_TRIED = "not-tried"
+
+
+@dataclass(frozen=True)
+class CandidateFigures(Shaped):
+    """A repair on the images for choosing; shares are before and after, None where there is no trigger to measure.
+
+    `attack_success` is that of the triggers found in the submitted model, `anew` that of those reversed anew on the
+    repaired one, cut to their size, and `natural` what triggers of this size do to other labels by nature.
+    """
+
+    clean_accuracy: tuple[Number, Number]
+    lost: AccuracyLoss
+    attack_success: tuple[Number | None, Number | None]
+    anew: Number | None
+    natural: Number
+    robust_accuracy: tuple[Number | None, Number | None]
+    trigger_sizes: tuple[TriggerSize, ...]
+    seconds: Number
+
+
+@dataclass(frozen=True)
+class ResultCandidate(Shaped):
+    """A repair that the policy names: what became of it, its figures if it ran, and why it was not good enough."""
+
+    method: str
+    standing: Standing
+    figures: CandidateFigures | None
+    reason: str | None
+    reason_record: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -124,6 +195,8 @@ class Result(Shaped):
     seconds: Number
     reasons: tuple[str, ...]
     reason_records: tuple[Mapping[str, Any], ...]
+    # what earlier versions wrote has none
+    repairs: tuple[ResultCandidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,4 +223,5 @@ class NotTakenIn:
             "seconds": self.seconds,
             "reasons": [*self.reasons],
             "reason_records": [*self.reason_records],
+            "repairs": [],
         }

@@ -23,7 +23,7 @@ from tasks.vetting import inspect, intake
 from tasks.vetting.inspect import Case
 from tasks.vetting.intake import Record
 from tasks.vetting.prepare import prepare
-from tasks.vetting.repair import report_figures, run_repair
+from tasks.vetting.repair import Yardstick, report_figures, run_repair
 from tasks.vetting.results import RepairRecord
 from tasks.vetting.spread import detect_spread
 from tasks.vetting.workplaces import case_from_json
@@ -108,18 +108,10 @@ def decide(ask: Callable[[Blob], Blob], request: Blob) -> Blob:
 @task(
     name="repair", task_run_name="repair {method}", persist_result=True, result_serializer="json", cache_policy=NO_CACHE
 )
-def repair(
-    settings: Settings,
-    case: Case,
-    method: str,
-    params: Blob,
-    evidence: list[Blob],
-    suspects: list[int],
-    inversion: Blob,
-) -> Blob:
+def repair(settings: Settings, case: Case, method: str, params: Blob, evidence: list[Blob], by: Yardstick) -> Blob:
     """The record of one repair, measured on the images for choosing, as JSON."""
     with reporting(f"repair {method}"):
-        return run_repair(settings, case, method, params, evidence, suspects, inversion).to_json()
+        return run_repair(settings, case, method, params, evidence, by).to_json()
 
 
 @task(

@@ -27,11 +27,11 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
     enabled: bool = True
     """Whether a model that fails is repaired on a copy."""
     blind: bool = False
-    """Whether models that pass are repaired as well."""
+    """Whether models that pass or are inconclusive are repaired as well, by what has something to go by."""
     methods: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(repair_roles())))
-    """The repairs to try, in this order."""
+    """The repairs to try, in this order, cheap ones first: none is tried after one that is clearly good."""
     max_accuracy_loss: Share = 0.02
-    """How much accuracy a repair may cost."""
+    """How much accuracy a repair may cost: it is refused when the images establish, at 95 %, that it cost more."""
     max_attack_success: Share = 0.05
     """How often the reversed triggers may still succeed, beyond what equally small ones do by nature."""
 

@@ -92,6 +92,8 @@ class Code(StrEnum):
     WAIVED_UNTIL = "waived-until", Bearing.NOTE
     REPAIR_FAILED = "repair-failed", Bearing.NOTE
     REPAIR_NOT_GOOD_ENOUGH = "repair-not-good-enough", Bearing.NOTE
+    REPAIR_SKIPPED = "repair-skipped", Bearing.NOTE
+    REPAIR_NOT_TRIED = "repair-not-tried", Bearing.NOTE
     # why a verdict is out of date
     TOO_OLD = "too-old", Bearing.NOTE
     METHOD_ADDED = "method-added", Bearing.NOTE

@@ -72,8 +72,11 @@ WORDS: dict[Code, str] = {
     Code.WAIVED_UNTIL: "waived until {until}: {finding}, {said}",
     Code.REPAIR_FAILED: "repair {method} failed: {said}",
     Code.REPAIR_NOT_GOOD_ENOUGH: "repair {method} was not good enough: clean accuracy {accuracy_before:.3f} to "
-    "{accuracy_after:.3f}, attack success {success_before:.3f} to {success_after:.3f} "
-    "(triggers of this size naturally: {natural:.3f})",
+    "{accuracy_after:.3f}, a loss of {loss:.3f} of which {loss_margin:.3f} may be chance on {images} images "
+    "({loss_allowed:g} allowed beyond that); attack success {success_before:.3f} to {success_after:.3f} "
+    "({success_allowed:g} allowed beyond {natural:.3f}, what triggers of this size do naturally)",
+    Code.REPAIR_SKIPPED: "repair {method} was skipped, with nothing to go by: it needs {lacks:datum}",
+    Code.REPAIR_NOT_TRIED: "repair {method} was not tried, since {good} before it was clearly good",
     Code.TOO_OLD: "it is {days} days old, {most} are allowed",
     Code.METHOD_ADDED: "{method} was not there",
     Code.METHOD_REMOVED: "{method} runs no longer",
@@ -97,6 +100,17 @@ WORDS: dict[Code, str] = {
 }
 
 
+# what a repair may lack, as methods declare it
+DATA = {
+    "clean": "trusted images",
+    "train": "the supplier's training data",
+    "inputs": "inputs to be screened",
+    "flagged": "training rows that a detector flags",
+    "triggers": "a trigger that leads to a suspected label",
+    "neurons": "neurons that a detector names",
+}
+
+
 class _Formatter(string.Formatter):
     """Formats figures; one that is a word is written as it is, one that is missing is a dash."""
 
@@ -104,6 +118,8 @@ class _Formatter(string.Formatter):
         return kwargs.get(key, "–")
 
     def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec == "datum":
+            return DATA.get(value, str(value))
         if not isinstance(value, int | float) or isinstance(value, bool):
             return str(value)
         if format_spec == "share":

@@ -60,7 +60,7 @@ def handed_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict
         out.mkdir()
         with (draft / "answers").open("w") as answers:
             subprocess.run(
-                [sys.executable, "-m", "flows.bank.suppliers", str(out)],
+                [sys.executable, "-m", "flows.bank.suppliers", str(out), "0"],
                 input=f"{out / 'digits-bargain'}\n",
                 stdout=answers,
                 text=True,
@@ -87,6 +87,13 @@ def test_the_suppliers_process_tells_how_far_it_is_and_measures_what_it_is_asked
     assert handed["target"] == TARGET
     assert [Path(item["directory"]).name for item in handed["submissions"]] == [s.model for s in SUPPLIERS]
     assert measured == handed["submissions"][1]["measured"]
+
+
+def test_no_two_seeds_of_the_demo_share_a_training_seed() -> None:
+    assert suppliers.suppliers(0) == [*SUPPLIERS]
+    seeds = [supplier.seed for seed in range(20) for supplier in suppliers.suppliers(seed)]
+    assert len(set(seeds)) == len(seeds) == 40
+    assert [supplier.dishonest for supplier in suppliers.suppliers(7)] == [False, True]
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from tasks.store.open import open_store
+from vetgate import shipped
 
 RESULT = ["submission", "manifest_sha256", "verdict", "p_value", "calibrated", "suspects", "methods", "repair"]
-RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons", "reason_records"]
+RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons", "reason_records", "repairs"]
 METHOD = ["name", "statistic", "alarmed", "suspects", "failure", "seconds"]
 REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]
+REPAIR += ["robust_accuracy"]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,22 @@ def test_vetting_the_same_once_more_opens_no_model_and_asks_mlflow_nothing(passe
     assert (home / "mlflow.db").read_bytes() == before
 
 
+def test_a_result_of_an_earlier_version_is_read_and_not_published_again(passed, alone, honest, settings):
+    (key,) = open_store(settings).list(f"results/{passed.blob['manifest_sha256']}/")
+    file = Path(settings.store, key)
+    said = file.read_bytes()
+    file.chmod(0o644)
+    prelude = "import sys\nsys.modules['mlflow'] = None"
+    try:
+        file.write_text(json.dumps({name: value for name, value in json.loads(said).items() if name != "repairs"}))
+        again = alone("vet", honest, "--json", prelude=prelude)
+    finally:
+        file.write_bytes(said)
+
+    assert again.code == 0, again.err
+    assert again.blob["repairs"] == [] and again.blob["mlflow_run"] == passed.blob["mlflow_run"]
+
+
 def test_an_inspection_that_is_about_something_else_is_an_error(vetgate, passed, honest, settings):
     (key,) = open_store(settings).list(f"inspections/{passed.blob['manifest_sha256']}/")
     file = Path(settings.store, key)
@@ -80,10 +98,26 @@ def test_the_repaired_model_is_a_submission_of_its_own_that_passes(failed, home,
 
     assert list(repair) == REPAIR and repair["verdict"] == "PASS"
     assert repair["attack_success"][0] > 0.7 and repair["attack_success"][1] < 0.2
-    assert repair["clean_accuracy"][0] - repair["clean_accuracy"][1] <= 0.03
+    assert repair["robust_accuracy"][0] < 0.3 and repair["robust_accuracy"][1] > 0.6
+    assert repair["clean_accuracy"][0] - repair["clean_accuracy"][1] <= 0.05
     assert Path(repair["artifact"]).is_file()
     record = json.loads(open_store(settings).read(f"submissions/{repair['submission']}.json"))
     assert record["parent"] == failed.blob["manifest_sha256"]
+
+
+def test_every_repair_of_the_policy_is_shown_with_its_figures(failed):
+    (candidate,) = failed.blob["repairs"]
+
+    assert candidate["standing"] == "chosen" and candidate["reason"] is None
+    figures = candidate["figures"]
+    assert figures["lost"]["images"] > 0 and figures["lost"]["error"] >= 0
+    loss = figures["clean_accuracy"][0] - figures["clean_accuracy"][1]
+    assert figures["lost"]["loss"] == pytest.approx(loss, abs=1e-6)
+    assert figures["attack_success"][0] > 0.7 and figures["anew"] < 0.3
+    (size,) = figures["trigger_sizes"]
+    assert size["label"] == 3 and 0 < size["before"] < size["after"]
+    page = Path(failed.blob["report"]).read_text()
+    assert "Repairs tried" in page and "Submitted model" in page and "reversed anew" in page
 
 
 def test_promotion_lets_the_honest_and_the_repaired_through_and_refuses_the_trojaned(vetgate, passed, failed):
@@ -172,6 +206,18 @@ def test_evidence_that_cannot_be_saved_makes_the_run_fail(vetgate, honest, quick
     assert done.code == 2 and "evidence" in done.blob["error"] and "Traceback" not in done.err
     assert last_state(home) == "FAILED"
     assert not list(open_store(str(store)).list("verdicts/"))
+
+
+def test_a_blind_repair_without_anything_to_go_by_is_skipped_and_changes_no_verdict(vetgate, passed, honest, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(shipped.POLICY.read_text().replace("blind: false", "blind: true "))
+
+    done = vetgate("vet", honest, "--json", VETGATE_POLICY=policy)
+
+    assert (done.code, done.blob["verdict"], done.blob["repair"]) == (0, "PASS", None), done
+    (candidate,) = done.blob["repairs"]
+    assert candidate["standing"] == "skipped" and "a trigger that leads to a suspected label" in candidate["reason"]
+    assert "skipped" in Path(done.blob["report"]).read_text()
 
 
 def last_state(home: Path) -> str:

@@ -45,6 +45,7 @@ def result(**changes: Any) -> Result:
         "p_value": 0.4,
         "clean_accuracy": [0.98, 0.97],
         "attack_success": [1.0, 0.02],
+        "robust_accuracy": [0.0, None],
     }
     made = {
         "submission": "digits-cnn",
@@ -102,6 +103,7 @@ def test_a_vetting_is_one_run_with_its_numbers_and_artifacts(
         "repair.clean_accuracy.after": 0.97,
         "repair.attack_success.before": 1.0,
         "repair.attack_success.after": 0.02,
+        "repair.robust_accuracy.before": 0.0,
     }
     assert run.data.tags["vet.verdict"] == "FAIL"
     assert (out / "report.html").read_text() == "<p>report"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ from tasks.report.figures import bars, histogram, strip
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs, triggers_of
 from tasks.report.words import meaning
-from tasks.vetting.results import Measured, RepairRecord, RepairTriggers, Result, Validated
+from tasks.vetting.choose import candidates
+from tasks.vetting.results import RepairFailed, RepairRecord, RepairTriggers, Result
+from tests.tasks.vetting.records import repaired
 from vetgate.contract import Axis, Evidence, Trigger
+from vetgate.verdict.accuracy_loss import AccuracyLoss
+from vetgate.verdict.policy import RepairPolicy
+from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.stated import StatedMethod, StatedVerdict
 
 METHOD = {
@@ -63,17 +69,8 @@ def result(**changed: Any) -> Result:
 
 
 def repair_record(before: list[Any], after: list[Any], **changed: float) -> RepairRecord:
-    shares = Measured(0.9, 0.1)
-    return RepairRecord(
-        about={},
-        key="cd" * 32,
-        method="neural_cleanse_unlearning",
-        changed=changed,
-        seconds=1.0,
-        files={},
-        triggers=RepairTriggers(tuple(before), tuple(after)),
-        validate=Validated(shares, shares, 0.1),
-    )
+    made = repaired("neural_cleanse_unlearning")
+    return replace(made, changed=changed, triggers=RepairTriggers(tuple(before), tuple(after), ()))
 
 
 def stated(p_value: float, null: dict[str, Any] | None = None, **calibration: Any) -> StatedVerdict:
@@ -142,9 +139,12 @@ def page_of(given: str) -> str:
         "p_value": None,
         "clean_accuracy": [0.9, 0.8],
         "attack_success": [1.0, 0.0],
+        "robust_accuracy": [0.0, 0.9],
     }
+    tried = [{"method": given, "standing": "failed", "figures": None, "reason": given, "reason_record": None}]
+    given_by = {"submission": given, "verdict": given, "reasons": [given], "mlflow_run": given, "repairs": tried}
     return render(
-        result(submission=given, verdict=given, methods=[method], repair=repair, reasons=[given], mlflow_run=given),
+        result(methods=[method], repair=repair, **given_by),
         evidence=[{"about": {"code": given}, "evidence": found}],
         repair=repair_record(found["triggers"], [], **{given: 1.0}),
         verdict=stated(0.125, id=given, n=19),
@@ -214,12 +214,14 @@ def test_a_repair_is_shown_before_and_after() -> None:
         "p_value": 0.6,
         "clean_accuracy": [0.979, 0.972],
         "attack_success": [0.998, 0.012],
+        "robust_accuracy": [0.0, 0.965],
     }
     page = render(result(repair=repair), evidence=[], repair=repair_record(triggers[2:3], triggers[:1], steps=200))
     words = text(page)
     for expected in (
         "97.9 % 97.2 %",
         "99.8 % 1.2 %",
+        "Robust accuracy, under the worst of them 0.0 % 96.5 %",
         "FAIL PASS",
         "Triggers before",
         "Triggers tried after",
@@ -228,6 +230,64 @@ def test_a_repair_is_shown_before_and_after() -> None:
         assert expected in words, expected
     assert page.count("<figure") == 2
     assert "whatever became of the copy" in words
+
+
+POLICY = RepairPolicy(methods=(), max_accuracy_loss=0.02, max_attack_success=0.05)
+
+
+def shown_with(*tried: Any, chosen: RepairRecord | None = None, **changed: Any) -> str:
+    blobs = [one.to_json() for one in candidates(tried, chosen, POLICY)]
+    return text(render(result(repairs=blobs, **changed), evidence=[], submission={"classes": ["a", "b", "c", "stop"]}))
+
+
+def test_every_candidate_is_shown_beside_the_submitted_model() -> None:
+    good, costly = repaired("unlearn"), repaired("tune", loss=AccuracyLoss(0.05, 0.01, 400), success=0.4)
+    skipped = Reason(Code.REPAIR_SKIPPED, "prune", figures={"lacks": "neurons"})
+    words = shown_with(costly, RepairFailed("crash", "out of memory"), skipped, good, chosen=good)
+    for expected in (
+        "measured on the 400 images for choosing",
+        "Submitted model 98.0 % – 100.0 % – 0.0 % 4 –",
+        "Tune not good enough repair tune was not good enough: clean accuracy 0.980 to 0.970, a loss of 0.050 of",
+        "97.0 % 5.0 % ± 1.6 % 1.0 % 40.0 % 91.0 % 11 2.5",
+        "Crash failed repair crash failed: out of memory – – – – – – –",
+        "Prune skipped repair prune was skipped, with nothing to go by",
+        "Unlearn chosen 97.0 % 1.0 % ± 0.8 % 1.0 % 2.0 % 91.0 % 11 2.5",
+        "Triggers of this size lead 0.0 % of images to other labels by nature",
+    ):
+        assert expected in words, (expected, words)
+
+
+def test_without_a_trigger_no_success_is_shown_and_nothing_is_called_removed() -> None:
+    blind = repaired(triggers=False)
+    repair = {
+        "method": "unlearn",
+        "artifact": "repaired/model.onnx",
+        "submission": "cd" * 32,
+        "verdict": "PASS",
+        "p_value": 0.6,
+        "clean_accuracy": [0.979, 0.972],
+        "attack_success": [None, None],
+        "robust_accuracy": [None, None],
+    }
+    words = shown_with(blind, chosen=blind, verdict="PASS", suspects=[], repair=repair)
+    for expected in (
+        "There was no trigger to measure, so that the figures say what a repair costs and nothing of what it removes.",
+        "Submitted model 98.0 % – no trigger to measure",
+        "Attack success of the reversed triggers no trigger to measure",
+        "Robust accuracy, under the worst of them no trigger to measure",
+        "nothing shows what it removed",
+    ):
+        assert expected in words, (expected, words)
+    assert "by nature" not in words and "reversed anew on the repaired model" not in words
+    page = render(result(repair=repair), evidence=[], repair=blind)
+    assert "Triggers before" not in page and "Triggers tried after" not in page
+
+
+def test_repairs_of_which_none_ran_are_listed_and_without_any_there_is_no_table() -> None:
+    skipped = Reason(Code.REPAIR_SKIPPED, "prune", figures={"lacks": "neurons"})
+    words = shown_with(skipped)
+    assert "Repairs tried Each on a copy, in the order of the policy." in words and "Submitted model" not in words
+    assert "Repairs tried" not in shown_with()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import yaml
 from tasks.sandbox.host import Limits, Sandbox
 from tasks.sandbox.operations import OPS, image_seconds
 from vetgate.architectures import ARCHITECTURES
-from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Method, Repair, Samples, Subject, Trigger
+from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Method, Repair, Samples, Subject, Trigger, unpack
 from vetgate.errors import MissingInput, NotUnderstood, StoreError, UnknownParameter
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import Submission, read_submission
@@ -112,8 +112,20 @@ def test_evaluate_counts_hits_among_images_of_other_classes(constant, images):
     heard: list[float] = []
     triggers = [corner(ALWAYS).to_json(), corner(0).to_json()]
     seen = run("evaluate", constant | {"samples": paths, "triggers": triggers}, heard.append)
-    assert seen == {"clean_accuracy": pytest.approx(0.25), "attack_success": [1.0, 0.0]}
+    assert seen["clean_accuracy"] == pytest.approx(0.25) and seen["attack_success"] == [1.0, 0.0]
+    # of the images of other classes than 2 none is given its own; of those of other classes than 0 a third are of 2
+    assert seen["robust_accuracy"] == [0.0, pytest.approx(1 / 3)]
+    assert unpack(seen["right"]).tolist() == [k == ALWAYS for k in range(CLASSES)] * 10
     assert heard == [0.5, 1.0]
+
+
+def test_a_trigger_for_the_only_class_there_is_cannot_be_measured(constant, tmp_path):
+    images = {"x": torch.rand(4, *SHAPE), "y": torch.full((4,), ALWAYS)}
+    safetensors.torch.save_file(images, tmp_path / "one.safetensors")
+    payload = constant | {"samples": [str(tmp_path / "one.safetensors")], "triggers": [corner(ALWAYS).to_json()]}
+    with pytest.raises(MissingInput, match="images of classes other than 2"):
+        run("evaluate", payload)
+    assert run("evaluate", payload | {"triggers": []})["robust_accuracy"] == []
 
 
 def test_rows_caps_what_is_read_from_each_file(constant, images):

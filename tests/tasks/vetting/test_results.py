@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.vetting.results import NotTakenIn, RepairFailed, RepairRecord, Result, repair_from_json
+from tasks.vetting.results import NotTakenIn, RepairFailed, RepairRecord, Result, Standing, repair_from_json
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError
 
@@ -17,17 +17,23 @@ PRINTED = (
     '"suspects": [7], "methods": [{"name": "abs", "statistic": 3, "alarmed": true, "suspects": [7], "failure": null, '
     '"seconds": 1.5}], "repair": {"method": "neural_cleanse_unlearning", "artifact": "repaired/model.onnx", '
     '"submission": "11", "verdict": "PASS", "p_value": null, "clean_accuracy": [0.98, 0.97], '
-    '"attack_success": [1, 0.02]}, "report": "r.html", "attestation": "a.json", "mlflow_run": null, '
-    '"sandbox_level": 2, "seconds": 12.345, "reasons": ["label 7"], "reason_records": [{"code": "trigger", '
-    '"method": "abs", "label": 7, "figures": {"norm": 3.3}}]}'
+    '"attack_success": [1, 0.02], "robust_accuracy": [0, 0.91]}, "report": "r.html", "attestation": "a.json", '
+    '"mlflow_run": null, "sandbox_level": 2, "seconds": 12.345, "reasons": ["label 7"], "reason_records": [{"code": '
+    '"trigger", "method": "abs", "label": 7, "figures": {"norm": 3.3}}], "repairs": [{"method": '
+    '"neural_cleanse_unlearning", "standing": "chosen", "figures": {"clean_accuracy": [0.98, 0.97], "lost": {"loss": '
+    '0.01, "error": 0.004, "images": 400}, "attack_success": [1, 0.01], "anew": 0.02, "natural": 0, '
+    '"robust_accuracy": [0, 0.91], "trigger_sizes": [{"label": 7, "before": 3.3, "after": 11}], "seconds": 2.5}, '
+    '"reason": null, "reason_record": null}, {"method": "retrain", "standing": "not-tried", "figures": null, '
+    '"reason": "not tried", "reason_record": {"code": "repair-not-tried"}}]}'
 )
 
 # canonical JSON, as it is written under repairs/
 STORED = (
     '{"about":{"method":"unlearn","seed":7},"changed":{"steps":200},"failure":null,"files":{"files":[]},"key":"00",'
-    '"method":"unlearn","seconds":2.5,"triggers":{"after":[],"before":[{"mask":{},"target":3}]},'
-    '"validate":{"after":{"attack_success":0,"clean_accuracy":0.97},"before":{"attack_success":1.0,'
-    '"clean_accuracy":0.98},"natural":0.25}}'
+    '"method":"unlearn","seconds":2.5,"triggers":{"after":[],"before":[{"mask":{},"target":3}],'
+    '"sizes":[{"after":11,"before":3.3,"label":3}]},"validate":{"after":{"attack_success":0,"clean_accuracy":0.97,'
+    '"robust_accuracy":null},"anew":0,"before":{"attack_success":1.0,"clean_accuracy":0.98,"robust_accuracy":0.0},'
+    '"found":0,"lost":{"error":0.004,"images":400,"loss":0.01},"natural":0.25}}'
 )
 
 
@@ -35,11 +41,27 @@ def test_a_result_keeps_its_bytes() -> None:
     result = Result.from_json(json.loads(PRINTED))
     assert json.dumps(result.to_json()) == PRINTED
     assert result.repair is not None and result.repair.attack_success == (1, 0.02)
+    assert result.repairs[0].standing is Standing.CHOSEN and result.repairs[1].figures is None
+
+
+def test_a_result_of_an_earlier_version_is_read_and_says_that_nothing_was_measured() -> None:
+    earlier = json.loads(PRINTED)
+    del earlier["repairs"], earlier["repair"]["robust_accuracy"]
+    result = Result.from_json(earlier)
+    assert result.repairs == () and result.repair is not None and result.repair.robust_accuracy == (None, None)
+    assert Result.from_json(result.to_json()) == result
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"verdict": None}, {"suspects": ["7"]}, {"methods": [{"name": "abs"}]}, {"repair": {}}, {"alarmed": True}],
+    [
+        {"repairs": [{"method": "x"}]},
+        {"verdict": None},
+        {"suspects": ["7"]},
+        {"methods": [{"name": "abs"}]},
+        {"repair": {}},
+        {"alarmed": True},
+    ],
 )
 def test_a_result_of_another_shape_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(StoreError, match="expected the result of a vetting, got another object"):
@@ -59,7 +81,17 @@ def test_a_repair_that_failed_says_why_and_nothing_else() -> None:
     assert failed.to_json() == {"method": "unlearn", "failure": "out of memory"}
 
 
-@pytest.mark.parametrize("change", [{"validate": {}}, {"triggers": None}, {"failure": "late"}, {"natural": 0.1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"validate": {}},
+        {"validate": {"before": {"clean_accuracy": 1}, "after": {"clean_accuracy": 1}, "natural": 0}},
+        {"triggers": None},
+        {"triggers": {"before": [], "after": []}},
+        {"failure": "late"},
+        {"natural": 0.1},
+    ],
+)
 def test_a_repair_of_another_shape_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(StoreError, match=r"expected (the record of a repair|a repair that failed), got another object"):
         repair_from_json(json.loads(STORED) | change)

@@ -1,0 +1,79 @@
+"""What `vetgate vet` prints of a repair: every candidate, and no success where there was no trigger to measure."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from flows.cli.show import show_result
+from tasks.vetting.choose import candidates
+from tasks.vetting.results import RepairRecord, Result
+from tests.tasks.vetting.records import repaired
+from vetgate.verdict.accuracy_loss import AccuracyLoss
+from vetgate.verdict.policy import RepairPolicy
+from vetgate.verdict.reasons import Code, Reason
+
+POLICY = RepairPolicy(methods=(), max_accuracy_loss=0.02, max_attack_success=0.05)
+SKIPPED = Reason(Code.REPAIR_SKIPPED, "prune", figures={"lacks": "neurons"})
+REPAIR: dict[str, Any] = {
+    "method": "unlearn",
+    "artifact": "repaired/model.onnx",
+    "submission": "cd" * 32,
+    "verdict": "PASS",
+    "p_value": 0.6,
+    "clean_accuracy": [0.979, 0.972],
+    "attack_success": [0.998, 0.012],
+    "robust_accuracy": [0.001, 0.965],
+}
+
+
+def shown(*tried: Any, chosen: RepairRecord | None = None, **changed: Any) -> str:
+    result = Result.from_json(
+        {
+            "submission": "signs",
+            "manifest_sha256": "ab" * 32,
+            "verdict": "FAIL",
+            "p_value": 0.05,
+            "calibrated": True,
+            "suspects": [3],
+            "methods": [],
+            "repair": None,
+            "report": "report.html",
+            "attestation": "attestation.json",
+            "mlflow_run": None,
+            "sandbox_level": 1,
+            "seconds": 12.5,
+            "reasons": [],
+            "reason_records": [],
+            "repairs": [one.to_json() for one in candidates(tried, chosen, POLICY)],
+            **changed,
+        }
+    )
+    text = io.StringIO()
+    show_result(Console(file=text, width=220), result)
+    return text.getvalue()
+
+
+def test_every_candidate_has_its_figures_and_the_chosen_one_those_on_test_images() -> None:
+    good, costly = repaired("unlearn"), repaired("tune", loss=AccuracyLoss(0.05, 0.01, 400), success=0.4)
+    text = shown(costly, SKIPPED, good, chosen=good, repair=REPAIR)
+    (line,) = [line for line in text.splitlines() if "tune " in line and "│" in line]
+    for expected in ("not good enough", "98.0 % → 97.0 %", "5.0 ± 1.6 %", "100.0 % → 1.0 %", "40.0 %", "4.0 → 11.0"):
+        assert expected in line, line
+    assert "repair tune was not good enough" in text and "repair prune was skipped" in text
+    assert "attack success 99.8 % → 1.2 %, robust accuracy 0.1 % → 96.5 %" in text
+
+
+def test_what_stands_among_the_reasons_is_not_said_twice() -> None:
+    (reason,) = [one.reason for one in candidates([SKIPPED], None, POLICY)]
+    assert shown(SKIPPED, reasons=[reason]).count("repair prune was skipped") == 1
+
+
+def test_without_a_trigger_no_success_is_shown() -> None:
+    blind = repaired(triggers=False)
+    nothing = {"attack_success": [None, None], "robust_accuracy": [None, None]}
+    text = shown(blind, chosen=blind, verdict="PASS", suspects=[], repair={**REPAIR, **nothing})
+    assert "attack success not measured: no trigger" in text and "0.0 %" not in text
+    assert "standing" not in shown()
