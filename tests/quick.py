@@ -18,7 +18,7 @@ from tests.cached import made_once
 
 PARAMS = """
 neural_cleanse: {starts: 2, sweeps: 40, batch: 16, lr: 0.2, again: 1, images: 192, named: 2}
-neural_cleanse_unlearning: {steps: 200}
+neural_cleanse_unlearning: {rounds: 1, enough: 0.2}
 data: {invert: 256, confirm: 128, repair: 512, validate: 256, test: 200}
 """
 POLICY = """

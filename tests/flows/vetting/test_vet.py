@@ -13,6 +13,7 @@ import pytest
 
 from tasks.store.open import open_store
 from vetgate import shipped
+from vetgate.verdict.policy import load_policy
 
 RESULT = ["submission", "manifest_sha256", "verdict", "p_value", "calibrated", "suspects", "methods", "repair"]
 RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons", "reason_records", "repairs"]
@@ -106,7 +107,10 @@ def test_the_repaired_model_is_a_submission_of_its_own_that_passes(failed, home,
 
 
 def test_every_repair_of_the_policy_is_shown_with_its_figures(failed):
-    (candidate,) = failed.blob["repairs"]
+    repairs = {one["method"]: one for one in failed.blob["repairs"]}
+    assert tuple(repairs) == load_policy().repair.methods
+    candidate = repairs[failed.blob["repair"]["method"]]
+    assert all(one["figures"] or one["reason"] for one in repairs.values())
 
     assert candidate["standing"] == "chosen" and candidate["reason"] is None
     figures = candidate["figures"]
@@ -208,14 +212,21 @@ def test_evidence_that_cannot_be_saved_makes_the_run_fail(vetgate, honest, quick
     assert not list(open_store(str(store)).list("verdicts/"))
 
 
-def test_a_blind_repair_without_anything_to_go_by_is_skipped_and_changes_no_verdict(vetgate, passed, honest, tmp_path):
+def test_a_blind_repair_hardens_a_copy_that_is_vetted_itself_and_without_a_basis_it_is_skipped(
+    vetgate, passed, honest, tmp_path
+):
     policy = tmp_path / "policy.yaml"
     policy.write_text(shipped.POLICY.read_text().replace("blind: false", "blind: true "))
 
     done = vetgate("vet", honest, "--json", VETGATE_POLICY=policy)
 
-    assert (done.code, done.blob["verdict"], done.blob["repair"]) == (0, "PASS", None), done
-    (candidate,) = done.blob["repairs"]
+    assert (done.code, done.blob["verdict"]) == (0, "PASS"), done
+    hardened, found = done.blob["repair"], {one["standing"]: one for one in done.blob["repairs"]}
+    assert hardened["verdict"] == "PASS" and hardened["submission"] != passed.blob["manifest_sha256"]
+    # no trigger, nothing to measure: not a proof that none is left
+    assert hardened["attack_success"] == [None, None]
+    assert set(found) == {"chosen", "skipped"} and found["chosen"]["method"] == hardened["method"]
+    candidate = found["skipped"]
     assert candidate["standing"] == "skipped" and "a trigger that leads to a suspected label" in candidate["reason"]
     assert "skipped" in Path(done.blob["report"]).read_text()
 
