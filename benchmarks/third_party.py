@@ -59,7 +59,7 @@ class Watch(threading.Thread):
                 self.peak = max(self.peak, total)
             except psutil.Error:
                 return
-            time.sleep(0.2)
+            time.sleep(0.5)
 
 
 def reap() -> None:
