@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vetgate.contract import Samples, report
+from vetgate.contract import Repair, Samples, Subject, report
 from vetgate.errors import DefenceError, NotFinite
-from vetgate.probe import logits
+from vetgate.probe import accuracy, logits
 
 # how soft the submitted network's answers are that are taught
 TEMPERATURE = 2.0
@@ -109,6 +109,16 @@ def tune(
         report(share[0] + (share[1] - share[0]) * (step + 1) / plan.steps)
 
 
+def tuned(subject: Subject, plan: Tuning, held_out: float, change: Change = as_they_are) -> Repair:
+    """The subject's model tuned in place on its clean samples, and its accuracy on the share held out, as a repair."""
+    assert subject.clean is not None
+    lessons, model = Lessons.of(subject.model, subject.clean, held_out), subject.model
+    before = accuracy(model, lessons.held.x, lessons.held.y)
+    tune(model, lessons, plan, change=change)
+    after = accuracy(model, lessons.held.x, lessons.held.y)
+    return Repair(model, {"steps": float(plan.steps), "accuracy_before": before, "accuracy_after": after})
+
+
 def _minibatches(count: int, batch: int) -> Iterator[Tensor]:
     """Positions of minibatches without end, each row as often as any other."""
     order = torch.randperm(count)
@@ -147,7 +157,7 @@ def _uphill(parameters: list[nn.Parameter], far: float) -> list[tuple[nn.Paramet
     """Move parameters uphill by `far` in units of their own size; returns each with what was added."""
     given = [(p, p.grad * p.abs()) for p in parameters if p.grad is not None]
     norm = torch.stack([scaled.square().sum() for _, scaled in given]).sum().sqrt().clamp(min=1e-12)
-    moved = [(p, p.abs() * scaled * (far / norm)) for p, scaled in given]
-    for parameter, by in moved:
+    added = [(p, p.abs() * scaled * (far / norm)) for p, scaled in given]
+    for parameter, by in added:
         parameter.add_(by)
-    return moved
+    return added

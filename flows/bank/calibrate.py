@@ -140,7 +140,7 @@ def write(bank: Bank, out: Path) -> None:
 def _with_earlier(bank: Bank, out: Path) -> Bank:
     """A bank with what stands at `out` on other data sets, as long as form, code and parameters are its own."""
     try:
-        before = Bank.model_validate_json(out.read_text()) if out.exists() else None
+        before = Bank.model_validate(json.loads(out.read_text())) if out.exists() else None
     except ValidationError:
         # written by a version of another form, and so of other code
         before = None

@@ -55,12 +55,13 @@ def _tried(vetting: Vetting, seen: Seen, ruling: Answer) -> list[Tried]:
     tried: list[Tried] = []
     good: str | None = None
     for method in vetting.policy.repair.methods:
+        if good is not None:
+            tried.append(Reason(Code.REPAIR_NOT_TRIED, method, figures={"good": good}))
+            continue
         used = uses(method)
         evidence = [] if used is None else records_with(store, case, seen.found, used, suspects)
         skipped = nothing_to_go_by(case, method, used, evidence, needs("repair", method))
-        if good is not None:
-            tried.append(Reason(Code.REPAIR_NOT_TRIED, method, figures={"good": good}))
-        elif skipped is not None:
+        if skipped is not None:
             tried.append(skipped)
         else:
             # the repaired copy is vetted next

@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vetgate.contract import Repair, Subject, repair
-from vetgate.probe import accuracy
 from vetgate.role import RepairRole
-from vetgate.tuning import Lessons, Tuning, moved, tune
+from vetgate.tuning import Tuning, moved, tuned
 
 ROLE = RepairRole(
     uses=None,
@@ -58,17 +57,12 @@ def adversarial_unlearning(
     That is sharpened by `inner` steps of up to `step` in every pixel and channel; `distilled` is the weight of what the
     submitted network says of the clean images beside that of the labels.
     """
-    assert subject.clean is not None
-    lessons, model = Lessons.of(subject.model, subject.clean, held_out), subject.model
-    before = accuracy(model, lessons.held.x, lessons.held.y)
-    spoil = partial(misled, model, inner=inner, step=step)
+    spoil = partial(misled, subject.model, inner=inner, step=step)
 
     def change(x: Tensor, y: Tensor) -> Tensor:
         return spoil_some(moved(x, SHIFT), y, spoilt, spoil)
 
-    tune(model, lessons, Tuning(steps=steps, batch=batch, lr=lr, distilled=distilled), change=change)
-    after = accuracy(model, lessons.held.x, lessons.held.y)
-    return Repair(model, {"steps": float(steps), "accuracy_before": before, "accuracy_after": after})
+    return tuned(subject, Tuning(steps=steps, batch=batch, lr=lr, distilled=distilled), held_out, change)
 
 
 def spoil_some(x: Tensor, y: Tensor, share: float, spoil: Spoil) -> Tensor:

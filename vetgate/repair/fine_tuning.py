@@ -8,9 +8,8 @@ Deviates  Batch statistics stay as they are.
 from __future__ import annotations
 
 from vetgate.contract import Repair, Subject, repair
-from vetgate.probe import accuracy
 from vetgate.role import RepairRole
-from vetgate.tuning import Lessons, Tuning, tune
+from vetgate.tuning import Tuning, tuned
 
 ROLE = RepairRole(
     uses=None, title="Fine-tuning", sentence="Trains a copy further on clean images: the baseline of all repairs."
@@ -33,9 +32,4 @@ def fine_tuning(
     distilled: float = 0.5,
 ) -> Repair:
     """Train for `steps` minibatches; a share `distilled` of what is taught is what the submitted network says."""
-    assert subject.clean is not None
-    lessons, model = Lessons.of(subject.model, subject.clean, held_out), subject.model
-    before = accuracy(model, lessons.held.x, lessons.held.y)
-    tune(model, lessons, Tuning(steps=steps, batch=batch, lr=lr, distilled=distilled))
-    after = accuracy(model, lessons.held.x, lessons.held.y)
-    return Repair(model, {"steps": float(steps), "accuracy_before": before, "accuracy_after": after})
+    return tuned(subject, Tuning(steps=steps, batch=batch, lr=lr, distilled=distilled), held_out)

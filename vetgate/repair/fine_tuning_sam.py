@@ -12,9 +12,8 @@ Deviates  Adam instead of SGD, a few hundred steps, no label smoothing; batch st
 from __future__ import annotations
 
 from vetgate.contract import Repair, Subject, repair
-from vetgate.probe import accuracy
 from vetgate.role import RepairRole
-from vetgate.tuning import Lessons, Tuning, tune
+from vetgate.tuning import Tuning, tuned
 
 ROLE = RepairRole(
     uses=None,
@@ -40,9 +39,4 @@ def fine_tuning_sam(
     distilled: float = 0.0,
 ) -> Repair:
     """Train for `steps` minibatches, each step from weights moved uphill by `rho` in units of their own size."""
-    assert subject.clean is not None
-    lessons, model = Lessons.of(subject.model, subject.clean, held_out), subject.model
-    before = accuracy(model, lessons.held.x, lessons.held.y)
-    tune(model, lessons, Tuning(steps=steps, batch=batch, lr=lr, distilled=distilled, sharpness=rho))
-    after = accuracy(model, lessons.held.x, lessons.held.y)
-    return Repair(model, {"steps": float(steps), "accuracy_before": before, "accuracy_after": after})
+    return tuned(subject, Tuning(steps=steps, batch=batch, lr=lr, distilled=distilled, sharpness=rho), held_out)

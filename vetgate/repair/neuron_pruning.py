@@ -64,7 +64,7 @@ def neuron_pruning(
         if best.success <= enough:
             break
     silence(model, layer, chosen)
-    return Repair(model, told(before, best) | {"neurons": float(len(ranked)), "silenced": float(len(chosen))})
+    return Repair(model, standings(before, best) | {"neurons": float(len(ranked)), "silenced": float(len(chosen))})
 
 
 def gap(model: nn.Module, layer: FilterLayer, samples: Samples, triggers: Sequence[Trigger]) -> Tensor:
@@ -73,8 +73,8 @@ def gap(model: nn.Module, layer: FilterLayer, samples: Samples, triggers: Sequen
     return torch.stack([activity(model, layer, t.stamp(samples.x)) - plain for t in triggers]).amax(0)
 
 
-def told(before: Standing, after: Standing) -> dict[str, float]:
-    """How a model stood and stands, as named numbers."""
+def standings(before: Standing, after: Standing) -> dict[str, float]:
+    """How a model stood and stands, as the named numbers of a repair."""
     return {
         "accuracy_before": before.accuracy,
         "accuracy_after": after.accuracy,

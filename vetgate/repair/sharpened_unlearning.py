@@ -26,6 +26,7 @@ from vetgate.contract import Evidence, Repair, Subject, Trigger, repair
 from vetgate.errors import DefenceError
 from vetgate.repair.adversarial_unlearning import SHIFT, any_mask, misled, sharpened, spoil_some
 from vetgate.repair.neural_cleanse_unlearning import standing, suspected, variant
+from vetgate.repair.neuron_pruning import standings
 from vetgate.role import RepairRole
 from vetgate.tuning import Lessons, Tuning, moved, tune
 
@@ -72,17 +73,8 @@ def sharpened_unlearning(
 
     tune(model, lessons, Tuning(steps=steps, batch=batch, lr=lr, distilled=distilled), change=change)
     after = standing(model, held, triggers)
-    return Repair(
-        model,
-        {
-            "steps": float(steps),
-            "triggers": float(len(triggers)),
-            "accuracy_before": before.accuracy,
-            "accuracy_after": after.accuracy,
-            "reversed_success_before": before.success,
-            "reversed_success_after": after.success,
-        },
-    )
+    done = {"steps": float(steps), "triggers": float(len(triggers))}
+    return Repair(model, done | standings(before, after))
 
 
 def spoilt_by(

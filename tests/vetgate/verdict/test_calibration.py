@@ -52,6 +52,11 @@ from vetgate.verdict.wording import render
 METHODS = ("neural_cleanse", "abs")
 
 
+def on_data(data: str, seed: int, seen: dict[str, Seen]) -> Reference:
+    about = {"data": data, "data_sha256": data, "image": (1, 8, 8), "architecture": "cnn", "classes": 10}
+    return Reference(**about, seed=seed, accuracy=0.97, seen=seen)
+
+
 def reference(seed: int, data: str = "digits", *, statistic: float = 0.3, spread: float = 0.1) -> Reference:
     stream = np.random.default_rng([seed, len(data)])
     scores = stream.normal(-2.2, spread, 10)
@@ -59,16 +64,7 @@ def reference(seed: int, data: str = "digits", *, statistic: float = 0.3, spread
         "neural_cleanse": Seen(statistic=float(scores.max() - np.median(scores)), scores=tuple(scores.tolist())),
         "abs": Seen(statistic=float(stream.normal(statistic, spread))),
     }
-    return Reference(
-        data=data,
-        data_sha256=data,
-        image=(1, 8, 8),
-        architecture="cnn",
-        classes=10,
-        seed=seed,
-        accuracy=0.97,
-        seen=seen,
-    )
+    return on_data(data, seed, seen)
 
 
 def calibration(*references: Reference) -> Calibration:
@@ -246,16 +242,7 @@ def with_small_label(seed: int, data: str = "digits", *, more: float = 0.0, labe
     scores[3] += 1.5
     scores[label] += more
     seen = {"neural_cleanse": Seen(statistic=float(scores.max() - np.median(scores)), scores=tuple(scores.tolist()))}
-    return Reference(
-        data=data,
-        data_sha256=data,
-        image=(1, 8, 8),
-        architecture="cnn",
-        classes=10,
-        seed=seed,
-        accuracy=0.97,
-        seen=seen,
-    )
+    return on_data(data, seed, seen)
 
 
 def test_a_label_with_a_small_trigger_by_nature_sets_no_bar_for_the_others():
