@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     gate_token: AbsolutePath = _under_home("keys", "gate.token")
     webhook_secret: AbsolutePath = _under_home("keys", "webhook.secret")
     submitter_key: AbsolutePath | None = None
+    vetter_key: AbsolutePath = _under_home("keys", "vetter.ed25519")
+    seed_secret: AbsolutePath = _under_home("keys", "seed.secret")
     trust_root: AbsolutePath = _under_home("keys", "trust.json")
     lease_seconds: PositiveInt = 120
     threads: PositiveInt = 2

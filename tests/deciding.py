@@ -14,11 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flows.gate import keys
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
-from tasks.vetting import intake
+from tasks.vetting import intake, signed_results
 from tests.production import Home
 from tests.vetgate.verdict.test_judge import label_norms
-from vetgate.digest import canonical_json, code_digest, sha256_json
+from vetgate.digest import code_digest
 from vetgate.trust.keys import load_key
+from vetgate.trust.statements import EVIDENCE
 from vetgate.verdict.calibration import SHIPPED, load_calibration
 from vetgate.verdict.judge import Decision, judge
 from vetgate.verdict.policy import Policy
@@ -74,29 +75,36 @@ class Court(Home):
         """Sign a submission as its submitter."""
         save_submitter(self.store, manifest, sign_submission(manifest, "digits", key))
 
+    def about(self, manifest: str, run: str = "") -> dict[str, Any]:
+        """All that the evidence of a run on a submission depends on."""
+        calibration = load_calibration(self.settings.calibration)
+        assert calibration is not None
+        record = intake.read_record(self.store, manifest)
+        return {
+            "manifest": manifest,
+            "method": METHOD,
+            "params": calibration.bank.methods[METHOD].params,
+            "code": code_digest("detect", METHOD),
+            "data": {},
+            "run": run,
+            "seed_commitment": intake.seed_of(self.settings, record, run).commitment,
+        }
+
     def request(self, manifest: str, effect: float | None, run: str = "", **more: Any) -> dict[str, Any]:
         """What the gate is asked to judge: evidence in which the target stands out by `effect`."""
         calibration = load_calibration(self.settings.calibration)
         assert calibration is not None
-        seed, params = intake.read_record(self.store, manifest).seed_for(run), calibration.bank.methods[METHOD].params
+        params = calibration.bank.methods[METHOD].params
         found = label_norms() if effect is None else label_norms(backdoor=TARGET, effect=effect)
-        found = replace(found, seed=seed, params=params)
-        about = {
-            "manifest": manifest,
-            "method": METHOD,
-            "params": params,
-            "code": code_digest("detect", METHOD),
-            "data": {},
-            "seed": seed,
-        }
-        key = sha256_json({**about, "effect": effect})
-        about["effect"] = effect
-        evidence = {"about": about, "sandbox_level": 1, "evidence": found.to_json(), "seconds": 1.0}
-        self.store.create(f"evidence/{manifest}/{METHOD}/{key}.json", canonical_json(evidence))
+        evidence = {k: v for k, v in replace(found, params=params).to_json().items() if k != "seed"}
+        about = self.about(manifest, run) | {"effect": effect}
+        given = {"sandbox_level": 1, "evidence": evidence, "seconds": 1.0}
+        signed = signed_results.find(self.settings, EVIDENCE, about)
+        signed = signed or signed_results.save(self.settings, EVIDENCE, about, given)
         return {
             "manifest": manifest,
             "run": run,
-            "evidence": {METHOD: key},
+            "evidence": {METHOD: signed.key},
             "failures": {},
             "reference_data": None,
             "sandbox_level": 1,

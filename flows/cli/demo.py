@@ -29,6 +29,7 @@ from tasks.vetting.workplace import cool
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.submission import read_submission
 from vetgate.shape import Blob
+from vetgate.trust.seeds import DEMONSTRATION
 
 Ask = Callable[[str | None], Blob]
 
@@ -111,7 +112,7 @@ def _vet(settings: Settings, directories: list[Path], seed: int, ready: Callable
     """The results of vetting each submission, with its repair, as `vetgate vet` does, once it is `ready`."""
     from flows.vetting.vet import vet
 
-    records = [intake.take(settings, directory, seed=seed) for directory in directories]
+    records = [intake.take(settings, directory, origin=f"{DEMONSTRATION}{seed}") for directory in directories]
     try:
         report_progress("start", 0)
         ready()

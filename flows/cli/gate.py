@@ -18,7 +18,7 @@ app.add_typer(keys_app, name="keys")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Key = Annotated[Path, typer.Option("--key", help="Your private key, a PEM file that only you can read.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with your signature.")]
-Role = Annotated[str, typer.Option(help="approver, submitter or gate.")]
+Role = Annotated[str, typer.Option(help="approver, submitter, vetter or gate.")]
 Days = Annotated[int, typer.Option(help="How many days the key counts from now.")]
 
 

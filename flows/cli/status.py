@@ -47,7 +47,10 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
             errors[name] = str(error)
             return otherwise
 
-    submissions = _submissions(settings, moment)
+    wrong: dict[str, None] = {}
+    submissions = _submissions(settings, moment, lambda said: wrong.setdefault(said))
+    if wrong:
+        errors["submissions"] = "; ".join(wrong)
     return {
         "submissions": submissions,
         "queue": {state: sum(row["state"] == state for row in submissions) for state in ("waiting", "at work")},
@@ -59,11 +62,11 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
     }
 
 
-def _submissions(settings: Settings, now: datetime) -> list[Blob]:
+def _submissions(settings: Settings, now: datetime, wrong: Callable[[str], object]) -> list[Blob]:
     """Every submission, oldest first: its newest verdict, or since when it waits and who is at work on it."""
-    unfinished = {item.record.id: item for item in waiting(settings, now.timestamp())}
+    unfinished = {item.record.id: item for item in waiting(settings, now.timestamp(), wrong)}
     rows = []
-    for row in queue(settings):
+    for row in queue(settings, wrong):
         item = unfinished.get(row["manifest_sha256"])
         holder = item.lease if item is not None and item.at_work else None
         held = None

@@ -1,4 +1,8 @@
-"""Read evidence and judge it: one run of the detectors, bound to its submission, code, data and seed."""
+"""Read evidence and judge it: one run of the detectors, signed by a vetter for its submission, code, data and seed.
+
+What no trusted vetter signed is not believed: its method counts as failed. What was signed for anything else than what
+is judged is an error.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,19 @@ from dataclasses import dataclass, replace
 from flows.gate.decided import Confirmation, Decided, PolicyPin
 from flows.gate.issue import SigningContext
 from flows.gate.question import Question
-from tasks.vetting.inspect import read_evidence
+from tasks.vetting.inspect import bound, read_evidence
+from tasks.vetting.intake import Record, seed_of
 from vetgate.digest import code_digest
-from vetgate.errors import StoreError
+from vetgate.errors import Denied, StoreError
 from vetgate.shape import Blob
+from vetgate.trust.seeds import Seed
 from vetgate.verdict.calibration import load_calibration
 from vetgate.verdict.judge import Verdict, judge
 from vetgate.verdict.seen import Failure, StoredEvidence
 from vetgate.verdict.stated import StatedVerdict
+
+# the kind of failure of a method whose evidence is not believed
+NOT_SIGNED = "evidence-not-signed"
 
 
 @dataclass(frozen=True)
@@ -35,14 +44,14 @@ class Judged:
 def judged_of(context: SigningContext, question: Question) -> Judged:
     """The verdict on one run's evidence, read from the store and bound to this submission and run."""
     record = context.record
-    found = {
-        method: _needed(read_evidence(context.store, record.id, method, key), method, key)
-        for method, key in question.evidence.items()
-    }
+    found, question = _believed(context, question)
+    seed = seed_of(context.settings, record, question.run)
     for method, item in found.items():
-        _bound(context, question, method, item)
+        _bound(seed, record, question, method, item)
     codes = question.failure_codes or {}
-    seen: list[StoredEvidence | Failure] = [StoredEvidence.from_json(item["evidence"]) for item in found.values()]
+    seen: list[StoredEvidence | Failure] = [
+        StoredEvidence.from_json({**item["evidence"], "seed": seed.number}) for item in found.values()
+    ]
     seen += [Failure(method, reason, codes.get(method, "failed")) for method, reason in question.failures.items()]
     level = min([question.sandbox_level, *(item["sandbox_level"] for item in found.values())])
     verdict = judge(
@@ -67,20 +76,49 @@ def second_of(context: SigningContext, first: Question, second: Question) -> Jud
     return judged_of(context, replace(second, manifest=context.record.id))
 
 
-def _needed(found: Blob | None, method: str, key: str) -> Blob:
-    if found is None:
-        raise StoreError(f"expected evidence {method}/{key} in the store, got none; vet again")
-    return found
+def _believed(context: SigningContext, question: Question) -> tuple[dict[str, Blob], Question]:
+    """The evidence by method that a trusted vetter signed, and the question without the rest, which has failed."""
+    found: dict[str, Blob] = {}
+    doubted: dict[str, str] = {}
+    for method, key in question.evidence.items():
+        try:
+            item = read_evidence(context.settings, context.record.id, method, key)
+        except Denied as error:
+            doubted[method] = str(error)
+            continue
+        if item is None:
+            raise StoreError(f"expected evidence {method}/{key} in the store, got none; vet again")
+        found[method] = item
+    if not doubted:
+        return found, question
+    return found, replace(
+        question,
+        evidence={method: key for method, key in question.evidence.items() if method in found},
+        failures={**question.failures, **doubted},
+        failure_codes={**(question.failure_codes or {}), **dict.fromkeys(doubted, NOT_SIGNED)},
+    )
 
 
-def _bound(context: SigningContext, question: Question, method: str, item: Blob) -> None:
-    """Raise StoreError when evidence was not made for this submission by this code, on this data, from its seed."""
-    about, evidence, seed = item["about"], item["evidence"], context.record.seed_for(question.run)
-    data = {k: v for k, v in (question.reference_data or {}).items() if k in ("splits", "training")}
-    expected = {"method": method, "code": code_digest("detect", method), "seed": seed, "data": data}
-    given = {name: about.get(name) for name in expected}
-    if given != expected or (evidence["method"], evidence["seed"]) != (method, seed):
-        raise StoreError(f"expected evidence of {method} made with {expected}, got {given}; vet it again")
+def _bound(seed: Seed, record: Record, question: Question, method: str, item: Blob) -> None:
+    """Raise StoreError when evidence was not made for this submission by this code, on its data, from its seed."""
+    data = question.reference_data or {}
+    expected = {
+        "manifest": record.id,
+        "method": method,
+        "code": code_digest("detect", method),
+        "data": bound(data),
+        "run": question.run,
+        "seed_commitment": seed.commitment,
+    }
+    given = {name: item["about"].get(name) for name in expected}
+    if given != expected or item["evidence"].get("method") != method:
+        raise StoreError(
+            f"expected evidence of {method} made with {expected}, got {given}; vet it again, and where only the "
+            "commitments differ give gate and workers the same VETGATE_SEED_SECRET"
+        )
+    named = record.submission.reference_data
+    if data.get("name") != named:
+        raise StoreError(f"expected evidence on the submission's reference data {named}, got {data.get('name')}")
 
 
 def decided_of(context: SigningContext, judged: Judged, purpose: str, second: Judged | None = None) -> Decided:
@@ -115,9 +153,13 @@ def _confirmation(second: Judged) -> Confirmation:
 
 
 def methods_of(judged: Judged, decided: Decided) -> list[Blob]:
-    made = {name: item["about"] for name, item in judged.found.items()}
+    made = {name: {**item["about"], "vetter": item["vetter"]} for name, item in judged.found.items()}
     return [
         {k: v for k, v in method.items() if k != "null"}
-        | {k: made[method["name"]][k] for k in ("params", "seed", "code") if method["name"] in made}
+        | {
+            k: made[method["name"]][k]
+            for k in ("params", "seed_commitment", "code", "vetter")
+            if method["name"] in made
+        }
         for method in decided.verdict.to_json()["methods"]
     ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.vetting.intake import Record, read_record, submitted
+from tasks.vetting.intake import Record, read_record, records, submitted
 from tasks.vetting.settled import Settled
 from vetgate.errors import BadSubmission, Denied
 from vetgate.shape import Blob
 from vetgate.trust import dsse
 from vetgate.trust.statements import PROMOTION, claimed
 from vetgate.verdict.policy import load_policy
+
+logger = logging.getLogger(__name__)
 
 
 def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:
@@ -37,7 +41,8 @@ def promote_all_due(settings: Settings) -> list[Blob]:
         return []
     store, settled = open_store(settings), Settled(settings, "promoted")
     # what was promoted, or is older than what was, is never due again
-    left = [read_record(store, manifest) for manifest in submitted(store) if manifest not in settled]
+    fresh = (manifest for manifest in submitted(store) if manifest not in settled)
+    left = records(store, fresh, logger.warning)
     done: list[Blob] = []
     for record in sorted(left, key=_order):
         if _settled(store, record):

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.digest import canonical_json
-from vetgate.errors import StoreError
+from vetgate.errors import BadSubmission, StoreError
 from vetgate.formats.manifest import hash_directory
 from vetgate.verdict.stated import StatedVerdict
 
@@ -73,8 +74,9 @@ def _submitted(settings: Settings, directory: Path) -> str:
     store = open_store(settings)
     manifest = hash_directory(directory, max_bytes=MAX_BYTES, max_files=MAX_FILES).sha256
     store.create(f"canaries/{manifest}.json", canonical_json({"name": directory.name}))
-    if not store.exists(f"submissions/{manifest}.json"):
-        intake.take(settings, directory)
+    with suppress(BadSubmission, intake.Unproven):
+        return intake.read_record(store, manifest).id
+    intake.take(settings, directory)
     return manifest
 
 

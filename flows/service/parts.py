@@ -18,7 +18,13 @@ from tasks.settings import Settings
 
 # no file can be there, and none can be made there
 WITHHELD = "/dev/null/withheld"
-KEY, TOKEN, SECRET = "VETGATE_GATE_KEY", "VETGATE_GATE_TOKEN", "VETGATE_WEBHOOK_SECRET"
+SECRETS = KEY, TOKEN, SECRET, VETTER, SEEDS = (
+    "VETGATE_GATE_KEY",
+    "VETGATE_GATE_TOKEN",
+    "VETGATE_WEBHOOK_SECRET",
+    "VETGATE_VETTER_KEY",
+    "VETGATE_SEED_SECRET",
+)
 DATABASES = ("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_", "MLFLOW_BACKEND_STORE_URI")
 VET, GATE = POOLS = ("vet", "gate")
 
@@ -78,13 +84,13 @@ def parts(settings: Settings) -> list[Part]:
         )
     if is_ours(settings, mlflow_url(settings), settings.mlflow_port):
         found.append(Part("mlflow", (*python, "flows.service.mlflow_server"), mlflow_environment(settings), linger=1.5))
-    receiver = _environment(settings, KEY, TOKEN)
+    receiver = _environment(settings, KEY, TOKEN, VETTER, SEEDS)
     vetting = _environment(settings, KEY, SECRET)
     found.append(Part("receiver", (*python, "flows.service.receiver"), receiver))
     if is_ours(settings, gate_url(settings), settings.gate_port):
-        found.append(Part("gate", (*python, "flows.service.gate"), _environment(settings)))
+        found.append(Part("gate", (*python, "flows.service.gate"), _environment(settings, VETTER)))
     found.append(Part("vet-worker", (*python, "flows.service.worker", VET), vetting))
-    found.append(Part("gate-worker", (*python, "flows.service.worker", GATE), _environment(settings)))
+    found.append(Part("gate-worker", (*python, "flows.service.worker", GATE), _environment(settings, VETTER, SEEDS)))
     return found
 
 
@@ -98,7 +104,7 @@ def client_environment(settings: Settings) -> dict[str, str]:
 
 def prefect_environment(settings: Settings) -> dict[str, str]:
     """What the Prefect server gets: its database, and nothing of ours."""
-    given = _environment(settings, KEY, TOKEN, SECRET, databases=("PREFECT_",))
+    given = _environment(settings, *SECRETS, databases=("PREFECT_",))
     # its pages are written with the server's address in them, and the installation may be read-only
     own = {"PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui")}
     own["PREFECT_SERVER_UI_API_URL"] = prefect_url(settings)
@@ -107,7 +113,7 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
 
 def mlflow_environment(settings: Settings) -> dict[str, str]:
     """What the MLflow server gets: its database, and nothing of ours."""
-    given = _environment(settings, KEY, TOKEN, SECRET, databases=("MLFLOW_",))
+    given = _environment(settings, *SECRETS, databases=("MLFLOW_",))
     return {**MLFLOW_SERVER, **given, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 
 

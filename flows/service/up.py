@@ -21,9 +21,11 @@ from honcho.printer import Printer
 from flows.service.check import check, databases
 from flows.service.keeper import end_all
 from flows.service.parts import Part, client_environment, parts
-from flows.service.urls import gate_url, mlflow_url, prefect_url, receiver_url
+from flows.service.urls import gate_url, is_ours, mlflow_url, prefect_url, receiver_url
 from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from tasks.settings import Settings
+from tasks.vetting.intake import seeds_of
+from tasks.vetting.signed_results import vetter_key
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
 
@@ -38,6 +40,7 @@ def up(settings: Settings, announce: Callable[[Blob], None]) -> int:
     """
     started = parts(settings)
     with _alone(settings):
+        _make_secrets(settings)
         _check_ports(settings, started)
         # however a part and its keeper end: what they leave behind becomes a child of this process
         prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -97,6 +100,14 @@ def _watch(settings: Settings, count: int, announce: Callable[[Blob], None], end
             about = description(settings)
             (settings.home / "run" / "service.json").write_text(json.dumps(about))
             announce(about | {"seconds": round(time.monotonic() - since, 1)})
+
+
+def _make_secrets(settings: Settings) -> None:
+    """Have the key and the secret that vetting workers need, which no part makes where it is told of a gate service."""
+    if is_ours(settings, gate_url(settings), settings.gate_port):
+        own = settings.model_copy(update={"gate_url": None})
+        vetter_key(own)
+        seeds_of(own)
 
 
 def _check_ports(settings: Settings, started: list[Part]) -> None:

@@ -20,6 +20,7 @@ from tasks.vetting import intake, steps
 from tasks.vetting.estimate import spoken
 from tasks.vetting.inspect import Case, Data, Found, begun, processor_seconds, was_looked_at
 from tasks.vetting.intake import Record
+from tasks.vetting.signed_results import vetter_key
 from tasks.vetting.workplace import Workplace, open_workplace
 from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
@@ -58,17 +59,20 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
     """A submission on its workplace, nothing of it read yet."""
     policy, params = load_policy(settings.policy), load_params(settings.params)
     record = intake.read_record(open_store(settings), manifest_sha256)
+    # hours of work are for nothing where what they find could not be signed
+    vetter_key(settings)
     with open_workplace(settings, record.id) as workplace:
         case = Case(
             manifest=record.id,
             directory=str(workplace.given / "submission"),
             submission=record.submission.model_dump(mode="json"),
-            seed=record.seed_for(run),
+            seed=intake.seed_of(settings, record, run),
             limits=Limits(
                 cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes, threads=settings.threads
             ),
+            run=run,
         )
-        if not was_looked_at(open_store(settings), case):
+        if not was_looked_at(settings, case):
             # importing torch inside takes as long as what comes before the first call
             workplace.sandbox.start()
         yield Vetting(settings, record, policy, params, case, run), workplace

@@ -8,12 +8,11 @@ from flows.gate.client import decision
 from flows.gate.question import Question
 from flows.vetting.result import publish, result_of
 from tasks import events
-from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.store.lease import leased
 from tasks.store.open import open_store
 from tasks.vetting import intake
-from tasks.vetting.inspect import Case
+from tasks.vetting.inspect import Data
 from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
 from vetgate.verdict.reasons import Code, Reason
@@ -37,9 +36,7 @@ def give_up(settings: Settings, manifest_sha256: str) -> Blob:
             sandbox_level=level,
         )
         answer = decision(settings, question)
-        limits = Limits(cpu_seconds=policy.timeout_seconds, memory_bytes=policy.memory_bytes)
-        case = Case(record.id, "", record.submission.model_dump(mode="json"), record.seed, limits)
         result = result_of(settings, record, answer, {}, None, reason, level, time.monotonic())
-        published = publish(settings, record, case, answer, result, None)
+        published = publish(settings, record, Data(), answer, result, None)
     events.verdict_issued(record.id, published["verdict"], once=published["mlflow_run"], automatic=False)
     return published

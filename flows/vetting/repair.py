@@ -6,7 +6,6 @@ from flows.gate.decided import Answer
 from flows.params import needs, uses
 from flows.vetting.examine import Seen, Vetting
 from flows.vetting.result import Rejected, Restored
-from tasks.store.open import open_store
 from tasks.vetting import steps
 from tasks.vetting.basis import nothing_to_go_by, records_with
 from tasks.vetting.choose import Tried, candidates, choose, clearly_good
@@ -48,10 +47,10 @@ def _wanted(vetting: Vetting, seen: Seen, ruling: Answer) -> bool:
 
 def _tried(vetting: Vetting, seen: Seen, ruling: Answer) -> list[Tried]:
     """Every repair of the policy in its order, until one is clearly good: its record, or why it has none."""
-    store, case, params = open_store(vetting.settings), vetting.case, vetting.params
+    settings, case, params = vetting.settings, vetting.case, vetting.params
     suspects = list(ruling.decided.verdict.suspects)
     inversion = params.detect.get(source_of("triggers", params.detect) or "", {})
-    by = Yardstick(records_with(store, case, seen.found, "triggers", suspects), suspects, inversion)
+    by = Yardstick(records_with(settings, case, seen.found, "triggers", suspects), suspects, inversion)
     tried: list[Tried] = []
     good: str | None = None
     for method in vetting.policy.repair.methods:
@@ -59,15 +58,15 @@ def _tried(vetting: Vetting, seen: Seen, ruling: Answer) -> list[Tried]:
             tried.append(Reason(Code.REPAIR_NOT_TRIED, method, figures={"good": good}))
             continue
         used = uses(method)
-        evidence = [] if used is None else records_with(store, case, seen.found, used, suspects)
+        evidence = [] if used is None else records_with(settings, case, seen.found, used, suspects)
         skipped = nothing_to_go_by(case, method, used, evidence, needs("repair", method))
         if skipped is not None:
             tried.append(skipped)
         else:
             # the repaired copy is vetted next
-            warm(vetting.settings)
+            warm(settings)
             own = params.repair.get(method, {})
-            one = repair_from_json(steps.repair(vetting.settings, case, method, own, evidence, by))
+            one = repair_from_json(steps.repair(settings, case, method, own, evidence, by))
             tried.append(one)
             good = method if clearly_good(one, vetting.policy.repair) else None
     return tried

@@ -16,7 +16,7 @@ from tasks.report.trigger_images import trigger_pngs
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.vetting.inspect import Case, Found, read_evidence
+from tasks.vetting.inspect import Data, Found, read_evidence
 from tasks.vetting.intake import Record
 from tasks.vetting.results import (
     Compared,
@@ -99,7 +99,7 @@ def result_of(
 def publish(
     settings: Settings,
     record: Record,
-    case: Case,
+    data: Data,
     answer: Answer,
     result: Result,
     repaired: Repaired | Rejected | None,
@@ -118,19 +118,19 @@ def publish(
             page.unlink(missing_ok=True)
             store.fetch(f"reports/{record.id}/{vetting}.html", page)
             return replace(result, mlflow_run=run).to_json()
-        stored = [read_evidence(store, record.id, method, key) for method, key in answer.decided.evidence.items()]
+        stored = [read_evidence(settings, record.id, method, key) for method, key in answer.decided.evidence.items()]
         evidence = [item for item in stored if item is not None]
         chosen = repaired.restored.chosen if isinstance(repaired, Repaired) else None
-        clean = Clean.first_of(Path(case.data.splits["test"])) if case.data.splits else None
+        clean = Clean.first_of(Path(data.splits["test"])) if data.splits else None
         with tempfile.TemporaryDirectory() as room:
             files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
-            files["report.html"].write_text(_page(record, result, answer, evidence, chosen, clean, case))
+            files["report.html"].write_text(_page(record, result, answer, evidence, chosen, clean, data))
             for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
                 files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
                 files[f"triggers/{name}"].write_bytes(content)
             run = record_vetting(settings, record.submission, record.id, result, files, vetting=vetting)
         result = replace(result, mlflow_run=run)
-        page.write_text(_page(record, result, answer, evidence, chosen, clean, case))
+        page.write_text(_page(record, result, answer, evidence, chosen, clean, data))
         store.create(f"reports/{record.id}/{vetting}.html", page.read_bytes())
         store.create(f"results/{record.id}/{vetting}.json", json.dumps(result.to_json()).encode())
     except OSError as error:
@@ -163,7 +163,7 @@ def _page(
     evidence: list[Blob],
     chosen: RepairRecord | None,
     clean: Clean | None,
-    case: Case,
+    data: Data,
 ) -> str:
     policy = answer.decided.policy
     return render(
@@ -177,14 +177,14 @@ def _page(
             "Supplier": record.submission.supplier,
             "Repairs": record.submission.parent,
             "Policy": f"{policy.name}, SHA-256 {policy.sha256}",
-            "Reference data": _source(case),
+            "Reference data": _source(data),
         },
         clean=clean,
     )
 
 
-def _source(case: Case) -> str | None:
-    source = case.data.source
+def _source(data: Data) -> str | None:
+    source = data.source
     return f"{source['name']} at {source['rev'][:12]}, SHA-256 {source['sha256']}" if "name" in source else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ def submit(settings: Settings, directory: Path, key: Path | None = None) -> inta
     return record
 
 
-def queue(settings: Settings) -> list[dict[str, Any]]:
-    """Every submission, oldest first, with its newest verdict, if it has one."""
+def queue(settings: Settings, wrong: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Every submission, oldest first, with its newest verdict, if it has one; `wrong` as `intake.records` has it."""
     store = open_store(settings)
     rows = []
-    for record in intake.records(store):
+    for record in intake.records(store, intake.submitted(store), wrong):
         try:
             newest = newest_attestation(store, record.id)
             claims = newest.claims if newest else {}

@@ -31,7 +31,7 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
     moment = time.time() if now is None else now
     done: Blob = {"vetted": [], "given_up": [], "taken": [], "promoted": [], "at_work": 0, "queued": 0, "errors": []}
     most = load_policy(settings.policy).max_attempts
-    for item in queue.waiting(settings, moment):
+    for item in queue.waiting(settings, moment, done["errors"].append):
         if item.at_work:
             done["at_work"] += 1
         elif item.record.id in queued:

@@ -83,12 +83,14 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
     check()
     found = {item.method: item for item in seen.found}
     result = result_of(settings, record, ruling, found, repaired, seen.refusal, workplace.sandbox.level, started)
-    return steps.register(partial(publish, settings, record, vetting.case, ruling, result, repaired))
+    return steps.register(partial(publish, settings, record, vetting.case.data, ruling, result, repaired))
 
 
 def _vet_again(vetting: Vetting, restored: Restored, unless_vetted: bool) -> Repaired:
     """The repaired model as a submission of its own, vetted from the first step by the same rules."""
-    record = intake.take(vetting.settings, restored.directory, seed=vetting.record.seed_for("repaired"))
+    # what is repaired in the course of a demonstration is a part of it
+    origin = f"{vetting.record.origin}/repaired" if vetting.record.origin else ""
+    record = intake.take(vetting.settings, restored.directory, origin=origin)
     submission = record.submission
     if submission.parent != vetting.record.id or submission.name != vetting.record.submission.name:
         raise StoreError(f"expected a repair of {vetting.record.id}, got one of {submission.parent}; it is refused")

@@ -248,7 +248,7 @@ def _provenance(
             yield f"Calibration {key.replace('_', ' ')}", number(value, 6)
     for record in records:
         about = record.get("about") or {}
-        stated = {"seed": record["evidence"].get("seed"), "code": about.get("code"), "data": about.get("data")}
+        stated = {"code": about.get("code"), "data": about.get("data"), "signed by vetter": record.get("vetter")}
         words = ", ".join(f"{k} {v}" for k, v in stated.items() if isinstance(v, str | int))
         yield title_of(record["evidence"]["method"]), words
     yield "Sandbox level", number(result.sandbox_level)

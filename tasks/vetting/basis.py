@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tasks.store.base import Store
+from tasks.settings import Settings
 from tasks.vetting.inspect import Case, Found, read_evidence
 from vetgate.packed import array_of
 from vetgate.role import Uses, role_of
@@ -12,14 +12,16 @@ from vetgate.shape import Blob
 from vetgate.verdict.reasons import Code, Reason
 
 
-def records_with(store: Store, case: Case, found: Sequence[Found], what: Uses, suspects: Sequence[int]) -> list[Blob]:
+def records_with(
+    settings: Settings, case: Case, found: Sequence[Found], what: Uses, suspects: Sequence[int]
+) -> list[Blob]:
     """The records of evidence that hold flagged rows, neurons, or a trigger that leads to a suspect."""
     holding = []
     for item in found:
         role = role_of(item.method)
         if item.key is None or role is None or what not in role.gives:
             continue
-        record = read_evidence(store, case.manifest, item.method, item.key)
+        record = read_evidence(settings, case.manifest, item.method, item.key)
         if record is not None and _holds(record["evidence"], what, suspects):
             holding.append(record)
     return holding

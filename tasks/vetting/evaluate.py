@@ -66,7 +66,7 @@ def reinvert(case: Case, model: Blob, labels: list[int], params: Blob) -> list[B
         "held_out": case.data.files("validate"),
         "labels": labels,
         "params": params,
-        "seed": case.seed,
+        "seed": case.seed.number,
     }
     sandbox = workplace_of(case.manifest).sandbox
     on_progress = progress_of("reverse triggers anew")

@@ -1,13 +1,12 @@
-"""Run the detectors in the sandbox, and write what each finds at once and once."""
+"""Run the detectors in the sandbox, and sign and write what each finds at once and once."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -15,14 +14,18 @@ from importlib.metadata import version
 from typing import Any
 
 from tasks.progress import progress_of
-from tasks.sandbox.host import OPS, Limits, SandboxError
+from tasks.sandbox.host import OPS, Crashed, Limits, SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
+from tasks.vetting import signed_results
 from tasks.vetting.estimate import images_for
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
-from vetgate.errors import DefenceError, StoreError
+from vetgate.errors import DefenceError
+from vetgate.trust.keys import read_trust_root
+from vetgate.trust.seeds import Seed
+from vetgate.trust.statements import EVIDENCE, INSPECTION
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Case:
-    """What every method of one vetting is run on: paths, digests and plain values."""
+    """What every method of one vetting is run on: paths, digests and plain values; `run` names the seed's run."""
 
     manifest: str
     directory: str
     submission: dict[str, Any]
-    seed: int
+    seed: Seed
     limits: Limits
     data: Data = field(default_factory=Data)
+    run: str = ""
 
     @property
     def model(self) -> dict[str, Any]:
@@ -71,14 +75,14 @@ def look(settings: Settings, case: Case) -> dict[str, Any]:
 
     What the same code understood of the same bytes is not read again.
     """
-    store = open_store(settings)
-    record = _inspection(store, case)
-    if record is None:
-        sandbox, about = workplace_of(case.manifest).sandbox, _looked(case)
+    about = _looked(case)
+    before = signed_results.find(settings, INSPECTION, about)
+    if before is None:
+        sandbox = workplace_of(case.manifest).sandbox
         sandbox.call("inspect", case.model, limits=case.limits)
-        record = {"about": about, "described": sandbox.call("describe", case.model, limits=case.limits.single)}
-        store.create(_look_path(about), canonical_json(record))
-    return dict(record["described"])
+        described = sandbox.call("describe", case.model, limits=case.limits.single)
+        before = signed_results.save(settings, INSPECTION, about, {"described": described})
+    return dict(before.found["described"])
 
 
 def processor_seconds(case: Case, described: dict[str, Any]) -> float | None:
@@ -92,37 +96,18 @@ def processor_seconds(case: Case, described: dict[str, Any]) -> float | None:
 
 def begun(settings: Settings, case: Case, wanted: dict[str, dict[str, Any]]) -> bool:
     """Whether the store holds what some of the detectors (name -> parameters) find."""
-    store = open_store(settings)
-    keys = {method: sha256_json(provenance(case, "detect", method, params)) for method, params in wanted.items()}
-    return any(read_evidence(store, case.manifest, method, key) is not None for method, key in keys.items())
+    asked = (provenance(case, "detect", method, params) for method, params in wanted.items())
+    return any(signed_results.find(settings, EVIDENCE, about) is not None for about in asked)
 
 
-def was_looked_at(store: Store, case: Case) -> bool:
-    """Whether the files were understood before, by this very code; raises StoreError when the record is another's."""
-    return _inspection(store, case) is not None
-
-
-def _inspection(store: Store, case: Case) -> dict[str, Any] | None:
-    """The record of an earlier inspection by this very code; raises StoreError when it is another's."""
-    about = _looked(case)
-    try:
-        record = json.loads(store.read(_look_path(about)))
-    except KeyError:
-        return None
-    except ValueError as error:
-        raise StoreError(f"the inspection of {case.manifest} is no JSON; the store was tampered with") from error
-    if not isinstance(record, dict) or record.get("about") != about:
-        raise StoreError(f"the inspection of {case.manifest} is about something else; the store was tampered with")
-    return record
+def was_looked_at(settings: Settings, case: Case) -> bool:
+    """Whether a trusted vetter understood the files before, by this very code."""
+    return signed_results.find(settings, INSPECTION, _looked(case)) is not None
 
 
 def _looked(case: Case) -> dict[str, Any]:
     level = workplace_of(case.manifest).sandbox.level
     return {"manifest": case.manifest, "code": _readers(), "limits": case.limits.to_json(), "sandbox_level": level}
-
-
-def _look_path(about: dict[str, Any]) -> str:
-    return f"inspections/{about['manifest']}/{sha256_json(about)}.json"
 
 
 @cache
@@ -156,7 +141,7 @@ def payload_of(case: Case, method: str, params: dict[str, Any]) -> dict[str, Any
         **case.model,
         "method": method,
         "params": params,
-        "seed": case.seed,
+        "seed": case.seed.number,
         "clean": case.data.files("invert", "confirm"),
         "train": [case.data.training] if case.data.training else [],
     }
@@ -165,46 +150,52 @@ def payload_of(case: Case, method: str, params: dict[str, Any]) -> dict[str, Any
 def recorded(
     settings: Settings, case: Case, method: str, params: dict[str, Any], run: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The fields of what a detector found: from the store, else what `run` gives (evidence, seconds, sandbox_level)."""
-    store = open_store(settings)
+    """The fields of what a detector found: from the store, else what `run` gives (evidence, seconds, sandbox_level).
+
+    It is signed by this process, which is no sandbox, and kept without the number of its seed.
+    """
     about = provenance(case, "detect", method, params)
-    key = sha256_json(about)
-    saved = read_evidence(store, case.manifest, method, key)
-    if saved is not None:
-        return asdict(Found(method, key, saved["seconds"]))
-    log_invocation(store, case.manifest, method, key)
-    try:
-        answer = run()
-    except (SandboxError, DefenceError) as error:
-        return asdict(Found(method, None, None, str(error), error.code))
-    # another process that vets the same submission may have been first: what the store holds counts
-    store.create(_evidence_path(case.manifest, method, key), canonical_json({"about": about, **answer}))
-    return asdict(Found(method, key, answer["seconds"]))
+    saved = signed_results.find(settings, EVIDENCE, about)
+    if saved is None:
+        log_invocation(open_store(settings), case.manifest, method, sha256_json(about))
+        try:
+            saved = signed_results.save(settings, EVIDENCE, about, _seedless(run(), case))
+        except (SandboxError, DefenceError) as error:
+            return asdict(Found(method, None, None, str(error), error.code))
+    return asdict(Found(method, saved.key, saved.found["seconds"]))
+
+
+def _seedless(answer: dict[str, Any], case: Case) -> dict[str, Any]:
+    """What was found without its seed; raises Crashed for evidence that was drawn from another."""
+    evidence = dict(answer["evidence"])
+    if evidence.pop("seed", None) != case.seed.number:
+        raise Crashed(f"expected evidence from the seed that was given, got another of {case.manifest}; refuse it")
+    return {**answer, "evidence": evidence}
 
 
 def provenance(case: Case, kind: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a result depends on; its SHA-256 is the key under which the result is kept."""
+    """Everything that a result depends on; its SHA-256 begins the key under which the result is kept."""
     return {
         "manifest": case.manifest,
         "method": method,
         "params": params,
         "code": code_digest("detect" if kind == "detect" else "repair", method),
-        "data": {k: v for k, v in case.data.source.items() if k in ("splits", "training")},
-        "seed": case.seed,
+        "data": bound(case.data.source),
+        "run": case.run,
+        "seed_commitment": case.seed.commitment,
     }
 
 
-def read_evidence(store: Store, manifest: str, method: str, key: str) -> dict[str, Any] | None:
-    """The evidence kept under a key; raises StoreError when it is not about what the key says."""
-    try:
-        record: dict[str, Any] = json.loads(store.read(_evidence_path(manifest, method, key)))
-    except KeyError:
-        return None
-    except ValueError as error:
-        raise StoreError(f"evidence {method}/{key} of {manifest} is no JSON; the store was tampered with") from error
-    if sha256_json(record["about"]) != key or record["about"]["manifest"] != manifest:
-        raise StoreError(f"evidence {method}/{key} of {manifest} is about something else; the store was tampered with")
-    return record
+def bound(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the description of reference data what evidence is bound to: the file, its splits, and the training data."""
+    return {name: value for name, value in source.items() if name in ("sha256", "splits", "training")}
+
+
+def read_evidence(settings: Settings, manifest: str, method: str, key: str) -> dict[str, Any] | None:
+    """The evidence under a key with its `about` and `vetter`, or None; raises Denied unless a trusted vetter signed it."""
+    trust = read_trust_root(settings.trust_root)
+    signed = signed_results.read(open_store(settings), trust, EVIDENCE, manifest, method, key)
+    return None if signed is None else {"about": signed.about, "vetter": signed.vetter, **signed.found}
 
 
 def log_invocation(store: Store, manifest: str, method: str, key: str) -> None:
@@ -213,7 +204,3 @@ def log_invocation(store: Store, manifest: str, method: str, key: str) -> None:
     attempt = 1
     while not store.create(f"invocations/{manifest}/{method}/{key}/{attempt:04}.json", line):
         attempt += 1
-
-
-def _evidence_path(manifest: str, method: str, key: str) -> str:
-    return f"evidence/{manifest}/{method}/{key}.json"

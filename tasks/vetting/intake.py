@@ -4,104 +4,150 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import hmac
 import json
+import logging
 import os
-import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tasks.secret_file import secret_at
 from tasks.settings import Settings
-from tasks.store.base import Store
+from tasks.store.base import Changed, Store
 from tasks.store.open import open_store
-from vetgate.errors import BadSubmission, StoreError
+from vetgate.digest import canonical_json
+from vetgate.errors import BadSubmission, Denied, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory, take_in
-from vetgate.formats.submission import Submission, read_submission
+from vetgate.formats.submission import FILE, Submission, parse_submission, read_description
+from vetgate.trust.dsse import MAX_CLOCK_SKEW
+from vetgate.trust.seeds import Seed, Seeds
+from vetgate.trust.strict_json import as_object
 
+logger = logging.getLogger(__name__)
 MAX_BYTES = 2 * 2**30
 MAX_FILES = 64
 
 
+class Unproven(StoreError):
+    """What lies at the place of a submission's record does not follow from the submitted bytes."""
+
+    code = "unproven-record"
+
+
 @dataclass(frozen=True)
 class Record:
-    """One submission as the store keeps it; written once, by the first to submit these bytes."""
+    """One submission as the store keeps it, written by the first to submit these bytes; it proves itself.
 
-    submission: Submission
+    `description` is the text of submission.yaml, whose SHA-256 is in the manifest, whose SHA-256 is the submission's
+    id. When it was submitted is what intake says, and nothing is decided by it but an order. Seeds are drawn from
+    `origin`, if this installation made its `seal`.
+    """
+
+    description: str
     manifest: Manifest
     submitted_at: str
-    seed: int
+    origin: str = ""
+    seal: str = ""
 
     @property
     def id(self) -> str:
         """The SHA-256 of the manifest."""
         return self.manifest.sha256
 
-    def seed_for(self, run: str = "") -> int:
-        """The seed of the first run (""), or of another, independent one by its name."""
-        if not run:
-            return self.seed
-        digest = hmac.digest(str(self.seed).encode(), f"{self.id}/{run}".encode(), "sha256")
-        return int.from_bytes(digest[:8], "big") >> 11
+    @property
+    def submission(self) -> Submission:
+        """What the supplier says, read from the description; raises BadSubmission where this version refuses it."""
+        return _parsed(self.description)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
-        return {
-            "submission": self.submission.model_dump(mode="json"),
-            "manifest": self.manifest.to_json(),
-            "manifest_sha256": self.id,
-            "submitted_at": self.submitted_at,
-            "seed": self.seed,
-            "parent": self.submission.parent,
-        }
+        return {**asdict(self), "manifest": self.manifest.to_json()}
 
     @classmethod
-    def from_json(cls, blob: dict[str, Any]) -> Record:
-        """The record that `to_json` wrote."""
-        return cls(
-            submission=Submission.model_validate(blob["submission"]),
-            manifest=Manifest.from_json(blob["manifest"]),
-            submitted_at=str(blob["submitted_at"]),
-            seed=int(blob["seed"]),
-        )
+    def from_json(cls, blob: object, manifest_sha256: str) -> Record:
+        """The record that `to_json` wrote of this manifest; raises Unproven for what does not follow from it."""
+        try:
+            fields = as_object(blob, {field.name for field in dataclass_fields(cls)}, "a record")
+            manifest = Manifest.from_json(fields.pop("manifest"))
+            if not all(isinstance(value, str) for value in fields.values()):
+                raise Denied("expected texts in a record, got something else")
+            described = {hashlib.sha256(fields["description"].encode()).hexdigest()}
+            if manifest.sha256 != manifest_sha256 or {manifest.digests.get(FILE)} != described:
+                raise Denied("expected the manifest and the description of these bytes, got others")
+            submitted = datetime.fromisoformat(fields["submitted_at"])
+            # one of next year would stand last in every queue
+            if submitted > datetime.now(UTC) + MAX_CLOCK_SKEW:
+                raise Denied(f"expected a time of submission that has been, got {submitted}")
+        except (Denied, StoreError, TypeError, ValueError) as error:
+            raise Unproven(
+                f"expected submissions/{manifest_sha256}.json to follow from the submitted bytes, got something else "
+                f"({error}); remove it and submit the model again"
+            ) from error
+        return cls(manifest=manifest, **fields)
 
 
-def take(settings: Settings, directory: Path, *, name: str | None = None, seed: int | None = None) -> Record:
+_parsed = lru_cache(maxsize=1024)(parse_submission)
+
+
+def take(settings: Settings, directory: Path, *, name: str | None = None, origin: str = "") -> Record:
     """Copy a submission directory into quarantine and record it; the same bytes give the same record.
 
-    `seed` is that of its detectors where a supplier has no say in it: of a demonstration, or of our own repair, which
-    has it from its parent. Raises BadSubmission when it is not a submission of `name`, if one is given.
+    `origin` is what the seeds of its detectors are drawn from, if not the manifest (`vetgate.trust.seeds`); to seal it
+    takes the installation's secret. What lies in the record's place and does not follow from the bytes is replaced.
+    Raises BadSubmission when it is not a submission of `name`, if one is given, Unproven where nothing can be replaced.
     """
     if not directory.is_dir():
         raise BadSubmission(f"expected a directory with submission.yaml and a model, got {directory}")
     with workroom(settings) as room:
         copy = room / "copy"
         manifest = take_in(directory, copy, max_bytes=MAX_BYTES, max_files=MAX_FILES)
-        submission = read_submission(copy)
+        description = read_description(copy)
+        submission = parse_submission(description)
         if name not in (None, submission.name):
             raise BadSubmission(f"expected a submission of {name}, got one of {submission.name}; correct its name")
         store = open_store(settings)
         for entry in manifest.files:
             store.copy_in_file(f"quarantine/{manifest.sha256}/{entry.path}", copy / entry.path)
-    own = _seed(settings, manifest) if seed is None else seed
-    record = Record(submission, manifest, datetime.now(UTC).isoformat(timespec="seconds"), own)
+    seal = seeds_of(settings).seal(manifest.sha256, origin) if origin else ""
+    record = Record(description, manifest, datetime.now(UTC).isoformat(timespec="seconds"), origin, seal)
     # last, so that a recorded submission has all its files
-    if store.create(f"submissions/{record.id}.json", json.dumps(record.to_json(), sort_keys=True).encode()):
-        return record
-    return read_record(store, record.id)
+    return record if store.create(_path(record.id), canonical_json(record.to_json())) else _first(store, record)
+
+
+def _first(store: Store, record: Record) -> Record:
+    """The record that was there first, or this one in its place if that one is none."""
+    etag = store.etag(_path(record.id))
+    try:
+        return read_record(store, record.id)
+    except Unproven as error:
+        try:
+            store.replace(_path(record.id), canonical_json(record.to_json()), if_match=etag)
+        except Changed:
+            return read_record(store, record.id)
+        except StoreError as refused:
+            raise error from refused
+        logger.warning("another wrote submissions/%s.json first, and it was replaced: %s", record.id, error)
+    return record
 
 
 def read_record(store: Store, manifest_sha256: str) -> Record:
-    """The recorded submission; raises BadSubmission when there is none."""
+    """The recorded submission; raises BadSubmission when there is none, Unproven when it is not of these bytes."""
     try:
-        return Record.from_json(json.loads(store.read(f"submissions/{manifest_sha256}.json")))
+        data = store.read(_path(manifest_sha256))
     except KeyError as error:
         raise BadSubmission(f"expected a submitted model, got {manifest_sha256}; see `vetgate status`") from error
+    try:
+        blob = json.loads(data)
+    except (ValueError, RecursionError):
+        blob = None
+    return Record.from_json(blob, manifest_sha256)
 
 
 def find_record(store: Store, prefix: str) -> Record:
@@ -120,9 +166,42 @@ def submitted(store: Store) -> list[str]:
     return [key.split("/")[1].removesuffix(".json") for key in store.list("submissions/") if key.endswith(".json")]
 
 
-def records(store: Store) -> list[Record]:
-    """Every recorded submission, oldest first."""
-    return sorted((read_record(store, manifest) for manifest in submitted(store)), key=lambda r: (r.submitted_at, r.id))
+def records(store: Store, manifests: Iterable[str], wrong: Callable[[str], object]) -> list[Record]:
+    """The recorded submissions with these manifests, oldest first; `wrong` is told of each that is none.
+
+    One that somebody wrote over must not keep the others from being seen.
+    """
+    found = []
+    for manifest in manifests:
+        try:
+            found.append(read_record(store, manifest))
+            # also that this version still reads what it says
+            found[-1].submission  # noqa: B018
+        except (Unproven, BadSubmission) as error:
+            wrong(f"{manifest}: {error}")
+    return sorted(found, key=lambda record: (record.submitted_at, record.id))
+
+
+def seeds_of(settings: Settings) -> Seeds:
+    """The seeds of this installation; its secret is made on first use, but not where the gate is elsewhere."""
+    if settings.gate_url is not None and not settings.seed_secret.exists():
+        raise StoreError(
+            f"expected the secret of this installation's seeds at {settings.seed_secret}, got none; give gate and "
+            "vetting workers the same file as VETGATE_SEED_SECRET"
+        )
+    return Seeds(secret_at(settings.seed_secret).encode())
+
+
+def seed_of(settings: Settings, record: Record, run: str = "") -> Seed:
+    """The seed of a run ("" is the first) on a submission, recomputed from the secret; nothing in the store tells it."""
+    seeds = seeds_of(settings)
+    # an origin that this installation did not seal is none of ours
+    origin = record.origin if record.origin and seeds.sealed(record.id, record.origin, record.seal) else ""
+    return seeds.seed(record.id, run, origin)
+
+
+def _path(manifest_sha256: str) -> str:
+    return f"submissions/{manifest_sha256}.json"
 
 
 def fetch(store: Store, record: Record, destination: Path) -> None:
@@ -177,29 +256,3 @@ def _remove(room: Path) -> None:
         with suppress(OSError):
             os.chmod(path, 0o700)
     shutil.rmtree(room, ignore_errors=True)
-
-
-def _seed(settings: Settings, manifest: Manifest) -> int:
-    """Stable for resuming, unknown to the supplier; 53 bits, which every JSON reader holds exactly."""
-    digest = hmac.digest(
-        _installation_secret(settings.home / "keys" / "seed.secret"), manifest.sha256.encode(), "sha256"
-    )
-    return int.from_bytes(digest[:8], "big") >> 11
-
-
-def _installation_secret(path: Path) -> bytes:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = path.with_name(f".{secrets.token_hex(8)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(hashlib.sha256(secrets.token_bytes(64)).digest())
-            handle.flush()
-            os.fsync(handle.fileno())
-        # a link, not a rename: the first of two installers wins
-        with suppress(FileExistsError):
-            os.link(draft, path)
-        draft.unlink()
-        return path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"expected to keep a secret at {path}, got {error.strerror}; set VETGATE_HOME") from error

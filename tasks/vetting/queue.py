@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.lease import Lease, read_lease
 from tasks.store.open import open_store
-from tasks.vetting.intake import Record, read_record, submitted
+from tasks.vetting.intake import Record, records, submitted
 from tasks.vetting.settled import Settled
 
+logger = logging.getLogger(__name__)
 # a vetting that died is tried again after this long, then after twice as long, and so on
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 3600.0
@@ -35,16 +37,20 @@ class Waiting:
         return self.lease.attempt if self.lease else 0
 
 
-def waiting(settings: Settings, now: float | None = None) -> Iterator[Waiting]:
-    """Every submission without a result, oldest first; canaries are vetted with their batch only."""
+def waiting(
+    settings: Settings, now: float | None = None, wrong: Callable[[str], object] = logger.warning
+) -> Iterator[Waiting]:
+    """Every submission without a result, oldest first; canaries are vetted with their batch only.
+
+    `wrong` is told of those whose record does not follow from their bytes.
+    """
     store = open_store(settings)
     moment = time.time() if now is None else now
     settled = Settled(settings, "finished")
     left = [manifest for manifest in submitted(store) if manifest not in settled]
     done = _finished(store, left)
     settled.add(done)
-    found = sorted((read_record(store, id) for id in left if id not in done), key=lambda r: (r.submitted_at, r.id))
-    for record in found:
+    for record in records(store, (manifest for manifest in left if manifest not in done), wrong):
         yield _waiting(store, record, moment)
 
 

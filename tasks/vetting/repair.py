@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +13,16 @@ from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
+from tasks.vetting import signed_results
 from tasks.vetting.evaluate import Evaluated, area, cut, evaluate, lost, natural_success, reinvert, smallest
 from tasks.vetting.inspect import Case, log_invocation, provenance
 from tasks.vetting.results import Compared, RepairFailed, RepairRecord, RepairTriggers, TriggerSize, Validated
 from tasks.vetting.workplace import workplace_of
-from vetgate.digest import canonical_json, sha256_json
+from vetgate.digest import sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.shape import Blob
+from vetgate.trust.statements import REPAIR
 
 Triggers = Sequence[Mapping[str, Any]]
 # which figures a record holds; one that an earlier version wrote, with others, lies under another key
@@ -60,19 +61,18 @@ def run_repair(
         "figures": FIGURES,
     }
     key = sha256_json(about)
-    path = f"repairs/{case.manifest}/{method}/{key}.json"
-    if (saved := _read(store, path)) is not None:
-        return saved
+    if (saved := signed_results.find(settings, REPAIR, about)) is not None:
+        return RepairRecord.from_json(saved.found)
     log_invocation(store, case.manifest, method, key)
     out = workplace_of(case.manifest).made / key
     payload = {
         **case.model,
         "method": method,
         "params": params,
-        "seed": case.seed,
+        "seed": case.seed.number,
         "clean": case.data.files("repair"),
         "train": [case.data.training] if case.data.training else [],
-        "evidence": [_about(item["evidence"], by.suspects) for item in evidence],
+        "evidence": [_about(item["evidence"], case, by.suspects) for item in evidence],
         "parent": case.manifest,
         "out": str(out),
     }
@@ -83,7 +83,7 @@ def run_repair(
         triggers, figures = _measured(case, repaired, by)
     except (SandboxError, DefenceError) as error:
         return RepairFailed(method, str(error))
-    manifest = _keep(store, case, method, key, Path(repaired.directory))
+    manifest = _keep(store, case, method, Path(repaired.directory))
     record = RepairRecord(
         about=about,
         key=key,
@@ -94,7 +94,7 @@ def run_repair(
         triggers=triggers,
         validate=figures,
     )
-    store.create(path, canonical_json(record.to_json()))
+    signed_results.save(settings, REPAIR, about, record.to_json())
     return record
 
 
@@ -128,7 +128,7 @@ def restore(settings: Settings, case: Case, record: RepairRecord, destination: P
     shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir(parents=True)
     for entry in manifest.files:
-        store.fetch(_file(case, record.method, record.key, entry.path), destination / entry.path)
+        store.fetch(_file(case, record.method, manifest, entry.path), destination / entry.path)
     if hash_directory(destination).sha256 != manifest.sha256:
         raise StoreError(f"the repaired bytes of {case.manifest} are not those written; the store was tampered with")
 
@@ -149,30 +149,26 @@ def adopt(case: Case, directory: Path) -> Case:
     return replace(case, directory=str(given), submission={**case.submission, "parent": case.manifest})
 
 
-def _about(evidence: Blob, suspects: list[int]) -> Blob:
-    """The evidence with only those of its triggers that lead to suspects."""
-    return {**evidence, "triggers": [t for t in evidence["triggers"] if t["target"] in suspects]}
+def _about(evidence: Blob, case: Case, suspects: list[int]) -> Blob:
+    """The evidence as its detector gave it, but only those of its triggers that lead to suspects."""
+    return {
+        **evidence,
+        "seed": case.seed.number,
+        "triggers": [t for t in evidence["triggers"] if t["target"] in suspects],
+    }
 
 
 def _both(case: Case, repaired: Case, before: Triggers, after: Triggers, purpose: str) -> tuple[Evaluated, Evaluated]:
     return evaluate(case, case.model, before, purpose), evaluate(case, repaired.model, after, purpose)
 
 
-def _read(store: Store, path: str) -> RepairRecord | None:
-    try:
-        return RepairRecord.from_json(json.loads(store.read(path)))
-    except KeyError:
-        return None
-    except ValueError as error:
-        raise StoreError(f"the repair at {path} is no JSON; the store was tampered with") from error
-
-
-def _keep(store: Store, case: Case, method: str, key: str, directory: Path) -> Manifest:
+def _keep(store: Store, case: Case, method: str, directory: Path) -> Manifest:
     manifest = hash_directory(directory)
     for entry in manifest.files:
-        store.copy_in_file(_file(case, method, key, entry.path), directory / entry.path, sha256=entry.sha256)
+        store.copy_in_file(_file(case, method, manifest, entry.path), directory / entry.path, sha256=entry.sha256)
     return manifest
 
 
-def _file(case: Case, method: str, key: str, path: str) -> str:
-    return f"repairs/{case.manifest}/{method}/{key}/{path}"
+def _file(case: Case, method: str, repaired: Manifest, path: str) -> str:
+    # nobody can lay other files here before it is known what comes out
+    return f"repairs/{case.manifest}/{method}/{repaired.sha256}/{path}"

@@ -73,7 +73,7 @@ class RepairTriggers(Shaped):
 
 @dataclass(frozen=True)
 class RepairRecord(Shaped):
-    """A repair that ran, as the store keeps it under its key; `about` is all that it depends on, `files` a manifest."""
+    """A repair that ran; `about` is all that it depends on, `key` its digest, `files` a manifest."""
 
     WHAT = "the record of a repair"
 

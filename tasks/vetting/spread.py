@@ -67,7 +67,7 @@ def compute(job: str) -> str:
 def _compute(settings: Settings, job: Blob) -> str:
     if code_digest("detect", job["method"]) != job["code"]:
         raise StoreError(f"expected the same code of {job['method']} on every worker, got other; install one version")
-    with place_for(settings, case_from_json(job["case"]), job["sizes"]) as place:
+    with place_for(settings, case_from_json(settings, job["case"]), job["sizes"]) as place:
         payload = payload_of(place.case, job["method"], job["params"]) | {"replay": job["replay"]}
         sandbox, started = place.workplace.sandbox, time.monotonic()
         answer = sandbox.call("detect", payload, limits=place.case.limits.single)

@@ -95,7 +95,8 @@ def detect_on_dask(case: str, sizes: dict[str, int], method: str, params: Blob) 
             # a pure call with the same job would be answered from an earlier one
             return client.submit(work, job, pure=False)
 
-        return detect_spread(load_settings(), case_from_json(json.loads(case)), sizes, method, params, submit)
+        settings = load_settings()
+        return detect_spread(settings, case_from_json(settings, json.loads(case)), sizes, method, params, submit)
 
 
 @task(name="decide", task_run_name="decide", persist_result=True, result_serializer="json", cache_policy=NO_CACHE)

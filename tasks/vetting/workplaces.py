@@ -16,7 +16,7 @@ from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting.inspect import Case, Data
-from tasks.vetting.intake import fetch, read_record
+from tasks.vetting.intake import fetch, read_record, seed_of
 from tasks.vetting.prepare import prepare
 from tasks.vetting.workplace import Workplace, set_up
 from vetgate.digest import sha256_json
@@ -46,7 +46,7 @@ def place_for(settings: Settings, case: Case, sizes: dict[str, int]) -> Iterator
     key = sha256_json([str(settings.home), case.manifest, case.data.source, sizes])
     place = _taken(key) or _laid_out(settings, case, sizes, key)
     try:
-        # seed, limits and the like are the asker's; only the paths are our own
+        # run, limits and the like are the asker's; only the paths are our own
         place.case = replace(case, directory=place.case.directory, data=place.case.data)
         yield place
     except BaseException:
@@ -64,20 +64,27 @@ def clear() -> None:
 
 
 def case_to_json(case: Case) -> dict[str, Any]:
-    """What others need to know of a case: no path of this host is in it."""
+    """What others need to know of a case: no path of this host is in it, and no seed, which each computes itself."""
     return {
         "manifest": case.manifest,
-        "submission": case.submission,
-        "seed": case.seed,
+        "run": case.run,
         "limits": case.limits.to_json(),
         "source": case.data.source,
     }
 
 
-def case_from_json(blob: dict[str, Any]) -> Case:
+def case_from_json(settings: Settings, blob: dict[str, Any]) -> Case:
     """The case that `case_to_json` described, its paths left open."""
-    limits, data = Limits(**blob["limits"]), Data(source=blob["source"])
-    return Case(blob["manifest"], "", blob["submission"], blob["seed"], limits, data)
+    record = read_record(open_store(settings), blob["manifest"])
+    return Case(
+        manifest=record.id,
+        directory="",
+        submission=record.submission.model_dump(mode="json"),
+        seed=seed_of(settings, record, blob["run"]),
+        limits=Limits(**blob["limits"]),
+        data=Data(source=blob["source"]),
+        run=blob["run"],
+    )
 
 
 def _taken(key: str) -> Place | None:

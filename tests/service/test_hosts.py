@@ -35,6 +35,7 @@ from vetgate.attacks.badnets import poison, square
 from vetgate.attacks.training import train
 from vetgate.contract import Samples
 from vetgate.digest import canonical_json
+from vetgate.trust.seeds import Seed
 
 TARGET = 3
 
@@ -93,8 +94,8 @@ def test_the_second_host_vets_with_the_workers_of_both_and_finds_the_same(
         until_true(lambda: bool(list(store.list(f"results/{manifest}/"))), 300, told)
         result = json.loads(store.read(list(store.list(f"results/{manifest}/"))[-1]))
         (entry,) = store.list(f"evidence/{manifest}/neural_cleanse/")
-        spread = json.loads(store.read(entry))["evidence"]
-        record = intake.read_record(store, manifest)
+        spread = json.loads(store.read(entry))["found"]["evidence"]
+        seed = intake.seed_of(settings, intake.read_record(store, manifest)).number
         stream = dask.get_task_stream(start="1h")
         workers = {worker["name"] for worker in httpx.post(f"{service.about['prefect']}/{POOL}", json={}).json()}
 
@@ -102,7 +103,7 @@ def test_the_second_host_vets_with_the_workers_of_both_and_finds_the_same(
     assert host.name in workers and host.name != socket.gethostname()
     computed = {part["worker"].rsplit("/")[-1].split(":")[0] for part in stream if part["key"].startswith("compute")}
     assert computed == {host.ours, host.address}, "both hosts computed blocks"
-    assert canonical_json(spread) == canonical_json(alone(tmp_path / "alone", trojaned, record.seed, installation))
+    assert canonical_json(spread) == canonical_json(alone(tmp_path / "alone", trojaned, seed, installation))
 
 
 POOL = "work_pools/vet/workers/filter"
@@ -120,12 +121,13 @@ def alone(home: Path, directory: Path, seed: int, installation: dict[str, str]) 
     try:
         with open_workplace(settings, record.id) as workplace:
             submission = record.submission.model_dump(mode="json")
-            case = Case(record.id, str(workplace.given / "submission"), submission, seed, Limits(cpu_seconds=300), data)
+            drawn, limits = Seed(seed, "cd" * 32), Limits(cpu_seconds=300)
+            case = Case(record.id, str(workplace.given / "submission"), submission, drawn, limits, data)
             intake.fetch(store, record, Path(case.directory))
             found = inspect.run_detector(settings, case, "neural_cleanse", params.detect["neural_cleanse"])
     finally:
         cool()
-    kept = inspect.read_evidence(store, record.id, "neural_cleanse", found["key"])
+    kept = inspect.read_evidence(settings, record.id, "neural_cleanse", found["key"])
     assert kept is not None
     return dict(kept["evidence"])
 

@@ -78,7 +78,7 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
 
 def read_submission(directory: Path) -> Submission:
     """Read and check `submission.yaml` in `directory`; raises BadSubmission."""
-    return parse_submission(_read(directory))
+    return parse_submission(read_description(directory))
 
 
 def parse_submission(text: str) -> Submission:
@@ -127,7 +127,8 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _read(directory: Path) -> str:
+def read_description(directory: Path) -> str:
+    """The text of `submission.yaml` in `directory`, unchecked; raises BadSubmission."""
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

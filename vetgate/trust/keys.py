@@ -1,4 +1,4 @@
-"""Private keys, in files that only their owner can read: the gate's, made on first use, and those of people."""
+"""Private keys, in files that only their owner can read: a gate's and a vetter's, made on first use, and people's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ from cryptography.hazmat.primitives.serialization import (
 
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied, StoreError
-from vetgate.trust.root import APPROVER, GATE, ROLES, SUBMITTER, PublicKey, TrustRoot, read_trust_root, trust_key
+from vetgate.trust.root import (
+    APPROVER,
+    GATE,
+    ROLES,
+    SUBMITTER,
+    VETTER,
+    PublicKey,
+    TrustRoot,
+    read_trust_root,
+    trust_key,
+)
 
 __all__ = [
     "APPROVER",
@@ -29,11 +39,13 @@ __all__ = [
     "KEY_LIFETIME",
     "ROLES",
     "SUBMITTER",
+    "VETTER",
     "PublicKey",
     "TrustRoot",
     "key_id",
     "load_key",
     "load_or_create_key",
+    "load_or_create_vetter",
     "new_key",
     "raw_public",
     "read_public",
@@ -58,6 +70,19 @@ def load_or_create_key(path: Path, trust_root: Path, *, now: datetime) -> Ed2551
         public = PublicKey(raw_public(key), GATE, now.replace(microsecond=0), now.replace(microsecond=0) + KEY_LIFETIME)
         _create(trust_root, canonical_json(TrustRoot((public,)).to_json()), 0o644)
     return key
+
+
+def load_or_create_vetter(path: Path, trust_root: Path, *, now: datetime) -> Ed25519PrivateKey:
+    """The private key that evidence is signed with, made with mode 0600 on first use and then added to the trust root.
+
+    One that is there is not trusted anew: who took it out of the trust root meant it. Raises Denied, as a gate's does.
+    """
+    if not path.exists():
+        key = Ed25519PrivateKey.generate()
+        # trusted first: a crash in between leaves a key without an owner, and not an owner whom nobody believes
+        trust_key(trust_root, raw_public(key), VETTER, now=now, valid=KEY_LIFETIME)
+        _create(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
+    return load_key(path)
 
 
 def new_key(path: Path) -> Ed25519PrivateKey:

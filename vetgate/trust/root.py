@@ -25,7 +25,7 @@ from vetgate.digest import canonical_json
 from vetgate.errors import BadSignature, BadSubmission, Denied, StoreError
 from vetgate.trust.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
 
-GATE, APPROVER, SUBMITTER = ROLES = ("gate", "approver", "submitter")
+GATE, APPROVER, SUBMITTER, VETTER = ROLES = ("gate", "approver", "submitter", "vetter")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Signed statements of people and of the gate that are no verdicts: waivers, approvals, promotions, the ledger.
+"""Signed statements that are no verdicts: of people, of the gate, and of vetting workers about what they found.
 
 Each is an in-toto statement whose subjects follow from its predicate, so that the two can never disagree.
 """
@@ -18,13 +18,16 @@ from vetgate.trust.dsse import STATEMENT_TYPE, Envelope
 from vetgate.trust.keys import TrustRoot
 from vetgate.trust.strict_json import SHA256, as_object, as_text, as_time, parse
 
-SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER = KINDS = (
+SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, EVIDENCE, INSPECTION, REPAIR = KINDS = (
     "submission",
     "waiver",
     "approval",
     "revocation",
     "promotion",
     "ledger",
+    "evidence",
+    "inspection",
+    "repair",
 )
 
 

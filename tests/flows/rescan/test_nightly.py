@@ -162,8 +162,8 @@ def test_an_old_verdict_is_renewed_from_the_recorded_seed(home: Home, base: Base
     ]
     said = verdict(home, base.honest)
     assert (said["verdict"], said["purpose"]) == ("PASS", "rescan")
-    seed = intake.read_record(home.store, base.honest).seed
-    assert {method["seed"] for method in said["methods"]} == {seed}
+    seed = intake.seed_of(home.settings, intake.read_record(home.store, base.honest))
+    assert {method["seed_commitment"] for method in said["methods"]} == {seed.commitment}
     (entry,) = entered(home, "rescan")
     assert entry.subject["vetted"]["PASS"] == [base.honest]
     assert rescan(home.settings, examine_nothing, now=utc_now())["stale"] == 0
@@ -362,4 +362,4 @@ def test_the_command_killed_in_the_middle_redoes_no_finished_method(home: Home, 
     for key in home.store.list("invocations/"):
         about = key.removeprefix("invocations/").rpartition("/")[0]
         runs[about] = runs.get(about, 0) + 1
-    assert finished and all(runs[key.removeprefix("evidence/").removesuffix(".json")] == 1 for key in finished)
+    assert finished and all(runs[key.removeprefix("evidence/").rpartition("-")[0]] == 1 for key in finished)

@@ -16,12 +16,13 @@ from flows.vetting.repair import repair_submission
 from flows.vetting.result import Rejected, Repaired, Restored, result_of
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
-from tasks.store.open import open_store
+from tasks.vetting import signed_results
 from tasks.vetting.inspect import Case, Data, Found
 from tasks.vetting.results import Compared, Measured, RepairFailed, Result
 from tests.tasks.vetting.records import repaired
-from vetgate.digest import canonical_json, sha256_json
 from vetgate.role import source_of
+from vetgate.trust.seeds import Seed
+from vetgate.trust.statements import EVIDENCE
 from vetgate.verdict.accuracy_loss import AccuracyLoss
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Code, Reason
@@ -42,15 +43,14 @@ class Line:
         self.settings = Settings(home=home)
         self.ran: list[tuple[str, int, int]] = []
         self.ends: dict[str, dict[str, Any] | str] = {}
-        case = Case(MANIFEST, "", {}, 7, Limits(), Data({"repair": "r", "test": "t"}))
+        case = Case(MANIFEST, "", {}, Seed(7, "cd" * 32), Limits(), Data({"repair": "r", "test": "t"}))
         record = SimpleNamespace(id=MANIFEST, submission=SimpleNamespace(parent=None, name="signs", model="model.onnx"))
         policy = Policy(name="x", required=("y",))
         self.vetting = Vetting(self.settings, record, policy, Params(detect={}, repair={}, data={}), case)  # type: ignore[arg-type]
         about = {"manifest": MANIFEST, "method": TRIGGERS}
         evidence = {"triggers": [{"target": 3}], "neurons": None, "cutoff": None, "scores": {}}
-        content = canonical_json({"about": about, "evidence": evidence, "seconds": 1.0})
-        open_store(self.settings).create(f"evidence/{MANIFEST}/{TRIGGERS}/{sha256_json(about)}.json", content)
-        self.seen = Seen((Found(TRIGGERS, sha256_json(about), 1.0),))
+        signed = signed_results.save(self.settings, EVIDENCE, about, {"evidence": evidence, "seconds": 1.0})
+        self.seen = Seen((Found(TRIGGERS, signed.key, 1.0),))
 
     def repair(self, _settings: Any, _case: Any, method: str, _params: Any, evidence: list[Any], by: Any) -> Any:
         """Instead of the step."""

@@ -11,16 +11,16 @@ import torch
 
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
-from tasks.store.base import Store
-from tasks.store.open import open_store
+from tasks.vetting import signed_results
 from tasks.vetting.basis import nothing_to_go_by, records_with
 from tasks.vetting.inspect import Case, Data, Found
 from vetgate.contract import pack
-from vetgate.digest import canonical_json, sha256_json
 from vetgate.role import Uses, roles, source_of
+from vetgate.trust import statements
+from vetgate.trust.seeds import Seed
 from vetgate.verdict.wording import render
 
-CASE = Case("ab" * 32, "", {}, 7, Limits(), Data({"repair": "r.safetensors"}))
+CASE = Case("ab" * 32, "", {}, Seed(7, "cd" * 32), Limits(), Data({"repair": "r.safetensors"}))
 TRIGGERS = str(source_of("triggers"))
 NEURONS = next(name for name, role in roles().items() if "neurons" in role.gives)
 FLAGGED = next(name for name, role in roles().items() if "flagged" in role.gives)
@@ -33,16 +33,17 @@ EVIDENCE: dict[str, Any] = {
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(Settings(home=tmp_path))
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
 
 
-def kept(store: Store, method: str, **changed: Any) -> Found:
-    """What a detector found, in the store."""
+def kept(settings: Settings, method: str, **changed: Any) -> Found:
+    """What a detector found, signed and in the store."""
     about = {"manifest": CASE.manifest, "method": method}
-    record = {"about": about, "evidence": {**EVIDENCE, **changed}, "seconds": 1.0}
-    store.create(f"evidence/{CASE.manifest}/{method}/{sha256_json(about)}.json", canonical_json(record))
-    return Found(method, sha256_json(about), 1.0)
+    signed = signed_results.save(
+        settings, statements.EVIDENCE, about, {"evidence": {**EVIDENCE, **changed}, "seconds": 1.0}
+    )
+    return Found(method, signed.key, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -59,18 +60,18 @@ def kept(store: Store, method: str, **changed: Any) -> Found:
     ],
 )
 def test_evidence_counts_where_it_holds_what_is_used(
-    store: Store, tmp_path: Path, what: Uses, method: str, without: dict[str, Any]
+    settings: Settings, tmp_path: Path, what: Uses, method: str, without: dict[str, Any]
 ) -> None:
-    (record,) = records_with(store, CASE, [kept(store, method)], what, [3])
+    (record,) = records_with(settings, CASE, [kept(settings, method)], what, [3])
     assert record["evidence"]["cutoff"] == 0.5
-    empty = open_store(Settings(home=tmp_path / "other"))
+    empty = Settings(home=tmp_path / "other")
     assert records_with(empty, CASE, [kept(empty, method, **without)], what, [3]) == []
 
 
-def test_what_failed_what_gives_something_else_and_what_is_no_detector_give_nothing(store: Store) -> None:
-    found = [Found(TRIGGERS, None, None, "late"), kept(store, FLAGGED), Found("oracle", "00", 1.0)]
-    assert records_with(store, CASE, found, "triggers", [3]) == []
-    assert records_with(store, CASE, [kept(store, TRIGGERS)], "triggers", []) == []
+def test_what_failed_what_gives_something_else_and_what_is_no_detector_give_nothing(settings: Settings) -> None:
+    found = [Found(TRIGGERS, None, None, "late"), kept(settings, FLAGGED), Found("oracle", "00", 1.0)]
+    assert records_with(settings, CASE, found, "triggers", [3]) == []
+    assert records_with(settings, CASE, [kept(settings, TRIGGERS)], "triggers", []) == []
 
 
 @pytest.mark.parametrize("uses", ["triggers", "neurons", "flagged"])

@@ -21,13 +21,15 @@ from tasks.sandbox.host import Limits
 from tasks.sandbox.operations import OPS
 from tasks.settings import Settings
 from tasks.store.open import open_store
-from tasks.vetting import evaluate, inspect, repair
+from tasks.vetting import evaluate, inspect, repair, signed_results
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.repair import Yardstick, report_figures, restore, run_repair
 from tasks.vetting.results import Measured, RepairFailed, RepairRecord
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import REPAIRS, Axis, Evidence, Method, Repair, Subject, Trigger
 from vetgate.digest import sha256_json
+from vetgate.trust.seeds import Seed
+from vetgate.trust.statements import REPAIR
 from vetgate.verdict.accuracy_loss import AccuracyLoss
 
 SHAPE, CLASSES, BEFORE, AFTER = (1, 8, 8), 4, 2, 1
@@ -59,6 +61,7 @@ def corner(target: int, size: int = 2) -> dict[str, Any]:
 
 def record_of(*triggers: dict[str, Any]) -> dict[str, Any]:
     found = Evidence(1.0, torch.zeros(CLASSES), 0.5, method="neural_cleanse", axis=Axis.CLASS).to_json()
+    del found["seed"]
     return {"about": {}, "evidence": {**found, "triggers": [*triggers]}}
 
 
@@ -84,7 +87,7 @@ def case(tmp_path: Path) -> Case:
     for purpose in ("invert", "repair", "validate", "test"):
         splits[purpose] = str(tmp_path / f"{purpose}.safetensors")
         safetensors.torch.save_file(images, splits[purpose])
-    return Case("ab" * 32, str(directory), FIELDS, 7, Limits(), Data(splits))
+    return Case("ab" * 32, str(directory), FIELDS, Seed(7, "cd" * 32), Limits(), Data(splits))
 
 
 class Inside:
@@ -164,7 +167,7 @@ def test_a_record_that_is_there_is_read_and_one_of_an_earlier_version_is_made_an
     settings: Settings, case: Case, inside: Inside
 ) -> None:
     triggers = record_of(corner(BEFORE))
-    by, store = Yardstick([triggers], [BEFORE], INVERSION), open_store(settings)
+    by = Yardstick([triggers], [BEFORE], INVERSION)
     about = inspect.provenance(case, "repair", "by_triggers", {}) | {
         "evidence": [sha256_json(triggers)],
         "suspects": [BEFORE],
@@ -182,7 +185,7 @@ def test_a_record_that_is_there_is_read_and_one_of_an_earlier_version_is_made_an
         "validate": {"before": shares, "after": shares, "natural": 0.0},
         "failure": None,
     }
-    store.create(f"repairs/{case.manifest}/by_triggers/{earlier['key']}.json", json.dumps(earlier).encode())
+    signed_results.save(settings, REPAIR, about, earlier)
 
     first = run_repair(settings, case, "by_triggers", {}, [triggers], by)
     calls = len(inside.called)

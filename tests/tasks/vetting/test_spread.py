@@ -22,6 +22,7 @@ from tasks.vetting.inspect import Case, Data
 from tasks.vetting.prepare import prepare
 from tasks.vetting.spread import _Asking, compute, detect_spread
 from tasks.vetting.workplace import cool, open_workplace
+from tests.databases import with_fixed_seeds
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.badnets import poison, square
 from vetgate.attacks.training import train
@@ -65,16 +66,17 @@ def handed_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def taken_in(home: Path, directory: Path) -> tuple[Settings, Case]:
     """An installation that took in the submission, and the case with the data but no copy of the model yet."""
-    settings = Settings(home=home)
+    settings = Settings(home=with_fixed_seeds(home))
     record = intake.take(settings, directory)
     data = Data(**prepare(settings, record.submission, SIZES))
-    return settings, Case(record.id, "", record.submission.model_dump(mode="json"), 7, LIMITS, data)
+    seed = intake.seed_of(settings, record)
+    return settings, Case(record.id, "", record.submission.model_dump(mode="json"), seed, LIMITS, data)
 
 
 def evidence(settings: Settings, case: Case, method: str, found: dict) -> bytes:
     """The canonical JSON of what the store holds."""
     assert found["failure"] is None, found["failure"]
-    record = inspect.read_evidence(open_store(settings), case.manifest, method, found["key"])
+    record = inspect.read_evidence(settings, case.manifest, method, found["key"])
     assert record is not None and record["sandbox_level"] in (1, 2) and record["seconds"] > 0
     return canonical_json(record["evidence"])
 
