@@ -5,6 +5,7 @@ Secrets are not here: boto3, MLflow and Prefect read their own variables from th
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
@@ -12,11 +13,16 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tasks.sqlite import sqlite_url
 from vetgate.errors import BadSubmission
 
 
 def _absolute(path: Path) -> Path:
-    return Path(path.expanduser().absolute())
+    whole = Path(path.expanduser().absolute())
+    # URLs, JSON and DVC's files hold paths as text, a line each
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(whole)):
+        raise ValueError(f"expected a path of UTF-8 text on one line, got {str(whole)!r}; use another directory")
+    return whole
 
 
 def location(url: str) -> str:
@@ -63,7 +69,7 @@ class Settings(BaseSettings):
     store: Location = _location_under_home("store")
     data_remote: Location = _location_under_home("data-remote")
     s3_endpoint: Annotated[str | None, AfterValidator(_endpoint)] = None
-    tracking_uri: str = Field(default_factory=lambda data: f"sqlite:///{data['home'] / 'mlflow.db'}")
+    tracking_uri: str = Field(default_factory=lambda data: sqlite_url(data["home"] / "mlflow.db"))
     artifacts: Location = _location_under_home("mlartifacts")
     policy: AbsolutePath | None = None
     calibration: AbsolutePath | None = None
@@ -78,6 +84,8 @@ class Settings(BaseSettings):
     seed_secret: AbsolutePath = _under_home("keys", "seed.secret")
     trust_root: AbsolutePath = _under_home("keys", "trust.json")
     lease_seconds: PositiveInt = 120
+    start_seconds: PositiveInt = 300
+    data_seconds: PositiveInt = 60
     threads: PositiveInt = 2
     host: str = "127.0.0.1"
     prefect_port: Port = 4200

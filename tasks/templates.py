@@ -18,6 +18,8 @@ from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tasks.sqlite import sqlite_url
+
 FOLDER = Path(__file__).parent
 # tables whose rows the migrations write, the same everywhere; what is made later (an experiment, a key) has this
 # machine's paths and secrets in it
@@ -89,7 +91,10 @@ def migrate(package: str, path: Path) -> None:
     if package == "mlflow":
         _migrate_mlflow(path)
         return
-    where = {"PREFECT_HOME": str(path.parent), "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{path}"}
+    where = {
+        "PREFECT_HOME": str(path.parent),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": sqlite_url(path, "sqlite+aiosqlite"),
+    }
     line = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
     subprocess.run(line, env=os.environ | where, check=True, capture_output=True)
     with closing(sqlite3.connect(path)) as database:

@@ -10,6 +10,7 @@ import typer
 
 from flows.cli import bank, gate, service, verify, watch
 from flows.cli.console import Outcome, carry_out, usage_error
+from tasks.environment import settle, speak_utf8
 
 app = typer.Typer(
     name="vetgate",
@@ -43,6 +44,9 @@ Directory = Annotated[Path, typer.Argument(help="Directory with submission.yaml 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; its exit code."""
+    if arguments is None:
+        speak_utf8()
+    settle()
     given = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(given, prog_name="vetgate", standalone_mode=False)

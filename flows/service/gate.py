@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from flows.gate.decide import answer, make_ready
 from flows.service.http import Endpoint, body_of, deliveries_to, serve, service
 from flows.service.webhooks import Webhooks
+from tasks.environment import settle
 from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, Deliveries, TooLarge
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
@@ -110,6 +111,7 @@ def _error(message: str, kind: str, status: int) -> Response:
 
 def main() -> None:
     """Serve it where the settings say."""
+    settle()
     settings = load_settings()
     make_ready(settings)
     application = gate_service(settings, separated="--separated" in sys.argv[1:])

@@ -11,15 +11,17 @@ import re
 import uuid
 from pathlib import Path
 
+from tasks.environment import settle
 from tasks.mlflow import client as mlflow_client
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
+from tasks.sqlite import sqlite_file, sqlite_url
 from tasks.store.open import open_store
 
 
 def database(settings: Settings) -> str:
     """The URL of the server's database."""
-    return os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"{mlflow_client.SQLITE}{settings.home / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_BACKEND_STORE_URI") or sqlite_url(settings.home / "mlflow.db")
 
 
 def source_pattern(settings: Settings) -> str:
@@ -33,9 +35,10 @@ def source_pattern(settings: Settings) -> str:
 
 def main() -> None:
     """Serve; the database is made first, whole, where it is a file."""
+    settle()
     settings = load_settings()
     where = database(settings)
-    if where.startswith(mlflow_client.SQLITE):
+    if sqlite_file(where) is not None:
         mlflow_client.prepare(settings.model_copy(update={"tracking_uri": where}))
     from cryptography.fernet import Fernet
 

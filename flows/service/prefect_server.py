@@ -18,6 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from flows.service.server import make_database
+from tasks.environment import settle
 from tasks.settings import load_settings
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -52,6 +53,7 @@ def take_turns() -> None:
 
 def main() -> None:
     """Serve where the settings say, from the database that PREFECT_SERVER_DATABASE_CONNECTION_URL names."""
+    settle()
     settings = load_settings()
     if make_database():
         # asking whether there are migrations to run takes as long as importing all of them; read at Prefect's import

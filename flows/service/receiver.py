@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from flows.service.http import deliveries_to, serve, service
 from tasks import events
+from tasks.environment import settle
 from tasks.mlflow.vettings import MANIFEST_TAG
 from tasks.mlflow.webhooks import VERSION_CREATED, Deliveries
 from tasks.secret_file import secret_at
@@ -40,6 +41,7 @@ def handle(event: str, data: Blob) -> None:
 
 def main() -> None:
     """Serve it where the settings say."""
+    settle()
     settings = load_settings()
     serve(receiver(settings), settings.host, settings.receiver_port)
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from tasks.importing import importing
+from tasks.sqlite import sqlite_url
 from tasks.templates import is_current, make_from_template
 
 DATABASES = ("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")
@@ -53,6 +54,8 @@ def make_database() -> bool:
     path = Path(os.environ["PREFECT_HOME"], "prefect.db")
     if any(name.startswith(DATABASES) for name in os.environ):
         return False
+    # read at Prefect's import, which would put the path into a URL as it is
+    os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = sqlite_url(path.absolute(), "sqlite+aiosqlite")
     return (path.exists() or make_from_template("prefect", path)) and is_current("prefect", path)
 
 

@@ -30,6 +30,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 
 from flows.service.deploy import create_pool, deploy, own_flows
 from flows.service.warm import WarmProcess
+from tasks.environment import settle
 from tasks.settings import Settings, load_settings
 from vetgate.errors import StoreError
 from vetgate.shipped import PACKAGES
@@ -42,6 +43,7 @@ logger = logging.getLogger("vetgate.service")
 
 def main() -> None:
     """Work for the pool argv[1] until a signal ends it; argv[2] is how many runs at once, by default one a core."""
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -93,7 +93,7 @@ def start_all(settings: Settings, *, fresh: bool = True) -> Callable[[], None]:
     client imports SQLAlchemy, and so does MLflow, and of two threads that import its modules at once one may find them
     half done. If nothing `fresh` is to be vetted, sandbox and MLflow are left until they are needed.
     """
-    runtime.start(settings.home)
+    runtime.start(settings.home, settings.start_seconds)
     if fresh:
         warm(settings)
     gate(settings)

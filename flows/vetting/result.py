@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.gate.decided import Answer
-from tasks.mlflow.client import SQLITE
 from tasks.mlflow.vettings import record_vetting
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs
 from tasks.settings import Settings
+from tasks.sqlite import sqlite_file
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.inspect import Data, Found, read_evidence
@@ -145,8 +145,8 @@ def _published(settings: Settings, store: Store, record: Record, vetting: str, r
 
     It is written last, so MLflow and the report had all of it; asking MLflow again would take seconds.
     """
-    database = settings.tracking_uri.removeprefix(SQLITE)
-    if database != settings.tracking_uri and not Path(database).exists():
+    database = sqlite_file(settings.tracking_uri)
+    if database is not None and not database.exists():
         return None
     try:
         before = Result.from_json(json.loads(store.read(f"results/{record.id}/{vetting}.json")))

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from tasks.environment import settle
 from vetgate.errors import StoreError
 
 STARTUP_SECONDS = 300.0
@@ -22,8 +23,8 @@ LIGHT = {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}
 class LocalServer:
     """A Prefect server in a child process; `start` returns at once, `ready` waits until it answers."""
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self, home: Path, seconds: float) -> None:
+        self._home, self._seconds = home, seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._url = ""
 
@@ -48,7 +49,7 @@ class LocalServer:
 
     def ready(self) -> None:
         """Wait until the server answers; raises StoreError when it does not come up."""
-        until = time.monotonic() + STARTUP_SECONDS
+        until = time.monotonic() + self._seconds
         while self._child is not None and self._child.poll() is None and time.monotonic() < until:
             try:
                 with urllib.request.urlopen(f"{self._url}/health", timeout=until - time.monotonic()) as answer:
@@ -56,8 +57,15 @@ class LocalServer:
                         return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
+        ended = None if self._child is None else self._child.poll()
         self.stop()
-        raise StoreError(f"the embedded Prefect server did not come up; see {self._home / 'server.log'}")
+        log = self._home / "server.log"
+        if ended is not None:
+            raise StoreError(f"expected the embedded Prefect server to come up, got its end with {ended}; see {log}")
+        raise StoreError(
+            f"expected the embedded Prefect server to answer within {self._seconds:.0f} s, got no answer; this host is "
+            f"busy: run the command again later, or set VETGATE_START_SECONDS to more; its log is {log}"
+        )
 
     def stop(self) -> None:
         """End the child; called at exit, after Prefect has sent what it still held."""
@@ -78,6 +86,7 @@ _server: LocalServer | None = None
 
 def configure(home: Path) -> None:
     """Set what Prefect reads from the environment, before it is first imported; what the user has set stays."""
+    settle()
     where = home / "prefect"
     for key, value in {
         "PREFECT_HOME": str(where),
@@ -92,14 +101,14 @@ def configure(home: Path) -> None:
         os.environ.setdefault(key, value)
 
 
-def start(home: Path) -> None:
-    """Configure Prefect and, where no server is named, begin to start one; once a process."""
+def start(home: Path, seconds: float = STARTUP_SECONDS) -> None:
+    """Configure Prefect and, where no server is named, begin to start one, which has so long; once a process."""
     global _server
     configure(home)
     if _server is None and "PREFECT_API_URL" not in os.environ:
         try:
             Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-            _server = LocalServer(Path(os.environ["PREFECT_HOME"]))
+            _server = LocalServer(Path(os.environ["PREFECT_HOME"]), seconds)
             _server.start()
         except OSError as error:
             raise StoreError(f"expected to write in {home}, got {error.strerror}; set VETGATE_HOME") from error

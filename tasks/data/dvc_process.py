@@ -1,7 +1,7 @@
 """The process in which DVC runs: one request as JSON on stdin, lines of JSON on stdout, nothing kept.
 
 A process of its own can be ended when a remote does not answer, reads no settings of the user's, and leaves the host
-without DVC's thousand modules. A line is {"wait": seconds until the next one, null for the usual} or {"bytes": n}
+without DVC's thousand modules. A line is {"more": seconds that the next one may take beyond the usual} or {"bytes": n}
 while it works, and {"done": {…}} or {"error": "…"} last.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 20
-REMOTE = "store"
+REMOTE = "vetgate"
 SLOWEST_UPLOAD = 1_000_000  # bytes a second
 
 Say = Callable[[dict[str, Any]], None]
@@ -43,14 +43,13 @@ def upload(say: Say, root: str, remote: dict[str, Any], file: str, out: str) -> 
     """Put `file` under DVC as `out`: its bytes go to the remote, its pointer into the work tree of the git `root`."""
     from dvc.repo import Repo
 
-    with Repo(root) if Path(root, ".dvc").exists() else Repo.init(root) as repo, repo.config.edit("repo") as config:
-        config["core"].update(analytics=False, check_update=False, remote=REMOTE)
-        config["remote"][REMOTE] = remote
-    with Repo(root) as repo:
+    if not Path(root, ".dvc").exists():
+        Repo.init(root).close()
+    with Repo(root, config=_config(remote)) as repo:
         store = repo.cloud.get_remote_odb(REMOTE)
-        say({"wait": None})
+        say({"more": 0})
         before = _uploads(store)
-        say({"wait": 60 + Path(file).stat().st_size / SLOWEST_UPLOAD})
+        say({"more": Path(file).stat().st_size / SLOWEST_UPLOAD})
         with open(file, "rb") as source:
             md5 = _md5(source)
         place = store.oid_to_path(md5)
@@ -72,11 +71,9 @@ def download(say: Say, root: str, remote: dict[str, Any], rev: str, path: str, t
     """Copy `path` as it was at commit `rev` into the new file `to`, hashing on the way."""
     import dvc.api
 
-    say({"wait": None})
-    # the remote of today, not the one that was configured at that commit
-    config = {"core": {"remote": REMOTE}, "remote": {REMOTE: remote}}
+    say({"more": 0})
     digest, size = hashlib.sha256(), 0
-    with dvc.api.open(path, repo=root, rev=rev, mode="rb", config=config) as source, open(to, "xb") as target:
+    with dvc.api.open(path, repo=root, rev=rev, mode="rb", config=_config(remote)) as source, open(to, "xb") as target:
         while block := source.read(BLOCK):
             digest.update(block)
             target.write(block)
@@ -85,6 +82,15 @@ def download(say: Say, root: str, remote: dict[str, Any], rev: str, path: str, t
         target.flush()
         os.fsync(target.fileno())
     return {"sha256": digest.hexdigest(), "size": size}
+
+
+def _config(remote: dict[str, Any]) -> dict[str, Any]:
+    # handed over as values: written to DVC's file, `$name`, `{x}` and letters beyond ASCII would be read as something
+    # else, and a commit would name the remote of its day
+    return {
+        "core": {"analytics": False, "check_update": False, "remote": REMOTE},
+        "remote": {REMOTE: remote},
+    }
 
 
 def _md5(file: Any) -> str:

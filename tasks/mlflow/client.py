@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.settings import Settings
+from tasks.sqlite import sqlite_file
 from tasks.templates import make
 from vetgate.errors import StoreError
 
@@ -29,7 +30,6 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-SQLITE = "sqlite:///"
 
 
 def prepare(settings: Settings) -> None:
@@ -54,8 +54,9 @@ def registry(settings: Settings) -> Iterator[MlflowClient]:
         settings.home.mkdir(parents=True, exist_ok=True)
         with (settings.home / "registry.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-                make("mlflow", Path(uri.removeprefix(SQLITE)))
+            file = sqlite_file(uri)
+            if file is not None and not file.exists():
+                make("mlflow", file)
             yield MlflowClient(uri, uri)
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

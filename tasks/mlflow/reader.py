@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import quote
 
 from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Aliased, by_version, in_production
-from tasks.mlflow.client import ENVIRONMENT, SQLITE
+from tasks.mlflow.client import ENVIRONMENT
 from tasks.settings import Settings
+from tasks.sqlite import sqlite_file
 from vetgate.errors import StoreError
 
 # authentication by a plugin, and workspaces, are MLflow's to know
@@ -36,9 +37,9 @@ def read_production(settings: Settings) -> list[Aliased]:
         return in_production(settings)
     if uri.startswith(("http://", "https://")):
         return by_version(*_from_server(uri.rstrip("/")))
-    if not uri.startswith(SQLITE) or "?" in uri:
+    path = sqlite_file(uri)
+    if path is None:
         return in_production(settings)
-    path = Path(uri.removeprefix(SQLITE))
     if not path.exists():
         return []  # nothing was ever registered
     try:

@@ -107,7 +107,10 @@ def _failure(end: Mapping[str, Any], limits: Limits, tail: str) -> tuple[type[Sa
     outcome = end["outcome"]
     if outcome == "wall":
         worked = f"{end['cpu_seconds']:.0f} s of processor time"
-        return TimedOut, f"none in {limits.wall:g} s, of which it used {worked}; free this host or refuse the model"
+        return (
+            TimedOut,
+            f"none in {limits.wall:g} s, of which it used {worked}; free this host, {MORE_TIME}, or refuse the model",
+        )
     if outcome == "cpu":
         return TimedOut, f"none in {limits.cpu_seconds} s of processor time; {MORE_TIME} or refuse the model"
     if outcome == "oversized":

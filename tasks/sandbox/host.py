@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, NoReturn, Self
 
 from tasks.sandbox.answers import (
+    MORE_TIME,
     Crashed,
     Limits,
     OutOfMemory,
@@ -48,7 +49,6 @@ __all__ = [
 ]
 
 OPS = Path(__file__).resolve().parent / "operations.py"
-START_SECONDS = 180
 # what the parent inside gets beyond a fork's time before the host kills both
 GRACE_SECONDS = 15
 FRAME_BYTES = 1 << 30
@@ -71,6 +71,7 @@ class Sandbox:
         level: Literal["auto"] | int = "auto",
         limits: Limits | None = None,
         ops: Path = OPS,
+        start_seconds: float = 300,
     ) -> None:
         best = available_level()
         self.level = best if level == "auto" else level
@@ -91,7 +92,9 @@ class Sandbox:
         self._home = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._refused: OSError | None = None
-        self._ready = self._late = False
+        self._start_seconds = start_seconds
+        self._ready = False
+        self._late = ""
         self._gone = ""
 
     def __enter__(self) -> Self:
@@ -138,7 +141,7 @@ class Sandbox:
             self.start()
             try:
                 if not self._ready:
-                    self._converse(0, b"", START_SECONDS, None)
+                    self._converse(0, b"", self._start_seconds, None)
                     self._ready = True
                 seconds = settled.wall + GRACE_SECONDS
                 answer, end = self._converse(next(self._requests), body, seconds, on_progress)
@@ -222,7 +225,14 @@ class Sandbox:
         """Send a request (0: none, the parent tells that it is ready) and hear it out: the bodies of answer and end."""
         if self._gone or self._process is None:
             raise Crashed(f"expected a running sandbox, got none: {self._gone}; start another one")
-        watchdog = threading.Timer(seconds, self._overdue)
+        late = (
+            f"expected an answer from the sandbox within {seconds:.0f} s, got none; it was killed: free this host, "
+            f"{MORE_TIME}, or refuse the model"
+            if request
+            else f"expected the sandbox to start within {seconds:.0f} s, got no word of it; this host is busy: vet "
+            "again later, or set VETGATE_START_SECONDS to more"
+        )
+        watchdog = threading.Timer(seconds, self._overdue, [late])
         watchdog.daemon = True
         watchdog.start()
         answer = b""
@@ -248,12 +258,12 @@ class Sandbox:
         self._gone = reason = self._gone or reason
         tail = printable(self._stderr.decode(errors="replace"), last=True)
         if self._late:
-            raise TimedOut("expected an answer from the sandbox, got none in time; it was killed, start another", tail)
+            raise TimedOut(self._late, tail)
         final = tail.strip().rpartition("\n")[2]
         raise Crashed(f"expected the sandbox to go on, got its end: {reason}" + (f" ({final})" if final else ""), tail)
 
-    def _overdue(self) -> None:
-        self._late = True
+    def _overdue(self, late: str) -> None:
+        self._late = late
         self._kill()
 
     def _kill(self) -> None:

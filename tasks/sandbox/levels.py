@@ -18,7 +18,8 @@ from vetgate.shipped import PACKAGES
 # -I ignores PYTHON* variables, the user's packages and the working directory
 INTERPRETER = (sys.executable, "-I")
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox.child import main; main(sys.argv[2])"
-PROBE_SECONDS = 20
+# a trial that takes so long would have a busy host called one without bubblewrap
+PROBE_SECONDS = 120
 
 
 @functools.lru_cache(maxsize=1)

@@ -98,6 +98,9 @@ def set_up(settings: Settings, stack: ExitStack) -> Workplace:
     for directory in (given, splits, *scratches):
         directory.mkdir(mode=0o700, exist_ok=True)
     first, *others = (
-        stack.enter_context(closing(Sandbox(scratch=scratch, read_only=[given, splits]))) for scratch in scratches
+        stack.enter_context(
+            closing(Sandbox(scratch=scratch, read_only=[given, splits], start_seconds=settings.start_seconds))
+        )
+        for scratch in scratches
     )
     return Workplace(given, scratches[0], first, tuple(others))
