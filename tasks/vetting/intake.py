@@ -193,7 +193,7 @@ def seeds_of(settings: Settings) -> Seeds:
 
 
 def seed_of(settings: Settings, record: Record, run: str = "") -> Seed:
-    """The seed of a run ("" is the first) on a submission, recomputed from the secret; nothing in the store tells it."""
+    """The seed of a run ("" is the first) on a submission, recomputed from the secret; no store tells it."""
     seeds = seeds_of(settings)
     # an origin that this installation did not seal is none of ours
     origin = record.origin if record.origin and seeds.sealed(record.id, record.origin, record.seal) else ""

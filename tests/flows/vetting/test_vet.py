@@ -80,7 +80,8 @@ def test_an_inspection_that_was_altered_is_not_believed_and_made_anew(vetgate, p
     said = file.read_bytes()
     file.chmod(0o644)
     try:
-        file.write_bytes(said.replace(passed.blob["manifest_sha256"].encode(), b"0" * 64))
+        file.write_bytes(said.replace(b'"found":{', b'"found":{"more":1,'))
+        assert file.read_bytes() != said
         done = vetgate("vet", honest, "--json")
     finally:
         file.write_bytes(said)
@@ -188,7 +189,7 @@ def test_a_method_that_runs_out_of_time_fails_closed_and_is_tried_again(vetgate,
     policy = tmp_path / "policy.yaml"
     policy.write_text("name: hasty\nrequired: [neural_cleanse]\ntimeout_seconds: 3\n")
     params = tmp_path / "params.yaml"
-    params.write_text("neural_cleanse: {starts: 3, sweeps: 5000, batch: 32, lr: 0.1, first: 0.001, patience: 3}\n")
+    params.write_text("neural_cleanse: {starts: 3, sweeps: 5000, batch: 32, lr: 0.1, first: 0.001, patience: 5000}\n")
     own = {"VETGATE_POLICY": policy, "VETGATE_PARAMS": params}
     tried = []
 
