@@ -215,7 +215,10 @@ def fetch(store: Store, record: Record, destination: Path) -> None:
         except KeyError as error:
             raise StoreError(f"quarantine/{record.id} lacks {entry.path}; submit the model again") from error
     if hash_directory(destination).sha256 != record.id:
-        raise StoreError(f"the bytes in quarantine/{record.id} are not those submitted; the store was tampered with")
+        raise StoreError(
+            f"the bytes in quarantine/{record.id} are not those submitted; the store was tampered with, "
+            "remove what lies there and submit the model again"
+        )
 
 
 @contextmanager

@@ -110,6 +110,7 @@ def test_the_page_says_what_was_decided_and_from_what() -> None:
         f"{found.triggers[2].norm:.3g} pixels",
     ):
         assert expected in words, expected
+    assert "seed" not in words
     assert "this model 3.5; 5 reference values from 0.5 to 1.3, none as high" in page
     for trigger in found.triggers:
         assert re.search(rf"<u>{trigger.target}</u>.*<b>{trigger.norm:.3g}</b>", page)
