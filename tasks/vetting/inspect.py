@@ -192,7 +192,7 @@ def bound(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_evidence(settings: Settings, manifest: str, method: str, key: str) -> dict[str, Any] | None:
-    """The evidence under a key with its `about` and `vetter`, or None; raises Denied unless a trusted vetter signed it."""
+    """The evidence under a key with its `about` and `vetter`, or None; raises Denied unless a vetter signed it."""
     trust = read_trust_root(settings.trust_root)
     signed = signed_results.read(open_store(settings), trust, EVIDENCE, manifest, method, key)
     return None if signed is None else {"about": signed.about, "vetter": signed.vetter, **signed.found}

@@ -193,7 +193,7 @@ def seeds_of(settings: Settings) -> Seeds:
 
 
 def seed_of(settings: Settings, record: Record, run: str = "") -> Seed:
-    """The seed of a run ("" is the first) on a submission, recomputed from the secret; nothing in the store tells it."""
+    """The seed of a run ("" is the first) on a submission, recomputed from the secret; no store tells it."""
     seeds = seeds_of(settings)
     # an origin that this installation did not seal is none of ours
     origin = record.origin if record.origin and seeds.sealed(record.id, record.origin, record.seal) else ""
@@ -215,7 +215,10 @@ def fetch(store: Store, record: Record, destination: Path) -> None:
         except KeyError as error:
             raise StoreError(f"quarantine/{record.id} lacks {entry.path}; submit the model again") from error
     if hash_directory(destination).sha256 != record.id:
-        raise StoreError(f"the bytes in quarantine/{record.id} are not those submitted; the store was tampered with")
+        raise StoreError(
+            f"the bytes in quarantine/{record.id} are not those submitted; the store was tampered with, "
+            "remove what lies there and submit the model again"
+        )
 
 
 @contextmanager

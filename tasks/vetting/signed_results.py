@@ -35,7 +35,7 @@ from vetgate.trust.keys import (
 from vetgate.trust.statements import EVIDENCE, INSPECTION, REPAIR, sign_statement, verify_statement
 from vetgate.trust.strict_json import as_object, time_text
 
-FOLDERS = {EVIDENCE: "evidence", INSPECTION: "inspections", REPAIR: "repairs"}
+FOLDERS = {EVIDENCE: "evidence/", INSPECTION: "inspections/", REPAIR: "repairs/"}
 # how many objects under one digest are looked at; beyond this many it is quicker to compute the result anew
 MOST = 64
 
@@ -135,5 +135,5 @@ def _read(store: Store, trust: TrustRoot, kind: str, path: str) -> SignedResult 
 
 
 def _folder(kind: str, about: Mapping[str, object]) -> str:
-    parts = (FOLDERS[kind], about.get("manifest"), about.get("method"))
-    return "/".join(str(part) for part in parts if part is not None)
+    parts = (about.get("manifest"), about.get("method"))
+    return FOLDERS[kind] + "/".join(str(part) for part in parts if part is not None)

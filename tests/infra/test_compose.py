@@ -42,6 +42,8 @@ MAY_HOLD = {
     "gate-key": {"gate-service", "gate-worker"},
     "gate-token": {"gate-service", "gate-worker", "vet-worker"},
     "webhook-secret": {"receiver", "gate-service"},
+    "vetter-key": {"vet-worker"},
+    "seed-secret": {"vet-worker", "gate-service"},
     "s3-admin": {"buckets", "registry", "s3"},
     "s3-gate": {"gate-service", "gate-worker"},
     "s3-vet": {"vet-worker"},
@@ -224,6 +226,9 @@ BREAKS: dict[str, tuple[Callable[[Blob], object], str]] = {
     "database": (lambda s: s["vet-worker"]["networks"].append("db"), "vet-worker can reach postgres"),
     "no way": (lambda s: s["vet-worker"].update(networks=["intake"]), "vet-worker cannot reach gate-service"),
     "key": (lambda s: s["vet-worker"]["secrets"].append("gate-key"), "vet-worker holds gate-key"),
+    "vetter": (lambda s: s["gate-service"]["secrets"].append("vetter-key"), "gate-service holds vetter-key"),
+    "seeds": (lambda s: s["receiver"]["secrets"].append("seed-secret"), "receiver holds seed-secret"),
+    "other seeds": (lambda s: s["gate-worker"]["secrets"].append("seed-secret"), "gate-worker holds seed-secret"),
 }
 
 

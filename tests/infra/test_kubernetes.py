@@ -22,7 +22,12 @@ OVERLAYS = ("dev", "prod")
 VERSION = "1.32"
 ZONES = {f"vetgate-{zone}" for zone in ("intake", "vet", "gate", "servers", "serving")}
 SERVERS = {"receiver", "gate-service", "prefect-server", "mlflow", "valkey", "vet-worker", "gate-worker"}
-KEY_HOLDERS = {"gate-service", "gate-worker"}
+# which workloads hold a secret that decides what is believed: all of these, and no others
+HOLDERS = {
+    "gate-key": {"gate-service", "gate-worker"},
+    "vetter-key": {"vet-worker", "vet-one"},
+    "seed-secret": {"vet-worker", "vet-one", "gate-service"},
+}
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|_KEY$|AUTH_STRING|CONNECTION_URL|BACKEND_STORE_URI|DOCKET_URL")
 
 
@@ -75,8 +80,9 @@ def _resource(blob: Blob, blobs: list[Blob]) -> Iterator[str]:
     for container in containers(blob):
         yield from (f"{container['name']}: {problem}" for problem in _container(container))
     mounted = {volume["secret"]["secretName"] for volume in template["spec"].get("volumes", []) if "secret" in volume}
-    if "gate-key" in mounted and name not in KEY_HOLDERS:
-        yield "holds the signing key"
+    for secret, holders in HOLDERS.items():
+        if (secret in mounted) != (name in holders):
+            yield f"{'holds' if secret in mounted else 'lacks'} {secret}"
 
 
 def _pod(spec: Blob, space: str, blobs: list[Blob]) -> Iterator[str]:
@@ -181,6 +187,11 @@ def _first(blobs: list[Blob], kind: str, name: str) -> Blob:
     return next(blob for blob in blobs if blob["kind"] == kind and blob["metadata"]["name"] == name)
 
 
+def _mount(blobs: list[Blob], name: str, secret: str) -> None:
+    """Have a workload hold a secret."""
+    _spec(blobs, name)["volumes"].append({"name": "more", "secret": {"secretName": secret}})
+
+
 def _spec(blobs: list[Blob], name: str) -> Blob:
     found: Blob = _first(blobs, "Deployment", name)["spec"]["template"]["spec"]
     return found
@@ -238,10 +249,10 @@ BREAKS: dict[str, tuple[Callable[[list[Blob]], object], str]] = {
         lambda b: _first(b, "NetworkPolicy", "deny-all")["spec"].update(policyTypes=["Ingress"]),
         "denies nothing",
     ),
-    "key": (
-        lambda b: _spec(b, "vet-worker")["volumes"].append({"name": "k", "secret": {"secretName": "gate-key"}}),
-        "holds the signing key",
-    ),
+    "key": (lambda b: _mount(b, "vet-worker", "gate-key"), "holds gate-key"),
+    "vetter": (lambda b: _mount(b, "gate-service", "vetter-key"), "holds vetter-key"),
+    "seeds": (lambda b: _mount(b, "receiver", "seed-secret"), "holds seed-secret"),
+    "no seeds": (lambda b: _spec(b, "gate-service")["volumes"].clear(), "lacks seed-secret"),
 }
 
 

@@ -59,17 +59,30 @@ def test_what_is_scheduled_gets_runs(service: Service) -> None:
     until_true(scheduled, 60, lambda: tail(service.log))
 
 
-def test_no_worker_of_the_vet_pool_is_told_where_the_gates_key_is(service: Service) -> None:
-    def told(part: str) -> dict[str, str]:
-        words = Path(f"/proc/{service.pid(part)}/environ").read_bytes().split(b"\0")
-        return dict(word.decode().split("=", 1) for word in words if b"=" in word)
+def told(service: Service, part: str) -> dict[str, str]:
+    """The environment of a part."""
+    words = Path(f"/proc/{service.pid(part)}/environ").read_bytes().split(b"\0")
+    return dict(word.decode().split("=", 1) for word in words if b"=" in word)
 
-    vetting, gate = told("vet-worker"), told("gate-worker")
+
+def test_no_worker_of_the_vet_pool_is_told_where_the_gates_key_is(service: Service) -> None:
+    vetting, gate = told(service, "vet-worker"), told(service, "gate-worker")
     assert Path(gate["VETGATE_GATE_KEY"]).parent == service.home / "keys"
     # no directory: no key is there, and none can be made there
-    for other in (vetting, told("receiver"), told("mlflow"), told("prefect")):
+    for other in (vetting, told(service, "receiver"), told(service, "mlflow"), told(service, "prefect")):
         assert not Path(other["VETGATE_GATE_KEY"]).parent.is_dir()
     assert vetting["VETGATE_GATE_URL"] == service.about["gate"]
+
+
+def test_what_evidence_is_signed_with_and_drawn_from_is_told_to_those_who_need_it(service: Service) -> None:
+    keys = service.home / "keys"
+    for name in ("VETGATE_VETTER_KEY", "VETGATE_SEED_SECRET"):
+        given = Path(told(service, "vet-worker")[name])
+        assert given.parent == keys and given.exists()
+    assert Path(told(service, "gate")["VETGATE_SEED_SECRET"]).parent == keys
+    withheld = {part: ("VETTER_KEY", "SEED_SECRET") for part in ("gate-worker", "receiver", "mlflow", "prefect")}
+    for part, names in {**withheld, "gate": ("VETTER_KEY",)}.items():
+        assert not any(Path(told(service, part)[f"VETGATE_{name}"]).parent.is_dir() for name in names), part
 
 
 def test_a_second_service_in_the_same_home_is_refused(service: Service) -> None:

@@ -81,6 +81,18 @@ def test_what_waits_is_distinguished_from_what_a_worker_vets(production: Product
     assert seen["queue"] == {"waiting": 1, "at work": 0}
 
 
+def test_a_record_that_is_not_of_its_bytes_is_told_of_and_hides_no_other(production: Production) -> None:
+    manifest = production.submit(1)
+    record = production.store.read(f"submissions/{manifest}.json")
+    for other, content in {"0" * 64: record, "1" * 64: b"{}", "2" * 64: b"\xff"}.items():
+        production.store.create(f"submissions/{other}.json", content)
+    seen = at_a_glance(production.settings)
+    assert only(seen["submissions"])["manifest_sha256"] == manifest
+    told = seen["errors"]["submissions"]
+    assert [told.count(f"expected submissions/{digit * 64}.json to follow") for digit in "012"] == [1, 1, 1]
+    assert "remove it and submit the model again" in shown(seen)
+
+
 def test_verdicts_are_counted(production: Production) -> None:
     for seed, verdict in enumerate(("PASS", "FAIL", "FAIL")):
         manifest = production.submit(seed)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -10,18 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.gate.decide import answer, make_ready
+from flows.gate.judged import NOT_SIGNED
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import admitted_until
 from tasks.records.ledger_chain import entries
 from tasks.records.ledger_verify import verify_ledger
-from tasks.vetting.intake import read_record
+from tasks.vetting import signed_results
+from tasks.vetting.intake import read_record, seed_of
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, TARGET, Court
+from tests.vetgate.verdict.test_judge import label_norms
+from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import Stale
-from vetgate.trust import attest
-from vetgate.trust.keys import load_key, read_trust_root, utc_now
-from vetgate.trust.strict_json import as_time
+from vetgate.trust import attest, dsse
+from vetgate.trust.keys import VETTER, TrustRoot, key_id, load_key, read_trust_root, utc_now
+from vetgate.trust.statements import EVIDENCE, sign_statement
+from vetgate.trust.strict_json import as_time, time_text
 
 
 @pytest.fixture
@@ -131,6 +138,127 @@ class TestSubmission:
         save_attestation(court.store, manifest, attest.sign(statement, load_key(court.settings.gate_key)))
         make_ready(court.settings)
         assert kinds(court) == ["verdict", "verdict"]
+
+
+class TestEvidence:
+    """What the gate believes of the evidence that it is asked to judge."""
+
+    def forged(self, court: Court, manifest: str, by: Ed25519PrivateKey | None) -> dict[str, Any]:
+        """A question about a backdoored model whose evidence is a clean one's, signed by this key or not at all."""
+        clean = court.request(court.submit(b"clean"), CLEAN)
+        (path,) = court.store.list(f"evidence/{clean['manifest']}/")
+        found, about = json.loads(court.store.read(path))["found"], court.about(manifest)
+        stated = {"issued": time_text(utc_now()), "manifest": manifest, "about": about, "result": sha256_json(found)}
+        signed = sign_statement(EVIDENCE, stated, by or Ed25519PrivateKey.generate())
+        blob = {"signed": signed, "found": found} if by else {"about": about, **found}
+        key = f"{sha256_json(about)}-{dsse.digest(signed)}"
+        assert court.store.create(f"evidence/{manifest}/{METHOD}/{key}.json", canonical_json(blob))
+        return clean | {"manifest": manifest, "evidence": {METHOD: key}}
+
+    def key_of(self, court: Court, who: str) -> Ed25519PrivateKey | None:
+        """The private key of somebody who can be more or less trusted; None for no signature."""
+        if who == "nobody":
+            return None
+        if who == "the gate":
+            return load_key(court.settings.gate_key)
+        return Ed25519PrivateKey.generate() if who == "a stranger" else load_key(court.person("somebody", who))
+
+    @pytest.mark.parametrize("who", ["nobody", "a stranger", "the gate", "approver", "submitter"])
+    def test_what_no_vetter_signed_is_not_believed_and_the_reason_says_so(self, court: Court, who: str) -> None:
+        asked(court, court.submit(b"first"), CLEAN)
+        manifest = court.submit(b"bad")
+        answered = answer(court.settings, self.forged(court, manifest, self.key_of(court, who)))
+        claims = newest(court, manifest)
+        assert claims["verdict"] == answered["verdict"]["decision"] == "INCONCLUSIVE"
+        (reason,) = [r for r in claims["reason_records"] if r["method"] == METHOD]
+        assert (reason["code"], reason["figures"]["error"]) == ("failed", NOT_SIGNED)
+        assert answered["evidence"] == {} and METHOD in answered["failures"]
+        assert f"inconclusive:{METHOD}" in claims["findings"]
+
+    def test_a_rescan_that_is_handed_it_changes_nothing(self, court: Court) -> None:
+        manifest = court.submit(b"weights")
+        asked(court, manifest, CLEAN)
+        before = newest(court, manifest)
+        question = self.forged(court, manifest, None) | {"purpose": "rescan"}
+        assert answer(court.settings, question)["attestation"] is None
+        assert newest(court, manifest) == before
+
+    def test_that_of_another_trusted_vetter_counts_and_the_attestation_names_the_key(self, court: Court) -> None:
+        other = court.settings.model_copy(update={"vetter_key": court.person("worker", "vetter")})
+        signed_results.save(
+            other,
+            EVIDENCE,
+            court.about(manifest := court.submit(b"clean")) | {"effect": CLEAN},
+            {
+                "sandbox_level": 1,
+                "evidence": {k: v for k, v in label_norms().to_json().items() if k != "seed"}
+                | {"params": court.about(manifest)["params"]},
+                "seconds": 1.0,
+            },
+        )
+        assert asked(court, manifest, CLEAN)["verdict"]["decision"] == "PASS"
+        (method,) = newest(court, manifest)["methods"]
+        assert method["vetter"] == key_id(load_key(other.vetter_key))
+        assert method["seed_commitment"] == court.about(manifest)["seed_commitment"] and "seed" not in method
+
+    def test_that_of_a_vetter_who_is_not_trusted_any_more_counts_no_longer(self, court: Court) -> None:
+        request = court.request(manifest := court.submit(b"clean"), CLEAN)
+        trust = read_trust_root(court.settings.trust_root)
+        left = TrustRoot(tuple(key for key in trust.keys if key.role != VETTER), trust.revoked)
+        court.settings.trust_root.write_bytes(canonical_json(left.to_json()))
+        assert answer(court.settings, request)["verdict"]["decision"] == "INCONCLUSIVE"
+        assert newest(court, manifest)["verdict"] == "INCONCLUSIVE"
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"code": "0" * 64},
+            {"data": {"splits": "0" * 64}},
+            {"run": "two"},
+            {"seed_commitment": "0" * 64},
+            {"seed_commitment": None, "seed": 7},
+        ],
+    )
+    def test_what_a_vetter_signed_for_something_else_is_an_error(self, court: Court, changes: dict[str, Any]) -> None:
+        request = court.request(manifest := court.submit(b"clean"), CLEAN)
+        (path,) = court.store.list(f"evidence/{manifest}/")
+        found = json.loads(court.store.read(path))["found"]
+        other = signed_results.save(court.settings, EVIDENCE, court.about(manifest) | changes, found)
+        answered = answer(court.settings, request | {"evidence": {METHOD: other.key}})
+        assert answered["kind"] == "StoreError" and "expected evidence of neural_cleanse" in answered["error"]
+        assert stored(court) == set()
+
+    def test_other_reference_data_than_the_submission_names_is_an_error(self, court: Court) -> None:
+        request = court.request(court.submit(b"clean"), CLEAN)
+        answered = answer(court.settings, request | {"reference_data": {"name": "chosen"}})
+        assert answered["kind"] == "StoreError" and "reference data None, got chosen" in answered["error"]
+
+    def test_a_record_that_says_something_else_than_the_bytes_is_an_error(self, court: Court) -> None:
+        request = court.request(manifest := court.submit(b"clean"), CLEAN)
+        file = Path(court.settings.store, "submissions", f"{manifest}.json")
+        said = json.loads(file.read_bytes())
+        for changed in (
+            {"description": said["description"].replace("a test", "a trusted supplier")},
+            {"description": said["description"] + "layer: chosen\n"},
+            {"seed": 1},
+        ):
+            file.chmod(0o644)
+            file.write_bytes(canonical_json(said | changed))
+            answered = answer(court.settings, request)
+            assert "remove it and submit the model again" in answered["error"], answered
+        assert stored(court) == set()
+
+    def test_no_object_of_a_store_tells_a_seed(self, court: Court) -> None:
+        manifest = court.submit(b"weights")
+        asked(court, manifest, CLEAN)
+        second = court.request(manifest, BACKDOORED, run="two")
+        asked(court, manifest, BACKDOORED, purpose="rescan", second=second)
+        record = read_record(court.store, manifest)
+        numbers = {str(seed_of(court.settings, record, run).number).encode() for run in ("", "two")}
+        texts = [court.store.read(key) for key in court.store.list("") if key.endswith(".json")]
+        envelopes = [blob.get("signed", blob) for blob in map(json.loads, texts)]
+        texts += [base64.b64decode(envelope["payload"]) for envelope in envelopes if "payload" in envelope]
+        assert len(texts) > 12 and not any(number in text for number in numbers for text in texts)
 
 
 class TestRescan:

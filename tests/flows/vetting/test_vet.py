@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.store.open import open_store
-from tasks.vetting.intake import read_record
+from tasks.vetting.intake import read_record, seed_of
 from vetgate import shipped
 from vetgate.verdict.policy import load_policy
 
@@ -80,13 +80,24 @@ def test_an_inspection_that_was_altered_is_not_believed_and_made_anew(vetgate, p
     said = file.read_bytes()
     file.chmod(0o644)
     try:
-        file.write_bytes(said.replace(passed.blob["manifest_sha256"].encode(), b"0" * 64))
+        file.write_bytes(said.replace(b'"found":{', b'"found":{"more":1,'))
+        assert file.read_bytes() != said
         done = vetgate("vet", honest, "--json")
     finally:
         file.write_bytes(said)
 
     assert done.code == 0 and done.blob["verdict"] == "PASS"
     assert len(list(open_store(settings).list(f"inspections/{passed.blob['manifest_sha256']}/"))) == 2
+
+
+def test_no_file_of_the_installation_tells_a_seed(passed, failed, home, settings):
+    manifests = [passed.blob["manifest_sha256"], failed.blob["manifest_sha256"], failed.blob["repair"]["submission"]]
+    records = [read_record(open_store(settings), manifest) for manifest in manifests]
+    numbers = [str(seed_of(settings, record).number).encode() for record in records]
+    files = [path for path in Path(home).rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"mlflow.db", "prefect.db", "report.html", "attestation.json"} <= names and len(files) > 50
+    assert [path for path in files if any(number in path.read_bytes() for number in numbers)] == []
 
 
 def test_a_trojaned_model_fails_and_names_its_label(failed):

@@ -87,7 +87,7 @@ def test_the_page_says_what_was_decided_and_from_what() -> None:
     null = {"values": [0.5, 0.7, 1.0, 1.3, 0.9], "cutoff": 2.0}
     page = render(
         result(reasons=["label 2 alarmed"]),
-        evidence=[{"about": {"code": "cd" * 32}, "evidence": found.to_json()}],
+        evidence=[{"about": {"code": "cd" * 32}, "vetter": "12" * 32, "evidence": found.to_json()}],
         verdict=stated(0.125, null, id="bank-1", n=19),
         submission={"supplier": "Acme", "classes": ["a", "b", "stop", "d"], "format": "onnx", "input_shape": [3, 8, 6]},
         provenance={"Policy SHA-256": "ef" * 32},
@@ -101,7 +101,7 @@ def test_the_page_says_what_was_decided_and_from_what() -> None:
         "bank-1",
         "Neural Cleanse",
         "0.125",
-        f"seed 7, code {'cd' * 32}",
+        f"code {'cd' * 32}, signed by vetter {'12' * 32}",
         "ab" * 32,
         "ef" * 32,
         "Acme",
@@ -110,6 +110,7 @@ def test_the_page_says_what_was_decided_and_from_what() -> None:
         f"{found.triggers[2].norm:.3g} pixels",
     ):
         assert expected in words, expected
+    assert "seed" not in words
     assert "this model 3.5; 5 reference values from 0.5 to 1.3, none as high" in page
     for trigger in found.triggers:
         assert re.search(rf"<u>{trigger.target}</u>.*<b>{trigger.norm:.3g}</b>", page)

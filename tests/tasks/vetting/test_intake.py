@@ -1,4 +1,4 @@
-"""A submission's record proves itself, and its seeds are those that no supplier and no writer of the store can choose."""
+"""A submission's record proves itself; its seeds are what no supplier and no writer of the store can choose."""
 
 from __future__ import annotations
 

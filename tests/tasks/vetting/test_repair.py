@@ -6,6 +6,7 @@ The operations of the sandbox run in this process, on small networks whose answe
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.sandbox.host import Limits
 from tasks.sandbox.operations import OPS
@@ -27,9 +29,12 @@ from tasks.vetting.repair import Yardstick, report_figures, restore, run_repair
 from tasks.vetting.results import Measured, RepairFailed, RepairRecord
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import REPAIRS, Axis, Evidence, Method, Repair, Subject, Trigger
-from vetgate.digest import sha256_json
+from vetgate.digest import canonical_json, sha256_json
+from vetgate.trust import dsse
+from vetgate.trust.keys import utc_now
 from vetgate.trust.seeds import Seed
-from vetgate.trust.statements import REPAIR
+from vetgate.trust.statements import REPAIR, sign_statement
+from vetgate.trust.strict_json import time_text
 from vetgate.verdict.accuracy_loss import AccuracyLoss
 
 SHAPE, CLASSES, BEFORE, AFTER = (1, 8, 8), 4, 2, 1
@@ -195,6 +200,34 @@ def test_a_record_that_is_there_is_read_and_one_of_an_earlier_version_is_made_an
     assert again == first and len(inside.called) == calls
     other = run_repair(settings, case, "by_triggers", {}, [triggers], replace(by, suspects=[3]))
     assert isinstance(other, RepairRecord) and other.key != first.key
+
+
+def test_what_a_stranger_laid_in_the_place_of_a_repair_is_passed_over(
+    settings: Settings, case: Case, inside: Inside, tmp_path: Path
+) -> None:
+    by, store = Yardstick([], [], INVERSION), open_store(settings)
+    elsewhere = settings.model_copy(update={"store": str(tmp_path / "elsewhere")})
+    wanted = run_repair(elsewhere, case, "by_nothing", {}, [], by)
+    assert isinstance(wanted, RepairRecord)
+    shutil.rmtree(tmp_path / "made" / wanted.key)
+    forged = replace(wanted, changed={"forged": 1.0}).to_json()
+    key = Ed25519PrivateKey.generate()
+    stated = {"issued": time_text(utc_now()), "manifest": case.manifest, "about": wanted.about}
+    signed = sign_statement(REPAIR, stated | {"result": sha256_json(forged)}, key)
+    for name, blob in {
+        wanted.key: forged,
+        f"{wanted.key}-{'0' * 64}": forged,
+        f"{wanted.key}-{dsse.digest(signed)}": {"signed": signed, "found": forged},
+    }.items():
+        assert store.create(f"repairs/{case.manifest}/by_nothing/{name}.json", canonical_json(blob))
+    # and files where those of the repair were before it was known what they are
+    assert store.create(f"repairs/{case.manifest}/by_nothing/{wanted.key}/model.safetensors", b"another model")
+
+    record = run_repair(settings, case, "by_nothing", {}, [], by)
+
+    assert isinstance(record, RepairRecord) and record.changed == {"records": 0.0}
+    restore(settings, case, record, tmp_path / "repaired")
+    assert (tmp_path / "repaired" / "model.safetensors").read_bytes() != b"another model"
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_the_evidence_is_the_same_on_two_dask_workers_byte_for_byte(alone, elsew
     # ten labels in three blocks before the race, the smallest from a second start, and then what one alone found
     assert {"0.0.0", "0.0.1", "0.0.2", "0.1.0", "1.0.0", "2.0.0"} <= set(named) and len(set(named)) == len(named)
     assert not any(str(settings.home) in job for job in jobs), "no path of this host travels"
+    assert not any(str(case.seed.number) in job for job in jobs), "and no seed, which each worker computes itself"
 
 
 def test_what_is_in_the_store_is_not_computed_again(elsewhere, one_worker, alone):

@@ -13,8 +13,10 @@ from vetgate.trust.keys import (
     APPROVER,
     GATE,
     SUBMITTER,
+    VETTER,
     load_key,
     load_or_create_key,
+    load_or_create_vetter,
     new_key,
     raw_public,
     read_public,
@@ -81,6 +83,49 @@ def test_a_key_may_get_more_days_but_never_another_role(root: Path) -> None:
             trust_key(root, raw, role, now=NOW, valid=YEAR)
     with pytest.raises(BadSubmission, match="one of the roles"):
         trust_key(root, raw, "admin", now=NOW, valid=YEAR)
+
+
+def test_a_vetter_s_key_is_made_and_trusted_once(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vetter.ed25519"
+    made = load_or_create_vetter(path, root, now=NOW)
+    (_, key) = read_trust_root(root).keys
+    assert (key.raw, key.role, key.not_before) == (raw_public(made), VETTER, NOW)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert raw_public(load_or_create_vetter(path, root, now=NOW + YEAR)) == raw_public(made)
+    assert read_trust_root(root).keys[1:] == (key,)
+
+
+def test_a_vetter_s_key_that_was_taken_out_of_the_trust_root_stays_out(root: Path, tmp_path: Path) -> None:
+    path, before = tmp_path / "vetter.ed25519", root.read_bytes()
+    made = load_or_create_vetter(path, root, now=NOW)
+    root.write_bytes(before)
+    assert raw_public(load_or_create_vetter(path, root, now=NOW)) == raw_public(made)
+    assert root.read_bytes() == before
+
+
+def test_of_processes_that_make_a_vetter_s_key_at_once_all_get_the_same_and_it_is_trusted(
+    root: Path, tmp_path: Path
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    start, got = fork.Barrier(6), fork.SimpleQueue()
+
+    def make() -> None:
+        start.wait()
+        got.put(raw_public(load_or_create_vetter(tmp_path / "vetter.ed25519", root, now=NOW)))
+
+    processes = [fork.Process(target=make) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    (raw,) = {got.get() for _ in range(6)}
+    assert raw in {key.raw for key in read_trust_root(root).keys if key.role == VETTER}
+
+
+def test_without_a_trust_root_no_vetter_s_key_is_left(tmp_path: Path) -> None:
+    with pytest.raises(Denied, match="expected a trust root"):
+        load_or_create_vetter(tmp_path / "vetter.ed25519", tmp_path / "trust.json", now=NOW)
+    assert not (tmp_path / "vetter.ed25519").exists()
 
 
 def test_keys_that_are_trusted_at_once_are_all_kept(root: Path) -> None:

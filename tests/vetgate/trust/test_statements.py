@@ -10,8 +10,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.errors import Denied
 from vetgate.trust import attest, dsse
-from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public
-from vetgate.trust.statements import APPROVAL, KINDS, WAIVER, claimed, sign_statement, verify_statement
+from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, VETTER, PublicKey, TrustRoot, key_id, raw_public
+from vetgate.trust.statements import (
+    APPROVAL,
+    EVIDENCE,
+    INSPECTION,
+    KINDS,
+    REPAIR,
+    WAIVER,
+    claimed,
+    sign_statement,
+    verify_statement,
+)
 from vetgate.trust.strict_json import time_text
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
@@ -66,6 +76,18 @@ def test_one_kind_never_stands_for_another() -> None:
 def test_a_key_of_another_role_does_not_count(role: str) -> None:
     with pytest.raises(Denied, match=f"role approver, got {role}"):
         verify(sign_statement(APPROVAL, SAID, KEY), trusted(role))
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {EVIDENCE, INSPECTION, REPAIR}))
+def test_a_vetter_signs_what_it_found_and_nothing_that_lets_a_model_in(kind: str) -> None:
+    envelope = sign_statement(kind, SAID, KEY)
+    for role in (GATE, APPROVER, SUBMITTER):
+        with pytest.raises(Denied, match=f"role {role}, got vetter"):
+            verify(envelope, trusted(VETTER), kind, roles={role})
+    verdict = {"name": "x", "verdict": "PASS", "expires": time_text(NOW + timedelta(days=1)), **SAID}
+    signed = attest.sign(attest.statement({}, "c" * 64, verdict), KEY)
+    with pytest.raises(Denied, match="role gate, got vetter"):
+        attest.verify(signed, trusted(VETTER), name="x", files={}, manifest="c" * 64, now=NOW)
 
 
 @pytest.mark.parametrize(
