@@ -22,7 +22,7 @@ from tasks.store.open import open_store
 from tasks.vetting.estimate import images_for
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
-from vetgate.errors import DefenceError, StoreError
+from vetgate.errors import DefenceError, MissingInput, StoreError
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,14 @@ def recorded(
     try:
         answer = run()
     except (SandboxError, DefenceError) as error:
-        return asdict(Found(method, None, None, str(error), error.code))
+        without = isinstance(error, MissingInput) and not case.data.splits
+        said = (
+            f"expected trusted images for {method}, got none; name `reference_data` in submission.yaml, a set that "
+            "`vetgate data list` shows"
+            if without
+            else str(error)
+        )
+        return asdict(Found(method, None, None, said, error.code))
     # another process that vets the same submission may have been first: what the store holds counts
     store.create(_evidence_path(case.manifest, method, key), canonical_json({"about": about, **answer}))
     return asdict(Found(method, key, answer["seconds"]))

@@ -82,7 +82,7 @@ def take(settings: Settings, directory: Path, *, name: str | None = None, seed: 
     with workroom(settings) as room:
         copy = room / "copy"
         manifest = take_in(directory, copy, max_bytes=MAX_BYTES, max_files=MAX_FILES)
-        submission = read_submission(copy)
+        submission = read_submission(copy, given=directory)
         if name not in (None, submission.name):
             raise BadSubmission(f"expected a submission of {name}, got one of {submission.name}; correct its name")
         store = open_store(settings)
