@@ -93,7 +93,7 @@ def migrate(package: str, path: Path) -> None:
         return
     where = {
         "PREFECT_HOME": str(path.parent),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": sqlite_url(path, "sqlite+aiosqlite"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": sqlite_url(path, "aiosqlite"),
     }
     line = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
     subprocess.run(line, env=os.environ | where, check=True, capture_output=True)

@@ -129,17 +129,24 @@ def promote(
 def data_add(
     name: Annotated[str, typer.Argument(help="Name under which submissions refer to it.", metavar="NAME")],
     file: Annotated[Path, typer.Argument(help=".npz with x_train, y_train, x_test, y_test.", metavar="FILE")],
+    training: Annotated[
+        bool, typer.Option("--training", help="A supplier's training set: classes may be missing or rare.")
+    ] = False,
     json: AsJson = False,
 ) -> int:
     """Register a reference data set under DVC."""
 
     def command() -> Outcome:
-        from tasks.data.reference import add
-        from tasks.progress import progress_of
+        from tasks.data.reference import add, describe, doubts
+        from tasks.progress import announce, progress_of
         from tasks.settings import load_settings
 
-        ref = add(load_settings(), name, file, progress_of(f"reading {file.name}"))
-        blob = {"name": ref.name, "rev": ref.rev, "path": ref.path, "sha256": ref.sha256}
+        settings = load_settings()
+        ref = add(settings, name, file, progress_of(f"reading {file.name}"), training=training)
+        warnings = doubts(describe(settings, ref))
+        for warning in warnings:
+            announce(f"warning: {warning}")
+        blob = {"name": ref.name, "rev": ref.rev, "path": ref.path, "sha256": ref.sha256, "warnings": warnings}
         return Outcome(0, blob, lambda console: _show_pairs(console, blob))
 
     return carry_out(command, as_json=json)

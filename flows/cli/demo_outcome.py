@@ -119,7 +119,7 @@ def show(console: Console, ending: Ending) -> None:
 def pages(settings: Settings, server: str | None) -> dict[str, str]:
     """The commands that open MLflow's and Prefect's pages, or their addresses where servers are configured."""
     mlflow, server = settings.tracking_uri, server or ""
-    if mlflow.startswith("sqlite:"):
+    if mlflow.startswith("sqlite"):
         where = ["--backend-store-uri", mlflow, "--default-artifact-root", settings.artifacts]
         mlflow = _command(
             ["mlflow", "ui", "--workers", "1", *where], DO_NOT_TRACK="1", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"

@@ -55,7 +55,7 @@ def make_database() -> bool:
     if any(name.startswith(DATABASES) for name in os.environ):
         return False
     # read at Prefect's import, which would put the path into a URL as it is
-    os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = sqlite_url(path.absolute(), "sqlite+aiosqlite")
+    os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = sqlite_url(path.absolute(), "aiosqlite")
     return (path.exists() or make_from_template("prefect", path)) and is_current("prefect", path)
 
 

@@ -43,12 +43,15 @@ class Remote:
         """Whether it is on a disk of this host."""
         return not self.url.startswith("s3://")
 
-    def to_dvc(self, link: Path) -> dict[str, Any]:
+    def to_dvc(self, link: Path, *, make: bool) -> dict[str, Any]:
         """The remote as a section of DVC's settings, a directory by a link; secrets stay in the environment."""
         if self.is_directory:
             # DVC formats a message that has the path in it: braces in a directory's name would end it
             try:
-                Path(self.url).mkdir(parents=True, exist_ok=True)
+                if make:
+                    Path(self.url).mkdir(parents=True, exist_ok=True)
+                # a disk that is not mounted is no empty remote
+                os.listdir(self.url)
                 link.symlink_to(self.url)
             except OSError as error:
                 raise self.unusable(str(error)) from error
@@ -93,7 +96,7 @@ def ask(
         open(Path(scratch, "log"), "w+", encoding="utf-8", errors="replace") as log,
     ):
         link = Path(scratch, "remote")
-        body = json.dumps({"operation": operation, "remote": remote.to_dvc(link), **request})
+        body = json.dumps({"operation": operation, "remote": remote.to_dvc(link, make=operation == "add"), **request})
         process = subprocess.Popen(
             [sys.executable, "-m", "tasks.data.dvc_process"],
             stdin=subprocess.PIPE,

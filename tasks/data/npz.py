@@ -39,11 +39,14 @@ class Header:
 
 
 def contents(path: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Read every byte of a data set and return what it holds, as JSON; raises NotUnderstood."""
+    """Read every byte of a data set and return what it holds, as JSON; raises NotUnderstood.
+
+    `brightest` is the largest value of any pixel.
+    """
     with _opened(path) as archive:
         headers = {name: _header(archive, name, path) for name in _names(archive, path)}
         _check_shapes(headers, path)
-        _check_bytes(archive, progress)
+        brightest = _check_bytes(archive, headers, progress)
         labels = {part: _small(archive, f"y_{part}") for part in ("train", "test")}
         names = _small(archive, "class_names").tolist() if "class_names" in headers else None
     top = max(int(y.max()) for y in labels.values())
@@ -55,6 +58,7 @@ def contents(path: Path, progress: Progress | None = None) -> dict[str, Any]:
         "image": list(headers["x_train"].shape[1:]),
         "classes": classes,
         "class_names": names,
+        "brightest": brightest,
     }
 
 
@@ -104,7 +108,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _names(archive: zipfile.ZipFile, path: Path) -> list[str]:
     members = archive.namelist()
     names = [member.removesuffix(".npy") for member in members]
-    wrong = sorted({n for n in names if n not in REQUIRED + OPTIONAL or names.count(n) > 1})
+    wrong = any(n not in REQUIRED + OPTIONAL or f"{n}.npy" not in members or names.count(n) > 1 for n in names)
     missing = [name for name in REQUIRED if f"{name}.npy" not in members]
     if wrong or missing:
         raise NotUnderstood(
@@ -142,6 +146,10 @@ def _check_shapes(headers: dict[str, Header], path: Path) -> None:
 
     for part in ("train", "test"):
         x, y = headers[f"x_{part}"], headers[f"y_{part}"]
+        shape = x.shape
+        turned = len(shape) == 4 and shape[1] in (1, 3) and shape[1] != shape[2] and shape[3] != shape[1]
+        remedy = f"the channels are first: write x_{part}.transpose(0, 2, 3, 1)"
+        expect(f"x_{part}", not turned, "(N, H, W, C) uint8 with C 1 or 3", remedy)
         image = x.dtype == np.uint8 and len(x.shape) == 4 and min(x.shape) > 0 and x.shape[-1] in (1, 3)
         expect(f"x_{part}", image, "(N, H, W, C) uint8 with C 1 or 3", "a grey image has a last axis of 1")
         same = x.shape[1:] == headers["x_train"].shape[1:]
@@ -158,15 +166,20 @@ def _check_shapes(headers: dict[str, Header], path: Path) -> None:
         expect("track_train", fits, f"{headers['y_train'].shape} integers", "give each training image its track")
 
 
-def _check_bytes(archive: zipfile.ZipFile, progress: Progress | None) -> None:
+def _check_bytes(archive: zipfile.ZipFile, headers: dict[str, Header], progress: Progress | None) -> int:
+    """Read every member to its end; the largest value of a pixel."""
     # zipfile compares the checksum of a member when its last byte is read
-    total, read = max(1, sum(i.file_size for i in archive.infolist())), 0
-    for info in archive.infolist():
-        with archive.open(info) as member:
+    total, read, brightest = max(1, sum(i.file_size for i in archive.infolist())), 0, 0
+    for name, header in headers.items():
+        with archive.open(f"{name}.npy") as member:
+            read += len(_exactly(member, header.start))
             while chunk := member.read(CHUNK):
+                if name in ("x_train", "x_test"):
+                    brightest = max(brightest, int(np.frombuffer(chunk, np.uint8).max()))
                 read += len(chunk)
                 if progress is not None:
                     progress(read / total)
+    return brightest
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:

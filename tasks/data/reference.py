@@ -20,8 +20,9 @@ from pydantic.dataclasses import dataclass as checked
 from safetensors.numpy import save
 
 from tasks.data.npz import Progress, read_array, read_rows
-from tasks.data.registry import DataRef, add, describe, read, registered, resolve
+from tasks.data.registry import DataRef, add, describe, read, registered, require_usable, resolve
 from tasks.data.splits import Rows, partition, resize, sample
+from tasks.data.usable import doubts
 from tasks.settings import Settings
 from tasks.store.directory_cache import METADATA, cached, copied
 from vetgate.errors import BadSubmission, NotUnderstood
@@ -32,6 +33,7 @@ __all__ = [
     "SplitSizes",
     "add",
     "describe",
+    "doubts",
     "materialise",
     "materialise_training",
     "read",
@@ -92,7 +94,8 @@ def materialise(
 ) -> SplitPaths:
     """The splits of `ref` for a model of `input_shape` (C, H, W), copied to `out`, or in <home>/splits without one.
 
-    Raises BadSubmission when grey and colour do not match, NotUnderstood when the number of classes does not.
+    Raises BadSubmission when grey and colour do not match, NotUnderstood when the number of classes does not, and
+    StoreError on a set that no model can be vetted on.
     """
     contents = describe(settings, ref)
     _fits(contents, input_shape)
@@ -101,6 +104,7 @@ def materialise(
             f"expected {contents['classes']} classes, as the reference data {ref.name} has, got a model with {classes} "
             "classes; correct classes in submission.yaml or name other reference_data"
         )
+    require_usable(settings, ref)
     limits = {
         purpose: _affordable(count, input_shape, BYTES // 2 if purpose in SEARCHED else BYTES)
         for purpose, count in asdict(_sizes(sizes)).items()

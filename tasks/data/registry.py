@@ -23,8 +23,9 @@ from tasks.data import npz
 from tasks.data.digits import write_digits
 from tasks.data.dvc_client import Remote, ask
 from tasks.data.own_git import git
+from tasks.data.usable import check_usable
 from tasks.settings import Settings
-from vetgate.errors import BadSubmission, StoreError
+from vetgate.errors import BadSubmission, NotUnderstood, StoreError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 EMBEDDED = "digits"
@@ -43,8 +44,12 @@ class DataRef:
     sha256: str
 
 
-def add(settings: Settings, name: str, file: Path, progress: npz.Progress | None = None) -> DataRef:
+def add(
+    settings: Settings, name: str, file: Path, progress: npz.Progress | None = None, *, training: bool = False
+) -> DataRef:
     """Check a .npz file, put it under DVC as data set `name` and commit; the same bytes give the same commit.
+
+    What a supplier's `training` set lacks is the supplier's affair; anything else must be good to vet on.
 
     Raises BadSubmission on a wrong name, NotUnderstood on a file that is no data set, StoreError on the rest.
     """
@@ -54,12 +59,14 @@ def add(settings: Settings, name: str, file: Path, progress: npz.Progress | None
         copy = staging / Path(file).name
         sha256, size = _copy(Path(file), copy)
         contents = npz.contents(copy, progress)
+        if not training:
+            _check_usable(copy, contents)
         root = _root(settings)
         begins = not root.exists()
         # a registry appears whole or not at all: the first set is added before it gets its name
         tree = _new_repository(staging / "new") if begins else _unlocked(root)
         ask("add", Remote.of(settings), root=str(tree), file=str(copy), out=f"{name}.npz")
-        sidecar = {"name": name, "sha256": sha256, "size": size, **contents}
+        sidecar = {"name": name, "sha256": sha256, "size": size, "usable": not training, **contents}
         (tree / f"{name}.json").write_text(json.dumps(sidecar, indent=2, sort_keys=True) + "\n")
         _commit(tree, f"Add {name}", f"{name}.npz.dvc", f"{name}.json", *COMMON)
         if begins:
@@ -90,8 +97,26 @@ def registered(settings: Settings) -> list[DataRef]:
 
 
 def describe(settings: Settings, ref: DataRef) -> dict[str, Any]:
-    """What the set holds: name, sha256, size, arrays, image (H, W, C), classes, class_names."""
+    """What the set holds: name, sha256, size, arrays, image (H, W, C), classes, class_names, brightest pixel, usable.
+
+    Sets that were added before such checks lack the last two.
+    """
     return _sidecar(_root(settings), ref.rev, ref.name)
+
+
+def require_usable(settings: Settings, ref: DataRef, progress: npz.Progress | None = None) -> None:
+    """Raise StoreError unless a model can be vetted on the set; one added without that check is read for it."""
+    contents = describe(settings, ref)
+    if contents.get("usable"):
+        return
+    try:
+        _check_usable(read(settings, ref, progress), contents)
+    except NotUnderstood as error:
+        wrong = str(error).partition(": ")[2]
+        raise StoreError(
+            f"the reference data {ref.name} cannot be vetted on: {wrong}; then add it again with "
+            f"`vetgate data add {ref.name} FILE.npz`, or name other reference_data in submission.yaml"
+        ) from error
 
 
 def read(settings: Settings, ref: DataRef, progress: npz.Progress | None = None) -> Path:
@@ -122,6 +147,12 @@ def read(settings: Settings, ref: DataRef, progress: npz.Progress | None = None)
         cached.parent.mkdir(parents=True, exist_ok=True)
         os.replace(copy, cached)
     return cached
+
+
+def _check_usable(file: Path, contents: dict[str, Any]) -> None:
+    y_train, y_test = (npz.read_array(file, f"y_{part}") for part in ("train", "test"))
+    track = npz.read_array(file, "track_train") if "track_train" in contents["arrays"] else None
+    check_usable(file.name, y_train, y_test, contents["class_names"], track)
 
 
 def _root(settings: Settings) -> Path:

@@ -17,17 +17,24 @@ SHARES = {"invert": 0.25, "confirm": 0.15, "repair": 0.40, "validate": 0.20}
 
 
 def partition(y: Rows, track: NDArray[np.integer] | None, seed: int) -> dict[str, Rows]:
-    """The rows of labels y (N,) by purpose, ascending, in the proportions SHARES within each class."""
+    """The rows of labels y (N,) by purpose, ascending, in the proportions SHARES within each class.
+
+    Four images of a class, or four tracks, are enough for one to each purpose.
+    """
     random = np.random.RandomState(seed)
     taken: dict[str, list[Rows]] = {purpose: [] for purpose in SHARES}
     for label in np.unique(y):
         rows = np.flatnonzero(y == label)
         groups = _groups(rows, track)
         lacking = {purpose: share * len(rows) for purpose, share in SHARES.items()}
-        for index in random.permutation(len(groups)):
-            purpose = max(lacking, key=lacking.__getitem__)
+        empty = dict.fromkeys(SHARES)
+        for given, index in enumerate(random.permutation(len(groups))):
+            # the last ones go to purposes that would have none of this class
+            open_ = empty if len(groups) - given <= len(empty) else SHARES
+            purpose = max(open_, key=lacking.__getitem__)
             taken[purpose].append(groups[index])
             lacking[purpose] -= len(groups[index])
+            empty.pop(purpose, None)
     return {purpose: np.sort(np.concatenate([_NONE, *parts])) for purpose, parts in taken.items()}
 
 

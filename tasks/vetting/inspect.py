@@ -22,7 +22,7 @@ from tasks.vetting import signed_results
 from tasks.vetting.estimate import images_for
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
-from vetgate.errors import DefenceError
+from vetgate.errors import DefenceError, MissingInput
 from vetgate.trust.keys import read_trust_root
 from vetgate.trust.seeds import Seed
 from vetgate.trust.statements import EVIDENCE, INSPECTION
@@ -161,8 +161,17 @@ def recorded(
         try:
             saved = signed_results.save(settings, EVIDENCE, about, _seedless(run(), case))
         except (SandboxError, DefenceError) as error:
-            return asdict(Found(method, None, None, str(error), error.code))
+            return asdict(Found(method, None, None, _said(error, case, method), error.code))
     return asdict(Found(method, saved.key, saved.found["seconds"]))
+
+
+def _said(error: SandboxError | DefenceError, case: Case, method: str) -> str:
+    if not isinstance(error, MissingInput) or case.data.splits:
+        return str(error)
+    return (
+        f"expected trusted images for {method}, got none; name `reference_data` in submission.yaml, a set that "
+        "`vetgate data list` shows"
+    )
 
 
 def _seedless(answer: dict[str, Any], case: Case) -> dict[str, Any]:

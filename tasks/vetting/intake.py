@@ -108,7 +108,7 @@ def take(settings: Settings, directory: Path, *, name: str | None = None, origin
     with workroom(settings) as room:
         copy = room / "copy"
         manifest = take_in(directory, copy, max_bytes=MAX_BYTES, max_files=MAX_FILES)
-        description = read_description(copy)
+        description = read_description(copy, given=directory)
         submission = parse_submission(description)
         if name not in (None, submission.name):
             raise BadSubmission(f"expected a submission of {name}, got one of {submission.name}; correct its name")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from tasks.data.reference import materialise, materialise_training, resolve
-from tasks.progress import progress_of
+from tasks.data.reference import describe, doubts, materialise, materialise_training, resolve
+from tasks.progress import announce, progress_of
 from tasks.settings import Settings
 from tasks.vetting.inspect import Data
 from vetgate.formats.submission import Submission
@@ -22,6 +22,8 @@ def prepare(settings: Settings, submission: Submission, sizes: dict[str, int]) -
     training = None
     if submission.reference_data is not None:
         ref = resolve(settings, submission.reference_data)
+        for doubt in doubts(describe(settings, ref)):
+            announce(f"warning: {doubt}")
         what = "reference data"
         paths = materialise(settings, ref, shape, sizes=sizes, classes=classes, progress=progress_of(what))
         splits = {purpose: str(getattr(paths, purpose)) for purpose in PURPOSES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -14,6 +14,7 @@ from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.manifest import FILE_NAME, open_plain
 from vetgate.formats.readers import formats
+from vetgate.formats.yaml12 import dump_plain, load_plain
 
 FILE = "submission.yaml"
 MAX_SIZE = 128 * 1024
@@ -76,19 +77,18 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def read_submission(directory: Path) -> Submission:
-    """Read and check `submission.yaml` in `directory`; raises BadSubmission."""
-    return parse_submission(read_description(directory))
+def read_submission(directory: Path, *, given: Path | None = None) -> Submission:
+    """Read and check `submission.yaml` in `directory`; raises BadSubmission, which names the one that was `given`."""
+    return parse_submission(read_description(directory, given=given))
 
 
 def parse_submission(text: str) -> Submission:
     """Check the text of a `submission.yaml`; raises BadSubmission."""
     try:
-        _check_plain(text)
-        fields = yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader
+        fields = load_plain(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = " ".join(str(error).split())[:300]
-        raise BadSubmission(f"{FILE}: expected YAML, got something else: {line}") from error
+        raise BadSubmission(f"{FILE}: expected plain YAML 1.2, got something else: {line}") from error
     if not isinstance(fields, dict):
         raise BadSubmission(f"{FILE}: expected a mapping of fields, got {type(fields).__name__}; see the README")
     try:
@@ -100,44 +100,21 @@ def parse_submission(text: str) -> Submission:
 def dump_submission(submission: Submission) -> str:
     """The text of a `submission.yaml` that reads back as `submission`."""
     fields = {k: v for k, v in submission.model_dump(mode="json").items() if v is not None or k == "reference_data"}
-    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    return dump_plain(fields)
 
 
-def _check_plain(text: str) -> None:
-    # an alias can unfold to gigabytes, and the parser's time grows with the square of the depth
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise BadSubmission(f"{FILE}: expected plain values, got an alias (*name); write the value out")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > 4:
-            raise BadSubmission(f"{FILE}: expected a mapping of plain values, got deep nesting; flatten it")
-
-
-class _Strict(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise ValueError(f"field names must be text, got {reprlib.repr(key)}")
-            if key in seen:
-                raise ValueError(f"the field {key!r} is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def read_description(directory: Path) -> str:
-    """The text of `submission.yaml` in `directory`, unchecked; raises BadSubmission."""
+def read_description(directory: Path, *, given: Path | None = None) -> str:
+    """The text of `submission.yaml` in `directory`, unchecked; raises BadSubmission, which names the one `given`."""
+    given = given or directory
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise BadSubmission(f"expected a directory with a {FILE}, got {directory} ({error.strerror})") from error
+        raise BadSubmission(f"expected a directory with a {FILE}, got {given} ({error.strerror})") from error
     try:
-        with open_plain(FILE, folder) as given, os.fdopen(os.dup(given), "rb") as file:
+        with open_plain(FILE, folder) as opened, os.fdopen(os.dup(opened), "rb") as file:
             data = file.read(MAX_SIZE + 1)
     except NotUnderstood as error:
-        raise BadSubmission(f"expected a {FILE} in {directory}: {error}") from error
+        raise BadSubmission(f"expected a {FILE} in {given}: {error}") from error
     finally:
         os.close(folder)
     if len(data) > MAX_SIZE:

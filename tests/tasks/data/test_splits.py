@@ -18,13 +18,13 @@ from vetgate.errors import BadSubmission, NotUnderstood
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A registry with the digits and with `signs`: 4 uneven classes of colour images in tracks of 10."""
+    """A registry with the digits and with `signs`: 4 uneven classes of colour images in tracks of 10, or of 5."""
     home = tmp_path_factory.mktemp("home")
     random = np.random.RandomState(0)
     labels = random.permutation(np.repeat([0, 1, 2, 3], [300, 120, 60, 20]))
     track = np.empty(len(labels), np.int16)
     for label in range(4):
-        track[labels == label] = np.arange((labels == label).sum()) // 10
+        track[labels == label] = np.arange((labels == label).sum()) // (5 if label == 3 else 10)
     arrays: dict[str, Any] = {"y_train": labels, "track_train": track, "y_test": np.arange(40) % 4}
     for part in ("train", "test"):
         arrays[f"x_{part}"] = random.randint(0, 256, (len(arrays[f"y_{part}"]), 9, 7, 3)).astype(np.uint8)
@@ -55,6 +55,17 @@ def test_every_row_has_one_purpose_in_proportion_to_its_class() -> None:
     for label, count in enumerate(np.bincount(y)):
         for purpose, share in SHARES.items():
             assert abs((y[rows[purpose]] == label).sum() - share * count) <= 1
+
+
+@pytest.mark.parametrize("count", [4, 5, 9])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_few_images_or_tracks_of_a_class_reach_every_purpose(count: int, tracked: bool) -> None:
+    y = np.repeat(np.arange(6), 3 * count if tracked else count)
+    # tracks of one, two and more images
+    track = np.concatenate([np.repeat(np.arange(count), np.bincount(np.arange(3 * count) % count * 7 % count))] * 6)
+    for seed in range(20):
+        rows = partition(y, track if tracked else None, seed)
+        assert all(set(y[rows[purpose]]) == set(range(6)) for purpose in SHARES)
 
 
 def test_no_track_falls_on_both_sides() -> None:

@@ -67,10 +67,10 @@ BAD = {
     "an unknown architecture": (GOOD + "architecture: resnet9000\n", "small-cnn, preact-resnet, vgg-small"),
     "a parent that is no digest": (GOOD + "parent: abc\n", "parent"),
     "a list": ("- a\n- b\n", "expected a mapping"),
-    "no YAML": ("name: [", "expected YAML"),
+    "no YAML": ("name: [", "expected plain YAML"),
     "a number as field": (GOOD + "1: 2\n", "must be text"),
     "an alias": (GOOD + "layer: &a relu\ntraining_data: *a\n", "alias"),
-    "a Python object": (GOOD + "layer: !!python/object/apply:os.getcwd []\n", "expected YAML"),
+    "a Python object": (GOOD + "layer: !!python/object/apply:os.getcwd []\n", "expected plain YAML"),
     "nothing": ("", "expected a mapping"),
     "deep nesting": ("name: " + "[" * 50_000, "deep nesting"),
 }
