@@ -85,7 +85,7 @@ class Record:
             # one of next year would stand last in every queue, and records are put in order by the text
             if submitted > datetime.now(UTC) + MAX_CLOCK_SKEW or _time(submitted) != fields["submitted_at"]:
                 raise Denied(f"expected a time of submission that has been, got {fields['submitted_at']!r:.80}")
-        except (Denied, StoreError, TypeError, ValueError) as error:
+        except (Denied, StoreError, TypeError, ValueError, OverflowError) as error:
             raise Unproven(
                 f"expected submissions/{manifest_sha256}.json to follow from the submitted bytes, got something else "
                 f"({error}); remove it and submit the model again"

@@ -85,6 +85,7 @@ FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a time without a zone": lambda blob: blob | {"submitted_at": "2026-01-01T00:00:00"},
     "a time that sorts otherwise": lambda blob: blob | {"submitted_at": "20260101T000000+00:00"},
     "a time with a sign for the screen": lambda blob: blob | {"submitted_at": "2026-01-01\x1b00:00:00+00:00"},
+    "a time before all time": lambda blob: blob | {"submitted_at": "0001-01-01T00:00:00+23:59"},
     "no text": lambda blob: blob | {"description": None},
     "half a character": lambda blob: blob | {"description": "\ud800"},
     "no object": lambda blob: [blob],
