@@ -19,8 +19,10 @@ def secret_at(path: Path, make: Callable[[], str] = lambda: secrets.token_urlsaf
         if not path.exists():
             _create(path, make())
         found = path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "bytes that are no text"
+    except UnicodeDecodeError:
+        raise StoreError(f"expected a line of text at {path}, got other bytes; remove the file") from None
+    except OSError as error:
+        why = error.strerror
         raise StoreError(f"expected a secret at {path}, got {why}; give this user the right to it") from None
     if len(found) < MIN_LENGTH:
         raise StoreError(f"expected at least {MIN_LENGTH} characters in {path}, got {len(found)}; remove the file")

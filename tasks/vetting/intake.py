@@ -82,10 +82,10 @@ class Record:
             if manifest.sha256 != manifest_sha256 or {manifest.digests.get(FILE)} != described:
                 raise Denied("expected the manifest and the description of these bytes, got others")
             submitted = datetime.fromisoformat(fields["submitted_at"])
-            # one of next year would stand last in every queue
-            if submitted > datetime.now(UTC) + MAX_CLOCK_SKEW:
-                raise Denied(f"expected a time of submission that has been, got {submitted}")
-        except (Denied, StoreError, TypeError, ValueError) as error:
+            # one of next year would stand last in every queue, and records are put in order by the text
+            if submitted > datetime.now(UTC) + MAX_CLOCK_SKEW or _time(submitted) != fields["submitted_at"]:
+                raise Denied(f"expected a time of submission that has been, got {fields['submitted_at']!r:.80}")
+        except (Denied, StoreError, TypeError, ValueError, OverflowError) as error:
             raise Unproven(
                 f"expected submissions/{manifest_sha256}.json to follow from the submitted bytes, got something else "
                 f"({error}); remove it and submit the model again"
@@ -116,7 +116,7 @@ def take(settings: Settings, directory: Path, *, name: str | None = None, origin
         for entry in manifest.files:
             store.copy_in_file(f"quarantine/{manifest.sha256}/{entry.path}", copy / entry.path)
     seal = seeds_of(settings).seal(manifest.sha256, origin) if origin else ""
-    record = Record(description, manifest, datetime.now(UTC).isoformat(timespec="seconds"), origin, seal)
+    record = Record(description, manifest, _time(datetime.now(UTC)), origin, seal)
     # last, so that a recorded submission has all its files
     return record if store.create(_path(record.id), canonical_json(record.to_json())) else _first(store, record)
 
@@ -198,6 +198,10 @@ def seed_of(settings: Settings, record: Record, run: str = "") -> Seed:
     # an origin that this installation did not seal is none of ours
     origin = record.origin if record.origin and seeds.sealed(record.id, record.origin, record.seal) else ""
     return seeds.seed(record.id, run, origin)
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _path(manifest_sha256: str) -> str:

@@ -7,6 +7,7 @@ the secret computes both; to everybody else the commitment is a random number, f
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 
 from vetgate.digest import canonical_json
@@ -32,12 +33,14 @@ class Seeds:
     def seed(self, manifest: str, run: str = "", origin: str = "") -> Seed:
         """The seed of a run ("" is the first) on a submission.
 
-        It is drawn from `origin` instead of the manifest where one is given: "demonstration <n>", and what is repaired
-        in the course of it.
+        It is drawn from `origin` instead of the manifest where one is given: "demonstration <n>", whose first run has
+        the seed n, and what is repaired in the course of it.
         """
-        secret = DEMONSTRATION.encode() if origin.startswith(DEMONSTRATION) else self.secret
-        # 53 bits, which every JSON reader holds exactly
-        number = int.from_bytes(_digest(secret, "seed", origin or manifest, run)[:8], "big") >> 11
+        number = None if run else _number(origin)
+        if number is None:
+            secret = DEMONSTRATION.encode() if origin.startswith(DEMONSTRATION) else self.secret
+            # 53 bits, which every JSON reader holds exactly
+            number = int.from_bytes(_digest(secret, "seed", origin or manifest, run)[:8], "big") >> 11
         return Seed(number, _digest(self.secret, "commitment", manifest, run, str(number)).hex())
 
     def seal(self, manifest: str, origin: str) -> str:
@@ -47,6 +50,12 @@ class Seeds:
     def sealed(self, manifest: str, origin: str, seal: str) -> bool:
         """Whether this installation made the seal."""
         return hmac.compare_digest(self.seal(manifest, origin).encode(), seal.encode("utf-8", "surrogatepass"))
+
+
+def _number(origin: str) -> int | None:
+    """The n of "demonstration <n>"; None for any other origin."""
+    given = origin.removeprefix(DEMONSTRATION)
+    return int(given) if given != origin and re.fullmatch("[0-9]{1,15}", given) else None
 
 
 def _digest(secret: bytes, *parts: str) -> bytes:

@@ -48,7 +48,8 @@ def test_both_are_trained_once_and_submitted_once(installation_of: Settings) -> 
     clean, backdoored = canaries(installation_of)
     assert (clean.name, clean.label, backdoored.name, backdoored.label) == (CLEAN, None, BACKDOORED, 7)
     assert canaries(installation_of) == (clean, backdoored)
-    found = {record.id: record.submission.supplier for record in intake.records(open_store(installation_of))}
+    store = open_store(installation_of)
+    found = {one: intake.read_record(store, one).submission.supplier for one in intake.submitted(store)}
     assert found == {clean.manifest: "vetgate canary", backdoored.manifest: "vetgate canary"}
 
 

@@ -97,6 +97,19 @@ def test_a_sweep_reads_what_is_new_and_nothing_of_what_is_settled(
     assert [item.record.id for item in queue.waiting(settings)] == [fresh.id]
 
 
+@pytest.mark.parametrize("content", [b"{}", b"not JSON", b'{"submission": {}, "seed": 1}'])
+def test_a_record_that_is_not_of_its_bytes_is_an_error_and_starts_nothing(
+    settings: Settings, tmp_path: Path, content: bytes
+) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    open_store(settings).create(f"submissions/{'0' * 64}.json", content)
+    started = Started()
+    found = sweep(settings, started)
+    (error,) = found["errors"]
+    assert f"submissions/{'0' * 64}.json" in error and "remove it" in error
+    assert found["vetted"] == [record.id] and len(started) == 1
+
+
 def test_a_vetting_that_failed_is_tried_again_after_a_pause(settings: Settings, tmp_path: Path) -> None:
     record = intake.take(settings, submission(tmp_path / "one", b"one"))
     with pytest.raises(RuntimeError), leased(settings, record.id):

@@ -58,6 +58,10 @@ def honest(tmp_path: Path, handed_in: Path) -> dict[str, Any]:
     return intake.take(Settings(home=tmp_path / "elsewhere"), handed_in).to_json()
 
 
+def in_a_year() -> str:
+    return (datetime.now(UTC) + timedelta(days=365)).isoformat(timespec="seconds")
+
+
 # the submission's files with another description among them: a manifest that is sound, of other bytes
 def other_manifest(blob: dict[str, Any]) -> dict[str, Any]:
     files = [dict(entry) for entry in blob["manifest"]["files"]]
@@ -76,9 +80,12 @@ FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
         "manifest": blob["manifest"],
         "seed": 1,
     },
-    "a time to come": lambda blob: blob | {"submitted_at": (datetime.now(UTC) + timedelta(days=400)).isoformat()},
+    "a time to come": lambda blob: blob | {"submitted_at": in_a_year()},
     "no time": lambda blob: blob | {"submitted_at": "soon"},
     "a time without a zone": lambda blob: blob | {"submitted_at": "2026-01-01T00:00:00"},
+    "a time that sorts otherwise": lambda blob: blob | {"submitted_at": "20260101T000000+00:00"},
+    "a time with a sign for the screen": lambda blob: blob | {"submitted_at": "2026-01-01\x1b00:00:00+00:00"},
+    "a time before all time": lambda blob: blob | {"submitted_at": "0001-01-01T00:00:00+23:59"},
     "no text": lambda blob: blob | {"description": None},
     "half a character": lambda blob: blob | {"description": "\ud800"},
     "no object": lambda blob: [blob],
@@ -176,7 +183,7 @@ class TestSeeds:
         homes = [Settings(home=tmp_path / name) for name in ("one", "other")]
         records = [intake.take(home, handed_in, origin="demonstration 3") for home in homes]
         drawn = [seed_of(*both) for both in zip(homes, records, strict=True)]
-        assert drawn[0].number == drawn[1].number and drawn[0].commitment != drawn[1].commitment
+        assert drawn[0].number == drawn[1].number == 3 and drawn[0].commitment != drawn[1].commitment
         repaired = seeds_of(homes[0]).seed("c" * 64, origin="demonstration 3/repaired").number
         assert (
             repaired == seeds_of(homes[1]).seed("d" * 64, origin="demonstration 3/repaired").number != drawn[0].number
