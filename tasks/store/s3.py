@@ -15,6 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
@@ -190,7 +191,7 @@ def _code(error: ClientError) -> str:
 def _mend(error: Exception) -> str:
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile"
-    if isinstance(error, HTTPClientError):
+    if isinstance(error, HTTPClientError | ConnectionError):
         return "see that it runs, correct VETGATE_S3_ENDPOINT, or allow more time by VETGATE_REMOTE_SECONDS"
     return "check VETGATE_S3_ENDPOINT, VETGATE_STORE and the network"
 
