@@ -8,6 +8,7 @@ import pytest
 
 from tasks.settings import Settings
 from tasks.vetting import intake
+from vetgate.errors import VetgateError
 
 YAML = """
 name: digits-cnn
@@ -40,6 +41,21 @@ def test_a_given_seed_is_the_same_everywhere_and_so_are_those_of_later_runs(tmp_
     one, other = (intake.take(Settings(home=tmp_path / name), handed_in, seed=7) for name in ("one", "other"))
     assert one.seed == other.seed == 7 == one.seed_for()
     assert one.seed_for("repaired") == other.seed_for("repaired") not in (7, one.seed_for("again"))
+
+
+@pytest.mark.parametrize("wrong", ["no description", "another encoding", "a link"])
+def test_an_error_names_the_directory_that_was_handed_in_and_no_copy_of_it(tmp_path: Path, handed_in: Path, wrong: str):
+    described = handed_in / "submission.yaml"
+    described.unlink()
+    if wrong == "another encoding":
+        described.write_bytes(YAML.replace("Vision", "Visión").encode("latin-1"))
+    if wrong == "a link":
+        described.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(VetgateError) as caught:
+        intake.take(Settings(home=tmp_path / "one"), handed_in)
+    assert "work" not in str(caught.value) and "copy in" not in str(caught.value)
+    if wrong == "no description":
+        assert str(handed_in) in str(caught.value)
 
 
 def test_a_seed_cannot_be_changed_by_handing_in_again(tmp_path: Path, handed_in: Path):
