@@ -40,7 +40,7 @@ KINDS = {int: "NUMBER", float: "SHARE", str: "TEXT", Path: "PATH"}
 # what else a command can end with than 0, 2, 4 and 130
 ENDS: dict[str, dict[int, str]] = {
     "approve": {1: "this key does not count", 5: "what is to be approved ran out"},
-    "data add": {3: "the file is no data set"},
+    "data add": {3: "the file is no data set, or no model can be vetted on it"},
     "demo": {2: "it ended otherwise than expected"},
     "ledger verify": {1: "the ledger is not whole"},
     "promote": {1: "refused", 5: "the verdict is stale"},

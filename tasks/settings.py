@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     trust_root: AbsolutePath = _under_home("keys", "trust.json")
     lease_seconds: PositiveInt = 120
     start_seconds: PositiveInt = 300
-    data_seconds: PositiveInt = 60
+    remote_seconds: PositiveInt = 60
     threads: PositiveInt = 2
     host: str = "127.0.0.1"
     prefect_port: Port = 4200

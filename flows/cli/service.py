@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from json import dumps
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,7 +65,7 @@ def _announce(about: dict[str, Any], *, as_json: bool) -> None:
         print(f"{name:<9} {about[name]}")
     print(f"up after {about['seconds']:.0f} s; commands use it with these variables:")
     for name in ("PREFECT_API_URL", "VETGATE_HOME", "VETGATE_TRACKING_URI", "VETGATE_GATE_URL"):
-        print(f"export {name}={about['environment'][name]}")
+        print(f"export {name}={quote(about['environment'][name])}")
     sys.stdout.flush()
 
 

@@ -36,7 +36,7 @@ class Remote:
     @classmethod
     def of(cls, settings: Settings) -> Remote:
         """The remote that the settings name."""
-        return cls(settings.data_remote, settings.s3_endpoint, settings.start_seconds, settings.data_seconds)
+        return cls(settings.data_remote, settings.s3_endpoint, settings.start_seconds, settings.remote_seconds)
 
     @property
     def is_directory(self) -> bool:
@@ -82,8 +82,8 @@ class Remote:
             else "see that it runs, correct VETGATE_DATA_REMOTE or VETGATE_S3_ENDPOINT"
         )
         return StoreError(
-            f"the data remote {self.url} gave no answer within {seconds:.0f} s; {remedy}, or set VETGATE_DATA_SECONDS "
-            "to more"
+            f"the data remote {self.url} gave no answer within {seconds:.0f} s; {remedy}, or set "
+            "VETGATE_REMOTE_SECONDS to more"
         )
 
 

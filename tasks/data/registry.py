@@ -171,7 +171,10 @@ def _locked(home: Path) -> Iterator[None]:
                     break
                 except BlockingIOError:
                     if time.monotonic() > end:
-                        raise StoreError(f"{home / 'data.lock'} is still held after {LOCK_SECONDS} s") from None
+                        raise StoreError(
+                            f"expected the data registry under {home} to be free within {LOCK_SECONDS} s, got another "
+                            "process at work on it; wait until it ends"
+                        ) from None
                     time.sleep(0.05)
             yield
     except OSError as error:

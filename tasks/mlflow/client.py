@@ -60,7 +60,12 @@ def registry(settings: Settings) -> Iterator[MlflowClient]:
             yield MlflowClient(uri, uri)
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StoreError(f"expected the registry at {uri} to answer, got {first}; check it and its disk") from error
+        remedy = (
+            "see that it runs, correct VETGATE_TRACKING_URI, or allow more time by MLFLOW_HTTP_REQUEST_TIMEOUT"
+            if uri.startswith(("http://", "https://"))
+            else "check it and its disk"
+        )
+        raise StoreError(f"expected the registry at {uri} to answer, got {first}; {remedy}") from error
 
 
 def experiment(client: MlflowClient, settings: Settings, name: str) -> str:

@@ -17,8 +17,9 @@ def open_store(where: Settings | str, *, endpoint: str | None = None) -> Store:
 
     An S3 endpoint other than AWS is `endpoint`, VETGATE_S3_ENDPOINT or AWS_ENDPOINT_URL, in this order.
     """
+    seconds = 60
     if isinstance(where, Settings):
-        endpoint = endpoint or where.s3_endpoint
+        endpoint, seconds = endpoint or where.s3_endpoint, where.remote_seconds
         where = where.store
     try:
         parts = urlsplit(where := location(where))
@@ -29,5 +30,5 @@ def open_store(where: Settings | str, *, endpoint: str | None = None) -> Store:
         from tasks.store.s3 import S3Store
 
         endpoint = endpoint or os.environ.get("VETGATE_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL")
-        return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint)
+        return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint, seconds=seconds)
     return DirectoryStore(Path(where))

@@ -12,7 +12,14 @@ from typing import IO, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 
 from tasks.store.base import CHUNK, Changed, check_key, check_prefix
 from tasks.store.directory import check_digest, write_whole
@@ -27,17 +34,20 @@ ATTEMPTS_WHEN_BUSY = 20
 
 
 class S3Store:
-    """Objects below s3://bucket/prefix. The first write asks the endpoint to prove that it refuses a second creator."""
+    """Objects below s3://bucket/prefix. The first write asks the endpoint to prove that it refuses a second creator.
 
-    def __init__(self, bucket: str, prefix: str = "", *, endpoint_url: str | None = None) -> None:
+    It may be silent for `seconds`.
+    """
+
+    def __init__(self, bucket: str, prefix: str = "", *, endpoint_url: str | None = None, seconds: int = 60) -> None:
         self.bucket = bucket
         self.prefix = f"{check_key(prefix)}/" if prefix else ""
         self._where = f"s3://{bucket}/{prefix} at {endpoint_url or 'AWS'}"
         self._proved = False
-        # two tries of three seconds: an endpoint that is not there is reported within ten
+        # two tries of three seconds: an endpoint that is not there is reported within ten, unless one asks for patience
         config = Config(
-            connect_timeout=3,
-            read_timeout=60,
+            connect_timeout=max(3, seconds / 20),
+            read_timeout=seconds,
             retries={"total_max_attempts": 2, "mode": "standard"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -171,11 +181,19 @@ class S3Store:
         except ClientError as error:
             raise StoreError(f"expected {self._where} to answer, got {error}; {_remedy(_code(error))}") from error
         except (BotoCoreError, ValueError) as error:
-            raise StoreError(f"expected {self._where} to answer, got {error}; check endpoint and network") from error
+            raise StoreError(f"expected {self._where} to answer, got {error}; {_mend(error)}") from error
 
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _mend(error: Exception) -> str:
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile"
+    if isinstance(error, HTTPClientError | ConnectionError):
+        return "see that it runs, correct VETGATE_S3_ENDPOINT, or allow more time by VETGATE_REMOTE_SECONDS"
+    return "check VETGATE_S3_ENDPOINT, VETGATE_STORE and the network"
 
 
 def _remedy(code: str) -> str:

@@ -119,6 +119,15 @@ def test_a_wrong_submission_yaml_is_a_usage_error(vetgate, variant, home, fields
         assert_harmless(done, before, home / "store")
 
 
+def test_a_submission_without_reference_data_is_told_which_field_to_write(vetgate, variant, home, quick):
+    done = vetgate("vet", variant(reference_data=None), "--json", **quick)
+
+    assert done.code == 3 and done.blob["verdict"] == "INCONCLUSIVE"
+    (method,) = [item for item in done.blob["methods"] if item["name"] == "neural_cleanse"]
+    assert "name `reference_data` in submission.yaml" in method["failure"]
+    assert "subject" not in method["failure"] and "None" not in method["failure"]
+
+
 def test_a_data_set_that_is_not_registered_is_an_error(vetgate, variant, home, quick):
     before = contents(home / "store")
 

@@ -215,8 +215,8 @@ def test_an_s3_remote_serves_and_an_unreachable_one_is_an_error(tmp_path: Path, 
 
     with socket.create_server(("127.0.0.1", 0)) as mute:
         endpoint = f"http://127.0.0.1:{mute.getsockname()[1]}"
-        silent = load_settings(home=settings.home, data_remote=remote, s3_endpoint=endpoint, data_seconds=2)
-        with pytest.raises(StoreError, match=r"no answer within 2 s; .*VETGATE_S3_ENDPOINT, .*VETGATE_DATA_SECONDS"):
+        silent = load_settings(home=settings.home, data_remote=remote, s3_endpoint=endpoint, remote_seconds=2)
+        with pytest.raises(StoreError, match=r"no answer within 2 s; .*VETGATE_S3_ENDPOINT, .*VETGATE_REMOTE_SECONDS"):
             data.read(silent, ref)
 
 

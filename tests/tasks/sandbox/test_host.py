@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tasks.sandbox import host
 from tasks.sandbox.answers import KNOWN, conclude
 from tasks.sandbox.host import Crashed, Limits, OutOfMemory, Sandbox, SandboxUnavailable, TimedOut, available_level
 from tests import system
@@ -101,8 +102,9 @@ def test_memory_is_limited(sandbox, op):
 
 
 def test_what_sleeps_is_ended_by_the_clock(sandbox):
+    sandbox.call("chatter", {})
     started = time.monotonic()
-    with pytest.raises(TimedOut, match=r"none in 0\.5 s, of which it used 0 s of processor time"):
+    with pytest.raises(TimedOut, match=r"none in 0\.5 s, of which it used 0 s of .*timeout_seconds in the policy"):
         sandbox.call("sleep", {"seconds": 60}, limits=Limits(wall_seconds=0.5))
     assert time.monotonic() - started < 5
     assert Limits(cpu_seconds=7).to_json()["wall_seconds"] == 70
@@ -251,6 +253,20 @@ def test_an_answer_cannot_name_a_class_outside_the_errors():
     assert all(issubclass(kind, Exception) and kind.exit_code > 0 for kind in KNOWN.values())
 
 
+def test_a_start_that_takes_too_long_names_its_own_limit(tmp_path):
+    with Sandbox(scratch=tmp_path, ops=ROGUE, start_seconds=0.05) as sandbox:
+        with pytest.raises(TimedOut, match=r"to start within 0 s.*VETGATE_START_SECONDS") as caught:
+            sandbox.call("chatter", {})
+        assert "policy" not in str(caught.value)
+
+
+def test_a_sandbox_that_does_nothing_at_all_names_the_key_of_the_policy(sandbox, monkeypatch):
+    # what the parent inside gets beyond the time of its fork
+    monkeypatch.setattr(host, "GRACE_SECONDS", -1)
+    with pytest.raises(TimedOut, match=r"within 1 s, got none; it was killed.*timeout_seconds in the policy"):
+        sandbox.call("sleep", {"seconds": 60}, limits=Limits(wall_seconds=2))
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_start_returns_at_once_and_survives_the_thread_that_called_it(level, tmp_path):
     sandbox = Sandbox(level=level, scratch=tmp_path, limits=LIMITS, ops=ROGUE)
@@ -294,6 +310,7 @@ def test_closing_in_the_middle_of_a_call_leaves_no_process(level, tmp_path):
 HOST = """
 import sys, threading
 from pathlib import Path
+from tasks.sandbox import host
 from tasks.sandbox.host import Sandbox
 scratch = Path(sys.argv[1])
 sandbox = Sandbox(level=int(sys.argv[2]), scratch=scratch, ops=Path(sys.argv[3]))

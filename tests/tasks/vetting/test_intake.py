@@ -20,7 +20,7 @@ from tasks.vetting import intake
 from tasks.vetting.intake import Record, Unproven, read_record, seed_of, seeds_of
 from tasks.vetting.queue import waiting
 from vetgate.digest import canonical_json, sha256_json
-from vetgate.errors import BadSubmission, StoreError
+from vetgate.errors import BadSubmission, StoreError, VetgateError
 
 YAML = """
 name: digits-cnn
@@ -234,3 +234,18 @@ def test_a_description_that_this_version_refuses_is_a_usage_error(settings: Sett
     record = Record.from_json(blob | {"origin": "", "seal": ""}, sha256_json({"files": files}))
     with pytest.raises(BadSubmission, match="architecture"):
         record.submission  # noqa: B018
+
+
+@pytest.mark.parametrize("wrong", ["no description", "another encoding", "a link"])
+def test_an_error_names_the_directory_that_was_handed_in_and_no_copy_of_it(tmp_path: Path, handed_in: Path, wrong: str):
+    described = handed_in / "submission.yaml"
+    described.unlink()
+    if wrong == "another encoding":
+        described.write_bytes(YAML.replace("Vision", "Visión").encode("latin-1"))
+    if wrong == "a link":
+        described.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(VetgateError) as caught:
+        intake.take(Settings(home=tmp_path / "one"), handed_in)
+    assert "work" not in str(caught.value) and "copy in" not in str(caught.value)
+    if wrong == "no description":
+        assert str(handed_in) in str(caught.value)
