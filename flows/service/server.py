@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from tasks.importing import importing
+from tasks.program import ended
 from tasks.templates import is_current, make_from_template
 
 DATABASES = ("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")
@@ -63,4 +64,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,11 +71,19 @@ class Record:
         )
 
 
-def take(settings: Settings, directory: Path, *, name: str | None = None, seed: int | None = None) -> Record:
+def take(
+    settings: Settings,
+    directory: Path,
+    *,
+    name: str | None = None,
+    seed: int | None = None,
+    check_name: Callable[[str], None] = lambda name: None,
+) -> Record:
     """Copy a submission directory into quarantine and record it; the same bytes give the same record.
 
     `seed` is that of its detectors where a supplier has no say in it: of a demonstration, or of our own repair, which
-    has it from its parent. Raises BadSubmission when it is not a submission of `name`, if one is given.
+    has it from its parent. Raises BadSubmission when it is not a submission of `name`, if one is given, and whatever
+    `check_name` raises, before anything is kept.
     """
     if not directory.is_dir():
         raise BadSubmission(f"expected a directory with submission.yaml and a model, got {directory}")
@@ -85,6 +93,7 @@ def take(settings: Settings, directory: Path, *, name: str | None = None, seed: 
         submission = read_submission(copy)
         if name not in (None, submission.name):
             raise BadSubmission(f"expected a submission of {name}, got one of {submission.name}; correct its name")
+        check_name(submission.name)
         store = open_store(settings)
         for entry in manifest.files:
             store.copy_in_file(f"quarantine/{manifest.sha256}/{entry.path}", copy / entry.path)

@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, field
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.manifest import FILE_NAME, open_plain
+from vetgate.formats.model_name import MODEL_NAME, RULE
+from vetgate.formats.plain_text import escaped, steering
 from vetgate.formats.readers import formats
 
 FILE = "submission.yaml"
@@ -87,14 +89,18 @@ def parse_submission(text: str) -> Submission:
         _check_plain(text)
         fields = yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())[:300]
+        line = escaped(" ".join(str(error).split()))[:300]
         raise BadSubmission(f"{FILE}: expected YAML, got something else: {line}") from error
     if not isinstance(fields, dict):
         raise BadSubmission(f"{FILE}: expected a mapping of fields, got {type(fields).__name__}; see the README")
+    _check_text(fields)
     try:
-        return Submission.model_validate(fields)
+        submission = Submission.model_validate(fields)
     except ValidationError as error:
         raise BadSubmission(f"{FILE}: " + "; ".join(_complaints(error))) from None
+    if not MODEL_NAME.fullmatch(submission.name):
+        raise BadSubmission(f"{FILE}: expected as name {RULE}; got {submission.name!r}")
+    return submission
 
 
 def dump_submission(submission: Submission) -> str:
@@ -112,6 +118,16 @@ def _check_plain(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > 4:
             raise BadSubmission(f"{FILE}: expected a mapping of plain values, got deep nesting; flatten it")
+
+
+def _check_text(fields: dict[str, Any]) -> None:
+    """Refuse controls and whatever reorders or hides text, wherever it stands; records of before may hold them."""
+    for field, value in fields.items():
+        for text in (field, *(value if isinstance(value, list) else [value])):
+            if isinstance(text, str) and (found := steering(text)) is not None:
+                raise BadSubmission(
+                    f"{FILE}: expected plain text in {escaped(field)[:80]}, got the control {found}; remove it"
+                )
 
 
 class _Strict(yaml.SafeLoader):
