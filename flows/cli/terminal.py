@@ -6,6 +6,7 @@ makes of the exit code. A console of ours shows a stranger's text as text.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -22,6 +23,18 @@ from vetgate.formats.plain_text import escaped_lines
 
 # where a stream is closed, each next file would be opened in its place; stdout must still be found unwritable then
 INSTEAD = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
+# of our own tables, which a terminal without UTF-8 can still show
+PLAINER = {"–": "-", "→": ">", "±": "~", "·": "."}
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    """What is written in place of characters that an encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    return "".join(PLAINER.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing), error.end
+
+
+codecs.register_error("plainer", _plainer)
 
 
 class _Descriptor(io.FileIO):
@@ -47,9 +60,7 @@ class Output(io.TextIOWrapper):
     def __init__(self, descriptor: int, like: Any) -> None:
         self._descriptor = _Descriptor(descriptor, "w", closefd=False)
         encoding = getattr(like, "encoding", None) or "utf-8"
-        super().__init__(
-            io.BufferedWriter(self._descriptor), encoding=encoding, errors="backslashreplace", line_buffering=True
-        )
+        super().__init__(io.BufferedWriter(self._descriptor), encoding=encoding, errors="plainer", line_buffering=True)
 
     def settled(self, code: int) -> int:
         """The exit code of a command that wrote its outcome here: 2, said on stderr, where that could not be written.
