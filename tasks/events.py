@@ -55,7 +55,7 @@ def emit(
         "id": str(identity),
         "occurred": datetime.now(UTC).isoformat(),
         "event": event,
-        "resource": {"prefect.resource.id": f"vetgate.{resource}", **(labels or {})},
+        "resource": {"prefect.resource.id": f"vetgate.{escaped(resource)}", **(labels or {})},
         "payload": {key: escaped(value) if isinstance(value, str) else value for key, value in payload.items()},
     }
     login = os.environ.get("PREFECT_API_AUTH_STRING")
