@@ -34,6 +34,11 @@ an error: `{"error": …, "exit_code": …}`. What a command reads from the envi
 | 5 | the verdict is stale: expired, revoked, or given under another policy |
 | 130 | interrupted; what was finished is kept |
 
+Nothing ends with 1 but a FAIL, a refusal or what was taken back: whatever goes wrong otherwise, in our code or in a
+library, ends with 2. Where stdout cannot be written (a full disk, a closed descriptor) a command says so on stderr and
+ends with 2 instead of its own code; where its reader went away, as in `vetgate status | head -1`, it ends with its own.
+Characters that the encoding of a terminal lacks are written out, and so are controls in what suppliers wrote.
+
 Every command can end with 0, 2, 4 and 130. What 1, 3 and 5 mean is said with the commands that use them.
 """
 KINDS = {int: "NUMBER", float: "SHARE", str: "TEXT", Path: "PATH"}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from vetgate.formats.plain_text import escaped
+
 SECONDS = 5.0
 NAMESPACE = uuid.UUID("6f0a3c0e-8f3e-5d0b-9f0c-2f1b6a1d7c11")
 
@@ -53,8 +55,8 @@ def emit(
         "id": str(identity),
         "occurred": datetime.now(UTC).isoformat(),
         "event": event,
-        "resource": {"prefect.resource.id": f"vetgate.{resource}", **(labels or {})},
-        "payload": dict(payload),
+        "resource": {"prefect.resource.id": f"vetgate.{escaped(resource)}", **(labels or {})},
+        "payload": {key: escaped(value) if isinstance(value, str) else value for key, value in payload.items()},
     }
     login = os.environ.get("PREFECT_API_AUTH_STRING")
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}

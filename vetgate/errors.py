@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from vetgate.formats.plain_text import escaped
+
 
 class VetgateError(Exception):
     """Base of every error a user can meet; `exit_code` is what the command line returns for it."""
 
     exit_code: ClassVar[int] = 2
     code: ClassVar[str] = "error"
+
+    def __str__(self) -> str:
+        # it may quote a stranger's file, and goes to terminals, logs, Prefect and MLflow
+        return escaped(super().__str__())
 
 
 class DefenceError(VetgateError):

@@ -26,6 +26,7 @@ from typing import Literal
 import yaml
 
 from flows.bank.networks import members
+from tasks.program import ended
 from vetgate.digest import code_digest
 from vetgate.errors import BadPolicy
 from vetgate.shape import Blob
@@ -231,10 +232,15 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command: what was restamped, a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit")
     parser.add_argument("--again", nargs="+", default=(), metavar="MEMBER")
     given = parser.parse_args()
     for old, new in restamp(given.commit, given.again).items():
         print(f"{old} -> {new}")
+
+
+if __name__ == "__main__":
+    sys.exit(ended(main))

@@ -9,11 +9,13 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.bank.networks import BANK, member_file, members, plan
+from tasks.program import ended
 from vetgate.shape import Blob
 from vetgate.shipped import need_checkout
 
@@ -241,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

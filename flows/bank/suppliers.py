@@ -22,6 +22,7 @@ import yaml
 from safetensors.torch import save_file
 
 from tasks.data.digits import write_digits
+from tasks.program import ended
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.badnets import poison, square
 from vetgate.attacks.training import train
@@ -133,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

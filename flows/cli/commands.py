@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import bank, gate, service, verify, watch
-from flows.cli.console import Outcome, carry_out, usage_error
+from flows.cli.console import Outcome, carry_out, run
 from tasks.environment import settle, speak_utf8
 
 app = typer.Typer(
@@ -47,12 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         speak_utf8()
     settle()
-    given = sys.argv[1:] if arguments is None else arguments
-    try:
-        code = app(given, prog_name="vetgate", standalone_mode=False)
-    except typer.TyperException as error:
-        code = usage_error(error.format_message(), as_json="--json" in given)
-    return code if isinstance(code, int) else 0
+    return run(app, sys.argv[1:] if arguments is None else arguments)
 
 
 @app.command()
@@ -190,4 +185,4 @@ def demo(
 def _show_pairs(console: Any, blob: dict[str, Any]) -> None:
     for key, value in blob.items():
         if value is not None and not isinstance(value, dict | list):
-            console.print(f"{key:<16} {value}", soft_wrap=True, markup=False)
+            console.print(f"{key:<16} {value}", soft_wrap=True)

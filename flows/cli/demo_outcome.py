@@ -108,9 +108,9 @@ def show(console: Console, ending: Ending) -> None:
     console.print("reversed trigger and secret patch: share of test images of other classes sent to the target label")
     for row in ending.rows:
         if row.refusal:
-            console.print(Text(f"refused: {row.refusal}"), soft_wrap=True)
+            console.print(f"refused: {row.refusal}", soft_wrap=True)
     for what, value in {"report": ending.report, **ending.pages}.items():
-        console.print(f"{what:<14} {value}", soft_wrap=True, markup=False)
+        console.print(f"{what:<14} {value}", soft_wrap=True)
     console.print(f"sandbox level {ending.sandbox_level}, {ending.seconds:.0f} s")
     for line in unexpected(ending):
         console.print(Text(f"NOT AS EXPECTED: {line}", style="bold red"))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.console import Outcome, carry_out
+from vetgate.formats.plain_text import escaped
 
 app = typer.Typer(no_args_is_help=True)
 ledger_app = typer.Typer(help="The ledger: every decision of the gate, signed and chained.", no_args_is_help=True)
@@ -185,4 +186,4 @@ def _pairs(console: Any, blob: dict[str, Any]) -> None:
 
 def _lines(console: Any, lines: list[str]) -> None:
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(escaped(line), soft_wrap=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from vetgate.errors import Altered, BadSignature, Denied, NotPassed, NotUnderstood, OtherName, Revoked, Stale
+from vetgate.formats.plain_text import escaped
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 EXIT_CODES = {
@@ -75,6 +77,11 @@ class Checked:
         """The rule that the error falls under; None when all is well."""
         return None if self.error is None else rule_of(self.error)
 
+    @property
+    def message(self) -> str:
+        """What the error says, on one line."""
+        return escaped(str(self.error))
+
 
 def rule_of(error: Exception) -> Rule:
     """The first rule that the error fits; the exit code never depends on it."""
@@ -111,7 +118,7 @@ def _described(rule: Rule) -> dict[str, Any]:
 
 
 def _result(checked: Checked, rule: Rule, index: int) -> dict[str, Any]:
-    prints = {"target/v1": hashlib.sha256(checked.target.encode()).hexdigest()}
+    prints = {"target/v1": hashlib.sha256(os.fsencode(checked.target)).hexdigest()}
     if checked.manifest is not None:
         prints["manifest/v1"] = checked.manifest
     return {
@@ -119,11 +126,11 @@ def _result(checked: Checked, rule: Rule, index: int) -> dict[str, Any]:
         "ruleIndex": index,
         "level": "error",
         "kind": "fail",
-        "message": {"text": str(checked.error) or rule.text},
+        "message": {"text": checked.message or rule.text},
         "locations": [
             {
-                "physicalLocation": {"artifactLocation": {"uri": quote(checked.target, safe="/:@")}},
-                "logicalLocations": [{"fullyQualifiedName": checked.target, "kind": "module"}],
+                "physicalLocation": {"artifactLocation": {"uri": quote(os.fsencode(checked.target), safe="/:@")}},
+                "logicalLocations": [{"fullyQualifiedName": escaped(checked.target), "kind": "module"}],
             }
         ],
         "taxa": [_taxon(taxon) for taxon in rule.taxa],
@@ -137,7 +144,7 @@ def _invocation(checked: Checked) -> dict[str, Any]:
         "executionSuccessful": reached,
         "exitCode": checked.exit_code,
         "exitCodeDescription": EXIT_CODES.get(checked.exit_code, "error"),
-        "toolExecutionNotifications": [] if reached else [{"level": "error", "message": {"text": str(checked.error)}}],
+        "toolExecutionNotifications": [] if reached else [{"level": "error", "message": {"text": checked.message}}],
     }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from json import dumps
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import Outcome, carry_out
+from flows.cli.console import Outcome, carry_out, json_text
+from flows.cli.console import run as command_line
 from vetgate.errors import VetgateError
 
 if TYPE_CHECKING:
@@ -52,21 +52,20 @@ def _health() -> Outcome:
     def show(console: Console) -> None:
         for part in found:
             state = "ok" if part.healthy else "NOT OK"
-            console.print(f"{part.part:<18} {state:<8} {part.detail}", soft_wrap=True, markup=False)
+            console.print(f"{part.part:<18} {state:<8} {part.detail}", soft_wrap=True)
 
     return Outcome(0 if healthy else 2, {"healthy": healthy, "parts": [part.to_json() for part in found]}, show)
 
 
 def _announce(about: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(dumps(about), flush=True)
+        print(json_text(about))
         return
     for name in ("prefect", "mlflow", "receiver", "gate", "store"):
         print(f"{name:<9} {about[name]}")
     print(f"up after {about['seconds']:.0f} s; commands use it with these variables:")
     for name in ("PREFECT_API_URL", "VETGATE_HOME", "VETGATE_TRACKING_URI", "VETGATE_GATE_URL"):
         print(f"export {name}={quote(about['environment'][name])}")
-    sys.stdout.flush()
 
 
 def _raise(error: VetgateError) -> Outcome:
@@ -74,4 +73,4 @@ def _raise(error: VetgateError) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(app(standalone_mode=False))
+    sys.exit(command_line(app, sys.argv[1:]))

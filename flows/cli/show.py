@@ -33,7 +33,7 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
             "yes" if method.alarmed else "",
             ", ".join(map(str, method.suspects)),
             _number(method.seconds, 1),
-            Text(method.failure or ""),
+            method.failure or "",
         )
     console.print(table)
     _show_reasons(console, result.reasons)
@@ -45,10 +45,10 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
             f", robust accuracy {_change(repair.robust_accuracy)}"
         )
         console.print(line)
-        console.print(f"repaired model  {repair.artifact}", soft_wrap=True, markup=False)
-        console.print(f"  submission    {repair.submission}", soft_wrap=True, markup=False)
-    console.print(f"submission      {result.manifest_sha256}", soft_wrap=True, markup=False)
-    console.print(f"report          {result.report}", soft_wrap=True, markup=False)
+        console.print(f"repaired model  {repair.artifact}", soft_wrap=True)
+        console.print(f"  submission    {repair.submission}", soft_wrap=True)
+    console.print(f"submission      {result.manifest_sha256}", soft_wrap=True)
+    console.print(f"report          {result.report}", soft_wrap=True)
     console.print(f"sandbox level {result.sandbox_level}, {result.seconds:.0f} s")
     console.print("the gate ran as the same user on this machine: duties are not separated", style="dim")
 
@@ -67,7 +67,7 @@ def _decision(decision: str) -> Text:
 
 def _show_reasons(console: Console, reasons: Sequence[str]) -> None:
     for reason in reasons:
-        console.print(Text(f"  {reason}"))
+        console.print(f"  {reason}")
 
 
 def _number(value: Number | None, digits: int = 3) -> str:

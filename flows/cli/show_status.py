@@ -31,7 +31,7 @@ def _submissions(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             row["submission"],
-            Text(row["supplier"]),
+            row["supplier"],
             row["manifest_sha256"][:16],
             row["submitted_at"],
             _verdict(row["verdict"]) if row["verdict"] else _waiting(row),
@@ -76,10 +76,10 @@ def _waivers(rows: list[dict[str, Any]]) -> Table:
         state = "in force" if row["in_force"] else row["why"]
         table.add_row(
             row["manifest_sha256"][:16],
-            Text(row["finding"]),
+            row["finding"],
             Text(row["expires"] + (" soon" if row["soon"] else ""), style=WARNING if row["soon"] else ""),
             Text(state, style="" if row["in_force"] else "dim"),
-            Text(row["reason"]),
+            row["reason"],
         )
     return table
 

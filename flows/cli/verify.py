@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.console import Outcome, carry_out
+from vetgate.formats.plain_text import escaped
 from vetgate.shape import Blob
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ def _reported(asked: Asked, sarif: File, junit: File) -> Blob:
             if sarif is not None or junit is not None:
                 checked = Checked(asked.target, _manifest(asked), time.monotonic() - begun, error, code)
                 _write(checked, sarif, junit)
-        except VetgateError as unwritten:
+        except Exception as unwritten:
             # the refusal is what counts
-            print(f"error: {unwritten}", file=sys.stderr)
+            print(f"error: {escaped(str(unwritten))}", file=sys.stderr)
         raise
     if sarif is not None or junit is not None:
         manifest = blob.get("manifest_sha256") or _manifest(asked)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.console import Outcome, carry_out
+from vetgate.formats.plain_text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,7 @@ def sweep(json: AsJson = False) -> int:
             done = sweep_locally(settings)
         counts = [f"{len(done[key])} {key.replace('_', ' ')}" for key in ("vetted", "taken", "promoted", "given_up")]
         lines = [", ".join(counts), *done["errors"]]
-        return Outcome(2 if done["errors"] else 0, done, lambda console: console.print("\n".join(lines)))
+        return Outcome(2 if done["errors"] else 0, done, lambda console: console.print("\n".join(map(escaped, lines))))
 
     return carry_out(command, as_json=json)
 
@@ -90,13 +91,13 @@ def _show_rescan(console: Console, blob: dict[str, Any]) -> None:
     lines += [*map(_line, blob["taken_back"]), *blob["errors"]]
     if blob["verdict"] == "INCONCLUSIVE":
         lines.append("INCONCLUSIVE: nothing was renewed and nothing taken back")
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    console.print("\n".join(map(escaped, lines)), soft_wrap=True)
 
 
 def _show_reconciled(console: Console, blob: dict[str, Any]) -> None:
     lines = [f"{blob['covered']} of {blob['checked']} versions in production are covered"]
     lines += [f"in its grace until {item['until']}: {item['name']} {item['version']}" for item in blob["grace"]]
-    console.print("\n".join([*lines, *map(_line, blob["taken_back"])]), soft_wrap=True, markup=False)
+    console.print("\n".join(map(escaped, [*lines, *map(_line, blob["taken_back"])])), soft_wrap=True)
 
 
 def _line(item: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import IO
 from flows.gate.issue import issue_waived
 from flows.gate.judgement import decide
 from flows.gate.question import Question
+from tasks.program import ended
 from tasks.records.ledger_entries import catch_up, note
 from tasks.settings import Settings, load_settings
 from vetgate.errors import BadSubmission, VetgateError
@@ -72,4 +73,4 @@ def record(settings: Settings, key: str, manifest: str | None = None) -> Blob:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -8,7 +8,6 @@ its alias is set last: at whatever step this is killed, production is what it wa
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from flows.production.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
 from tasks import events
+from tasks.mlflow.aliases import all_names
 from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.records.alias_moves import AliasMove, begin_move, end_move
 from tasks.records.attestations import is_revoked, newest_attestation
@@ -29,10 +29,10 @@ from tasks.vetting.intake import workroom
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, BadSubmission, Denied, Stale, VetgateError
 from vetgate.formats.manifest import Manifest
+from vetgate.formats.model_name import MODEL_NAME, RULE, alike
 from vetgate.trust.keys import utc_now
 
 ALIASES = ("champion", "challenger")
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 def promote(
@@ -49,8 +49,10 @@ def promote(
     Raises Denied with the reason, Stale when the attestation or its policy is no longer in force. `on_step` is given
     every step after it is done.
     """
-    if not NAME.fullmatch(name) or alias not in ALIASES:
-        raise BadSubmission(f"expected a model's name and one of {', '.join(ALIASES)}, got {name!r} and {alias!r}")
+    if not MODEL_NAME.fullmatch(name):
+        raise BadSubmission(f"expected as name {RULE}; got {name!r}")
+    if alias not in ALIASES:
+        raise BadSubmission(f"expected one of the aliases {', '.join(ALIASES)}, got {alias!r}")
     asked = Request(settings, name, alias, open_store(settings), now or utc_now(), on_step)
     try:
         granted = _promote(asked, submission)
@@ -73,6 +75,8 @@ def _enter_denial(settings: Settings, name: str, alias: str, submission: str | N
 
 
 def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
+    if other := alike(asked.name, all_names(asked.settings)):
+        raise Denied(f"expected a name that no other reads like, got {asked.name} beside {other!r}; remove that model")
     manifest_sha256 = newest_admitted(asked) if submission is None else identified(asked, submission)
     catch_up(asked.settings, manifest_sha256)
     with workroom(asked.settings) as room:

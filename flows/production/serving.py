@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from flows.production.promote import NAME
 from tasks.mlflow.delivery import attested_bytes, registered_version
 from tasks.records.coverage import Coverage, covered
 from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, Denied
+from vetgate.formats.model_name import MODEL_NAME
 from vetgate.trust.keys import read_trust_root
 
 if TYPE_CHECKING:
@@ -100,6 +100,6 @@ def read_uri(uri: str) -> Target:
         raise BadSubmission(f"expected models:/prod.NAME@ALIAS or models:/prod.NAME/VERSION, got {uri!r:.200}")
     model, alias, number = given.groups()
     name = model.removeprefix(PRODUCTION)
-    if not model.startswith(PRODUCTION) or not NAME.fullmatch(name):
+    if not model.startswith(PRODUCTION) or not MODEL_NAME.fullmatch(name):
         raise Denied(f"expected a model in production, prod.NAME, got {model!r:.200}; promote it and load that")
     return Target(name, alias, number)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
-from flows.production.promote import NAME
 from tasks.mlflow.aliases import Aliased, untampered
 from tasks.records.coverage import Coverage, covered
 from tasks.records.ledger_chain import gate_key
@@ -15,6 +14,7 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.errors import Denied, StoreError
+from vetgate.formats.model_name import MODEL_NAME
 from vetgate.trust.keys import TrustRoot, utc_now
 
 READERS = 16
@@ -62,7 +62,7 @@ def coverages(seen: Watch, held: Iterable[Aliased]) -> list[Coverage | Denied | 
 
 def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
     """What covers a version whose bytes were not found altered; raises Denied, Stale or StoreError."""
-    if not NAME.fullmatch(name):
+    if not MODEL_NAME.fullmatch(name):
         raise Denied(f"expected a model that the gate could have promoted, got prod.{name!r:.80}; delete it")
     found = covered(seen.settings, name, version, source, now=seen.now, store=seen.store, trust=seen.trust)
     untampered(seen.settings, seen.store, found.promotion)

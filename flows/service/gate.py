@@ -21,10 +21,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flows.gate.decide import answer, make_ready
-from flows.service.http import Endpoint, body_of, deliveries_to, serve, service
+from flows.service.http.endpoints import Endpoint, body_of, deliveries_to, service
+from flows.service.http.serving import serve
 from flows.service.webhooks import Webhooks
 from tasks.environment import settle
 from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, Deliveries, TooLarge
+from tasks.program import ended
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
 from vetgate.shape import Blob
@@ -119,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

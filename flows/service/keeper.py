@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from tasks.program import ended
 from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
 
 STEADY_SECONDS = 30.0
@@ -29,7 +30,7 @@ TERMINATE_SECONDS = 2.5
 REAP_SECONDS = 10.0
 
 
-def main() -> None:
+def main() -> int:
     """Keep the command after `--` running until a signal, or until the process --up is gone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", required=True)
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--linger", type=float, default=0.0, help="seconds for which others may still need this part")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
-    sys.exit(Keeper(given.name, given.up, given.pid_file, given.linger, given.command[1:]).keep())
+    return Keeper(given.name, given.up, given.pid_file, given.linger, given.command[1:]).keep()
 
 
 class Keeper:
@@ -57,7 +58,7 @@ class Keeper:
         self._orphan = up not in {parent.pid for parent in psutil.Process().parents()}
 
     def keep(self) -> int:
-        """Run the command again and again; 0 when it was told to stop, else how it last ended."""
+        """Run the command again and again; 0 when it was told to stop, 2 when it was given up."""
         failures = 0
         while not self._orphan:
             started = time.monotonic()
@@ -67,7 +68,7 @@ class Keeper:
             failures = 1 if time.monotonic() - started > STEADY_SECONDS else failures + 1
             if failures >= ATTEMPTS:
                 self._say(f"ended with {code}, {failures} times in a row; given up, see its messages above")
-                return abs(code) or 1
+                return 2
             pause = min(2.0 ** (failures - 1), LONGEST_PAUSE)
             self._say(f"ended with {code}; started again in {pause:.0f} s")
             if self._ready(seconds=pause):
@@ -135,4 +136,4 @@ def _reap(child: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import uuid
 from pathlib import Path
 
 from tasks.environment import settle
 from tasks.mlflow import client as mlflow_client
+from tasks.program import ended
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
 from tasks.sqlite import sqlite_file, sqlite_url
@@ -72,4 +74,4 @@ def _serve(settings: Settings, where: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from flows.service.server import make_database
 from tasks.environment import settle
+from tasks.program import ended
 from tasks.settings import load_settings
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

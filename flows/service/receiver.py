@@ -7,19 +7,22 @@ it.
 from __future__ import annotations
 
 import re
+import sys
 
 from starlette.applications import Starlette
 
-from flows.service.http import deliveries_to, serve, service
+from flows.service.http.endpoints import deliveries_to, service
+from flows.service.http.serving import serve
 from tasks import events
 from tasks.environment import settle
+from tasks.mlflow.submitted import MODEL
 from tasks.mlflow.vettings import MANIFEST_TAG
 from tasks.mlflow.webhooks import VERSION_CREATED, Deliveries
+from tasks.program import ended
 from tasks.secret_file import secret_at
 from tasks.settings import Settings, load_settings
 from vetgate.shape import Blob
 
-MODEL = re.compile(r"thirdparty\.[a-z0-9][a-z0-9._-]{0,62}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -47,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

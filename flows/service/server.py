@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from tasks.importing import importing
+from tasks.program import ended
 from tasks.sqlite import sqlite_url
 from tasks.templates import is_current, make_from_template
 
@@ -66,4 +67,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

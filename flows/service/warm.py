@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from tasks.program import plain_logs
 from tasks.sandbox.fork import PR_SET_PDEATHSIG, prctl
 from vetgate.shape import Blob
 
@@ -260,6 +261,7 @@ def _be(request: Blob) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
+    plain_logs()
     # a fork inherits the state of every generator
     random.seed()
     import numpy as np

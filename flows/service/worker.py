@@ -31,6 +31,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 from flows.service.deploy import create_pool, deploy, own_flows
 from flows.service.warm import WarmProcess
 from tasks.environment import settle
+from tasks.program import ended
 from tasks.settings import Settings, load_settings
 from vetgate.errors import StoreError
 from vetgate.shipped import PACKAGES
@@ -198,4 +199,4 @@ def _wait_for_server() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

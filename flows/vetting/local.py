@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flows.gate.client import gate
@@ -12,6 +13,7 @@ from flows.params import load_params
 from flows.production.automatic import promote_all_due
 from flows.vetting import runtime
 from flows.vetting.result import refused
+from flows.vetting.submit import refuse_alike
 from flows.vetting.sweep import sweep
 from tasks.importing import importing
 from tasks.mlflow import client as mlflow_client
@@ -36,7 +38,7 @@ def vet_locally(directory: Path) -> Result | NotTakenIn:
         # what is wrong with the directory or the configuration is said before anything is started
         load_policy(settings.policy)
         load_params(settings.params)
-        record = intake.take(settings, directory)
+        record = intake.take(settings, directory, check_name=partial(refuse_alike, settings))
     except NotUnderstood as error:
         return refused(directory.resolve().name, of_error(error), time.monotonic() - started)
     return run(settings, record)

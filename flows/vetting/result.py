@@ -124,13 +124,13 @@ def publish(
         clean = Clean.first_of(Path(data.splits["test"])) if data.splits else None
         with tempfile.TemporaryDirectory() as room:
             files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
-            files["report.html"].write_text(_page(record, result, answer, evidence, chosen, clean, data))
+            files["report.html"].write_text(_page(record, result, answer, evidence, chosen, clean, data), "utf-8")
             for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
                 files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
                 files[f"triggers/{name}"].write_bytes(content)
             run = record_vetting(settings, record.submission, record.id, result, files, vetting=vetting)
         result = replace(result, mlflow_run=run)
-        page.write_text(_page(record, result, answer, evidence, chosen, clean, data))
+        page.write_text(_page(record, result, answer, evidence, chosen, clean, data), "utf-8")
         store.create(f"reports/{record.id}/{vetting}.html", page.read_bytes())
         store.create(f"results/{record.id}/{vetting}.json", json.dumps(result.to_json()).encode())
     except OSError as error:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tasks import events
+from tasks.mlflow.reader import read_names
 from tasks.records.attestations import newest_attestation
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
-from vetgate.errors import BadSubmission, Denied
+from vetgate.errors import BadSubmission, Denied, StoreError
+from vetgate.formats.model_name import alike
 from vetgate.trust.keys import load_key
 
 
@@ -23,12 +26,23 @@ def submit(settings: Settings, directory: Path, key: Path | None = None) -> inta
     """
     key = key or settings.submitter_key
     signing = load_key(key) if key is not None else None
-    record = intake.take(settings, directory)
+    record = intake.take(settings, directory, check_name=partial(refuse_alike, settings))
     if signing is not None:
         save_submitter(open_store(settings), record.id, sign_submission(record.id, record.submission.name, signing))
     # a hint only: if it is lost, the sweep finds the record
     events.emit(events.SUBMISSION_ACCEPTED, f"submission.{record.id}", {"manifest_sha256": record.id}, once="accepted")
     return record
+
+
+def refuse_alike(settings: Settings, name: str) -> None:
+    """Raise BadSubmission where a registered model of another name reads like this one's."""
+    try:
+        other = alike(name, read_names(settings))
+    except StoreError:
+        # nothing is decided here, and models are handed in while the registry is away: promotion asks it again
+        return
+    if other is not None:
+        raise BadSubmission(f"expected a name that no other reads like, got {name} beside {other!r}; take another")
 
 
 def queue(settings: Settings, wrong: Callable[[str], object]) -> list[dict[str, Any]]:

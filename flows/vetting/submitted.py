@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prefect import flow
 
+from flows.vetting.submit import refuse_alike
 from tasks import events
 from tasks.mlflow import submitted as registered
 from tasks.settings import Settings, load_settings
@@ -29,7 +32,8 @@ def take_version(settings: Settings, model: str, version: str) -> Blob:
             target = room / "downloaded"
             target.mkdir()
             given = registered.download(settings, model, version, target)
-            record = intake.take(settings, given, name=model.removeprefix(registered.PREFIX))
+            name = model.removeprefix(registered.PREFIX)
+            record = intake.take(settings, given, name=name, check_name=partial(refuse_alike, settings))
     except (BadSubmission, NotUnderstood) as error:
         registered.note(store, model, version, {"refused": str(error)})
         registered.tag(settings, model, version, {"vet.verdict": "INCONCLUSIVE", "vet.reason": str(error)})

@@ -51,6 +51,19 @@ def in_production(settings: Settings, name: str | None = None) -> list[Aliased]:
     return by_version(aliases, sources)
 
 
+def all_names(settings: Settings) -> list[str]:
+    """The names of all registered models, also of others'; raises StoreError when the registry does not answer."""
+    names: list[str] = []
+    with registry(settings) as client:
+        token = None
+        while True:
+            found = client.search_registered_models(max_results=MODELS, page_token=token)
+            names += [str(model.name) for model in found]
+            token = found.token
+            if not token:
+                return names
+
+
 def by_version(aliases: dict[str, dict[str, str]], sources: dict[tuple[str, str], str]) -> list[Aliased]:
     """A version each, in order, from alias to version by model and source by model and version."""
     return [

@@ -1,6 +1,7 @@
-"""What is in production as MLflow's database or server says, read without importing MLflow, which takes seconds.
+"""What is in production, and which names are taken, as MLflow's database or server says.
 
-For people who look only: what decides asks MLflow itself. What this does not know how to read, MLflow is asked for.
+MLflow, which takes seconds to import, is not. For people who look only: what decides asks MLflow itself. What this does
+not know how to read, MLflow is asked for.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Aliased, by_version, in_production
+from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Aliased, all_names, by_version, in_production
 from tasks.mlflow.client import ENVIRONMENT
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
@@ -26,6 +27,7 @@ ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE works
 SOURCES = """SELECT v.name, v.version, v.source FROM model_versions v JOIN registered_model_aliases a
     ON a.workspace = v.workspace AND a.name = v.name AND a.version = v.version
     WHERE v.workspace = 'default' AND v.current_stage != 'Deleted_Internal'"""
+NAMES = "SELECT name FROM registered_models WHERE workspace = 'default'"
 Aliases = dict[str, dict[str, str]]
 Sources = dict[tuple[str, str], str]
 
@@ -49,8 +51,27 @@ def read_production(settings: Settings) -> list[Aliased]:
         return in_production(settings)
 
 
+def read_names(settings: Settings) -> list[str]:
+    """What `all_names` gives; raises StoreError when the registry does not answer."""
+    uri = settings.tracking_uri
+    if not any(os.environ.get(name) for name in OTHERWISE):
+        if uri.startswith(("http://", "https://")):
+            with _server(uri.rstrip("/")) as client:
+                return [str(m["name"]) for m in _pages(client, "registered-models", {"max_results": MODELS})]
+        if (path := sqlite_file(uri)) is not None:
+            if not path.exists():
+                return []  # nothing was ever registered
+            with suppress(sqlite3.Error), _database(path) as database:
+                return [str(name) for (name,) in database.execute(NAMES)]
+    return all_names(settings)
+
+
+def _database(path: Path) -> closing[sqlite3.Connection]:
+    return closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS))
+
+
 def _from_database(path: Path) -> tuple[Aliases, Sources]:
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS)) as database:
+    with _database(path) as database:
         # both are read from one state of the database
         database.execute("BEGIN")
         aliases: Aliases = {}
@@ -62,22 +83,29 @@ def _from_database(path: Path) -> tuple[Aliases, Sources]:
 
 
 def _from_server(url: str) -> tuple[Aliases, Sources]:
+    with _server(url) as client:
+        names = {"filter": f"name LIKE '{PREFIX}%'", "max_results": MODELS, "order_by": "name ASC"}
+        models = {m["name"]: m.get("aliases") or [] for m in _pages(client, "registered-models", names)}
+        aliases = {
+            name: {item["alias"]: str(item["version"]) for item in found}
+            for name, found in models.items()
+            if found and name.startswith(PREFIX)
+        }
+        if not aliases:
+            return {}, {}
+        versions = {"filter": f"name LIKE '{PREFIX}%'", "max_results": VERSIONS}
+        found = _pages(client, "model-versions", versions)
+        return aliases, {(v["name"], str(v["version"])): str(v.get("source") or "") for v in found}
+
+
+@contextmanager
+def _server(url: str) -> Iterator[Any]:
+    """A client of the server's API; what goes wrong with it or with what it answers is a StoreError."""
     import httpx
 
     try:
         with httpx.Client(base_url=f"{url}/api/2.0/mlflow/", **_access()) as client:
-            names = {"filter": f"name LIKE '{PREFIX}%'", "max_results": MODELS, "order_by": "name ASC"}
-            models = {m["name"]: m.get("aliases") or [] for m in _pages(client, "registered-models", names)}
-            aliases = {
-                name: {item["alias"]: str(item["version"]) for item in found}
-                for name, found in models.items()
-                if found and name.startswith(PREFIX)
-            }
-            if not aliases:
-                return {}, {}
-            versions = {"filter": f"name LIKE '{PREFIX}%'", "max_results": VERSIONS}
-            found = _pages(client, "model-versions", versions)
-            return aliases, {(v["name"], str(v["version"])): str(v.get("source") or "") for v in found}
+            yield client
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         got = str(error).strip() or type(error).__name__
         raise StoreError(f"expected the registry at {url} to answer, got {got.splitlines()[0]}; check it") from error

@@ -20,13 +20,15 @@ from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, NotUnderstood
+from vetgate.formats.model_name import MODEL_NAME
+from vetgate.formats.plain_text import escaped
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 PREFIX = "thirdparty."
-MODEL = re.compile(r"thirdparty\.[a-z0-9][a-z0-9._-]{0,62}")
+MODEL = re.compile(rf"thirdparty\.{MODEL_NAME.pattern}")
 PAGE = 1000
 ADVICE = "log the directory with submission.yaml as artifacts of a run and register runs' artifact URI as the source"
 
@@ -60,7 +62,9 @@ def unknown_versions(settings: Settings) -> Iterator[Registered]:
 def download(settings: Settings, model: str, version: str, room: Path) -> Path:
     """The submission directory of a version, copied below `room`; raises BadSubmission or NotUnderstood."""
     if not MODEL.fullmatch(model) or not re.fullmatch(r"[1-9][0-9]{0,8}", version):
-        raise BadSubmission(f"expected thirdparty.<name> and a version, got {model!r} and {version!r}; see its webhook")
+        raise BadSubmission(
+            f"expected thirdparty.<name> and a version, got {model!r} and {version!r}; name it by our rules"
+        )
     with registry(settings) as client:
         found = _registered(client.get_model_version(model, version))
         path = _path_in_run(settings, client, found)
@@ -72,7 +76,7 @@ def tag(settings: Settings, model: str, version: str, tags: dict[str, str]) -> N
     """Say on the version, for people, what became of it."""
     with registry(settings) as client:
         for key, value in tags.items():
-            client.set_model_version_tag(model, version, key, value[:1000])
+            client.set_model_version_tag(model, version, key, escaped(value)[:1000])
 
 
 def is_noted(store: Store, model: str, version: str) -> bool:

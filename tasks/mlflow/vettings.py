@@ -19,6 +19,7 @@ from tasks.store.base import Store, fetch_all
 from tasks.store.open import open_store
 from tasks.vetting.results import Result
 from vetgate.digest import sha256_json
+from vetgate.formats.plain_text import escaped
 from vetgate.formats.submission import Submission
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _log_result(client: MlflowClient, run_id: str, submission: Submission, resul
     now = int(time.time() * 1000)
     client.log_batch(
         run_id,
-        params=[Param(key, str(value)) for key, value in stated.items() if value is not None],
+        params=[Param(key, escaped(str(value))) for key, value in stated.items() if value is not None],
         metrics=[Metric(k, float(value), now, 0) for k, value in numbers.items() if value is not None],
     )
 

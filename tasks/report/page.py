@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 from safetensors import safe_open
 
@@ -22,6 +23,7 @@ from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
 from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of
 from tasks.report.words import meaning, name_of, summary
 from tasks.vetting.results import RepairRecord, Result, ResultMethod
+from vetgate.formats.plain_text import escaped_lines
 from vetgate.packed import array_of
 from vetgate.role import sentence_of, title_of
 from vetgate.shape import Blob, to_json
@@ -137,10 +139,19 @@ def percent(value: Any) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_plain,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent}
     return environment
+
+
+def _plain(value: Any) -> Any:
+    """What a template shows of a value: a stranger's text without controls; markup is what a macro of ours made."""
+    return escaped_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _class_names(submission: Blob | None) -> list[str]:

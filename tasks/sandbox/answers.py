@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn
 
 from vetgate import errors
 from vetgate.errors import VetgateError
+from vetgate.formats.plain_text import escaped_lines
 
 MESSAGE_CHARACTERS = 2000
 # where the limits are set
@@ -173,6 +174,5 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def printable(text: str, *, last: bool = False) -> str:
-    """The first (or last) characters of a text, those replaced that would steer the terminal that shows it."""
-    part = text[-MESSAGE_CHARACTERS:] if last else text[:MESSAGE_CHARACTERS]
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in part)
+    """The first (or last) characters of a text, those written out that would steer the terminal that shows it."""
+    return escaped_lines(text[-MESSAGE_CHARACTERS:] if last else text[:MESSAGE_CHARACTERS])

@@ -96,12 +96,20 @@ class Record:
 _parsed = lru_cache(maxsize=1024)(parse_submission)
 
 
-def take(settings: Settings, directory: Path, *, name: str | None = None, origin: str = "") -> Record:
+def take(
+    settings: Settings,
+    directory: Path,
+    *,
+    name: str | None = None,
+    origin: str = "",
+    check_name: Callable[[str], None] = lambda name: None,
+) -> Record:
     """Copy a submission directory into quarantine and record it; the same bytes give the same record.
 
     `origin` is what the seeds of its detectors are drawn from, if not the manifest (`vetgate.trust.seeds`); to seal it
     takes the installation's secret. What lies in the record's place and does not follow from the bytes is replaced.
-    Raises BadSubmission when it is not a submission of `name`, if one is given, Unproven where nothing can be replaced.
+    Raises BadSubmission when it is no submission of `name`, if one is given, what `check_name` raises, before anything
+    is kept, and Unproven where nothing can be replaced.
     """
     if not directory.is_dir():
         raise BadSubmission(f"expected a directory with submission.yaml and a model, got {directory}")
@@ -112,6 +120,7 @@ def take(settings: Settings, directory: Path, *, name: str | None = None, origin
         submission = parse_submission(description)
         if name not in (None, submission.name):
             raise BadSubmission(f"expected a submission of {name}, got one of {submission.name}; correct its name")
+        check_name(submission.name)
         store = open_store(settings)
         for entry in manifest.files:
             store.copy_in_file(f"quarantine/{manifest.sha256}/{entry.path}", copy / entry.path)

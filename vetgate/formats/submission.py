@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import reprlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, field
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.manifest import FILE_NAME, open_plain
+from vetgate.formats.model_name import MODEL_NAME, RULE
+from vetgate.formats.plain_text import escaped, steering
 from vetgate.formats.readers import formats
 from vetgate.formats.yaml12 import dump_plain, load_plain
 
@@ -87,20 +89,34 @@ def parse_submission(text: str) -> Submission:
     try:
         fields = load_plain(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())[:300]
+        line = escaped(" ".join(str(error).split()))[:300]
         raise BadSubmission(f"{FILE}: expected plain YAML 1.2, got something else: {line}") from error
     if not isinstance(fields, dict):
         raise BadSubmission(f"{FILE}: expected a mapping of fields, got {type(fields).__name__}; see the README")
+    _check_text(fields)
     try:
-        return Submission.model_validate(fields)
+        submission = Submission.model_validate(fields)
     except ValidationError as error:
         raise BadSubmission(f"{FILE}: " + "; ".join(_complaints(error))) from None
+    if not MODEL_NAME.fullmatch(submission.name):
+        raise BadSubmission(f"{FILE}: expected as name {RULE}; got {submission.name!r}")
+    return submission
 
 
 def dump_submission(submission: Submission) -> str:
     """The text of a `submission.yaml` that reads back as `submission`."""
     fields = {k: v for k, v in submission.model_dump(mode="json").items() if v is not None or k == "reference_data"}
     return dump_plain(fields)
+
+
+def _check_text(fields: dict[str, Any]) -> None:
+    """Refuse controls and whatever reorders or hides text, wherever it stands; records of before may hold them."""
+    for field, value in fields.items():
+        for text in (field, *(value if isinstance(value, list) else [value])):
+            if isinstance(text, str) and (found := steering(text)) is not None:
+                raise BadSubmission(
+                    f"{FILE}: expected plain text in {escaped(field)[:80]}, got the control {found}; remove it"
+                )
 
 
 def read_description(directory: Path, *, given: Path | None = None) -> str:

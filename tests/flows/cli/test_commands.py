@@ -61,7 +61,7 @@ def test_what_was_submitted_is_listed_until_it_has_a_verdict(vetgate, honest, tm
 
 
 def test_an_unexpected_error_is_short_and_its_traceback_is_kept(alone, honest, tmp_path):
-    broken = "import tasks.vetting.intake; tasks.vetting.intake.take = lambda *a: 1 / 0"
+    broken = "import tasks.vetting.intake; tasks.vetting.intake.take = lambda *a, **k: 1 / 0"
 
     done = alone("submit", honest, "--json", prelude=broken, VETGATE_HOME=tmp_path)
 

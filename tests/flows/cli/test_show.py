@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from rich.console import Console
+import pytest
 
 from flows.cli.show import show_result
+from flows.cli.terminal import PlainConsole
 from tasks.vetting.choose import candidates
 from tasks.vetting.results import RepairRecord, Result
 from tests.tasks.vetting.records import repaired
+from vetgate.formats.plain_text import escaped, steering
 from vetgate.verdict.accuracy_loss import AccuracyLoss
 from vetgate.verdict.policy import RepairPolicy
 from vetgate.verdict.reasons import Code, Reason
@@ -52,7 +54,7 @@ def shown(*tried: Any, chosen: RepairRecord | None = None, **changed: Any) -> st
         }
     )
     text = io.StringIO()
-    show_result(Console(file=text, width=220), result)
+    show_result(PlainConsole(file=text, width=220), result)
     return text.getvalue()
 
 
@@ -69,6 +71,13 @@ def test_every_candidate_has_its_figures_and_the_chosen_one_those_on_test_images
 def test_what_stands_among_the_reasons_is_not_said_twice() -> None:
     (reason,) = [one.reason for one in candidates([SKIPPED], None, POLICY)]
     assert shown(SKIPPED, reasons=[reason]).count("repair prune was skipped") == 1
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "\u202ex", "[link=http://x]y[/link]"])
+def test_what_a_file_made_a_method_say_steers_no_terminal(hostile: str) -> None:
+    method = {"name": "abs", "statistic": None, "alarmed": False, "suspects": [], "seconds": None, "failure": hostile}
+    text = shown(methods=[method], reasons=[hostile])
+    assert text.count(escaped(hostile)) == 2 and all(steering(line) is None for line in text.split("\n"))
 
 
 def test_without_a_trigger_no_success_is_shown() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from rich.console import Console
 
 from flows.cli.show_status import show_status
 from flows.cli.status import at_a_glance
+from flows.cli.terminal import PlainConsole
 from flows.cli.verify import app
 from flows.production.promote import promote
 from tasks.mlflow.aliases import rehash
@@ -24,6 +24,7 @@ from tasks.store.lease import leased, read_lease
 from tests.flows.production.test_serving import NOW, Production, overwrite, production, weights
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
+from vetgate.formats.plain_text import escaped, steering
 from vetgate.trust import dsse
 from vetgate.trust.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root
 from vetgate.trust.waivers import sign_approval, sign_waiver
@@ -38,7 +39,7 @@ def only(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def shown(seen: dict[str, Any]) -> str:
     """The tables as a person sees them."""
-    console = Console(width=220, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = PlainConsole(width=220, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     show_status(console, seen)
     return console.export_text()
 
@@ -274,6 +275,20 @@ class TestWaivers:
         production.settings.trust_root.unlink()
         seen = at_a_glance(production.settings)
         assert seen["waivers"] == [] and "expected a trust root" in seen["errors"]["waivers"]
+
+
+@pytest.mark.parametrize("hostile", ["A\x1b[2J\x1b]0;title\x07B", "B\u202eTSENOH\u202c", "a\x00\x9b1m", "[red]a[/red]"])
+def test_a_record_of_before_steers_no_terminal(production: Production, hostile: str) -> None:
+    manifest = production.submit(1)
+    key = production.settings.home / "store" / "submissions" / f"{manifest}.json"
+    record = json.loads(key.read_text())
+    record["submission"]["supplier"] = hostile
+    overwrite(key, json.dumps(record).encode())
+    seen = at_a_glance(production.settings)
+    assert only(seen["submissions"])["supplier"] == hostile
+    text = shown(seen)
+    assert escaped(hostile) in text and all(steering(line) is None for line in text.split("\n"))
+    assert len({len(line) for line in text.split("\n") if line.startswith(("│", "┃", "└"))}) == 1
 
 
 def test_the_last_rescan_is_shown(production: Production) -> None:

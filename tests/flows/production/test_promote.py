@@ -29,6 +29,7 @@ from tests.databases import with_registry
 from tests.production import NOW, signed_verdict, submission_at
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.formats.manifest import hash_directory
+from vetgate.formats.plain_text import steering
 from vetgate.trust import attest
 from vetgate.trust.keys import load_or_create_key
 from vetgate.verdict.policy import load_policy
@@ -343,12 +344,28 @@ def test_a_promotion_run_that_holds_more_than_the_bytes_is_not_used(home: Home) 
     assert home.aliases() == {"champion": manifest}
 
 
-@pytest.mark.parametrize(("name", "asked"), [("../x", {}), ("Digits", {}), ("digits", {"alias": "latest"})])
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [("../x", {}), ("Digits", {}), ("digits.", {}), ("prod.digits", {}), ("digits", {"alias": "latest"})],
+)
 def test_a_wrong_name_or_alias_is_a_usage_error(home: Home, name: str, asked: dict[str, str]) -> None:
     with pytest.raises(BadSubmission):
         promote(home.settings, name, **asked)
     with pytest.raises(BadSubmission):
         promote(home.settings, "digits", "not-hex")
+
+
+@pytest.mark.parametrize("other", ["prod.Digits", "thirdparty.DIGITS", "prod.di\u200bgits", "PROD.digits"])
+def test_beside_a_model_that_reads_like_it_nothing_is_promoted(home: Home, other: str) -> None:
+    manifest = home.vetted(b"one")
+    with registry(home.settings) as client:
+        client.create_registered_model(other)
+    with pytest.raises(Denied, match="that no other reads like") as refused:
+        promote(home.settings, "digits", manifest)
+    assert refused.value.exit_code == 1 and steering(str(refused.value)) is None
+    with registry(home.settings) as client:
+        client.delete_registered_model(other)
+    assert promote(home.settings, "digits", manifest)["version"] == "1"
 
 
 def test_killed_after_any_step_production_is_whole_and_the_next_try_ends_the_same(home: Home) -> None:

@@ -25,6 +25,7 @@ from flows.production.verify import verify, write_out
 from tasks.records.attestations import newest_attestation
 from tests.flows.production.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale, StoreError
+from vetgate.formats.plain_text import escaped, steering
 from vetgate.trust import attest
 from vetgate.trust.keys import load_or_create_key
 
@@ -286,6 +287,16 @@ def test_reports_hold_whatever_a_message_holds() -> None:
     (suite,) = JUnitXml.fromstring(junit_xml(checked).decode())
     (case,) = suite
     assert "<&>" in case.result[0].message and "\U0001f600" in case.result[0].message
+
+
+@pytest.mark.parametrize("hostile", ["\x1b]0;x\x07", "a\x00b\nc", "\u202eTSENOH", "\x9b1m", "\udcff"])
+def test_no_control_of_a_stranger_is_in_a_report(hostile: str) -> None:
+    checked = Checked(f"models:/{hostile}/1", None, 0.5, ValueError(hostile), 2)
+    log = sarif_log(checked)
+    valid(json.loads(json.dumps(log)))
+    texts = [json.dumps(log, ensure_ascii=False), junit_xml(checked).decode()]
+    assert all(steering(text.replace("\n", "")) is None for text in texts)
+    assert log["runs"][0]["results"][0]["message"]["text"] == escaped(hostile)
 
 
 class TestWaived:

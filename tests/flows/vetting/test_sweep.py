@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flows.vetting.submit import submit
 from flows.vetting.submitted import take_version
 from flows.vetting.sweep import sweep
 from tasks.mlflow import submitted as registered
@@ -19,6 +20,7 @@ from tasks.store.lease import leased
 from tasks.store.open import open_store
 from tasks.vetting import intake, queue
 from tests.databases import with_registry
+from vetgate.errors import BadSubmission
 
 YAML = """
 name: {name}
@@ -205,6 +207,31 @@ def test_a_submission_of_another_name_is_refused(settings: Settings, tmp_path: P
     version = register(settings, submission(tmp_path / "one", b"one", name="other"), "thirdparty.digits")
     assert "got one of other" in take_version(settings, "thirdparty.digits", version)["refused"]
     assert not list(open_store(settings).list("submissions/"))
+
+
+@pytest.mark.parametrize("other", ["thirdparty.Digits", "prod.DIGITS", "prod.ｄigits", "thirdparty.digits."])
+def test_beside_a_model_that_reads_like_it_nothing_is_taken(settings: Settings, tmp_path: Path, other: str) -> None:
+    given = submission(tmp_path / "one", b"one")
+    version = register(settings, given, "thirdparty.digits")
+    with registry(settings) as client:
+        client.create_registered_model(other)
+    assert "that no other reads like" in take_version(settings, "thirdparty.digits", version)["refused"]
+    with pytest.raises(BadSubmission, match="beside"):
+        submit(settings, given)
+    assert not list(open_store(settings).list("submissions/")) and not list(open_store(settings).list("quarantine/"))
+    assert submit(settings, submission(tmp_path / "two", b"two", name="signs")).submission.name == "signs"
+
+
+def test_a_submission_is_queued_while_the_registry_is_away(settings: Settings, tmp_path: Path) -> None:
+    away = settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    assert submit(away, submission(tmp_path / "one", b"one")).submission.name == "digits"
+
+
+@pytest.mark.parametrize("name", ["digits.", "prod.digits", "x.thirdparty.y"])
+def test_a_version_under_a_name_of_none_is_not_taken(settings: Settings, tmp_path: Path, name: str) -> None:
+    version = register(settings, submission(tmp_path / "one", b"one", name=name), f"thirdparty.{name}")
+    assert list(registered.unknown_versions(settings)) == []
+    assert "expected thirdparty.<name>" in take_version(settings, f"thirdparty.{name}", version)["refused"]
 
 
 def test_a_part_that_fails_does_not_keep_the_others_from_being_done(settings: Settings, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tasks.mlflow import reader as registry_reader
-from tasks.mlflow.aliases import Aliased, check_bytes, in_production, rehash, source_of, untampered
+from tasks.mlflow.aliases import Aliased, all_names, check_bytes, in_production, rehash, source_of, untampered
 from tasks.mlflow.client import registry
-from tasks.mlflow.reader import read_production
+from tasks.mlflow.reader import read_names, read_production
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.settings import location
 from tasks.vetting.intake import read_record
@@ -68,13 +68,16 @@ def test_a_reader_sees_the_same_without_mlflow(home: Home) -> None:
         client.set_registered_model_alias("prod.other", "its", "1")
     assert read_production(home.settings) == in_production(home.settings)
     assert len(in_production(home.settings)) >= 3
+    assert sorted(read_names(home.settings)) == sorted(all_names(home.settings))
+    assert {"PROD.digits", "prod.other", "prod.third"} <= set(read_names(home.settings))
 
 
 def test_tables_that_it_does_not_know_are_left_to_mlflow(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.promoted(b"one")
     held = in_production(home.settings)
     monkeypatch.setattr(registry_reader, "ALIASES", "SELECT name, alias, version FROM aliases_of_another_version")
-    assert read_production(home.settings) == held
+    monkeypatch.setattr(registry_reader, "NAMES", "SELECT name FROM models_of_another_version")
+    assert read_production(home.settings) == held and read_names(home.settings) == ["prod.digits"]
     monkeypatch.undo()
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "a plugin")
     assert read_production(home.settings) == held

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tasks.mlflow import submitted as registered
 from tasks.mlflow.client import prepare, registry
 from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.mlflow.submitted import noted
@@ -19,6 +20,7 @@ from tasks.vetting.results import Result
 from tests.databases import with_registry
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.manifest import hash_directory
+from vetgate.formats.plain_text import escaped
 from vetgate.formats.submission import Submission
 
 MANIFEST = "a" * 64
@@ -65,6 +67,16 @@ def result(**changes: Any) -> Result:
         "reason_records": [],
     }
     return Result.from_json(made | changes)
+
+
+@pytest.mark.parametrize("hostile", ["A\x1b[2J", "\u202eTSENOH", "a\x00b"])
+def test_no_control_of_a_stranger_reaches_mlflow(settings: Settings, hostile: str) -> None:
+    given = SUBMISSION.model_copy(update={"supplier": hostile})
+    run_id = record_vetting(settings, given, MANIFEST, result(), {})
+    registered.tag(settings, "thirdparty.digits-cnn", "1", {"vet.reason": f"got {hostile}"})
+    with registry(settings) as client:
+        assert client.get_run(run_id).data.params["supplier"] == escaped(hostile)
+        assert client.get_model_version("thirdparty.digits-cnn", "1").tags["vet.reason"] == f"got {escaped(hostile)}"
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from tasks.vetting.choose import candidates
 from tasks.vetting.results import RepairFailed, RepairRecord, RepairTriggers, Result
 from tests.tasks.vetting.records import repaired
 from vetgate.contract import Axis, Evidence, Trigger
+from vetgate.formats.plain_text import escaped, steering
 from vetgate.verdict.accuracy_loss import AccuracyLoss
 from vetgate.verdict.policy import RepairPolicy
 from vetgate.verdict.reasons import Code, Reason
@@ -159,6 +160,15 @@ def test_nothing_given_is_ever_markup() -> None:
     page = page_of("<script>alert(1)</script>\"'><img src=x onerror=alert(1)><!--")
     assert "&lt;script&gt;" in page and "<script" not in page
     assert Markup(page).seen == Markup(page_of("harmless")).seen
+
+
+@pytest.mark.parametrize("hostile", ["\x1b]0;x\x07", "a\x00b", "B\u202eTSENOH", "\x9b1m", "a\u2066b"])
+def test_no_control_of_a_stranger_is_in_the_page(hostile: str) -> None:
+    submission = {"supplier": hostile, "classes": [hostile, "b", "c", "d"]}
+    changed = {"submission": hostile, "reasons": [hostile], "suspects": [0]}
+    page = render(result(**changed), evidence=[evidence().to_json()], submission=submission)
+    assert all(steering(line) is None for line in page.replace("\t", "").split("\n"))
+    assert page.count(escaped(hostile)) >= 4
 
 
 def test_the_page_loads_nothing() -> None:

@@ -166,7 +166,7 @@ def test_errors_keep_class_message_and_exit_code(sandbox):
 
 
 def test_other_errors_are_crashes_and_cannot_steer_the_terminal(sandbox):
-    with pytest.raises(Crashed, match="TypeError: \ufffd\\[2Jgone") as caught:
+    with pytest.raises(Crashed, match="TypeError: \\\\x1b\\[2Jgone") as caught:
         sandbox.call("fail", {"kind": "TypeError", "message": "\x1b[2Jgone"})
     assert caught.value.exit_code == 3
     assert "Traceback" in caught.value.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vetgate.errors import BadSubmission
+from vetgate.formats.plain_text import steering
 from vetgate.formats.submission import dump_submission, parse_submission, read_submission
 
 GOOD = """\
@@ -72,6 +73,19 @@ BAD = {
     "an alias": (GOOD + "layer: &a relu\ntraining_data: *a\n", "alias"),
     "a Python object": (GOOD + "layer: !!python/object/apply:os.getcwd []\n", "expected plain YAML"),
     "nothing": ("", "expected a mapping"),
+    "a terminal's command in the supplier": (GOOD.replace("acme", '"a\\e[2J"'), r"supplier, got the control \\x1b"),
+    "NUL in the supplier": (GOOD.replace("acme", '"a\\0"'), r"supplier, got the control \\x00"),
+    "C1 in the supplier": (GOOD.replace("acme", '"a\\x9b"'), r"supplier, got the control \\x9b"),
+    "an override in the supplier": (GOOD.replace("acme", "a\u202eb"), r"supplier, got the control \\u202e"),
+    "two lines of a supplier": (GOOD.replace("acme", '"a\\nb"'), r"supplier, got the control \\n"),
+    "an isolate in a class": (GOOD.replace("10", "[cat, d\u2066og]"), r"classes, got the control \\u2066"),
+    "a bell in a class": (GOOD.replace("10", '[cat, "d\\a"]'), r"classes, got the control \\x07"),
+    "a mark in a layer": (GOOD + "layer: re\u200elu\n", r"layer, got the control \\u200e"),
+    "a control in a field's name": (GOOD + '"a\\e": 1\n', r"a\\x1b, got the control \\x1b"),
+    "a control in what is no YAML": (GOOD + "layer: [\u202e", r"expected YAML"),
+    "a name that ends in a dot": (GOOD.replace("mnist-cnn", "mnist."), "does not end in a dot"),
+    "a name with a production prefix": (GOOD.replace("mnist-cnn", "prod.mnist"), "neither 'prod.'"),
+    "a name with a prefix inside": (GOOD.replace("mnist-cnn", "x.thirdparty.y"), "nor 'thirdparty.'"),
     "deep nesting": ("name: " + "[" * 50_000, "deep nesting"),
 }
 
@@ -84,6 +98,7 @@ def test_a_bad_submission_says_what_is_wrong(what: str, tmp_path: Path) -> None:
         read_submission(tmp_path)
     assert error.value.exit_code == 4
     assert len(str(error.value)) < 2000
+    assert steering(error.value.args[0]) is None
 
 
 def test_a_missing_file_or_directory_is_refused(tmp_path: Path) -> None:

@@ -1,28 +1,22 @@
-"""What the receiver and the gate service share: bodies of limited size, MLflow's deliveries, and serving them."""
+"""Endpoints: bodies of limited size, MLflow's deliveries, and how healthy a service is."""
 
 from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from flows.service.connections import Limits
 from tasks.mlflow.webhooks import MAX_BODY_BYTES, Deliveries, Refused, TooLarge
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
 
-# who comes while strangers open many connections waits in it for less than a second
-QUEUE = 2048
 Endpoint = Callable[[Request], Any]
 logger = logging.getLogger("vetgate.service")
 
@@ -81,45 +75,3 @@ def service(endpoints: Mapping[str, Endpoint], health: Callable[[], Blob] = dict
     made = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
     routes = [Route("/health", healthy, methods=["GET"]), *made]
     return Starlette(routes=routes, exception_handlers={ClientDisconnect: gone})
-
-
-def serve(application: Starlette, host: str, port: int) -> None:
-    """Serve until a signal ends this process."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    # they tell of every request, and of ours to the Prefect server
-    for chatty in ("httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    with suppress(KeyboardInterrupt):
-        Server(application, host, port, Limits.of_this_process()).run()
-
-
-class Server(uvicorn.Server):
-    """A server within limits, whose kernel keeps those waiting that cannot be accepted at once."""
-
-    def __init__(self, application: Starlette, host: str, port: int, limits: Limits) -> None:
-        config = uvicorn.Config(
-            application,
-            host=host,
-            port=port,
-            http=limits.protocol,  # type: ignore[arg-type]  # called as a class would be
-            ws="none",
-            loop="asyncio",
-            backlog=limits.backlog,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=3,
-        )
-        super().__init__(config)
-
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve on these sockets, or where it was told; raises SystemExit where another listens."""
-        super().run(sockets or [self.config.bind_socket()])
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen as uvicorn does, which accepts as many at once as may wait, and then let more wait."""
-        await super().startup(sockets)
-        for listener in sockets or ():
-            listener.set_inheritable(False)
-            listener.listen(QUEUE)

@@ -20,8 +20,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from flows.service.connections import MOST_OPEN, Limits
-from flows.service.http import Server, body_of, service
+from flows.service.http.connections import MOST_OPEN, Limits
+from flows.service.http.endpoints import body_of, service
+from flows.service.http.serving import Server
 from tests.service.running import free_ports
 
 HEADER = b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
@@ -35,12 +36,12 @@ UNFINISHED = {
 
 
 class Served:
-    """A server with few connections and little patience, in a thread; /slow answers once it is let `go`."""
+    """A server with little patience, in a thread; /slow answers once it may `go`, /large more than sockets hold."""
 
     def __init__(self, most_open: int, seconds: float) -> None:
         self.limits, self.go = Limits(most_open, seconds), threading.Event()
         self.port = free_ports(1)[0]
-        self.server = Server(service({"/slow": self.slow}), "127.0.0.1", self.port, self.limits)
+        self.server = Server(service({"/slow": self.slow, "/large": self.large}), "127.0.0.1", self.port, self.limits)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
     async def slow(self, request: Request) -> Response:
@@ -48,12 +49,11 @@ class Served:
         await run_in_threadpool(self.go.wait, 20)
         return JSONResponse(len(body))
 
+    async def large(self, request: Request) -> Response:
+        return Response(bytes(32 << 20))
+
     def connect(self, sent: bytes) -> socket.socket:
-        connection = socket.socket()
-        # little fits into it, so that who does not read is noticed soon
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(10)
-        connection.connect(("127.0.0.1", self.port))
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=10)
         connection.sendall(sent)
         return connection
 
@@ -80,7 +80,8 @@ def comes(state: Callable[[], bool]) -> bool:
     return reached
 
 
-def healthy(port: int, within: float = 1.0) -> bool:
+def healthy(port: int, within: float = 10.0) -> bool:
+    """Whether it answers; that takes milliseconds, and much longer beside tests that take all processors."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=within)
     connection.request("GET", "/health")
     answer = connection.getresponse().status == 200
@@ -104,9 +105,11 @@ def is_closed(connection: socket.socket, within: float) -> bool:
 def test_of_too_many_connections_those_that_wait_longest_give_way(served: Served, sent: bytes) -> None:
     with ExitStack() as held:
         every = [held.enter_context(served.connect(sent)) for _ in range(40)]
-        assert healthy(served.port) and served.is_open() <= 6
-        assert all(is_closed(one, 5) for one in every[:30])
-        assert not is_closed(every[-1], 0.1)
+        assert healthy(served.port) and comes(lambda: served.is_open() <= 6)
+        closed = [is_closed(one, 0.05) for one in every]
+        assert 34 <= sum(closed) < 40
+        # who had an answer in between waits from then on
+        assert closed == sorted(closed, reverse=True) or sent.startswith(b"GET")
 
 
 @pytest.mark.parametrize("served", [(100, 0.5)], indirect=True)
@@ -127,13 +130,10 @@ def test_a_byte_now_and_then_gains_no_time(served: Served, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize("served", [(100, 0.5)], indirect=True)
-def test_who_does_not_read_is_closed(served: Served) -> None:
-    with served.connect(b"") as connection:
-        connection.settimeout(0.2)
-        with pytest.raises(OSError):
-            while True:
-                connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-        assert comes(lambda: not served.is_open())
+@pytest.mark.parametrize("asked", [1, 2, 20])
+def test_who_does_not_read_is_closed(served: Served, asked: int) -> None:
+    with served.connect(b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" * asked):
+        assert comes(lambda: served.is_open() == 1) and comes(lambda: served.is_open() == 0)
 
 
 @pytest.mark.parametrize("served", [(6, 0.3)], indirect=True)
@@ -204,7 +204,7 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + 120
     while True:
         try:
-            assert healthy(port, 5)
+            assert healthy(port)
             return
         except OSError:
             assert process.poll() is None and time.monotonic() < until

@@ -1,0 +1,1 @@
+"""What the receiver and the gate service share: endpoints, connections within limits, and serving."""
