@@ -66,6 +66,12 @@ class StoreError(VetgateError):
     code = "store"
 
 
+class WrongClock(VetgateError):
+    """The clock of the gate's host cannot be right, so nothing is signed."""
+
+    code = "clock"
+
+
 class Denied(VetgateError):
     """The gate refuses."""
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from tasks import events
 from tasks.records.attestations import newest_attestation
+from tasks.records.ledger_state import ledger_state
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
-from vetgate.errors import BadSubmission, Denied
+from vetgate.errors import BadSubmission, Denied, Removed
 from vetgate.trust.keys import load_key
 
 
@@ -32,12 +33,14 @@ def submit(settings: Settings, directory: Path, key: Path | None = None) -> inta
 
 def queue(settings: Settings) -> list[dict[str, Any]]:
     """Every submission, oldest first, with its newest verdict, if it has one."""
-    store = open_store(settings)
+    state = ledger_state(settings)
     rows = []
-    for record in intake.records(store):
+    for record in intake.records(state.store):
         try:
-            newest = newest_attestation(store, record.id)
+            newest = newest_attestation(state, record.id)
             claims = newest.claims if newest else {}
+        except Removed:
+            claims = {"verdict": "REMOVED"}
         except Denied:
             claims = {"verdict": "ALTERED"}
         rows.append(

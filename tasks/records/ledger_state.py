@@ -39,7 +39,7 @@ TABLES = {
     "last": "store TEXT PRIMARY KEY, sequence INTEGER, sha256 TEXT, keys TEXT",
     "once": "store TEXT, name TEXT, sequence INTEGER, PRIMARY KEY (store, name)",
     "verdicts": "store TEXT, manifest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, digest TEXT,"
-    " PRIMARY KEY (store, manifest)",
+    " name TEXT, verdict TEXT, PRIMARY KEY (store, manifest)",
     "revocations": "store TEXT, digest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, PRIMARY KEY (store, digest)",
     "moves": "store TEXT, name TEXT, alias TEXT, sequence INTEGER, kind TEXT, version TEXT,"
     " PRIMARY KEY (store, name, alias)",
@@ -85,6 +85,12 @@ class LedgerState:
         row = self._row("SELECT sequence, key, sha256, digest FROM verdicts WHERE store = ? AND manifest = ?", manifest)
         return None if row is None else Told(*row)
 
+    def verdicts_on(self, name: str) -> list[tuple[str, str]]:
+        """Each submission of this name with its newest verdict, the newest first: manifest and verdict."""
+        asked = "SELECT manifest, verdict FROM verdicts WHERE store = ? AND name = ? ORDER BY sequence DESC"
+        with self._guard, _explained(self.settings):
+            return self._index.execute(asked, (self.settings.store, name)).fetchall()
+
     def revocation(self, digest: str) -> Told | None:
         """What revoked the statement with this digest, or None."""
         row = self._row("SELECT sequence, key, sha256, digest FROM revocations WHERE store = ? AND digest = ?", digest)
@@ -100,7 +106,7 @@ class LedgerState:
         return None if row is None else LastMove(*row)
 
     def entered(self, once: str) -> int | None:
-        """The number of the entry of this name, such as an object's key; None when the ledger has none."""
+        """The number of the first entry of this name, or about the object with this key; None when there is none."""
         row = self._row("SELECT sequence FROM once WHERE store = ? AND name = ?", once)
         return None if row is None else int(row[0])
 
@@ -200,12 +206,13 @@ def _check_memory(entry: Entry, memory: tuple[int, str] | None) -> None:
 
 def _take_in(store: str, index: sqlite3.Connection, entry: Entry) -> None:
     said, number = entry.subject, entry.sequence
-    if entry.once is not None:
+    for name in {entry.once, said.get("key")} - {None}:
         # the first of a name is the one that counts
-        index.execute("INSERT OR IGNORE INTO once VALUES (?, ?, ?)", (store, entry.once, number))
+        index.execute("INSERT OR IGNORE INTO once VALUES (?, ?, ?)", (store, name, number))
     if entry.kind == "verdict":
-        row = (store, said["manifest"], number, said["key"], said["sha256"], said["attestation"])
-        index.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", row)
+        about = (said["key"], said["sha256"], said["attestation"], said["name"], said["verdict"])
+        row = (store, said["manifest"], number, *about)
+        index.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     elif entry.kind == "revocation":
         revoked = (store, said["digest"], number, said["key"], said["sha256"])
         index.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?, ?, ?, ?)", revoked)

@@ -41,8 +41,8 @@ def key_of(settings: Settings) -> Ed25519PrivateKey:
 
 
 def attested(settings: Settings, verdict: str = "PASS", days: int = 0, key: Ed25519PrivateKey | None = None) -> str:
-    """A verdict in the store that the ledger does not know of; its key."""
-    trusted = key_of(settings)
+    """A verdict in the store that the ledger does not know of, on other bytes each day; its key."""
+    trusted, manifest = key_of(settings), f"{days:064x}" if days else MANIFEST
     predicate = attest.verdict_predicate(
         name="digits",
         verdict=verdict,
@@ -54,8 +54,8 @@ def attested(settings: Settings, verdict: str = "PASS", days: int = 0, key: Ed25
         calibration=None,
         sandbox_level=1,
     )
-    envelope = attest.sign(attest.statement({"model.onnx": "b" * 64}, MANIFEST, predicate), key or trusted)
-    return save_attestation(open_store(settings), MANIFEST, envelope)
+    envelope = attest.sign(attest.statement({"model.onnx": "b" * 64}, manifest, predicate), key or trusted)
+    return save_attestation(open_store(settings), manifest, envelope)
 
 
 def promoted(settings: Settings, version: str = "1") -> str:
@@ -183,8 +183,7 @@ def test_what_is_entered_once_is_entered_once_by_several_at_once_too(settings: S
 
     def work() -> None:
         start.wait()
-        entry = note(settings, key, since=0)
-        answers.put(None if entry is None else entry.sequence)
+        answers.put(note(settings, key).sequence)
 
     processes = [FORK.Process(target=work) for _ in range(4)]
     for process in processes:
@@ -192,7 +191,7 @@ def test_what_is_entered_once_is_entered_once_by_several_at_once_too(settings: S
     found = {answers.get() for _ in processes}
     for process in processes:
         process.join()
-    assert found - {None} == {1}
+    assert found == {1}
     assert verify_ledger(settings)["entries"] == 1
 
 
@@ -295,7 +294,7 @@ def test_an_object_without_an_entry_is_found_until_the_gate_catches_up(
     (entry,) = catch_up(settings)
     assert entry.subject["key"] == key
     assert verify_ledger(settings)["entries"] == 2
-    assert catch_up(settings) == [] and note(settings, key) is None
+    assert catch_up(settings) == [] and note(settings, key) == entry
 
 
 def test_catching_up_of_one_submission_leaves_the_others(settings: Settings) -> None:
@@ -305,15 +304,14 @@ def test_catching_up_of_one_submission_leaves_the_others(settings: Settings) -> 
     assert [entry.kind for entry in catch_up(settings)] == ["promotion"]
 
 
-def test_an_entry_whose_marker_a_crash_left_out_is_not_made_twice(settings: Settings) -> None:
-    key = attested(settings)
-    note(settings, key)
-    stored(settings, f"ledger-index/{key}").unlink()
-    assert catch_up(settings) == []
-    stored(settings, f"ledger-index/{key}").unlink()
-    entry = note(settings, key)
-    assert entry is not None and entry.sequence == 1
-    assert verify_ledger(settings)["entries"] == 1
+def test_what_is_entered_is_not_entered_again_whoever_says_what_in_the_store(settings: Settings) -> None:
+    key, other = attested(settings), attested(settings, days=1)
+    # once, such a mark had the gate believe that an object was entered
+    open_store(settings).create(f"ledger-index/{other}", b"{}")
+    assert note(settings, key).sequence == 1
+    assert [entry.subject["key"] for entry in catch_up(settings)] == [other]
+    assert catch_up(settings) == [] and note(settings, key).sequence == 1
+    assert verify_ledger(settings)["entries"] == 2
 
 
 def test_noting_costs_the_same_however_long_the_ledger_is(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,9 +359,7 @@ def test_an_index_that_is_lost_or_spoilt_is_made_anew_and_nothing_entered_twice(
             made.commit()
             made.backup(target)
     for key in keys:
-        stored(settings, f"ledger-index/{key}").unlink()
-        entry = note(settings, key)
-        assert entry is not None and entry.once == key
+        assert note(settings, key).once == key
     assert verify_ledger(settings)["entries"] == 3
 
 
@@ -374,9 +370,7 @@ def test_an_entry_that_another_gate_made_since_is_found(settings: Settings, tmp_
         home=tmp_path / "elsewhere", store=settings.store, gate_key=settings.gate_key, trust_root=settings.trust_root
     )
     note(elsewhere, second)
-    stored(settings, f"ledger-index/{second}").unlink()
-    entry = note(settings, second)
-    assert entry is not None and entry.sequence == 2
+    assert note(settings, second).sequence == 2
     assert verify_ledger(settings)["entries"] == 2
 
 
@@ -417,7 +411,7 @@ def test_a_revocation_that_is_deleted_again_is_found(settings: Settings) -> None
     key_of(settings)
     key = save_revocation(open_store(settings), "b" * 64, "a test", None, NOW)
     entry = note(settings, key)
-    assert entry is not None and (entry.subject["reason"], entry.subject["by"]) == ("a test", None)
+    assert (entry.subject["reason"], entry.subject["by"]) == ("a test", None)
     stored(settings, key).unlink()
     broken(settings, "it was removed")
 

@@ -36,6 +36,7 @@ def elsewhere(settings: Settings, name: str) -> Settings:
 def verdict(settings: Settings, manifest: str, number: int) -> None:
     key = f"attestations/{manifest}/{number}.json"
     said = {"key": key, "sha256": f"{number:064}", "manifest": manifest, "attestation": f"{number + 100:064}"}
+    said |= {"name": "digits", "verdict": "PASS"}
     append(settings, "verdict", said, once=key)
 
 
