@@ -16,6 +16,7 @@ from typing import Any
 
 from flows.production.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
 from tasks import events
+from tasks.mlflow.heads import publish_head, whole_ledger
 from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.records.alias_moves import AliasMove, begin_move, end_move, enter_move
 from tasks.records.attestations import newest_attestation, revocation_of
@@ -57,7 +58,9 @@ def promote(
         granted = _promote(asked, submission)
     except Denied as error:
         _enter_denial(settings, name, alias, submission, error)
+        publish_head(settings)
         raise
+    publish_head(settings)
     resource, told_of = f"promotion.{name}", ("name", "version", "alias", "manifest_sha256", "verdict")
     events.emit(events.PROMOTION_GRANTED, resource, {field: granted[field] for field in told_of})
     return granted
@@ -75,6 +78,7 @@ def _enter_denial(settings: Settings, name: str, alias: str, submission: str | N
 
 def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
     named = None if submission is None else identified(asked, submission)
+    whole_ledger(asked.settings)
     catch_up(asked.settings, named)
     manifest_sha256 = named or newest_admitted(asked)
     with workroom(asked.settings) as room:

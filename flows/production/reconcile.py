@@ -15,6 +15,7 @@ from functools import partial
 from flows.production.watch import Watch, coverage, coverages, watch
 from tasks.mlflow.aliases import Aliased, in_production, source_of
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
+from tasks.mlflow.heads import publish_head
 from tasks.records.alias_moves import move_key
 from tasks.records.attestations import newest_attestation, revocation_of
 from tasks.records.coverage import Coverage
@@ -46,6 +47,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
         if isinstance(answer, Denied) and answer is not seen.state:
             taken += _tried(errors, partial(remove, seen, item, held, answer))
     settled = _tried(errors, lambda: settle(settings))
+    publish_head(settings)
     if errors:
         raise (Removed if isinstance(seen.state, Removed) else StoreError)(
             f"expected an answer for all of {len(held)} versions in production, got {len(errors)} errors, the first: "

@@ -9,9 +9,10 @@ from datetime import datetime
 
 from flows.production.promote import NAME
 from tasks.mlflow.aliases import Aliased, untampered
+from tasks.mlflow.heads import whole_ledger
 from tasks.records.coverage import Coverage, covered, promoted_at
 from tasks.records.ledger_chain import gate_key
-from tasks.records.ledger_state import LedgerState, ledger_state
+from tasks.records.ledger_state import LedgerState
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -42,7 +43,7 @@ def watch(settings: Settings, now: datetime | None = None) -> Watch:
         raise StoreError(str(error)) from error
     state: LedgerState | Removed
     try:
-        state = ledger_state(settings)
+        state = whole_ledger(settings)
     except Removed as error:
         state = error
     return Watch(settings, open_store(settings), trust, state, now or utc_now())

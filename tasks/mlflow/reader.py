@@ -64,7 +64,7 @@ def _from_server(url: str) -> tuple[Aliases, Sources]:
     import httpx
 
     try:
-        with httpx.Client(base_url=f"{url}/api/2.0/mlflow/", **_access()) as client:
+        with httpx.Client(base_url=f"{url}/api/2.0/mlflow/", **access()) as client:
             names = {"filter": f"name LIKE '{PREFIX}%'", "max_results": MODELS, "order_by": "name ASC"}
             models = {m["name"]: m.get("aliases") or [] for m in _pages(client, "registered-models", names)}
             aliases = {
@@ -93,7 +93,7 @@ def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[
             return
 
 
-def _access() -> dict[str, Any]:
+def access() -> dict[str, Any]:
     """How the server is reached, by the variables that MLflow reads."""
     import httpx
 
