@@ -15,6 +15,7 @@ from tasks.mlflow.aliases import aliases_of
 from tasks.mlflow.client import registry
 from tasks.records.attestations import save_attestation
 from tasks.records.ledger_entries import note
+from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
@@ -63,7 +64,8 @@ def signed_verdict(
     }
     trusted = load_or_create_key(settings.gate_key, settings.trust_root, now=NOW - timedelta(days=90))
     predicate = attest.verdict_predicate(verdict=verdict, **(stated | said))
-    return attest.sign(attest.statement(record.manifest.digests, manifest, predicate), key or trusted)
+    dated = {**predicate, "after": ledger_state(settings).end}
+    return attest.sign(attest.statement(record.manifest.digests, manifest, dated), key or trusted)
 
 
 def home_in(room: Path, **settled: Any) -> Home:

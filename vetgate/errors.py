@@ -72,6 +72,12 @@ class StoreError(VetgateError):
     code = "store"
 
 
+class WrongClock(VetgateError):
+    """The clock of the gate's host cannot be right, so nothing is signed."""
+
+    code = "clock"
+
+
 class Denied(VetgateError):
     """The gate refuses."""
 
@@ -114,3 +120,9 @@ class Revoked(Stale):
     """An attestation, waiver or approval was revoked."""
 
     code = "revoked"
+
+
+class Removed(Stale):
+    """What the ledger tells of is gone from the store, or is not as it was entered."""
+
+    code = "removed"

@@ -88,15 +88,30 @@ def revoke(
 
 
 @ledger_app.command("verify")
-def ledger_verify(json: AsJson = False) -> int:
-    """Prove the ledger whole. Exits with 1 and the first thing that is wrong where it is not."""
+def ledger_verify(
+    head: Annotated[
+        str | None,
+        typer.Option(help="Hold its end against this published head: mlflow, a file, or where it was published."),
+    ] = None,
+    json: AsJson = False,
+) -> int:
+    """Prove the ledger whole, up to every published head that is found. Prints the first thing that is wrong.
+
+    Exits with 1 where something is forged or was not entered, 5 where something is missing or was changed since, such
+    as its end. Without a head and a memory of it in this home nobody can tell whether its end was cut off: `against` is
+    then empty.
+    """
 
     def command() -> Outcome:
+        from tasks.mlflow.heads import heads_found
         from tasks.records.ledger_verify import verify_ledger
         from tasks.settings import load_settings
 
-        proved = verify_ledger(load_settings())
-        return Outcome(0, proved, lambda console: _pairs(console, proved))
+        settings = load_settings()
+        heads, unread = heads_found(settings, head)
+        proved = {**verify_ledger(settings, heads), "unread": unread}
+        shown = {**proved, "against": ", ".join(proved["against"]) or "nothing: a missing end would not be noticed"}
+        return Outcome(0, proved, lambda console: _pairs(console, shown))
 
     return carry_out(command, as_json=json)
 

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from vetgate.errors import Altered, BadSignature, Denied, NotPassed, NotUnderstood, OtherName, Revoked, Stale
+from vetgate.errors import (
+    Altered,
+    BadSignature,
+    Denied,
+    NotPassed,
+    NotUnderstood,
+    OtherName,
+    Removed,
+    Revoked,
+    Stale,
+)
 from vetgate.formats.plain_text import escaped
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -39,6 +49,8 @@ class Rule:
 RULES = (
     Rule("VET003", "Revoked", "The verdict on these bytes was revoked.", "Vet again, or serve an earlier version.",
          Revoked, ("CWE-294", "AML.T0010.003")),
+    Rule("VET010", "Removed", "What the ledger tells of is gone, or changed.", "Restore it, and find out who did it.",
+         Removed, ("CWE-345", "AML.T0109")),
     Rule("VET002", "Expired", "No verdict on these bytes is in force any more.", "Vet again.",
          Stale, ("CWE-294", "AML.T0010.003")),
     Rule("VET004", "Altered", "The bytes are not those that were attested.", "Restore the vetted bytes or vet these.",

@@ -17,6 +17,7 @@ from flows.vetting.submit import queue
 from tasks.mlflow.aliases import Aliased
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage
+from tasks.records.ledger_state import ledger_state
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, revoked, waivers_of
 from tasks.settings import Settings
@@ -25,7 +26,7 @@ from tasks.store.open import open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
 from vetgate.shape import Blob
-from vetgate.trust.keys import read_trust_root, utc_now
+from vetgate.trust.keys import utc_now
 from vetgate.trust.strict_json import as_time, time_text
 from vetgate.trust.waivers import Waiver, counted, too_few, why_never, why_not
 from vetgate.verdict.policy import load_policy
@@ -48,7 +49,7 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
             return otherwise
 
     wrong: dict[str, None] = {}
-    submissions = _submissions(settings, moment, lambda said: wrong.setdefault(said))
+    submissions = part("submissions", lambda: _submissions(settings, moment, lambda said: wrong.setdefault(said)), [])
     if wrong:
         errors["submissions"] = "; ".join(wrong)
     return {
@@ -115,15 +116,14 @@ def _waivers(settings: Settings, store: Store, now: datetime) -> list[Blob]:
     manifests = dict.fromkeys(key.split("/")[1] for key in store.list("waivers/"))
     if not manifests:
         return []
-    trust, policy = read_trust_root(settings.trust_root), load_policy(settings.policy).waivers
-    gone = revoked(store, trust)
+    state, policy = ledger_state(settings), load_policy(settings.policy).waivers
+    trust = state.trust
+    gone = revoked(state)
     rows = []
     for manifest in manifests:
         submitters = submitters_of(store, trust, manifest)
         for waiver in waivers_of(store, trust, manifest, now):
-            given = counted(
-                approvals_of(store, trust, waiver.digest, now), waiver.digest, submitters, revoked(store, trust)
-            )
+            given = counted(approvals_of(store, trust, waiver.digest, now), waiver.digest, submitters, gone)
             why = why_never(waiver.finding, policy, submitters) or why_not(waiver, policy, now, gone)
             rows.append(_waiver(waiver, len(given), why or too_few(len(given), policy), now))
     return sorted(rows, key=lambda row: (row["expires"], row["waiver"]))

@@ -16,6 +16,7 @@ from typing import IO
 from flows.gate.issue import issue_waived
 from flows.gate.judgement import decide
 from flows.gate.question import Question
+from tasks.mlflow.heads import publish_head
 from tasks.program import ended
 from tasks.records.ledger_entries import catch_up, note
 from tasks.settings import Settings, load_settings
@@ -52,7 +53,9 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
         operation = request.get("op", "decide")
         if operation == "decide":
             question = Question.from_json({name: value for name, value in request.items() if name != "op"})
-            return decide(settings, question, separated=separated).to_json()
+            decided = decide(settings, question, separated=separated).to_json()
+            publish_head(settings, quickly=True)
+            return decided
         if operation == "record":
             return record(settings, str(request["key"]), request.get("manifest"))
         raise BadSubmission(
@@ -68,8 +71,9 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
 def record(settings: Settings, key: str, manifest: str | None = None) -> Blob:
     """Enter what a person signed and stored, and issue the WAIVED verdict that is then due, or say what is lacking."""
     entry = note(settings, key)
-    sequence = None if entry is None else entry.sequence
-    return {"key": key, "entry": sequence, "waived": None if manifest is None else issue_waived(settings, manifest)}
+    waived = None if manifest is None else issue_waived(settings, manifest)
+    publish_head(settings, quickly=True)
+    return {"key": key, "entry": entry.sequence, "waived": waived}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
 """Issue: sign what the gate decided, keep it, and enter it into the ledger; a verdict that people waive too.
 
-An attestation is always issued after the newest one on the same bytes, so that their order is never in doubt.
+Which of several attestations on the same bytes is the newest, the ledger says: never the clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from tasks.records.attestations import Attestation, attestation_at, is_revoked, newest_attestation, save_attestation
-from tasks.records.ledger_chain import head
+from tasks.records.attestations import (
+    Attestation,
+    attestation_at,
+    newest_attestation,
+    revocation_of,
+    save_attestation,
+)
+from tasks.records.ledger_chain import signing_time
 from tasks.records.ledger_entries import note
+from tasks.records.ledger_state import ledger_state
 from tasks.records.waivers import waived_by
 from tasks.settings import Settings
 from tasks.store.base import Store
@@ -26,9 +33,6 @@ from vetgate.trust.waivers import Waived
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.reasons import Code, Reason, records
 from vetgate.verdict.wording import rendered
-
-# of which an attestation may be ahead of the clock because another was issued in the same second
-MOST_AHEAD = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -56,23 +60,23 @@ def signing_context(settings: Settings, manifest_sha256: str) -> SigningContext:
 
 
 def issue(context: SigningContext, predicate: Callable[[datetime, str | None], Blob]) -> str:
-    """Sign, keep and enter the predicate that is made of the moment and the digest before it; its attestation's key."""
+    """Sign, keep and enter the predicate that is made of the moment and the digest before it; its attestation's key.
+
+    It also says after which entry of the ledger it was issued.
+    """
     record, settings = context.record, context.settings
     key = load_or_create_key(settings.gate_key, settings.trust_root, now=utc_now())
-    since = head(settings)
-    now = utc_now().replace(microsecond=0)
+    state = ledger_state(settings)
+    now = signing_time(settings, utc_now()).replace(microsecond=0)
     try:
-        newest = newest_attestation(context.store, record.id)
+        newest = newest_attestation(state, record.id)
     except Denied:
         # an earlier one was altered: promotion will refuse these bytes, and this statement cannot name it
         newest = None
-    if newest is not None:
-        after = as_time(newest.claims["issued"], "issued") + timedelta(seconds=1)
-        now = max(now, min(after, now + MOST_AHEAD))
     previous = attest.digest(newest.envelope) if newest else None
-    stated = attest.statement(record.manifest.digests, record.id, predicate(now, previous))
+    stated = attest.statement(record.manifest.digests, record.id, {**predicate(now, previous), "after": state.end})
     saved = save_attestation(context.store, record.id, attest.sign(stated, key))
-    note(settings, saved, since=since)
+    note(settings, saved)
     return saved
 
 
@@ -81,7 +85,8 @@ def newest_verified(context: SigningContext) -> tuple[Attestation, Blob] | None:
 
     It may have expired. Raises Denied when it is not the gate's, Stale when it was revoked.
     """
-    newest = newest_attestation(context.store, context.record.id)
+    state = ledger_state(context.settings)
+    newest = newest_attestation(state, context.record.id)
     if newest is None:
         return None
     stated = attest.verify(
@@ -91,14 +96,15 @@ def newest_verified(context: SigningContext) -> tuple[Attestation, Blob] | None:
         files=context.record.manifest.digests,
         manifest=context.record.id,
         now=as_time(newest.claims["issued"], "issued"),
-        revoked={attest.digest(newest.envelope)} if is_revoked(context.store, newest.envelope) else (),
+        revoked=revocation_of(state, newest.envelope),
     )
     return newest, stated
 
 
 def waivers_on(context: SigningContext, findings: tuple[str, ...]) -> Waived:
     """What covers all these findings now; raises Denied with what is lacking."""
-    return waived_by(context.store, context.trust, context.record.id, findings, context.policy.waivers, utc_now())
+    state = ledger_state(context.settings)
+    return waived_by(state, context.record.id, findings, context.policy.waivers, utc_now())
 
 
 def waived_predicate(predicate: Blob, waived: Waived) -> Blob:

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.gate.records import notify_gate
-from tasks.records.attestations import newest_attestation
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
-from tasks.store.base import Store
-from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, Denied
 from vetgate.shape import Blob
-from vetgate.trust import attest, dsse
+from vetgate.trust import dsse
 from vetgate.trust.keys import APPROVER, GATE, key_id, load_key, read_trust_root, utc_now
 
 
@@ -24,14 +22,14 @@ def revoke(settings: Settings, what: str, reason: str, key: Path | None = None) 
     """
     if not reason.strip():
         raise BadSubmission("expected a reason for the revocation, got none; say why")
-    store = open_store(settings)
-    kind, digest, manifest = _meant(store, what)
+    state = ledger_state(settings)
+    kind, digest, manifest = _meant(state, what)
     signing = None if key is None else load_key(key)
     if signing is not None:
         public = read_trust_root(settings.trust_root).key(key_id(signing))
         if public.role not in (GATE, APPROVER) or not public.valid(utc_now()):
             raise Denied(f"expected a gate's or approver's key valid now, got a {public.role}'s; revoke without a key")
-    answered = notify_gate(settings, save_revocation(store, digest, reason, signing, utc_now()))
+    answered = notify_gate(settings, save_revocation(state.store, digest, reason, signing, utc_now()))
     return {
         "revoked": digest,
         "kind": kind,
@@ -42,9 +40,9 @@ def revoke(settings: Settings, what: str, reason: str, key: Path | None = None) 
     }
 
 
-def _meant(store: Store, what: str) -> tuple[str, str, str | None]:
+def _meant(state: LedgerState, what: str) -> tuple[str, str, str | None]:
     """Kind, digest and manifest of the one thing that is meant."""
-    found = list(dict.fromkeys(_statements(store, what))) if what else []
+    found = list(dict.fromkeys(_statements(state, what))) if what else []
     if len(found) != 1:
         raise BadSubmission(
             f"expected a submission, or the digest of one verdict, waiver or approval, or the beginning of either, "
@@ -53,14 +51,15 @@ def _meant(store: Store, what: str) -> tuple[str, str, str | None]:
     return found[0]
 
 
-def _statements(store: Store, prefix: str) -> Iterator[tuple[str, str, str | None]]:
+def _statements(state: LedgerState, prefix: str) -> Iterator[tuple[str, str, str | None]]:
+    store = state.store
     for key in store.list("submissions/"):
         manifest = key.removeprefix("submissions/").removesuffix(".json")
         if manifest.startswith(prefix):
-            newest = newest_attestation(store, manifest)
+            newest = state.verdict(manifest)
             if newest is None:
                 raise Denied(f"expected a verdict on {manifest}, got none; there is nothing to revoke")
-            yield "verdict", attest.digest(newest.envelope), manifest
+            yield "verdict", newest.digest, manifest
     for key in store.list("attestations/"):
         digest = key.rpartition("-")[2].removesuffix(".json")
         if digest.startswith(prefix):

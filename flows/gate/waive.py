@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flows.gate.records import notify_gate
 from tasks import events
 from tasks.records.attestations import attested_manifests, newest_attestation
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, approved, revoked, save_approval, save_waiver
 from tasks.settings import Settings
@@ -42,6 +43,7 @@ class Signer:
     """A holder of a key, in an installation; `now` is the moment of signing."""
 
     settings: Settings
+    state: LedgerState
     store: Store
     trust: TrustRoot
     policy: Policy
@@ -54,9 +56,10 @@ def waive(settings: Settings, submission: str, finding: str | None, reason: str,
 
     Raises UnknownFinding when the verdict has another, Denied when the policy allows none.
     """
-    store = open_store(settings)
+    state = ledger_state(settings)
+    store = state.store
     record = find_record(store, submission)
-    found = findings_of(store, record)
+    found = findings_of(state, record)
     if finding is None or finding not in found:
         raise UnknownFinding(finding, found)
     signer = _signer(settings, key, {APPROVER, SUBMITTER})
@@ -99,9 +102,9 @@ def approve(settings: Settings, digest: str, key: Path) -> Blob:
     return {"approved": of, **_standing(signer, of, manifest, answered), "needed": needed}
 
 
-def findings_of(store: Store, record: Record) -> tuple[str, ...]:
+def findings_of(state: LedgerState, record: Record) -> tuple[str, ...]:
     """What the newest verdict on a submission holds against it; raises Denied when there is no verdict."""
-    newest = newest_attestation(store, record.id)
+    newest = newest_attestation(state, record.id)
     if newest is None:
         raise Denied(f"expected a verdict on {record.id}, got none; run `vetgate vet` on it")
     return tuple(newest.claims.get("findings") or ())
@@ -114,7 +117,7 @@ def _signer(settings: Settings, path: Path, roles: set[str]) -> Signer:
         raise Denied(f"expected a key with the role {' or '.join(sorted(roles))}, got {public.role}; take another key")
     if not public.valid(now):
         raise Denied(f"expected a key valid now, got one valid until {public.not_after}; have it trusted for longer")
-    return Signer(settings, open_store(settings), trust, load_policy(settings.policy), key, now)
+    return Signer(settings, ledger_state(settings), open_store(settings), trust, load_policy(settings.policy), key, now)
 
 
 def _statement(signer: Signer, prefix: str) -> tuple[str, str, Waiver | None]:
@@ -126,7 +129,7 @@ def _statement(signer: Signer, prefix: str) -> tuple[str, str, Waiver | None]:
             waiver = read_waiver(dsse.read_envelope(signer.store.read(key)), signer.trust, signer.now)
             found.append((waiver.digest, manifest, waiver))
     for manifest in attested_manifests(signer.store):
-        newest = newest_attestation(signer.store, manifest)
+        newest = newest_attestation(signer.state, manifest)
         if newest is not None and attest.digest(newest.envelope).startswith(prefix):
             found.append((attest.digest(newest.envelope), manifest, None))
     if len(found) != 1 or not prefix:
@@ -140,13 +143,13 @@ def _statement(signer: Signer, prefix: str) -> tuple[str, str, Waiver | None]:
 def _check_waiver(signer: Signer, waiver: Waiver, submitters: frozenset[str]) -> None:
     if never := why_never(waiver.finding, signer.policy.waivers, submitters):
         raise Denied(f"expected a finding that can be waived, got: {render(never)}")
-    if why := why_not(waiver, signer.policy.waivers, signer.now, revoked(signer.store, signer.trust)):
+    if why := why_not(waiver, signer.policy.waivers, signer.now, revoked(signer.state)):
         raise Stale(f"expected a waiver in force, got: {waiver.finding} {render(why)}; waive anew")
 
 
 def _standing(signer: Signer, of: str, manifest: str, answered: Blob) -> Blob:
     """How many approvals a statement has, and what the gate made of them."""
-    keys = [a.keyid for a in approved(signer.store, signer.trust, of, manifest, signer.now)]
+    keys = [a.keyid for a in approved(signer.state, of, manifest, signer.now)]
     waived = answered["waived"] or {}
     if waived.get("verdict") == "WAIVED":
         events.verdict_issued(manifest, "WAIVED", once=waived["attestation"], automatic=False)

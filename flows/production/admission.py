@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.records.attestations import Attestation, attested_manifests, is_revoked, newest_attestation
+from tasks.records.attestations import Attestation, newest_attestation, revocation_of
 from tasks.records.coverage import admitted_until
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approved
 from tasks.settings import Settings
@@ -20,7 +21,6 @@ from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderst
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.formats.submission import read_submission
 from vetgate.trust import attest
-from vetgate.trust.keys import TrustRoot, read_trust_root
 from vetgate.verdict.policy import Policy, load_policy
 
 IDENTITY = re.compile(r"[0-9a-f]{4,64}")
@@ -64,22 +64,15 @@ def identified(asked: Request, submission: str) -> str:
 
 def newest_admitted(asked: Request) -> str:
     """The manifest with this name whose newest verdict is the newest that lets it through; what follows verifies it."""
-    found: list[tuple[str, str, str]] = []
-    for manifest_sha256 in attested_manifests(asked.store):
-        try:
-            newest = newest_attestation(asked.store, manifest_sha256)
-        except Denied:
-            continue  # an altered attestation speaks for no model
-        if newest is not None and newest.claims["name"] == asked.name:
-            found.append((newest.claims["issued"], manifest_sha256, newest.claims["verdict"]))
-    for _, manifest_sha256, verdict in sorted(found, reverse=True):
+    found = ledger_state(asked.settings).verdicts_on(asked.name)
+    for manifest_sha256, verdict in found:
         if verdict in attest.ADMITTED:
             return manifest_sha256
     if not found:
         raise NotPassed(
             f"expected a PASS for {asked.name}, got no verdict; run `vetgate vet` on a submission of that name"
         )
-    _, manifest_sha256, verdict = max(found)
+    manifest_sha256, verdict = found[0]
     raise NotPassed(
         f"expected a PASS for {asked.name}, got {verdict} for {manifest_sha256}; repair it, or hand in another"
     )
@@ -87,26 +80,27 @@ def newest_admitted(asked: Request) -> str:
 
 def admitted_by(asked: Request, manifest_sha256: str, room: Path) -> Admitted:
     """The manifest of the quarantined bytes, fetched to `room`, and the attestation that lets them through."""
-    newest = newest_attestation(asked.store, manifest_sha256)
+    state = ledger_state(asked.settings)
+    newest = newest_attestation(state, manifest_sha256)
     if newest is None:
         raise Denied(f"expected a verdict on {manifest_sha256}, got none; run `vetgate vet` on it")
     manifest = hashed(fetch_all(asked.store, f"quarantine/{manifest_sha256}", room))
-    trust, digest = read_trust_root(asked.settings.trust_root), attest.digest(newest.envelope)
+    digest = attest.digest(newest.envelope)
     stated = attest.verify(
         newest.envelope,
-        trust,
+        state.trust,
         name=asked.name,
         files=manifest.digests,
         manifest=manifest.sha256,
         now=asked.now,
-        revoked={digest} if is_revoked(asked.store, newest.envelope) else (),
+        revoked=revocation_of(state, newest.envelope),
     )
     if manifest.sha256 != manifest_sha256:
         raise Denied(f"expected the bytes of {manifest_sha256}, got those of {manifest.sha256}; submit them again")
     if stated["verdict"] not in attest.ADMITTED:
         why = "; ".join(map(str, stated.get("reasons") or ())) or "see its report"
         raise NotPassed(f"expected a PASS for {manifest_sha256}, got {stated['verdict']}: {why}")
-    admitted_until(asked.store, trust, stated, asked.now)
+    admitted_until(state, stated, asked.now)
     policy = _under_policy(asked, stated, room)
     tags = {
         "vet.verdict": str(stated["verdict"]),
@@ -116,16 +110,18 @@ def admitted_by(asked: Request, manifest_sha256: str, room: Path) -> Admitted:
         "vet.issued": str(stated["issued"]),
         "vet.expires": str(stated["expires"]),
     }
-    return Admitted(manifest, newest, digest, _approvals(asked, trust, policy, digest, manifest_sha256), tags)
+    return Admitted(manifest, newest, digest, _approvals(asked, state, policy, digest, manifest_sha256), tags)
 
 
-def _approvals(asked: Request, trust: TrustRoot, policy: Policy, digest: str, manifest_sha256: str) -> tuple[str, ...]:
+def _approvals(
+    asked: Request, state: LedgerState, policy: Policy, digest: str, manifest_sha256: str
+) -> tuple[str, ...]:
     """The keys that approved the attestation, as many as the policy demands or more; raises Denied."""
     if not policy.promotion.approvals:
         return ()
-    keys = tuple(a.keyid for a in approved(asked.store, trust, digest, manifest_sha256, asked.now))
+    keys = tuple(a.keyid for a in approved(state, digest, manifest_sha256, asked.now))
     if len(keys) < policy.promotion.approvals:
-        signed = bool(submitters_of(asked.store, trust, manifest_sha256))
+        signed = bool(submitters_of(asked.store, state.trust, manifest_sha256))
         why = "" if signed else ": the submission is not signed, so that its submitter is unknown"
         raise Denied(
             f"expected {policy.promotion.approvals} approvals of attestation {digest}, got {len(keys)}{why}; "

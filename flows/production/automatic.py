@@ -6,6 +6,7 @@ import logging
 
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -30,7 +31,7 @@ def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:
     if alias is None or not store.exists(f"submissions/{manifest_sha256}.json"):
         return None
     record = read_record(store, manifest_sha256)
-    if _settled(store, record) or not _passed(store, record):
+    if _settled(store, record) or not _passed(ledger_state(settings), record):
         return None
     return promote(settings, record.submission.name, manifest_sha256, alias)
 
@@ -74,9 +75,9 @@ def _order(record: Record) -> tuple[str, str]:
     return record.submitted_at, record.id
 
 
-def _passed(store: Store, record: Record) -> bool:
+def _passed(state: LedgerState, record: Record) -> bool:
     try:
-        newest = newest_attestation(store, record.id)
+        newest = newest_attestation(state, record.id)
     except Denied:
         return False  # it was altered: promotion by hand says so
     if newest is None:

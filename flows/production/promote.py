@@ -16,11 +16,13 @@ from typing import Any
 from flows.production.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
 from tasks import events
 from tasks.mlflow.aliases import all_names
+from tasks.mlflow.heads import publish_head, whole_ledger
 from tasks.mlflow.promoted import Promoted, register_promoted
-from tasks.records.alias_moves import AliasMove, begin_move, end_move
-from tasks.records.attestations import is_revoked, newest_attestation
-from tasks.records.ledger_chain import append, gate_key
-from tasks.records.ledger_entries import catch_up, note, note_move
+from tasks.records.alias_moves import AliasMove, begin_move, end_move, enter_move
+from tasks.records.attestations import newest_attestation, revocation_of
+from tasks.records.ledger_chain import append, gate_key, signing_time
+from tasks.records.ledger_entries import catch_up, note
+from tasks.records.ledger_state import ledger_state
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
@@ -58,7 +60,9 @@ def promote(
         granted = _promote(asked, submission)
     except Denied as error:
         _enter_denial(settings, name, alias, submission, error)
+        publish_head(settings)
         raise
+    publish_head(settings)
     resource, told_of = f"promotion.{name}", ("name", "version", "alias", "manifest_sha256", "verdict")
     events.emit(events.PROMOTION_GRANTED, resource, {field: granted[field] for field in told_of})
     return granted
@@ -77,8 +81,10 @@ def _enter_denial(settings: Settings, name: str, alias: str, submission: str | N
 def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
     if other := alike(asked.name, all_names(asked.settings)):
         raise Denied(f"expected a name that no other reads like, got {asked.name} beside {other!r}; remove that model")
-    manifest_sha256 = newest_admitted(asked) if submission is None else identified(asked, submission)
-    catch_up(asked.settings, manifest_sha256)
+    named = None if submission is None else identified(asked, submission)
+    whole_ledger(asked.settings)
+    catch_up(asked.settings, named)
+    manifest_sha256 = named or newest_admitted(asked)
     with workroom(asked.settings) as room:
         admitted = admitted_by(asked, manifest_sha256, room / "quarantine")
         asked.on_step("verified")
@@ -116,8 +122,9 @@ def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
 
 def _recorded(asked: Request, admitted: Admitted, made: Promoted, old: str | None) -> Callable[[], None]:
     """Sign and enter what a version stands for, before the alias is moved to it; what to do after that."""
-    newest = newest_attestation(asked.store, admitted.manifest.sha256)
-    if newest is None or newest.key != admitted.attestation.key or is_revoked(asked.store, newest.envelope):
+    state = ledger_state(asked.settings)
+    newest = newest_attestation(state, admitted.manifest.sha256)
+    if newest is None or newest.key != admitted.attestation.key or revocation_of(state, newest.envelope):
         raise Stale(
             f"expected the verdict on {admitted.manifest.sha256} to stand, got another meanwhile; promote again"
         )
@@ -140,11 +147,11 @@ def _recorded(asked: Request, admitted: Admitted, made: Promoted, old: str | Non
         source=made.source,
         run_id=made.run_id,
         attestation=admitted.digest,
-        now=utc_now(),
+        now=signing_time(asked.settings, utc_now()),
     )
     asked.on_step("promotion signed")
     if moving:
-        note_move(asked.settings, move)
+        enter_move(asked.settings, move)
         asked.on_step("ledger entered")
     else:
         note(asked.settings, promotion_key(asked.name, made.version))

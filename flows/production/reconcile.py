@@ -15,13 +15,14 @@ from functools import partial
 from flows.production.watch import Watch, coverage, coverages, watch
 from tasks.mlflow.aliases import Aliased, in_production, source_of
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
+from tasks.mlflow.heads import publish_head
 from tasks.records.alias_moves import move_key
-from tasks.records.attestations import is_revoked, newest_attestation
+from tasks.records.attestations import newest_attestation, revocation_of
 from tasks.records.coverage import Coverage
 from tasks.records.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
 from tasks.store.base import BadKey
-from vetgate.errors import Denied, Stale, StoreError
+from vetgate.errors import Denied, Removed, Stale, StoreError, VetgateError
 from vetgate.shape import Blob
 from vetgate.trust import attest
 
@@ -32,21 +33,23 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 def reconcile(settings: Settings, name: str | None = None, *, now: datetime | None = None) -> Blob:
     """What was checked and taken back, of every prod.* alias or of those of prod.<name>; again, it changes nothing.
 
-    Raises StoreError when registry or store could not be read; what could be read is settled all the same, and an
-    outage takes nothing back.
+    Raises StoreError when registry or store could not be read, Removed when the ledger is broken; what could be read is
+    settled all the same. An outage takes nothing back, and a broken ledger only what the gate never promoted.
     """
     seen = watch(settings, now)
     held = in_production(settings, name)
     answers = list(zip(held, coverages(seen, held), strict=True))
-    errors = [answer for _, answer in answers if isinstance(answer, StoreError)]
+    errors: list[VetgateError] = [answer for _, answer in answers if isinstance(answer, StoreError)]
+    errors += [seen.state] if isinstance(seen.state, Removed) else []
     fine = [(item, answer) for item, answer in answers if isinstance(answer, Coverage)]
     taken: list[TakenBack] = []
     for item, answer in answers:
-        if isinstance(answer, Denied):
+        if isinstance(answer, Denied) and answer is not seen.state:
             taken += _tried(errors, partial(remove, seen, item, held, answer))
     settled = _tried(errors, lambda: settle(settings))
+    publish_head(settings)
     if errors:
-        raise StoreError(
+        raise (Removed if isinstance(seen.state, Removed) else StoreError)(
             f"expected an answer for all of {len(held)} versions in production, got {len(errors)} errors, the first: "
             f"{errors[0]}; {len(taken)} were taken back; run `vetgate reconcile` again"
         ) from errors[0]
@@ -79,7 +82,9 @@ def _was_let_in(seen: Watch, item: Aliased) -> bool:
     """Whether the gate promoted exactly this and its own later verdict is what speaks against it."""
     try:
         promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
-        newest = newest_attestation(seen.store, promotion.manifest) if promotion else None
+        if isinstance(seen.state, Removed):
+            return False
+        newest = newest_attestation(seen.state, promotion.manifest) if promotion else None
         if promotion is None or newest is None or promotion.source != item.source:
             return False
         verified = attest.verify(
@@ -89,7 +94,7 @@ def _was_let_in(seen: Watch, item: Aliased) -> bool:
             files=promotion.files,
             manifest=promotion.manifest,
             now=seen.now,
-            revoked={attest.digest(newest.envelope)} if is_revoked(seen.store, newest.envelope) else (),
+            revoked=revocation_of(seen.state, newest.envelope),
         )
     except Denied:
         return False
@@ -144,7 +149,7 @@ def _last_move(seen: Watch, name: str, alias: str) -> tuple[str, str]:
         return "", ""
 
 
-def _tried(errors: list[StoreError], work: Callable[[], list[TakenBack]]) -> list[TakenBack]:
+def _tried(errors: list[VetgateError], work: Callable[[], list[TakenBack]]) -> list[TakenBack]:
     """One that fails must not keep the others in production; the whole still ends as failed."""
     try:
         found: list[TakenBack] = work()

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tasks.mlflow.delivery import attested_bytes, registered_version
+from tasks.mlflow.heads import whole_ledger
 from tasks.records.coverage import Coverage, covered
 from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, load_settings
@@ -81,7 +82,7 @@ def deliver(uri: str, settings: Settings, *, now: datetime | None = None) -> Del
     """The bytes of a version in production, each file read once and hashed after that; raises as `verified_load`."""
     target = read_uri(uri)
     version, source = registered_version(settings, target.model, target.alias, target.number)
-    coverage = covered(settings, target.name, version, source, now=now)
+    coverage = covered(settings, target.name, version, source, now=now, state=whole_ledger(settings))
     return Delivered(target, version, attested_bytes(settings, coverage), coverage)
 
 

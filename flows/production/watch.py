@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tasks.mlflow.aliases import Aliased, untampered
-from tasks.records.coverage import Coverage, covered
+from tasks.mlflow.heads import whole_ledger
+from tasks.records.coverage import Coverage, covered, promoted_at
 from tasks.records.ledger_chain import gate_key
+from tasks.records.ledger_state import LedgerState
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from vetgate.errors import Denied, StoreError
+from vetgate.errors import Denied, Removed, StoreError
 from vetgate.formats.model_name import MODEL_NAME
 from vetgate.trust.keys import TrustRoot, utc_now
 
@@ -24,11 +26,12 @@ OUTAGE = 10
 
 @dataclass(frozen=True)
 class Watch:
-    """What production is held against: store, public keys, and the moment."""
+    """What production is held against: store, public keys, the ledger, or why it cannot be read, and the moment."""
 
     settings: Settings
     store: Store
     trust: TrustRoot
+    state: LedgerState | Removed
     now: datetime
 
 
@@ -38,7 +41,12 @@ def watch(settings: Settings, now: datetime | None = None) -> Watch:
         _, trust = gate_key(settings)
     except Denied as error:
         raise StoreError(str(error)) from error
-    return Watch(settings, open_store(settings), trust, now or utc_now())
+    state: LedgerState | Removed
+    try:
+        state = whole_ledger(settings)
+    except Removed as error:
+        state = error
+    return Watch(settings, open_store(settings), trust, state, now or utc_now())
 
 
 def coverages(seen: Watch, held: Iterable[Aliased]) -> list[Coverage | Denied | StoreError]:
@@ -61,9 +69,15 @@ def coverages(seen: Watch, held: Iterable[Aliased]) -> list[Coverage | Denied | 
 
 
 def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
-    """What covers a version whose bytes were not found altered; raises Denied, Stale or StoreError."""
+    """What covers a version whose bytes were not found altered; raises Denied, Stale or StoreError.
+
+    Where the ledger is broken, `seen.state` is raised for whatever the gate promoted: it may stay, and is not served.
+    """
     if not MODEL_NAME.fullmatch(name):
         raise Denied(f"expected a model that the gate could have promoted, got prod.{name!r:.80}; delete it")
-    found = covered(seen.settings, name, version, source, now=seen.now, store=seen.store, trust=seen.trust)
+    if isinstance(seen.state, Removed):
+        promoted_at(seen.store, seen.trust, name, version, source, seen.now)
+        raise seen.state
+    found = covered(seen.settings, name, version, source, now=seen.now, state=seen.state)
     untampered(seen.settings, seen.store, found.promotion)
     return found

@@ -18,6 +18,7 @@ from flows.rescan.batch import CanaryOutcome, Examine, Renewal, batch_name, in_t
 from flows.rescan.stale import Present, due_for_hashing, outdated_verdicts
 from tasks import events
 from tasks.mlflow.aliases import Aliased, in_production, rehash
+from tasks.mlflow.heads import publish_head
 from tasks.records.coverage import Coverage
 from tasks.records.ledger_chain import append, head
 from tasks.settings import Settings
@@ -178,6 +179,7 @@ def _finished(batch: Batch, stale: int, since: int) -> Blob:
         subject = {k: blob[k] for k in ("batch", "verdict", "stale", "canaries")}
         counted = {d: [r.manifest for r in batch.renewals if r.decision == d] for d in ("PASS", "WAIVED", "FAIL")}
         append(settings, "rescan", {**subject, "vetted": counted}, once=f"rescan {batch.name}", since=since)
+    publish_head(settings)
     batch.seen.store.create(f"rescans/{batch.name}.json", canonical_json(blob))
     if not batch.conclusive:
         wrong = [outcome.wrong for outcome in batch.canaries if outcome.wrong]

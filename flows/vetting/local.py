@@ -17,6 +17,7 @@ from flows.vetting.submit import refuse_alike
 from flows.vetting.sweep import sweep
 from tasks.importing import importing
 from tasks.mlflow import client as mlflow_client
+from tasks.mlflow.heads import publish_head
 from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
@@ -55,7 +56,10 @@ def run(settings: Settings, record: Record) -> Result:
 
         ready()
         report_progress("start", 1)
-        return Result.from_json(vet(record.id))
+        result = Result.from_json(vet(record.id))
+        if settings.gate_url is None:
+            publish_head(settings)
+        return result
     finally:
         cool()
 

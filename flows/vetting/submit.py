@@ -10,11 +10,12 @@ from typing import Any
 from tasks import events
 from tasks.mlflow.reader import read_names
 from tasks.records.attestations import newest_attestation
+from tasks.records.ledger_state import ledger_state
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
-from vetgate.errors import BadSubmission, Denied, StoreError
+from vetgate.errors import BadSubmission, Denied, Removed, StoreError
 from vetgate.formats.model_name import alike
 from vetgate.trust.keys import load_key
 
@@ -47,12 +48,14 @@ def refuse_alike(settings: Settings, name: str) -> None:
 
 def queue(settings: Settings, wrong: Callable[[str], object]) -> list[dict[str, Any]]:
     """Every submission, oldest first, with its newest verdict, if it has one; `wrong` as `intake.records` has it."""
-    store = open_store(settings)
+    state = ledger_state(settings)
     rows = []
-    for record in intake.records(store, intake.submitted(store), wrong):
+    for record in intake.records(state.store, intake.submitted(state.store), wrong):
         try:
-            newest = newest_attestation(store, record.id)
+            newest = newest_attestation(state, record.id)
             claims = newest.claims if newest else {}
+        except Removed:
+            claims = {"verdict": "REMOVED"}
         except Denied:
             claims = {"verdict": "ALTERED"}
         rows.append(

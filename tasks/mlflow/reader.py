@@ -61,17 +61,18 @@ def read_names(settings: Settings) -> list[str]:
         if (path := sqlite_file(uri)) is not None:
             if not path.exists():
                 return []  # nothing was ever registered
-            with suppress(sqlite3.Error), _database(path) as database:
+            with suppress(sqlite3.Error), database_at(path) as database:
                 return [str(name) for (name,) in database.execute(NAMES)]
     return all_names(settings)
 
 
-def _database(path: Path) -> closing[sqlite3.Connection]:
+def database_at(path: Path) -> closing[sqlite3.Connection]:
+    """MLflow's database in a file, to be read only; what goes wrong with it is an error of sqlite3."""
     return closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS))
 
 
 def _from_database(path: Path) -> tuple[Aliases, Sources]:
-    with _database(path) as database:
+    with database_at(path) as database:
         # both are read from one state of the database
         database.execute("BEGIN")
         aliases: Aliases = {}
@@ -104,7 +105,7 @@ def _server(url: str) -> Iterator[Any]:
     import httpx
 
     try:
-        with httpx.Client(base_url=f"{url}/api/2.0/mlflow/", **_access()) as client:
+        with httpx.Client(base_url=f"{url}/api/2.0/mlflow/", **access()) as client:
             yield client
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         got = str(error).strip() or type(error).__name__
@@ -122,7 +123,7 @@ def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[
             return
 
 
-def _access() -> dict[str, Any]:
+def access() -> dict[str, Any]:
     """How the server is reached, by the variables that MLflow reads."""
     import httpx
 

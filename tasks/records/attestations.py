@@ -1,19 +1,23 @@
 """Attestations in the store: each written once, under a name that its signed payload gives it.
 
-A name that does not fit its content means that one of the two was altered; then nothing about these bytes is
-believed any more, because the altered one may have been the newest and a FAIL.
+Which one is the newest, the ledger says. A name that does not fit its content means that one of the two was altered;
+then nothing about these bytes is believed any more.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.records.ledger_chain import removed
+from tasks.records.ledger_state import LedgerState, Told
 from tasks.store.base import Store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
-from vetgate.trust import attest
+from vetgate.trust import attest, dsse
+from vetgate.trust.keys import GATE
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,32 @@ def save_attestation(store: Store, manifest_sha256: str, envelope: attest.Envelo
     return key
 
 
-def newest_attestation(store: Store, manifest_sha256: str) -> Attestation | None:
-    """The attestation of these bytes that was issued last, or None; raises Denied when any of them was altered.
+def newest_attestation(state: LedgerState, manifest_sha256: str) -> Attestation | None:
+    """The attestation of these bytes that the ledger holds last, or None; raises Removed when the store lacks it.
 
-    Of two issued in the same second the worse one counts.
+    One that is not entered yet counts where it lets nothing through, and is not there where it does. Raises Denied for
+    one that is not the gate's.
     """
-    found = [attestation_at(store, key) for key in store.list(f"attestations/{manifest_sha256}/")]
-    return max(found, key=lambda a: (a.claims["issued"], _badness(a.claims["verdict"]), a.key), default=None)
+    told = state.verdict(manifest_sha256)
+    newest = None if told is None else _as_entered(state.store, told)
+    for key in state.store.list(f"attestations/{manifest_sha256}/"):
+        if state.entered(key) is None:
+            found = attestation_at(state.store, key)
+            dsse.signed_payload(found.envelope, state.trust, {GATE})
+            if found.claims["verdict"] not in attest.ADMITTED:
+                newest = found
+    return newest
+
+
+def _as_entered(store: Store, told: Told) -> Attestation:
+    try:
+        data = store.read(told.key)
+    except KeyError:
+        raise removed(f"expected {told.key}, which entry {told.sequence} tells of, got none; restore it") from None
+    if hashlib.sha256(data).hexdigest() != told.sha256:
+        raise removed(f"expected {told.key} as entry {told.sequence} tells of it, got other bytes; restore it")
+    envelope = attest.read_envelope(data)
+    return Attestation(told.key, envelope, attest.claims(envelope))
 
 
 def attested_manifests(store: Store) -> Iterator[str]:
@@ -51,14 +74,23 @@ def attested_manifests(store: Store) -> Iterator[str]:
             yield manifest
 
 
-def is_revoked(store: Store, envelope: attest.Envelope) -> bool:
-    """Whether the statement is revoked."""
-    return was_revoked(store, attest.digest(envelope))
+def is_revoked(state: LedgerState, digest: str) -> bool:
+    """Whether the statement with this digest is revoked: in the ledger, or in the store by whoever can write there.
+
+    Raises Removed when the ledger tells of a revocation that the store lacks.
+    """
+    told = state.revocation(digest)
+    if told is None:
+        return state.store.exists(revocation_key(digest))
+    if not state.store.exists(told.key):
+        raise removed(f"expected {told.key}, by which entry {told.sequence} revokes it, got none; restore it")
+    return True
 
 
-def was_revoked(store: Store, digest: str) -> bool:
-    """Whether the statement with this digest is revoked; who can write to the store can revoke, not attest."""
-    return store.exists(revocation_key(digest))
+def revocation_of(state: LedgerState, envelope: attest.Envelope) -> frozenset[str]:
+    """The digest of a statement if it is revoked, as `attest.verify` takes it."""
+    digest = attest.digest(envelope)
+    return frozenset({digest} if is_revoked(state, digest) else ())
 
 
 def revocation_key(digest: str) -> str:
@@ -72,10 +104,6 @@ def attestation_at(store: Store, key: str) -> Attestation:
     if key != _key(key.split("/")[1], envelope):
         raise Denied(f"expected {key} to hold the statement that named it, got another; remove it, then vet again")
     return Attestation(key, envelope, attest.claims(envelope))
-
-
-def _badness(verdict: str) -> int:
-    return attest.ADMITTED.index(verdict) if verdict in attest.ADMITTED else len(attest.ADMITTED)
 
 
 def _key(manifest_sha256: str, envelope: attest.Envelope) -> str:

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tasks.records.attestations import Attestation, is_revoked, newest_attestation, was_revoked
+from tasks.records.attestations import Attestation, newest_attestation, revocation_of
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.promotions import Promotion, promotion_of
+from tasks.records.waivers import revoked
 from tasks.settings import Settings
 from tasks.store.base import Store
-from tasks.store.open import open_store
 from vetgate.errors import Denied, NotPassed, Stale
 from vetgate.trust import attest
-from vetgate.trust.keys import TrustRoot, read_trust_root, utc_now
+from vetgate.trust.keys import TrustRoot, utc_now
 from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import waived_until
 
@@ -45,17 +46,37 @@ def covered(
     source: str,
     *,
     now: datetime | None = None,
-    store: Store | None = None,
-    trust: TrustRoot | None = None,
+    state: LedgerState | None = None,
 ) -> Coverage:
     """What covers this version of prod.<name>, whose bytes lie at `source`; raises Denied or Stale with the reason.
 
-    A caller that asks for many hands in `store` and `trust`, which are otherwise the settings'.
+    A caller that asks for many hands in the `state` of the ledger, which is otherwise read anew.
     """
     moment = now or utc_now()
-    store = store or open_store(settings)
-    trust = trust or read_trust_root(settings.trust_root)
-    promotion = promotion_of(store, trust, name, version, now=moment)
+    state = state or ledger_state(settings)
+    promotion = promoted_at(state.store, state.trust, name, version, source, moment)
+    newest = newest_attestation(state, promotion.manifest)
+    if newest is None:
+        raise Denied(f"expected a verdict on {promotion.manifest}, got none; run `vetgate vet` on it")
+    claims = attest.verify(
+        newest.envelope,
+        state.trust,
+        name=name,
+        files=promotion.files,
+        manifest=promotion.manifest,
+        now=moment,
+        revoked=revocation_of(state, newest.envelope),
+    )
+    until, grace = admitted_until(state, claims, moment)
+    return Coverage(promotion.manifest, promotion.files, newest, promotion, claims, until, grace)
+
+
+def promoted_at(store: Store, trust: TrustRoot, name: str, version: str, source: str, now: datetime) -> Promotion:
+    """The gate's promotion of this version of prod.<name> with its bytes at `source`; raises Denied where it has none.
+
+    It needs no ledger: what the gate never promoted is no better for a ledger that is broken.
+    """
+    promotion = promotion_of(store, trust, name, version, now=now)
     if promotion is None:
         raise Denied(
             f"expected version {version} of prod.{name} to be the gate's, got one it never promoted; promote it"
@@ -64,29 +85,16 @@ def covered(
         raise Denied(
             f"expected version {version} of prod.{name} at {promotion.source}, got {source}; register the vetted bytes"
         )
-    newest = newest_attestation(store, promotion.manifest)
-    if newest is None:
-        raise Denied(f"expected a verdict on {promotion.manifest}, got none; run `vetgate vet` on it")
-    claims = attest.verify(
-        newest.envelope,
-        trust,
-        name=name,
-        files=promotion.files,
-        manifest=promotion.manifest,
-        now=moment,
-        revoked={attest.digest(newest.envelope)} if is_revoked(store, newest.envelope) else (),
-    )
-    until, grace = admitted_until(store, trust, claims, moment)
-    return Coverage(promotion.manifest, promotion.files, newest, promotion, claims, until, grace)
+    return promotion
 
 
-def admitted_until(store: Store, trust: TrustRoot, claims: Mapping[str, Any], now: datetime) -> tuple[datetime, bool]:
+def admitted_until(state: LedgerState, claims: Mapping[str, Any], now: datetime) -> tuple[datetime, bool]:
     """Until when a verified verdict lets a model stay, and whether that is but a grace; raises Denied or Stale."""
     verdict, expires = claims["verdict"], as_time(claims["expires"], "expires")
     if verdict == "PASS":
         return expires, False
     if verdict == "WAIVED":
-        return min(expires, waived_until(claims, now, lambda d: d in trust.revoked or was_revoked(store, d))), False
+        return min(expires, waived_until(claims, now, revoked(state))), False
     if verdict == "FAIL" and claims.get("purpose") == "rescan" and claims.get("demote_after") is not None:
         demote_after = as_time(claims["demote_after"], "demote_after")
         if now >= demote_after:

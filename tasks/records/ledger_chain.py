@@ -10,27 +10,35 @@ import fcntl
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tasks import events
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.directory import write_whole
 from tasks.store.open import open_store
 from vetgate.digest import canonical_json
-from vetgate.errors import Denied, StoreError
+from vetgate.errors import Denied, Removed, StoreError, WrongClock
 from vetgate.trust import dsse
+from vetgate.trust.dsse import MAX_CLOCK_SKEW
 from vetgate.trust.keys import GATE, TrustRoot, key_id, load_or_create_key, read_trust_root, utc_now
 from vetgate.trust.statements import LEDGER, claimed, sign_statement, verify_statement
 from vetgate.trust.strict_json import as_object, as_sha256, as_text, as_time, parse, time_text
+from vetgate.verdict.policy import load_policy
 
 KINDS = ("verdict", "promotion", "denial", "demotion", "bypass", "waiver", "approval", "revocation", "rescan")
 PREFIX = "ledger/"
 NUMBERED = re.compile(PREFIX + r"(\d{12})\.json")
 START = "0" * 64
+# of a ledger that this home has not read yet, so many entries are fetched at a time, by so many threads
+AHEAD, READERS = 64, 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Entry:
 def append(
     settings: Settings, kind: str, subject: Mapping[str, Any], *, once: str | None = None, since: int | None = None
 ) -> Entry:
-    """Enter a decision at the end of the ledger, signed by the gate; raises Denied when the end is not as it was left.
+    """Enter a decision at the end of the ledger, signed by the gate; raises Removed when the end is not as it was left.
 
     With `once`, the entry of that name is returned if there is one after number `since`, which was the last before
     any writer could have made it.
@@ -67,23 +75,29 @@ def append(
     while True:
         for entry in following(store, trust, last):
             if once is not None and entry.once == once:
-                _remember(settings, entry)
+                remember(settings, entry)
                 return entry
             last = entry
-        data = _signed(key, last, kind, subject, once)
+        data = _signed(key, last, kind, subject, once, _dated(settings, store, last, utc_now()))
         if store.create(entry_key(_number(last) + 1), data):
             made = _entry(data)
-            _remember(settings, made)
+            remember(settings, made)
             return made
 
 
 def head(settings: Settings) -> int:
     """The sequence number of the last entry, 0 when there is none; raises Denied when the end is not as it was left."""
-    store, trust = open_store(settings), gate_key(settings)[1]
-    last = _left(settings, store, trust)
-    for entry in following(store, trust, last):
-        last = entry
-    return _number(last)
+    return _number(_end(settings))
+
+
+def signing_time(settings: Settings, now: datetime) -> datetime:
+    """The moment to sign with: `now`, and never before the last entry; raises WrongClock.
+
+    A clock a little behind the last entry is overtaken by it. One that is further behind, that the store's own clock
+    contradicts, or that would have the ledger quiet for longer than the policy says, dates wrongly what it signs.
+    """
+    last = _end(settings)
+    return _dated(settings, open_store(settings), last, now)
 
 
 def gate_key(settings: Settings) -> tuple[Ed25519PrivateKey, TrustRoot]:
@@ -127,8 +141,14 @@ def check_link(entry: Entry, last: Entry | None) -> None:
         raise Denied(f"expected entry {entry.sequence} of the ledger after {last.issued}, got {entry.issued}")
 
 
+def removed(what: str) -> Removed:
+    """The error that something which the ledger tells of is not there as it was entered, with its alarm."""
+    events.emit(events.LEDGER_BROKEN, "ledger", {"found": what}, once=what)
+    return Removed(what)
+
+
 def remembered(settings: Settings) -> tuple[int, str] | None:
-    """Number and SHA-256 of the last entry that this gate knows of its store; None when it knows none."""
+    """Number and SHA-256 of the last entry that this home knows of its store; None when it knows none."""
     path = _memory(settings)
     try:
         stored = parse(path.read_bytes(), str(path)).get(settings.store)
@@ -140,6 +160,23 @@ def remembered(settings: Settings) -> tuple[int, str] | None:
         return None
     fields = as_object(stored, {"sequence", "sha256"}, str(path))
     return int(fields["sequence"]), as_sha256(fields["sha256"], "sha256")
+
+
+def remember(settings: Settings, entry: Entry) -> None:
+    """Keep the entry as the last one known, unless a later one is."""
+    path = _memory(settings)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = remembered(settings)
+            if known is not None and known[0] >= entry.sequence:
+                return
+            stored = parse(path.read_bytes(), str(path)) if path.exists() else {}
+            stored[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
+            write_whole(path, lambda file: str(file.write(canonical_json(stored))))
+    except OSError as error:
+        raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
 
 
 def entry_key(sequence: int) -> str:
@@ -156,21 +193,72 @@ def _left(settings: Settings, store: Store, trust: TrustRoot) -> Entry | None:
     try:
         entry = read_entry(store, trust, known[0])
     except KeyError:
-        raise Denied(f"expected entry {known[0]} of the ledger, got none: it was removed; restore the ledger") from None
+        what = f"expected entry {known[0]} of the ledger, got none: it was removed; restore the ledger"
+        raise removed(what) from None
     if entry.sha256 != known[1]:
-        raise Denied(f"expected entry {known[0]} of the ledger as this gate left it, got another; restore the ledger")
+        raise removed(f"expected entry {known[0]} of the ledger as this gate left it, got another; restore the ledger")
     return entry
 
 
 def following(store: Store, trust: TrustRoot, last: Entry | None) -> Iterator[Entry]:
-    while True:
-        try:
-            entry = read_entry(store, trust, _number(last) + 1)
-        except KeyError:
-            return
+    """The entries after `last` (None: all), each signed and holding the one before it; raises Denied."""
+    for entry in _in_order(store, trust, _number(last) + 1):
         check_link(entry, last)
         yield entry
         last = entry
+
+
+def _in_order(store: Store, trust: TrustRoot, first: int) -> Iterator[Entry]:
+    """The entries from a number on, until there is none."""
+    # most callers have read all but the newest
+    for number in range(first, first + AHEAD):
+        if (entry := entry_at(store, trust, number)) is None:
+            return
+        yield entry
+    # one that reads the whole would wait for each answer of a store that is far away
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in count(first + AHEAD, AHEAD):
+            for found in pool.map(lambda number: entry_at(store, trust, number), range(start, start + AHEAD)):
+                if found is None:
+                    return
+                yield found
+
+
+def entry_at(store: Store, trust: TrustRoot, sequence: int) -> Entry | None:
+    """`read_entry`, or None where there is none."""
+    try:
+        return read_entry(store, trust, sequence)
+    except KeyError:
+        return None
+
+
+def _end(settings: Settings) -> Entry | None:
+    store, trust = open_store(settings), gate_key(settings)[1]
+    last = _left(settings, store, trust)
+    for entry in following(store, trust, last):
+        last = entry
+    return last
+
+
+def _dated(settings: Settings, store: Store, last: Entry | None, now: datetime) -> datetime:
+    theirs = store.clock()
+    if theirs is not None and abs(now - theirs) > MAX_CLOCK_SKEW:
+        raise WrongClock(f"expected the clock of the store, {time_text(theirs)}, got {time_text(now)}; set this one")
+    if last is None:
+        return now
+    left = as_time(last.issued, "issued")
+    if now < left - MAX_CLOCK_SKEW:
+        raise WrongClock(
+            f"expected a clock after the ledger's last entry, of {last.issued}, got {time_text(now)}; set it right"
+        )
+    if theirs is None and now > left + timedelta(days=1):
+        most = load_policy(settings.policy).ledger.max_quiet_days
+        if now > left + timedelta(days=most):
+            raise WrongClock(
+                f"expected a clock within {most} days of the ledger's last entry, of {last.issued}, got "
+                f"{time_text(now)}; set it right, or raise the policy's ledger.max_quiet_days"
+            )
+    return max(now, left)
 
 
 def _number(last: Entry | None) -> int:
@@ -178,17 +266,15 @@ def _number(last: Entry | None) -> int:
 
 
 def _signed(
-    key: Ed25519PrivateKey, last: Entry | None, kind: str, subject: Mapping[str, Any], once: str | None
+    key: Ed25519PrivateKey, last: Entry | None, kind: str, subject: Mapping[str, Any], once: str | None, now: datetime
 ) -> bytes:
-    now = utc_now()
     predicate = {
         "sequence": _number(last) + 1,
         "previous": last.sha256 if last else START,
         "kind": kind,
         "subject": dict(subject),
         "once": once,
-        # never before the last, whose gate may have a clock that is a little ahead
-        "issued": time_text(max(now, as_time(last.issued, "issued")) if last else now),
+        "issued": time_text(now),
     }
     return canonical_json(sign_statement(LEDGER, predicate, key))
 
@@ -208,23 +294,6 @@ def _entry(data: bytes) -> Entry:
         once,
         hashlib.sha256(data).hexdigest(),
     )
-
-
-def _remember(settings: Settings, entry: Entry) -> None:
-    """Keep the entry as the last one known, unless a later one is."""
-    path = _memory(settings)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            known = remembered(settings)
-            if known is not None and known[0] >= entry.sequence:
-                return
-            stored = parse(path.read_bytes(), str(path)) if path.exists() else {}
-            stored[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
-            write_whole(path, lambda file: str(file.write(canonical_json(stored))))
-    except OSError as error:
-        raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
 
 
 def _memory(settings: Settings) -> Path:

@@ -1,7 +1,7 @@
 """Entries about what lies in the store: one for each verdict, promotion, waiver, approval and revocation.
 
-The object comes first and its entry after it. Whatever a crash left without an entry is found by a marker that is
-written last, so that catching up costs two listings when nothing is missing.
+The object comes first and its entry after it. Whatever a crash left without an entry is found by asking the ledger for
+each object that is there.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from tasks.records.alias_moves import AliasMove, enter_move, unfinished_move
 from tasks.records.attestations import attestation_at
-from tasks.records.ledger_chain import Entry, append, gate_key, head
-from tasks.records.ledger_index import entered
-from tasks.records.promotions import promotion_key, promotion_of
+from tasks.records.ledger_chain import Entry, append, gate_key, read_entry
+from tasks.records.ledger_state import LedgerState, ledger_state
+from tasks.records.promotions import promotion_of
 from tasks.records.revocations import said_by
 from tasks.settings import Settings
 from tasks.store.base import Store
@@ -26,68 +26,57 @@ from vetgate.trust.statements import APPROVAL, PROMOTION, WAIVER, claimed
 from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import read_approval, read_waiver
 
-MARKERS = "ledger-index/"
 
-
-def note(settings: Settings, key: str, *, since: int | None = None) -> Entry | None:
-    """Enter the stored object into the ledger, once; None when it was. `since` was the last entry before it existed.
-
-    Raises Denied when the object was not signed by whom it should be.
-    """
-    store, trust = open_store(settings), gate_key(settings)[1]
-    if store.exists(MARKERS + key):
-        return None
-    kind, subject = _about(store, trust, key)
-    if since is None:
-        since = head(settings)
-        # whatever is entered from here on, `append` finds
-        if (entry := entered(settings, store, trust, key)) is not None:
-            _mark(store, key)
-            return entry
-    return _enter(settings, store, key, kind, subject, since)
+def note(settings: Settings, key: str) -> Entry:
+    """The entry of the stored object, which is made once; raises Denied for one not signed by whom it should be."""
+    state = ledger_state(settings)
+    if (number := state.entered(key)) is not None:
+        return read_entry(state.store, state.trust, number)
+    trust = gate_key(settings)[1]
+    kind, subject = _about(state.store, trust, key)
+    _check_order(state, kind, subject)
+    return append(settings, kind, subject, once=key, since=state.end)
 
 
 def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
     """Enter what a crash left out, of one submission or of everything; what the gate should not sign is passed over."""
-    store = open_store(settings)
     folders = [f"{kind}/{manifest}/" if manifest else f"{kind}/" for kind in ("attestations", "waivers")]
     folders += [] if manifest else ["promotions/", "approvals/", "revocations/"]
-    missing = [
-        key
-        for folder in folders
-        for marked in [set(store.list(MARKERS + folder))]
-        for key in store.list(folder)
-        if MARKERS + key not in marked
-    ]
+    keys = [key for folder in folders for key in open_store(settings).list(folder)]
+    if not keys:
+        return []
+    state = ledger_state(settings)
+    missing = [key for key in keys if state.entered(key) is None]
     if not missing:
         return []
     trust = gate_key(settings)[1]
-    found: dict[str, tuple[str, Blob]] = {}
+    added = []
     for key in missing:
         try:
-            found[key] = _about(store, trust, key)
+            kind, subject = _about(state.store, trust, key)
+            _check_order(state, kind, subject)
         except Denied:
             continue  # `verify_ledger` tells of it
-    if not found:
-        return []
-    last = head(settings)
-    added = []
-    for key, (kind, subject) in found.items():
-        move = _move(store, key)
+        move = _move(state.store, key)
         if move is not None:
-            added.append(note_move(settings, move))
-        elif entered(settings, store, trust, key) is not None:
-            _mark(store, key)
+            added.append(enter_move(settings, move))
         else:
-            added.append(_enter(settings, store, key, kind, subject, last))
+            added.append(append(settings, kind, subject, once=key, since=state.end))
     return added
 
 
-def note_move(settings: Settings, move: AliasMove) -> Entry:
-    """Enter the move of an alias onto a version whose promotion is kept, once."""
-    entry = enter_move(settings, move)
-    _mark(open_store(settings), promotion_key(move.name, move.version))
-    return entry
+def _check_order(state: LedgerState, kind: str, subject: Blob) -> None:
+    """Raise Denied for a verdict that lets through and was issued before the newest one on its bytes was entered."""
+    if kind != "verdict" or subject["verdict"] not in attest.ADMITTED:
+        return
+    newest = state.verdict(subject["manifest"])
+    if newest is None:
+        return
+    if subject["after"] is None or subject["after"] < newest.sequence:
+        raise Denied(
+            f"expected a {subject['verdict']} issued after entry {newest.sequence} of the ledger, got one of before; "
+            f"remove {subject['key']} and vet again"
+        )
 
 
 def _move(store: Store, key: str) -> AliasMove | None:
@@ -96,16 +85,6 @@ def _move(store: Store, key: str) -> AliasMove | None:
         return None
     _, name, file = key.split("/")
     return unfinished_move(store, name, file.removesuffix(".json"))
-
-
-def _enter(settings: Settings, store: Store, key: str, kind: str, subject: Blob, since: int) -> Entry:
-    entry = append(settings, kind, subject, once=key, since=since)
-    _mark(store, key)
-    return entry
-
-
-def _mark(store: Store, key: str) -> None:
-    store.create(MARKERS + key, b"{}")
 
 
 def _about(store: Store, trust: TrustRoot, key: str) -> tuple[str, Blob]:
@@ -118,7 +97,7 @@ def _about(store: Store, trust: TrustRoot, key: str) -> tuple[str, Blob]:
 def _verdict(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str, Blob]:
     found = attestation_at(store, key)
     dsse.signed_payload(found.envelope, trust, {GATE})
-    said = {name: found.claims.get(name) for name in ("name", "verdict", "purpose", "expires")}
+    said = {name: found.claims.get(name) for name in ("name", "verdict", "purpose", "expires", "after")}
     return "verdict", {**said, "manifest": key.split("/")[1], "attestation": attest.digest(found.envelope)}
 
 

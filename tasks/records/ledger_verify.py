@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from tasks.records.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remembered
+from tasks.records.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remember, remembered, removed
+from tasks.records.ledger_heads import check_head, read_head
+from tasks.records.ledger_state import FILE, ledger_state
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -21,10 +24,11 @@ SETTLE_SECONDS = 1.0
 MOST_NAMED = 5
 
 
-def verify_ledger(settings: Settings) -> dict[str, Any]:
+def verify_ledger(settings: Settings, heads: Mapping[str, bytes] | None = None) -> dict[str, Any]:
     """Number of entries, of each kind, and the last one's SHA-256; raises Denied with the first thing that is wrong.
 
-    Needs no private key. The tail is held against what this home's gate remembers, where there is such a memory.
+    Raises Removed where something is missing, or is not as it was entered. Needs no private key. The end is held
+    against what this home remembers, and against published `heads`, by where they are: `against` names them.
     """
     store, trust = open_store(settings), read_trust_root(settings.trust_root)
     objects = [key for folder in ("attestations/", "promotions/") for key in store.list(folder)]
@@ -34,7 +38,12 @@ def verify_ledger(settings: Settings) -> dict[str, Any]:
         time.sleep(SETTLE_SECONDS)
         chain = _chain(store, trust, chain)
         unknown = _unknown(objects, chain)
-    _check_end(settings, chain)
+    against = _check_end(settings, chain)
+    for where, data in (heads or {}).items():
+        head = read_head(data, trust)
+        check_head(head, chain[head.sequence - 1] if 0 < head.sequence <= len(chain) else None, where)
+    if chain and (settings.home / FILE).exists():
+        ledger_state(settings)
     for entry in chain:
         _check_object(store, entry)
     if unknown:
@@ -43,13 +52,16 @@ def verify_ledger(settings: Settings) -> dict[str, Any]:
             f"expected an entry for every attestation and promotion, got none for {len(unknown)}: {named}; "
             "let the gate catch up (`vetgate sweep`), and remove what it did not sign"
         )
+    if chain:
+        # whoever proved it once notices when it ends earlier
+        remember(settings, chain[-1])
     return {
         "entries": len(chain),
         "head": chain[-1].sha256 if chain else None,
         "kinds": dict(sorted(Counter(entry.kind for entry in chain).items())),
         "attestations": sum(key.startswith("attestations/") for key in objects),
         "promotions": sum(key.startswith("promotions/") for key in objects),
-        "anchored": remembered(settings) is not None,
+        "against": [*against, *(heads or {})],
     }
 
 
@@ -59,25 +71,28 @@ def _chain(store: Store, trust: TrustRoot, known: list[Entry]) -> list[Entry]:
     keys = list(store.list(PREFIX))
     for sequence, key in enumerate(keys, start=1):
         if key != entry_key(sequence):
-            raise Denied(f"expected {entry_key(sequence)} in the ledger, got {key}: entries are missing, or it is none")
+            raise removed(
+                f"expected {entry_key(sequence)} in the ledger, got {key}: entries are missing, or it is none"
+            )
         if sequence <= len(known):
             continue
         entry = read_entry(store, trust, sequence)
         check_link(entry, chain[-1] if chain else None)
         chain.append(entry)
     if len(keys) < len(known):
-        raise Denied(f"expected entry {len(known)} of the ledger, got none: it was removed; restore the ledger")
+        raise removed(f"expected entry {len(known)} of the ledger, got none: it was removed; restore the ledger")
     return chain
 
 
-def _check_end(settings: Settings, chain: list[Entry]) -> None:
+def _check_end(settings: Settings, chain: list[Entry]) -> list[str]:
     anchor = remembered(settings)
     if anchor is not None and len(chain) < anchor[0]:
-        raise Denied(f"expected {anchor[0]} entries in the ledger, got {len(chain)}: its end was cut off; restore it")
+        raise removed(f"expected {anchor[0]} entries in the ledger, got {len(chain)}: its end was cut off; restore it")
     if anchor is not None and chain[anchor[0] - 1].sha256 != anchor[1]:
-        raise Denied(f"expected entry {anchor[0]} of the ledger as its gate left it, got another; restore the ledger")
+        raise removed(f"expected entry {anchor[0]} of the ledger as its gate left it, got another; restore the ledger")
     if chain and as_time(chain[-1].issued, "issued") > utc_now() + MAX_CLOCK_SKEW:
         raise Denied(f"expected a ledger written by now, got an entry of {chain[-1].issued}; set the clock right")
+    return [] if anchor is None else ["this home"]
 
 
 def _unknown(objects: list[str], chain: list[Entry]) -> list[str]:
@@ -92,6 +107,6 @@ def _check_object(store: Store, entry: Entry) -> None:
     try:
         found = hashlib.sha256(store.read(str(key))).hexdigest()
     except KeyError:
-        raise Denied(f"expected {key}, which entry {entry.sequence} tells of, got none: it was removed") from None
+        raise removed(f"expected {key}, which entry {entry.sequence} tells of, got none: it was removed") from None
     if found != entry.subject.get("sha256"):
-        raise Denied(f"expected {key} as entry {entry.sequence} tells of it, got other bytes: it was changed")
+        raise removed(f"expected {key} as entry {entry.sequence} tells of it, got other bytes: it was changed")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-from tasks.records.attestations import was_revoked
+from tasks.records.attestations import is_revoked
+from tasks.records.ledger_state import LedgerState
 from tasks.records.submitters import submitters_of
 from tasks.store.base import Store
 from vetgate.digest import canonical_json
@@ -50,21 +51,21 @@ def approvals_of(store: Store, trust: TrustRoot, of: str, now: datetime) -> list
     return [approval for approval in found if approval.of == of]
 
 
-def approved(store: Store, trust: TrustRoot, of: str, manifest_sha256: str, now: datetime) -> tuple[Approval, ...]:
+def approved(state: LedgerState, of: str, manifest_sha256: str, now: datetime) -> tuple[Approval, ...]:
     """The approvals of a statement about these bytes that count."""
-    submitters = submitters_of(store, trust, manifest_sha256)
-    return counted(approvals_of(store, trust, of, now), of, submitters, revoked(store, trust))
+    submitters = submitters_of(state.store, state.trust, manifest_sha256)
+    return counted(approvals_of(state.store, state.trust, of, now), of, submitters, revoked(state))
 
 
 def waived_by(
-    store: Store,
-    trust: TrustRoot,
+    state: LedgerState,
     manifest_sha256: str,
     findings: tuple[str, ...],
     policy: WaiverPolicy,
     now: datetime,
 ) -> Waived:
     """What covers all these findings on these bytes; raises Denied with what is lacking."""
+    store, trust = state.store, state.trust
     waivers = waivers_of(store, trust, manifest_sha256, now)
     return waived(
         findings,
@@ -74,10 +75,10 @@ def waived_by(
         policy=policy,
         submitters=submitters_of(store, trust, manifest_sha256),
         now=now,
-        revoked=revoked(store, trust),
+        revoked=revoked(state),
     )
 
 
-def revoked(store: Store, trust: TrustRoot) -> Callable[[str], bool]:
-    """Whether the statement with a digest was revoked, in the trust root or in the store."""
-    return lambda digest: digest in trust.revoked or was_revoked(store, digest)
+def revoked(state: LedgerState) -> Callable[[str], bool]:
+    """Whether the statement with a digest was revoked, in the trust root, the ledger or the store."""
+    return lambda digest: digest in state.trust.revoked or is_revoked(state, digest)

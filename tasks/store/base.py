@@ -7,6 +7,7 @@ overwritten; the few objects that change are replaced only if they are still wha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +59,9 @@ class Store(Protocol):
 
     def fetch(self, key: str, path: Path) -> str:
         """Write the object to `path`, streaming, whole or not at all; its SHA-256 in hex. Raises KeyError."""
+
+    def clock(self) -> datetime | None:
+        """The moment as the store's last answer told it; None for a store without a clock of its own."""
 
     def url(self, key: str) -> str:
         """Where others find the object: a file:// or s3:// URL; `key` may be a prefix without its last slash."""

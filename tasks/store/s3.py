@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,6 +60,8 @@ class S3Store:
             session = boto3.Session()
             region = session.region_name or "us-east-1"
             self._s3: Any = session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+        self._told: tuple[datetime, float] | None = None
+        self._s3.meta.events.register("after-call.s3", self._hear)
 
     def create(self, key: str, data: bytes) -> bool:
         digest = hashlib.sha256(data).digest()
@@ -111,8 +116,22 @@ class S3Store:
             except OSError as error:
                 raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
 
+    def clock(self) -> datetime | None:
+        if self._told is None:
+            return None
+        moment, then = self._told
+        return moment + timedelta(seconds=time.monotonic() - then)
+
     def url(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{check_key(key)}"
+
+    def _hear(self, http_response: Any, **_: Any) -> None:
+        """Keep what the endpoint says of the time."""
+        try:
+            said = parsedate_to_datetime(http_response.headers["Date"])
+            self._told = said.replace(tzinfo=said.tzinfo or UTC), time.monotonic()
+        except (KeyError, ValueError, TypeError):
+            return
 
     def _get(self, key: str) -> dict[str, Any]:
         try:

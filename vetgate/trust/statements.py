@@ -18,13 +18,14 @@ from vetgate.trust.dsse import STATEMENT_TYPE, Envelope
 from vetgate.trust.keys import TrustRoot
 from vetgate.trust.strict_json import SHA256, as_object, as_text, as_time, parse
 
-SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, EVIDENCE, INSPECTION, REPAIR = KINDS = (
+SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INSPECTION, REPAIR = KINDS = (
     "submission",
     "waiver",
     "approval",
     "revocation",
     "promotion",
     "ledger",
+    "ledger-head",
     "evidence",
     "inspection",
     "repair",

@@ -69,6 +69,16 @@ class RescanPolicy(BaseModel, frozen=True, extra="forbid"):
     """Whether a known clean and a known backdoored model run with each batch and must come out right."""
 
 
+class LedgerPolicy(BaseModel, frozen=True, extra="forbid"):
+    """Where the end of the ledger is told of, and how a wrong clock is noticed; no verdict depends on it."""
+
+    heads: tuple[str, ...] = ()
+    """Directories or s3:// locations besides MLflow where the gate publishes the signed end of the ledger."""
+    max_quiet_days: PositiveInt = 45
+    """How long the ledger may have been without an entry before the gate takes its clock for wrong and refuses to sign,
+    where its store has no clock of its own."""
+
+
 class Policy(BaseModel, frozen=True, extra="forbid"):
     """Everything a verdict depends on besides the evidence and the calibration."""
 
@@ -96,6 +106,8 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     """How a finding may be let pass."""
     rescan: RescanPolicy = RescanPolicy()
     """When what is in production is vetted again."""
+    ledger: LedgerPolicy = LedgerPolicy()
+    """Where the end of the ledger is told of."""
     max_attempts: PositiveInt = 5
     """How often a vetting may die before it ends INCONCLUSIVE."""
     spread: Literal["process", "dask"] = "process"
@@ -109,8 +121,8 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of the policy's canonical JSON, without `spread`: where work is done changes no result."""
-        return sha256_json(self.model_dump(mode="json", exclude={"spread"}))
+        """SHA-256 in hex of the policy's canonical JSON, without `spread` and `ledger`, which change no verdict."""
+        return sha256_json(self.model_dump(mode="json", exclude={"spread", "ledger"}))
 
 
 def load_policy(path: Path | None = None) -> Policy:

@@ -18,6 +18,7 @@ from flows.gate.judged import NOT_SIGNED
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import admitted_until
 from tasks.records.ledger_chain import entries
+from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
 from tasks.vetting import signed_results
 from tasks.vetting.intake import read_record, seed_of
@@ -44,7 +45,7 @@ def asked(court: Court, manifest: str, effect: float | None, run: str = "", **mo
 
 
 def newest(court: Court, manifest: str) -> dict[str, Any]:
-    found = newest_attestation(court.store, manifest)
+    found = newest_attestation(ledger_state(court.settings), manifest)
     assert found is not None
     return found.claims
 
@@ -57,7 +58,7 @@ def kinds(court: Court) -> list[str]:
 
 def stored(court: Court) -> set[str]:
     """Everything in the store that the gate writes."""
-    written = ("verdicts/", "attestations/", "ledger/", "ledger-index/")
+    written = ("verdicts/", "attestations/", "ledger/")
     return {key for folder in written for key in court.store.list(folder)}
 
 
@@ -298,7 +299,7 @@ class TestRescan:
         assert (claims["second"]["run"], claims["second"]["decision"]) == ("two", "FAIL")
         assert as_time(claims["demote_after"], "it") <= utc_now()
         with pytest.raises(Stale, match="whose grace ended"):
-            admitted_until(court.store, read_trust_root(court.settings.trust_root), claims, utc_now())
+            admitted_until(ledger_state(court.settings), claims, utc_now())
 
     def test_the_grace_of_the_policy_is_not_renewed_by_a_later_fail(self, tmp_path: Path) -> None:
         court = Court(tmp_path / "graceful", tmp_path, rescan={"grace_hours": 48})
@@ -311,8 +312,7 @@ class TestRescan:
         assert given[0] == given[1]
         until = as_time(given[0], "it")
         assert timedelta(hours=47) < until - utc_now() < timedelta(hours=48, minutes=1)
-        trust = read_trust_root(court.settings.trust_root)
-        assert admitted_until(court.store, trust, newest(court, manifest), utc_now()) == (until, True)
+        assert admitted_until(ledger_state(court.settings), newest(court, manifest), utc_now()) == (until, True)
 
     @pytest.mark.parametrize("effect", [CLEAN, ODD])
     def test_a_second_run_that_disagrees_changes_nothing_and_is_entered(

@@ -18,6 +18,7 @@ from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.records.coverage import covered
 from tasks.records.ledger_chain import append, entries, entry_key
+from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
 from tasks.records.submitters import save_submitter, sign_submission
 from tests.databases import with_registry
@@ -59,7 +60,7 @@ class Trial(Court):
         return made
 
     def newest(self) -> dict[str, Any]:
-        found = newest_attestation(self.store, self.manifest)
+        found = newest_attestation(ledger_state(self.settings), self.manifest)
         assert found is not None
         return found.claims
 

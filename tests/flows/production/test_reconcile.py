@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flows.gate.revoke import revoke
 from flows.production.promote import promote
 from flows.production.reconcile import reconcile
 from tasks.records.alias_moves import move_key
@@ -18,7 +19,7 @@ from tasks.records.ledger_chain import Entry, entries
 from tasks.records.ledger_verify import verify_ledger
 from tasks.records.revocations import save_revocation
 from tests.production import NOW, Home, home_in
-from vetgate.errors import StoreError
+from vetgate.errors import Removed, StoreError
 
 FORK = multiprocessing.get_context("fork")
 
@@ -212,14 +213,18 @@ def test_a_later_verdict_of_the_gate_s_own_is_a_demotion_not_a_bypass(home: Home
     assert [done["kind"] for done in reconcile(home.settings)["taken_back"]] == ["demotion"]
 
 
-def test_an_altered_attestation_is_a_bypass(home: Home) -> None:
-    home.promoted(b"weights")
-    (key,) = home.store.list("attestations/")
-    path = Path(home.settings.store, key)
-    envelope = json.loads(path.read_bytes())
-    path.chmod(0o644)
-    path.write_text(json.dumps(envelope | {"payload": envelope["payload"][:-8] + "AAAAAAA="}))
-    assert [done["kind"] for done in reconcile(home.settings)["taken_back"]] == ["bypass"]
+def test_a_verdict_that_was_altered_or_removed_is_taken_back(home: Home) -> None:
+    for altered in (True, False):
+        home.promoted(b"weights" if altered else b"others", name="digits" if altered else "other")
+        key = max(home.store.list("attestations/"), key=lambda key: Path(home.settings.store, key).stat().st_mtime)
+        path = Path(home.settings.store, key)
+        envelope = json.loads(path.read_bytes())
+        path.chmod(0o644)
+        path.write_text(json.dumps(envelope | {"payload": envelope["payload"][:-8] + "AAAAAAA="}))
+        if not altered:
+            path.unlink()
+        (done,) = reconcile(home.settings)["taken_back"]
+        assert (done["kind"] == "demotion" and "which entry" in done["reason"]) or "tells of it" in done["reason"]
 
 
 def test_an_alias_that_was_moved_meanwhile_is_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,8 +269,9 @@ def test_a_ledger_that_was_cut_keeps_nothing_in_production_and_is_an_error(home:
     last = sorted(Path(home.settings.store, "ledger").iterdir())[-1]
     content = last.read_bytes()
     last.unlink()
-    with pytest.raises(StoreError, match="removed"):
+    with pytest.raises(Removed, match="its end was cut off") as caught:
         reconcile(home.settings)
+    assert caught.value.exit_code == 5
     assert home.aliases() == {"champion": "1"}
     last.write_bytes(content)
     assert reconcile(home.settings)["recorded"] == 1
@@ -336,3 +342,42 @@ def test_the_command_says_what_it_found_by_its_exit_code(
     assert (code, blob["taken_back"][0]["model"], blob["recorded"]) == (1, "prod.digits", 1)
     monkeypatch.setenv("VETGATE_TRACKING_URI", "http://127.0.0.1:9")
     assert run()[0] == 2
+
+
+class TestWhatWasDeleted:
+    """What the ledger tells of and the store lacks: the version goes, and comes back by nothing that is deleted."""
+
+    def deleted(self, home: Home, *keys: str) -> None:
+        for key in keys:
+            Path(home.settings.store, key).unlink()
+
+    @pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE"])
+    def test_a_newest_verdict(self, home: Home, verdict: str) -> None:
+        home.promoted(b"first")
+        manifest = home.submit(b"second")
+        home.let_in(manifest)
+        before = set(home.store.list("attestations/"))
+        home.decide(manifest, verdict, issued=NOW)
+        self.deleted(home, *set(home.store.list("attestations/")) - before)
+        (done,) = [item for item in reconcile(home.settings)["taken_back"] if item["alias"] == "champion"]
+        assert (done["kind"], done["to"]) == ("demotion", "1")
+        assert home.aliases()["champion"] == "1"
+        with pytest.raises(Removed, match="tells of, got none"):
+            promote(home.settings, "digits", manifest)
+        assert reconcile(home.settings)["taken_back"] == []
+
+    def test_a_revocation(self, home: Home) -> None:
+        manifest = home.submit(b"first")
+        home.let_in(manifest)
+        revoke(home.settings, manifest[:12], "a test")
+        self.deleted(home, *home.store.list("revocations/"))
+        (done,) = reconcile(home.settings)["taken_back"]
+        assert done["kind"] == "demotion" and "revokes it, got none" in done["reason"]
+        assert home.aliases() == {}
+
+    def test_a_promotion(self, home: Home) -> None:
+        home.promoted(b"first")
+        home.promoted(b"second")
+        self.deleted(home, "promotions/digits/2.json")
+        assert reconcile(home.settings)["taken_back"][0]["version"] == "2"
+        assert home.aliases()["champion"] == "1"

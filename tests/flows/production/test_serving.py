@@ -22,6 +22,8 @@ from flows.production.serving import Verified, deliver, read_uri, verified_load
 from tasks.mlflow import delivery
 from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation
+from tasks.records.ledger_entries import note
+from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
@@ -48,9 +50,9 @@ class Production:
         return intake.take(self.settings, directory).id
 
     def decide(self, manifest: str, verdict: str = "PASS", **said: Any) -> str:
-        """Sign a verdict; the digest of its attestation."""
+        """Sign a verdict and enter it; the digest of its attestation."""
         envelope = signed_verdict(self.settings, manifest, verdict, **said)
-        save_attestation(self.store, manifest, envelope)
+        note(self.settings, save_attestation(self.store, manifest, envelope))
         return attest.digest(envelope)
 
     def promoted(self, seed: int, **said: Any) -> str:
@@ -340,7 +342,7 @@ def test_where_registry_or_store_cannot_be_reached_nothing_is_loaded(
 def test_the_newest_verdict_covers_a_version_that_an_older_one_let_through(production: Production) -> None:
     manifest = production.promoted(1, issued=NOW - timedelta(days=9))
     production.decide(manifest)
-    newest = newest_attestation(production.store, manifest)
+    newest = newest_attestation(ledger_state(production.settings), manifest)
     found = verified_load(CHAMPION, production.settings)
     assert newest is not None and found.coverage.attestation.key == newest.key
     assert found.coverage.until == NOW + timedelta(days=29)

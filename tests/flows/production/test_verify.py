@@ -23,6 +23,7 @@ from flows.production.promote import promote
 from flows.production.serving import deliver
 from flows.production.verify import verify, write_out
 from tasks.records.attestations import newest_attestation
+from tasks.records.ledger_state import ledger_state
 from tests.flows.production.test_serving import CHAMPION, NOW, Production, overwrite, production, weights
 from vetgate.errors import BadSubmission, Denied, NotUnderstood, Stale, StoreError
 from vetgate.formats.plain_text import escaped, steering
@@ -80,7 +81,7 @@ def delivered(production: Production) -> list[str | Path]:
     manifest = production.promoted(1)
     directory = production.room / "delivered"
     write_out(deliver(CHAMPION, production.settings).members, directory)
-    newest = newest_attestation(production.store, manifest)
+    newest = newest_attestation(ledger_state(production.settings), manifest)
     assert newest is not None
     document = production.room / "attestation.json"
     document.write_bytes(production.store.read(newest.key))
@@ -211,6 +212,9 @@ class TestEveryRefusalHasItsRule:
         assert ((done := run(CHAMPION)).code, rule(done)) == (5, "VET003")
         production.decide(manifest, "FAIL", issued=NOW + timedelta(seconds=60))
         assert ((done := run(CHAMPION)).code, rule(done)) == (1, "VET007")
+        for key in production.store.list(f"attestations/{manifest}/"):
+            Path(production.settings.store, key).unlink()
+        assert ((done := run(CHAMPION)).code, rule(done)) == (5, "VET010")
 
     def test_of_a_directory(self, production: Production, run: Verify, delivered: list[str | Path]) -> None:
         directory, *flags = delivered
@@ -255,14 +259,14 @@ class TestEveryRefusalHasItsRule:
         assert log["runs"][0]["results"][0]["ruleId"] == "VET008"
 
     def test_none_is_missing(self) -> None:
-        assert sorted(r.id for r in RULES) == [f"VET00{i}" for i in range(1, 10)]
+        assert sorted(r.id for r in RULES) == [f"VET{i:03}" for i in range(1, 11)]
 
 
 def test_an_unexpected_error_is_reported_too(
     production: Production, run: Verify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     production.promoted(1)
-    monkeypatch.setattr("tasks.records.coverage.read_trust_root", lambda path: 1 / 0)
+    monkeypatch.setattr("tasks.records.ledger_state.read_trust_root", lambda path: 1 / 0)
     done = run(CHAMPION)
     assert (done.code, done.results[0]["ruleId"]) == (2, "VET009")
     assert "division by zero" in done.results[0]["message"]["text"]
@@ -305,7 +309,7 @@ class TestWaived:
     def check(self, production: Production, **said: Any) -> dict[str, Any]:
         manifest = production.submit(1)
         production.decide(manifest, "WAIVED", **said)
-        newest = newest_attestation(production.store, manifest)
+        newest = newest_attestation(ledger_state(production.settings), manifest)
         assert newest is not None
         return verify(
             production.room / "submission-1",

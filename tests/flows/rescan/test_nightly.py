@@ -29,6 +29,7 @@ from flows.rescan.nightly import exit_code, rescan
 from flows.rescan.stale import NIGHTS, Present, due_for_hashing
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger_chain import Entry, entries
+from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, location
 from tasks.vetting import intake
@@ -138,7 +139,7 @@ def entered(home: Home, kind: str) -> list[Entry]:
 
 
 def verdict(home: Home, manifest: str) -> dict[str, Any]:
-    newest = newest_attestation(home.store, manifest)
+    newest = newest_attestation(ledger_state(home.settings), manifest)
     assert newest is not None
     return newest.claims
 

@@ -20,7 +20,7 @@ from tests.killing import Turn
 # one write of each step of the flow; benchmarks/kills.py goes through every write there is
 STEPS = r"submissions|store create leases|invocations|evidence|mlflow create_run|create_model_version|reports|results"
 
-ONCE = ("attestations", "evidence", "inspections", "ledger-index", "reports", "results", "verdicts")
+ONCE = ("attestations", "evidence", "inspections", "reports", "results", "verdicts")
 
 
 @pytest.fixture

@@ -9,12 +9,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.attestations import save_attestation
 from tasks.records.coverage import Coverage, covered
+from tasks.records.ledger_entries import catch_up, note
+from tasks.records.ledger_state import ledger_state
 from tasks.records.promotions import save_promotion
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
 from tasks.store.open import open_store
+from tests.alarms import told
 from vetgate.digest import canonical_json
-from vetgate.errors import Denied, Stale
+from vetgate.errors import Denied, NotPassed, Removed, Stale
 from vetgate.trust import attest
 from vetgate.trust.keys import load_or_create_key, raw_public, read_trust_root, trust_key, utc_now
 from vetgate.trust.waivers import read_approval, read_waiver, sign_approval, sign_waiver
@@ -31,8 +34,10 @@ class Production:
         self.key = load_or_create_key(settings.gate_key, settings.trust_root, now=NOW - timedelta(days=90))
         self.trust = read_trust_root(settings.trust_root)
 
-    def decide(self, verdict: str = "PASS", key: Ed25519PrivateKey | None = None, **said: Any) -> str:
-        """A signed verdict in the store; its digest."""
+    def decide(
+        self, verdict: str = "PASS", key: Ed25519PrivateKey | None = None, entered: bool = True, **said: Any
+    ) -> str:
+        """A signed verdict in the store, and in the ledger; its digest."""
         stated: dict[str, Any] = {
             "name": "digits",
             "issued": NOW - timedelta(days=1),
@@ -44,8 +49,11 @@ class Production:
             "sandbox_level": 1,
         }
         predicate = attest.verdict_predicate(verdict=verdict, **(stated | said))
+        predicate["after"] = ledger_state(self.settings).end
         envelope = attest.sign(attest.statement(FILES, MANIFEST, predicate), key or self.key)
-        save_attestation(self.store, MANIFEST, envelope)
+        stored = save_attestation(self.store, MANIFEST, envelope)
+        if entered:
+            note(self.settings, stored)
         return attest.digest(envelope)
 
     def promote(self, **changes: Any) -> None:
@@ -112,7 +120,7 @@ def test_without_a_verdict_or_with_an_altered_one_nothing_is_covered(production:
     production.promote()
     with pytest.raises(Denied, match="expected a verdict"):
         production.covered()
-    production.decide(key=Ed25519PrivateKey.generate())
+    production.decide(key=Ed25519PrivateKey.generate(), entered=False)
     with pytest.raises(Denied, match="trust root"):
         production.covered()
 
@@ -209,3 +217,107 @@ def test_the_moment_is_the_clock_s_where_none_is_given(production: Production) -
     production.promote()
     with pytest.raises(Stale, match="expired"):
         production.covered(now=None)
+
+
+class TestTheLedgerDecides:
+    """What it tells of must be there as it was entered; what it does not tell of lets nothing through."""
+
+    def gone(self, production: Production, prefix: str, *left: str) -> None:
+        for key in production.store.list(prefix):
+            if key not in left:
+                Path(production.settings.store, key).unlink()
+
+    def refused(self, production: Production, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        serving = production.settings.model_copy(update={"home": production.settings.home.parent / "serving"})
+        with told(monkeypatch) as alarms:
+            for settings in (production.settings, serving):
+                with pytest.raises(Removed, match=reason) as caught:
+                    covered(settings, "digits", "1", SOURCE, now=NOW)
+                assert caught.value.exit_code == 5
+        assert {alarm["event"] for alarm in alarms} == {"vetgate.ledger.broken"}
+
+    @pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE", "PASS"])
+    def test_a_newest_verdict_that_was_deleted_brings_no_earlier_one_back(
+        self, production: Production, verdict: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        production.decide()
+        production.promote()
+        (kept,) = production.store.list("attestations/")
+        production.decide(verdict, issued=NOW)
+        self.gone(production, "attestations/", kept)
+        self.refused(production, "which entry 2 tells of, got none", monkeypatch)
+
+    @pytest.mark.parametrize("change", [b"", b"{}", b" "])
+    def test_one_that_was_changed_counts_as_gone(
+        self, production: Production, change: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        production.decide()
+        production.promote()
+        (key,) = production.store.list("attestations/")
+        path = Path(production.settings.store, key)
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes() + change if change == b" " else change)
+        self.refused(production, "as entry 1 tells of it, got other bytes", monkeypatch)
+
+    @pytest.mark.parametrize("signed", [True, False])
+    def test_a_revocation_that_was_deleted_is_in_force(
+        self, production: Production, signed: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        digest = production.decide()
+        production.promote()
+        key = save_revocation(production.store, digest, "a test", production.key if signed else None, NOW)
+        note(production.settings, key)
+        self.gone(production, "revocations/")
+        self.refused(production, "by which entry 2 revokes it, got none", monkeypatch)
+
+    def test_a_waiver_whose_revocation_was_deleted_lets_nothing_pass(
+        self, production: Production, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        revoked, _ = TestWaived().waived(production)
+        note(production.settings, save_revocation(production.store, revoked, "a test", None, NOW))
+        self.gone(production, "revocations/")
+        self.refused(production, "by which entry 2 revokes it", monkeypatch)
+
+    @pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE"])
+    def test_a_refusal_that_is_not_entered_yet_is_in_force(self, production: Production, verdict: str) -> None:
+        production.decide()
+        production.promote()
+        production.decide(verdict, issued=NOW - timedelta(days=9), reasons=["because"], entered=False)
+        with pytest.raises(NotPassed, match=f"got {verdict}: because"):
+            production.covered()
+
+    def test_a_pass_that_is_not_entered_yet_is_not_there(self, production: Production) -> None:
+        production.promote()
+        production.decide(entered=False)
+        with pytest.raises(Denied, match="expected a verdict"):
+            production.covered()
+        production.decide("FAIL", reasons=["because"])
+        production.decide(issued=NOW, entered=False)
+        with pytest.raises(NotPassed, match="because"):
+            production.covered()
+
+    @pytest.mark.parametrize("days", [0, 1, 400])
+    def test_a_fail_counts_however_early_its_clock_says_it_was(self, production: Production, days: int) -> None:
+        production.decide(issued=NOW - timedelta(days=1))
+        production.promote()
+        production.decide("FAIL", issued=NOW - timedelta(days=days), valid=timedelta(days=900), reasons=["because"])
+        expected = "because" if days < 90 else "expected a key that is valid"
+        with pytest.raises(Denied, match=expected):
+            production.covered()
+
+    def test_a_pass_of_before_a_fail_is_never_entered_after_it(self, production: Production) -> None:
+        production.decide(issued=NOW - timedelta(days=2))
+        production.promote()
+        (first,) = production.store.list("attestations/")
+        production.decide(issued=NOW, entered=False)
+        (hidden,) = {*production.store.list("attestations/")} - {first}
+        path = Path(production.settings.store, hidden)
+        data = path.read_bytes()
+        path.unlink()
+        production.decide("FAIL", reasons=["because"])
+        path.write_bytes(data)
+        assert [entry.kind for entry in catch_up(production.settings)] == ["promotion"]
+        with pytest.raises(Denied, match="issued after entry 2"):
+            note(production.settings, hidden)
+        with pytest.raises(NotPassed, match="because"):
+            production.covered()

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tasks.records.ledger_state import ledger_state
 from tasks.records.submitters import save_submitter, sign_submission, submitter_of, submitters_of
 from tasks.records.waivers import approvals_of, approved, save_approval, save_waiver, waivers_of
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting.intake import take
+from vetgate.digest import canonical_json
 from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, utc_now
 from vetgate.trust.statements import sign_statement
 from vetgate.trust.strict_json import time_text
@@ -121,7 +123,9 @@ class TestApprovals:
         save_approval(desk.store, of, filed or key_id(key), sign_approval(key, of=of, now=NOW))
 
     def approved(self, desk: Desk, of: str, manifest: str) -> set[str]:
-        return {a.keyid for a in approved(desk.store, trust(), of, manifest, NOW)}
+        desk.settings.trust_root.parent.mkdir(exist_ok=True)
+        desk.settings.trust_root.write_bytes(canonical_json(trust().to_json()))
+        return {a.keyid for a in approved(ledger_state(desk.settings), of, manifest, NOW)}
 
     def test_distinct_approvers_count(self, desk: Desk) -> None:
         manifest = desk.submit(b"model", by=SAM)

@@ -24,7 +24,7 @@ locals {
     gate = {
       account   = "gate"
       reads     = ["evidence", "invocations", "examinations", "repairs", "registered", "submitters"]
-      creates   = ["quarantine", "submissions", "canaries", "verdicts", "attestations", "ledger", "ledger-index", "vetted", "promotions", "waivers", "approvals", "revocations", "rescans", "tampered", "reports", "results"]
+      creates   = ["quarantine", "submissions", "canaries", "verdicts", "attestations", "ledger", "vetted", "promotions", "waivers", "approvals", "revocations", "rescans", "tampered", "reports", "results"]
       replaces  = ["leases", "moves", "probe"]
       data      = "read"
       artifacts = "write"

@@ -1,0 +1,145 @@
+"""The published head of the ledger in MLflow: a tag of an experiment of its own, which holds nothing else.
+
+Who writes the store cannot write there. A server is asked without importing MLflow, which takes seconds: the gate
+publishes after every decision. In a database of this machine it is published by what uses the registry anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from contextlib import suppress
+from typing import Any
+
+from tasks.mlflow.client import experiment, registry
+from tasks.mlflow.reader import OTHERWISE, access, database_at
+from tasks.records.ledger_heads import head_at, held_against, newer, publish_where_named, signed_head
+from tasks.records.ledger_state import LedgerState, ledger_state
+from tasks.settings import Settings
+from tasks.sqlite import sqlite_file
+from vetgate.errors import StoreError, VetgateError
+from vetgate.verdict.policy import load_policy
+
+EXPERIMENT, TAG = "vetgate-ledger", "vetgate.ledger.head"
+MLFLOW = "mlflow"
+HEAD = """SELECT t.value FROM experiment_tags t JOIN experiments e ON e.experiment_id = t.experiment_id
+    WHERE e.workspace = 'default' AND e.name = ? AND t.key = ?"""
+
+
+def publish_head(settings: Settings, *, quickly: bool = False) -> None:
+    """Publish how far the ledger goes, in MLflow and where the policy names; what cannot be is logged, and done later.
+
+    `quickly` leaves out an MLflow that would have to be imported for it.
+    """
+    try:
+        data = signed_head(settings)
+        if data is None:
+            return
+        publish_where_named(settings, data)
+        if _server(settings):
+            _tell_server(settings, data)
+        elif not quickly:
+            with registry(settings) as client:
+                where = experiment(client, settings, EXPERIMENT)
+                published = client.get_experiment(where).tags.get(TAG)
+                known = None if published is None else str(published).encode()
+                if newer(data, known, ledger_state(settings).trust):
+                    client.set_experiment_tag(where, TAG, data.decode())
+    except VetgateError as error:
+        logging.getLogger(__name__).warning("the head of the ledger could not be published: %s", error)
+
+
+def published_head(settings: Settings) -> bytes | None:
+    """The head that is published in MLflow, None where there is none; raises StoreError."""
+    uri = settings.tracking_uri
+    if _server(settings):
+        with _client(settings) as client:
+            found = _asked(client, uri)
+            return None if found is None else _tag(found)
+    if (path := sqlite_file(uri)) is not None and not any(os.environ.get(name) for name in OTHERWISE):
+        if not path.exists():
+            return None  # a question makes no database
+        with suppress(sqlite3.Error), database_at(path) as database:
+            row = database.execute(HEAD, (EXPERIMENT, TAG)).fetchone()
+            return None if row is None else str(row[0]).encode()
+    with registry(settings) as client:
+        known = client.get_experiment_by_name(EXPERIMENT)
+        tag = None if known is None else known.tags.get(TAG)
+        return None if tag is None else str(tag).encode()
+
+
+def whole_ledger(settings: Settings) -> LedgerState:
+    """The state of the ledger, which goes at least as far as MLflow says; raises Removed, Denied or StoreError."""
+    # the head first: what is entered meanwhile is beyond it
+    published = published_head(settings)
+    return held_against(ledger_state(settings), published, MLFLOW)
+
+
+def heads_found(settings: Settings, where: str | None) -> tuple[dict[str, bytes], list[str]]:
+    """The published heads by where they are, and what could not be read; with `where`, that one, or StoreError."""
+    if where is not None:
+        data = published_head(settings) if where == MLFLOW else head_at(settings, where)
+        if data is None:
+            raise StoreError(f"expected a published head of the ledger in {where}, got none; name another place")
+        return {where: data}, []
+    found: dict[str, bytes | None] = {}
+    unread = []
+    try:
+        found[MLFLOW] = published_head(settings)
+    except StoreError as error:
+        unread.append(str(error))
+    for place in load_policy(settings.policy).ledger.heads:
+        try:
+            found[place] = head_at(settings, place)
+        except StoreError as error:
+            unread.append(str(error))
+    return {place: data for place, data in found.items() if data is not None}, unread
+
+
+def _server(settings: Settings) -> bool:
+    plain = settings.tracking_uri.startswith(("http://", "https://"))
+    return plain and not any(os.environ.get(name) for name in OTHERWISE)
+
+
+def _tell_server(settings: Settings, data: bytes) -> None:
+    uri = settings.tracking_uri
+    with _client(settings) as client:
+        found = _asked(client, uri)
+        if found is None:
+            made = _answered(client, uri, "post", "experiments/create", json={"name": EXPERIMENT})
+            found = {"experiment_id": made["experiment_id"]}
+        if newer(data, _tag(found), ledger_state(settings).trust):
+            said = {"experiment_id": found["experiment_id"], "key": TAG, "value": data.decode()}
+            _answered(client, uri, "post", "experiments/set-experiment-tag", json=said)
+
+
+def _asked(client: Any, uri: str) -> dict[str, Any] | None:
+    answer = _answered(client, uri, "get", "experiments/get-by-name", params={"experiment_name": EXPERIMENT})
+    found: dict[str, Any] | None = answer.get("experiment")
+    return found
+
+
+def _tag(found: dict[str, Any]) -> bytes | None:
+    return next((str(tag["value"]).encode() for tag in found.get("tags") or () if tag["key"] == TAG), None)
+
+
+def _client(settings: Settings) -> Any:
+    import httpx
+
+    return httpx.Client(base_url=f"{settings.tracking_uri.rstrip('/')}/api/2.0/mlflow/", **access())
+
+
+def _answered(client: Any, uri: str, method: str, path: str, **asked: Any) -> dict[str, Any]:
+    """The server's answer; an experiment that it does not know is an empty one."""
+    import httpx
+
+    try:
+        answer = client.request(method, path, **asked)
+        if answer.status_code == 404:
+            return {}
+        found: dict[str, Any] = answer.raise_for_status().json()
+        return found
+    except (httpx.HTTPError, ValueError) as error:
+        got = str(error).strip() or type(error).__name__
+        raise StoreError(f"expected the registry at {uri} to answer, got {got.splitlines()[0]}; check it") from error
