@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Aliased, by_version, in_production
+from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Registered, as_registered, in_production, with_aliases
 from tasks.mlflow.client import ENVIRONMENT, SQLITE
 from tasks.settings import Settings
 from vetgate.errors import StoreError
@@ -22,33 +22,37 @@ from vetgate.errors import StoreError
 OTHERWISE = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")
 WAIT_SECONDS = 30.0
 ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
-SOURCES = """SELECT v.name, v.version, v.source FROM model_versions v JOIN registered_model_aliases a
-    ON a.workspace = v.workspace AND a.name = v.name AND a.version = v.version
-    WHERE v.workspace = 'default' AND v.current_stage != 'Deleted_Internal'"""
+NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creation_time FROM model_versions v
+    LEFT JOIN registered_model_aliases a ON a.workspace = v.workspace AND a.name = v.name AND a.version = v.version
+    WHERE v.workspace = 'default' AND v.current_stage != 'Deleted_Internal'
+    AND (a.alias IS NOT NULL OR v.current_stage != 'None')"""
 Aliases = dict[str, dict[str, str]]
-Sources = dict[tuple[str, str], str]
 
 
-def read_production(settings: Settings) -> list[Aliased]:
+def read_production(settings: Settings) -> list[Registered]:
     """What `in_production` gives; raises StoreError when the registry does not answer."""
     uri = settings.tracking_uri
     if any(os.environ.get(name) for name in OTHERWISE):
         return in_production(settings)
     if uri.startswith(("http://", "https://")):
-        return by_version(*_from_server(uri.rstrip("/")))
+        return _named(*_from_server(uri.rstrip("/")))
     if not uri.startswith(SQLITE) or "?" in uri:
         return in_production(settings)
     path = Path(uri.removeprefix(SQLITE))
     if not path.exists():
         return []  # nothing was ever registered
     try:
-        return by_version(*_from_database(path))
+        return _named(*_from_database(path))
     except sqlite3.Error:
         # another version's tables, or a fault that MLflow has words for
         return in_production(settings)
 
 
-def _from_database(path: Path) -> tuple[Aliases, Sources]:
+def _named(aliases: Aliases, versions: list[Registered]) -> list[Registered]:
+    return [item for item in with_aliases(aliases, versions) if item.named]
+
+
+def _from_database(path: Path) -> tuple[Aliases, list[Registered]]:
     with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS)) as database:
         # both are read from one state of the database
         database.execute("BEGIN")
@@ -56,11 +60,10 @@ def _from_database(path: Path) -> tuple[Aliases, Sources]:
         for name, alias, version in database.execute(ALIASES):
             if name.startswith(PREFIX):
                 aliases.setdefault(name, {})[alias] = str(version)
-        sources = {(name, str(version)): str(source or "") for name, version, source in database.execute(SOURCES)}
-    return aliases, sources
+        return aliases, [as_registered(*row) for row in database.execute(NAMED) if row[0].startswith(PREFIX)]
 
 
-def _from_server(url: str) -> tuple[Aliases, Sources]:
+def _from_server(url: str) -> tuple[Aliases, list[Registered]]:
     import httpx
 
     try:
@@ -72,11 +75,11 @@ def _from_server(url: str) -> tuple[Aliases, Sources]:
                 for name, found in models.items()
                 if found and name.startswith(PREFIX)
             }
-            if not aliases:
-                return {}, {}
             versions = {"filter": f"name LIKE '{PREFIX}%'", "max_results": VERSIONS}
             found = _pages(client, "model-versions", versions)
-            return aliases, {(v["name"], str(v["version"])): str(v.get("source") or "") for v in found}
+            fields = ("name", "version", "source", "current_stage", "creation_timestamp")
+            rows = [[item.get(field) for field in fields] for item in found if item["name"].startswith(PREFIX)]
+            return aliases, [as_registered(*row) for row in rows]
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         got = str(error).strip() or type(error).__name__
         raise StoreError(f"expected the registry at {url} to answer, got {got.splitlines()[0]}; check it") from error
