@@ -20,6 +20,7 @@ PROMOTION_GRANTED = "vetgate.promotion.granted"
 PROMOTION_DENIED = "vetgate.promotion.denied"
 MODEL_DEMOTED = "vetgate.model.demoted"
 BYPASS_DETECTED = "vetgate.gate.bypass_detected"
+LEDGER_BROKEN = "vetgate.ledger.broken"
 
 
 def verdict_issued(manifest_sha256: str, verdict: str, *, once: str, automatic: bool) -> bool:

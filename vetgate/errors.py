@@ -108,3 +108,9 @@ class Revoked(Stale):
     """An attestation, waiver or approval was revoked."""
 
     code = "revoked"
+
+
+class Removed(Stale):
+    """What the ledger tells of is gone from the store, or is not as it was entered."""
+
+    code = "removed"

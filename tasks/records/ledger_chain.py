@@ -10,18 +10,20 @@ import fcntl
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tasks import events
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.directory import write_whole
 from tasks.store.open import open_store
 from vetgate.digest import canonical_json
-from vetgate.errors import Denied, StoreError
+from vetgate.errors import Denied, Removed, StoreError
 from vetgate.trust import dsse
 from vetgate.trust.keys import GATE, TrustRoot, key_id, load_or_create_key, read_trust_root, utc_now
 from vetgate.trust.statements import LEDGER, claimed, sign_statement, verify_statement
@@ -31,6 +33,8 @@ KINDS = ("verdict", "promotion", "denial", "demotion", "bypass", "waiver", "appr
 PREFIX = "ledger/"
 NUMBERED = re.compile(PREFIX + r"(\d{12})\.json")
 START = "0" * 64
+# of a ledger that this home has not read yet, so many entries are fetched at a time
+AHEAD = 32
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,13 @@ def append(
     while True:
         for entry in following(store, trust, last):
             if once is not None and entry.once == once:
-                _remember(settings, entry)
+                remember(settings, entry)
                 return entry
             last = entry
         data = _signed(key, last, kind, subject, once)
         if store.create(entry_key(_number(last) + 1), data):
             made = _entry(data)
-            _remember(settings, made)
+            remember(settings, made)
             return made
 
 
@@ -127,8 +131,14 @@ def check_link(entry: Entry, last: Entry | None) -> None:
         raise Denied(f"expected entry {entry.sequence} of the ledger after {last.issued}, got {entry.issued}")
 
 
+def removed(what: str) -> Removed:
+    """The error that something which the ledger tells of is not there as it was entered, with its alarm."""
+    events.emit(events.LEDGER_BROKEN, "ledger", {"found": what}, once=what)
+    return Removed(what)
+
+
 def remembered(settings: Settings) -> tuple[int, str] | None:
-    """Number and SHA-256 of the last entry that this gate knows of its store; None when it knows none."""
+    """Number and SHA-256 of the last entry that this home knows of its store; None when it knows none."""
     path = _memory(settings)
     try:
         stored = parse(path.read_bytes(), str(path)).get(settings.store)
@@ -140,6 +150,23 @@ def remembered(settings: Settings) -> tuple[int, str] | None:
         return None
     fields = as_object(stored, {"sequence", "sha256"}, str(path))
     return int(fields["sequence"]), as_sha256(fields["sha256"], "sha256")
+
+
+def remember(settings: Settings, entry: Entry) -> None:
+    """Keep the entry as the last one known, unless a later one is."""
+    path = _memory(settings)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = remembered(settings)
+            if known is not None and known[0] >= entry.sequence:
+                return
+            stored = parse(path.read_bytes(), str(path)) if path.exists() else {}
+            stored[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
+            write_whole(path, lambda file: str(file.write(canonical_json(stored))))
+    except OSError as error:
+        raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
 
 
 def entry_key(sequence: int) -> str:
@@ -156,21 +183,39 @@ def _left(settings: Settings, store: Store, trust: TrustRoot) -> Entry | None:
     try:
         entry = read_entry(store, trust, known[0])
     except KeyError:
-        raise Denied(f"expected entry {known[0]} of the ledger, got none: it was removed; restore the ledger") from None
+        what = f"expected entry {known[0]} of the ledger, got none: it was removed; restore the ledger"
+        raise removed(what) from None
     if entry.sha256 != known[1]:
-        raise Denied(f"expected entry {known[0]} of the ledger as this gate left it, got another; restore the ledger")
+        raise removed(f"expected entry {known[0]} of the ledger as this gate left it, got another; restore the ledger")
     return entry
 
 
 def following(store: Store, trust: TrustRoot, last: Entry | None) -> Iterator[Entry]:
-    while True:
-        try:
-            entry = read_entry(store, trust, _number(last) + 1)
-        except KeyError:
-            return
-        check_link(entry, last)
-        yield entry
-        last = entry
+    """The entries after `last` (None: all), each signed and holding the one before it; raises Denied."""
+    # most callers have read all of it but the newest
+    if (entry := entry_at(store, trust, _number(last) + 1)) is None:
+        return
+    check_link(entry, last)
+    yield entry
+    last, window = entry, 2
+    with ThreadPoolExecutor(AHEAD // 2) as pool:
+        while True:
+            numbers = range(last.sequence + 1, last.sequence + 1 + window)
+            for entry in pool.map(lambda number: entry_at(store, trust, number), numbers):
+                if entry is None:
+                    return
+                check_link(entry, last)
+                yield entry
+                last = entry
+            window = min(2 * window, AHEAD)
+
+
+def entry_at(store: Store, trust: TrustRoot, sequence: int) -> Entry | None:
+    """`read_entry`, or None where there is none."""
+    try:
+        return read_entry(store, trust, sequence)
+    except KeyError:
+        return None
 
 
 def _number(last: Entry | None) -> int:
@@ -208,23 +253,6 @@ def _entry(data: bytes) -> Entry:
         once,
         hashlib.sha256(data).hexdigest(),
     )
-
-
-def _remember(settings: Settings, entry: Entry) -> None:
-    """Keep the entry as the last one known, unless a later one is."""
-    path = _memory(settings)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            known = remembered(settings)
-            if known is not None and known[0] >= entry.sequence:
-                return
-            stored = parse(path.read_bytes(), str(path)) if path.exists() else {}
-            stored[settings.store] = {"sequence": entry.sequence, "sha256": entry.sha256}
-            write_whole(path, lambda file: str(file.write(canonical_json(stored))))
-    except OSError as error:
-        raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
 
 
 def _memory(settings: Settings) -> Path:

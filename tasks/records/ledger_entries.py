@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from tasks.records.alias_moves import AliasMove, enter_move, unfinished_move
 from tasks.records.attestations import attestation_at
-from tasks.records.ledger_chain import Entry, append, gate_key, head
-from tasks.records.ledger_index import entered
+from tasks.records.ledger_chain import Entry, append, gate_key, head, read_entry
+from tasks.records.ledger_state import ledger_state
 from tasks.records.promotions import promotion_key, promotion_of
 from tasks.records.revocations import said_by
 from tasks.settings import Settings
@@ -41,9 +41,9 @@ def note(settings: Settings, key: str, *, since: int | None = None) -> Entry | N
     if since is None:
         since = head(settings)
         # whatever is entered from here on, `append` finds
-        if (entry := entered(settings, store, trust, key)) is not None:
+        if (number := ledger_state(settings).entered(key)) is not None:
             _mark(store, key)
-            return entry
+            return read_entry(store, trust, number)
     return _enter(settings, store, key, kind, subject, since)
 
 
@@ -71,12 +71,13 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
     if not found:
         return []
     last = head(settings)
+    state = ledger_state(settings)
     added = []
     for key, (kind, subject) in found.items():
         move = _move(store, key)
         if move is not None:
             added.append(note_move(settings, move))
-        elif entered(settings, store, trust, key) is not None:
+        elif state.entered(key) is not None:
             _mark(store, key)
         else:
             added.append(_enter(settings, store, key, kind, subject, last))

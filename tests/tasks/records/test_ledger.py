@@ -342,8 +342,8 @@ def test_an_index_that_is_lost_or_spoilt_is_made_anew_and_nothing_entered_twice(
     keys = [attested(settings, days=days) for days in range(3)]
     for key in keys:
         note(settings, key)
-    index = settings.home / "ledger-index.db"
-    for file in settings.home.glob("ledger-index.db*"):
+    index = settings.home / "ledger-state.db"
+    for file in settings.home.glob("ledger-state.db*"):
         file.unlink()
     if spoil == "garbage":
         index.write_bytes(b"no database" * 500)
@@ -353,7 +353,7 @@ def test_an_index_that_is_lost_or_spoilt_is_made_anew_and_nothing_entered_twice(
         for days in range(3):
             note(other, attested(other, verdict="FAIL", days=days))
         with (
-            closing(sqlite3.connect(other.home / "ledger-index.db")) as made,
+            closing(sqlite3.connect(other.home / "ledger-state.db")) as made,
             closing(sqlite3.connect(index)) as target,
         ):
             made.execute("UPDATE once SET store = ?", (settings.store,))

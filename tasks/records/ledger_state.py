@@ -1,0 +1,258 @@
+"""What the ledger says now: the newest verdict on each submission, what is revoked, where each alias was last put.
+
+A cache in this home of entries that were read and verified in their order, each once; a question reads what was entered
+since. Who writes the store cannot write here. What was read once must still stand in the store: a ledger that ends
+before it or tells it otherwise is refused. Losing the file costs one reading of everything.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.records.ledger_chain import (
+    NUMBERED,
+    PREFIX,
+    Entry,
+    entry_at,
+    entry_key,
+    following,
+    remember,
+    remembered,
+    removed,
+)
+from tasks.settings import Settings
+from tasks.store.base import Store
+from tasks.store.open import open_store
+from vetgate.digest import sha256_json
+from vetgate.errors import BadSignature, Denied, Removed, StoreError
+from vetgate.trust.keys import GATE, TrustRoot, read_trust_root
+
+FILE = "ledger-state.db"
+TABLES = {
+    "last": "store TEXT PRIMARY KEY, sequence INTEGER, sha256 TEXT, keys TEXT",
+    "once": "store TEXT, name TEXT, sequence INTEGER, PRIMARY KEY (store, name)",
+    "verdicts": "store TEXT, manifest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, digest TEXT,"
+    " PRIMARY KEY (store, manifest)",
+    "revocations": "store TEXT, digest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, PRIMARY KEY (store, digest)",
+    "moves": "store TEXT, name TEXT, alias TEXT, sequence INTEGER, kind TEXT, version TEXT,"
+    " PRIMARY KEY (store, name, alias)",
+}
+WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """A statement that an entry tells of: where it is kept, the SHA-256 of its bytes there, and its own digest."""
+
+    sequence: int
+    key: str
+    sha256: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class LastMove:
+    """The newest entry that moved an alias: number, kind, and the version it stands for since; None: it was deleted."""
+
+    sequence: int
+    kind: str
+    version: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class LedgerState:
+    """The verified ledger of a store: at least up to entry `end`. Several threads may ask it."""
+
+    settings: Settings
+    store: Store
+    trust: TrustRoot
+    end: int
+    _index: sqlite3.Connection
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self._index.close)
+
+    def verdict(self, manifest: str) -> Told | None:
+        """The newest verdict on a submission in the ledger's order, or None."""
+        row = self._row("SELECT sequence, key, sha256, digest FROM verdicts WHERE store = ? AND manifest = ?", manifest)
+        return None if row is None else Told(*row)
+
+    def revocation(self, digest: str) -> Told | None:
+        """What revoked the statement with this digest, or None."""
+        row = self._row("SELECT sequence, key, sha256, digest FROM revocations WHERE store = ? AND digest = ?", digest)
+        return None if row is None else Told(*row)
+
+    def move(self, name: str, alias: str) -> LastMove | None:
+        """The gate's newest move of an alias of prod.<name>, or None when it made none.
+
+        The entry that gives a name another champion also puts the one before under `previous`.
+        """
+        asked = "SELECT sequence, kind, version FROM moves WHERE store = ? AND name = ? AND alias = ?"
+        row = self._row(asked, name, alias)
+        return None if row is None else LastMove(*row)
+
+    def entered(self, once: str) -> int | None:
+        """The number of the entry of this name, such as an object's key; None when the ledger has none."""
+        row = self._row("SELECT sequence FROM once WHERE store = ? AND name = ?", once)
+        return None if row is None else int(row[0])
+
+    def _row(self, asked: str, *about: str) -> tuple[Any, ...] | None:
+        with self._guard, _explained(self.settings):
+            row: tuple[Any, ...] | None = self._index.execute(asked, (self.settings.store, *about)).fetchone()
+        return row
+
+
+def ledger_state(settings: Settings) -> LedgerState:
+    """The ledger as it is now; raises Removed, with an alarm, where it is not whole or ends before what was known.
+
+    Needs no private key. A store without a ledger is believed to have none only where this home never knew one.
+    """
+    store = open_store(settings)
+    trust = _trust(settings, store)
+    with _explained(settings):
+        index = _opened(settings.home / FILE)
+        try:
+            # one process of this home at a time: the others find what it has read
+            index.execute("BEGIN IMMEDIATE")
+            try:
+                end = _read_on(settings, index, store, trust)
+            except Removed:
+                raise
+            except Denied as error:
+                raise removed(str(error)) from error
+            index.execute("COMMIT")
+        except BaseException:
+            index.close()
+            raise
+    return LedgerState(settings, store, trust, end, index)
+
+
+def _trust(settings: Settings, store: Store) -> TrustRoot:
+    try:
+        return read_trust_root(settings.trust_root)
+    except BadSignature:
+        if settings.trust_root.exists() or remembered(settings) is not None or store.exists(entry_key(1)):
+            raise
+        return TrustRoot(())  # nothing was decided here yet
+
+
+def _read_on(settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot) -> int:
+    """Take in what was entered since; the number of the last entry."""
+    memory, keys = remembered(settings), sha256_json([k.to_json() for k in trust.keys if k.role == GATE])
+    last = _last(settings, index, store, trust, keys)
+    cold = last is None
+    for entry in following(store, trust, last):
+        _check_memory(entry, memory)
+        try:
+            _take_in(settings.store, index, entry)
+        except KeyError as error:
+            raise Denied(
+                f"expected entry {entry.sequence} of the ledger to say its {error.args[0]}, got none"
+            ) from None
+        last = entry
+    end = last.sequence if last else 0
+    if memory is not None and end < memory[0]:
+        raise removed(f"expected {memory[0]} entries in the ledger, got {end}: its end was cut off; restore it")
+    if cold:
+        listed = max((int(found[1]) for key in store.list(PREFIX) if (found := NUMBERED.fullmatch(key))), default=0)
+        if listed > end and entry_at(store, trust, end + 1) is None:
+            raise removed(f"expected entry {end + 1} of the ledger, got none, and {listed} entries: it was removed")
+    if last is None:
+        return 0
+    _check_memory(last, memory)
+    index.execute("INSERT OR REPLACE INTO last VALUES (?, ?, ?, ?)", (settings.store, end, last.sha256, keys))
+    remember(settings, last)
+    return end
+
+
+def _last(settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot, keys: str) -> Entry | None:
+    """The last entry that was taken in, if it still stands in the store; None where all must be read anew."""
+    known = index.execute("SELECT sequence, sha256, keys FROM last WHERE store = ?", (settings.store,)).fetchone()
+    if known is None:
+        return None
+    entry = entry_at(store, trust, known[0]) if known[2] == keys else None
+    if entry is not None and entry.sha256 == known[1]:
+        return entry
+    memory = remembered(settings)
+    if known[2] == keys and (memory is None or memory[0] < known[0]):
+        raise removed(
+            f"expected entry {known[0]} of the ledger as it was read, got {'another' if entry else 'none'}; restore "
+            f"the ledger, or remove {settings.home / FILE} if this store was made anew"
+        )
+    # the keys are others, or the file was made of another ledger than what this home remembers
+    for table in TABLES:
+        index.execute(f"DELETE FROM {table} WHERE store = ?", (settings.store,))
+    return None
+
+
+def _check_memory(entry: Entry, memory: tuple[int, str] | None) -> None:
+    if memory is not None and entry.sequence == memory[0] and entry.sha256 != memory[1]:
+        raise removed(f"expected entry {memory[0]} of the ledger as its gate left it, got another; restore the ledger")
+
+
+def _take_in(store: str, index: sqlite3.Connection, entry: Entry) -> None:
+    said, number = entry.subject, entry.sequence
+    if entry.once is not None:
+        # the first of a name is the one that counts
+        index.execute("INSERT OR IGNORE INTO once VALUES (?, ?, ?)", (store, entry.once, number))
+    if entry.kind == "verdict":
+        row = (store, said["manifest"], number, said["key"], said["sha256"], said["attestation"])
+        index.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", row)
+    elif entry.kind == "revocation":
+        revoked = (store, said["digest"], number, said["key"], said["sha256"])
+        index.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?, ?, ?, ?)", revoked)
+    elif entry.kind == "promotion" and said.get("alias") is not None:
+        _move(store, index, entry, said["alias"], said["version"])
+        if said["alias"] == "champion" and said["old"] not in (None, said["version"]):
+            _move(store, index, entry, "previous", said["old"])
+    elif entry.kind in ("demotion", "bypass"):
+        _move(store, index, entry, said["alias"], said["to"])
+
+
+def _move(store: str, index: sqlite3.Connection, entry: Entry, alias: str, version: str | None) -> None:
+    row = (store, entry.subject["name"], alias, entry.sequence, entry.kind, version)
+    index.execute("INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?)", row)
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """The index; one that is no database begins anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _connected(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:
+        for part in (path, *(path.with_name(path.name + more) for more in ("-wal", "-shm"))):
+            part.unlink(missing_ok=True)
+        return _connected(path)
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    index = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        # a power cut may lose the last entries, which are then read again, and nothing else
+        index.execute("PRAGMA journal_mode = WAL")
+        index.execute("PRAGMA synchronous = NORMAL")
+        for table, columns in TABLES.items():
+            index.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns}) WITHOUT ROWID")
+    except sqlite3.Error:
+        index.close()
+        raise
+    return index
+
+
+@contextmanager
+def _explained(settings: Settings) -> Iterator[None]:
+    path = settings.home / FILE
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"expected to write {path}, got {error}; check the disk, or remove the file") from error

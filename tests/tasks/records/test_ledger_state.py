@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tasks.records.ledger_chain import append, entry_key
+from tasks.records.ledger_state import LastMove, ledger_state
+from tasks.settings import Settings
+from tasks.store.open import open_store
+from tests.alarms import told
+from vetgate.digest import canonical_json
+from vetgate.errors import Removed
+from vetgate.trust.dsse import read_envelope
+from vetgate.trust.keys import raw_public, trust_key, utc_now
+from vetgate.trust.statements import LEDGER, claimed, sign_statement
+
+FORK = multiprocessing.get_context("fork")
+A, B = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def elsewhere(settings: Settings, name: str) -> Settings:
+    """A host that has the public keys and never saw the store."""
+    return Settings(home=settings.home.parent / name, store=settings.store, trust_root=settings.trust_root)
+
+
+def verdict(settings: Settings, manifest: str, number: int) -> None:
+    key = f"attestations/{manifest}/{number}.json"
+    said = {"key": key, "sha256": f"{number:064}", "manifest": manifest, "attestation": f"{number + 100:064}"}
+    append(settings, "verdict", said, once=key)
+
+
+def moved(settings: Settings, version: str, old: str | None, alias: str = "champion", name: str = "digits") -> None:
+    append(settings, "promotion", {"name": name, "alias": alias, "version": version, "old": old})
+
+
+def gone(settings: Settings, number: int) -> None:
+    Path(settings.store, entry_key(number)).unlink()
+
+
+def test_of_several_verdicts_the_last_in_the_ledger_counts_whoever_asks(settings: Settings) -> None:
+    for number, manifest in enumerate((A, B, A, A, B), start=1):
+        verdict(settings, manifest, number)
+    for where in (settings, elsewhere(settings, "serving")):
+        state = ledger_state(where)
+        found = state.verdict(A)
+        assert found is not None and (found.sequence, found.key) == (4, f"attestations/{A}/4.json")
+        assert (found.sha256, found.digest) == (f"{4:064}", f"{104:064}")
+        assert state.verdict(B).sequence == 5 == state.end  # type: ignore[union-attr]
+        assert state.verdict("c" * 64) is None
+        assert (state.entered(f"attestations/{A}/1.json"), state.entered("another")) == (1, None)
+
+
+def test_what_is_entered_later_is_seen_by_a_home_that_has_read_before(settings: Settings) -> None:
+    verdict(settings, A, 1)
+    serving = elsewhere(settings, "serving")
+    assert ledger_state(serving).revocation("e" * 64) is None
+    said = {"key": "revocations/e.json", "sha256": "1" * 64, "digest": "e" * 64, "reason": "a test", "by": None}
+    append(settings, "revocation", said, once=str(said["key"]))
+    found = ledger_state(serving).revocation("e" * 64)
+    assert found is not None and (found.sequence, found.key) == (2, "revocations/e.json")
+
+
+class TestMoves:
+    def test_the_newest_move_of_each_alias_is_told(self, settings: Settings) -> None:
+        moved(settings, "1", None)
+        moved(settings, "2", None, alias="challenger")
+        moved(settings, "1", None, name="other")
+        state = ledger_state(settings)
+        assert state.move("digits", "champion") == LastMove(1, "promotion", "1")
+        assert state.move("digits", "challenger") == LastMove(2, "promotion", "2")
+        assert state.move("other", "champion") == LastMove(3, "promotion", "1")
+        assert state.move("digits", "previous") is state.move("digits", "staging") is state.move("none", "x") is None
+
+    def test_a_new_champion_puts_the_old_one_under_previous(self, settings: Settings) -> None:
+        moved(settings, "1", None)
+        moved(settings, "2", "1")
+        moved(settings, "3", "2", alias="challenger")
+        state = ledger_state(settings)
+        assert state.move("digits", "champion") == LastMove(2, "promotion", "2")
+        assert state.move("digits", "previous") == LastMove(2, "promotion", "1")
+        moved(settings, "2", "2")
+        assert ledger_state(settings).move("digits", "previous") == LastMove(2, "promotion", "1")
+
+    @pytest.mark.parametrize("kind", ["demotion", "bypass"])
+    @pytest.mark.parametrize("to", ["1", None])
+    def test_what_is_taken_back_stands_where_it_was_put(self, settings: Settings, kind: str, to: str | None) -> None:
+        moved(settings, "1", None)
+        moved(settings, "2", "1")
+        append(settings, kind, {"name": "digits", "alias": "champion", "version": "2", "to": to})
+        assert ledger_state(settings).move("digits", "champion") == LastMove(3, kind, to)
+
+    def test_a_promotion_that_moved_no_alias_is_no_move(self, settings: Settings) -> None:
+        moved(settings, "1", None)
+        append(settings, "promotion", {"name": "digits", "version": "2"})
+        assert ledger_state(settings).move("digits", "champion") == LastMove(1, "promotion", "1")
+
+
+def test_without_a_ledger_there_is_nothing_and_no_key_is_needed(settings: Settings) -> None:
+    state = ledger_state(settings)
+    assert state.end == 0 and state.verdict(A) is None
+
+
+def test_asking_again_costs_the_same_however_long_the_ledger_is(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.store.directory import DirectoryStore
+
+    read: list[str] = []
+    really = DirectoryStore.read
+    monkeypatch.setattr(DirectoryStore, "read", lambda self, key: (read.append(key), really(self, key))[1])
+    costs = []
+    for number in range(1, 40):
+        verdict(settings, A, number)
+        ledger_state(settings)
+        read.clear()
+        ledger_state(settings)
+        costs.append(len(read))
+    assert costs[3] == costs[-1] <= 2
+
+
+def test_several_threads_ask_one_state_and_several_processes_read_at_once(settings: Settings) -> None:
+    for number in range(1, 41):
+        verdict(settings, f"{number:064}", number)
+    serving = elsewhere(settings, "serving")
+    start, answers = FORK.Barrier(3), FORK.SimpleQueue()
+
+    def work() -> None:
+        start.wait()
+        state = ledger_state(serving)
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda number: state.verdict(f"{number:064}"), range(1, 41))
+            answers.put([told.sequence for told in found if told is not None])
+
+    processes = [FORK.Process(target=work) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [answers.get() for _ in processes] == [list(range(1, 41))] * 3
+    for process in processes:
+        process.join()
+
+
+class TestRefused:
+    """A ledger that is not whole: exit 5, and an alarm."""
+
+    def refused(self, settings: Settings, reason: str) -> None:
+        with pytest.raises(Removed, match=reason) as caught:
+            ledger_state(settings)
+        assert caught.value.exit_code == 5
+
+    @pytest.mark.parametrize("cut", [1, 2, 5])
+    @pytest.mark.parametrize("lost", [(), ("ledger-head.json",), ("ledger-state.db",)])
+    def test_an_end_that_was_cut_off_by_whoever_had_read_it(
+        self, settings: Settings, cut: int, lost: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(1, 6):
+            verdict(settings, A, number)
+        serving = elsewhere(settings, "serving")
+        for where in (settings, serving):
+            ledger_state(where)
+            for name in lost:
+                (where.home / name).unlink()
+        for number in range(6 - cut, 6):
+            gone(settings, number)
+        with told(monkeypatch) as alarms:
+            self.refused(settings, "expected (entry )?5")
+            self.refused(serving, "expected (entry )?5")
+        assert [alarm["event"] for alarm in alarms] == ["vetgate.ledger.broken"] * 2
+
+    @pytest.mark.parametrize("number", [1, 3, 4])
+    def test_an_entry_in_between_that_a_home_sees_for_the_first_time(self, settings: Settings, number: int) -> None:
+        for turn in range(1, 6):
+            verdict(settings, A, turn)
+        gone(settings, number)
+        self.refused(elsewhere(settings, "serving"), f"expected entry {number} of the ledger, got none")
+
+    @pytest.mark.parametrize("kind", ["forged", "swapped", "nonsense"])
+    def test_an_entry_that_is_not_the_gates(self, settings: Settings, kind: str) -> None:
+        for turn in range(1, 4):
+            verdict(settings, A, turn)
+        store, path = open_store(settings), Path(settings.store, entry_key(3))
+        said = claimed(LEDGER, read_envelope(store.read(entry_key(3)))) | {"subject": {}}
+        found = {
+            "forged": canonical_json(sign_statement(LEDGER, said, Ed25519PrivateKey.generate())),
+            "swapped": store.read(entry_key(2)),
+            "nonsense": b"no entry",
+        }[kind]
+        path.chmod(0o644)
+        path.write_bytes(found)
+        self.refused(elsewhere(settings, "serving"), "expected")
+
+    def test_what_a_key_signed_that_is_no_longer_trusted(self, settings: Settings, tmp_path: Path) -> None:
+        for turn in range(1, 4):
+            verdict(settings, A, turn)
+        serving = elsewhere(settings, "serving").model_copy(update={"trust_root": tmp_path / "trust.json"})
+        serving.trust_root.write_bytes(settings.trust_root.read_bytes())
+        assert ledger_state(serving).end == 3
+        other = raw_public(Ed25519PrivateKey.generate())
+        fresh = trust_key(serving.trust_root, other, "gate", now=utc_now(), valid=timedelta(days=9))
+        assert ledger_state(serving).end == 3
+        serving.trust_root.write_bytes(canonical_json({"keys": [fresh.to_json()], "revoked": []}))
+        self.refused(serving, "trust root")
