@@ -89,7 +89,7 @@ def _production(settings: Settings, now: datetime) -> list[Blob]:
 
 
 def _row(held: Registered, name: Standing, now: datetime) -> Blob:
-    """One alias, or a stage, and the version that it resolves to; `covered` is None where an outage keeps us from it."""
+    """An alias or a stage and the version that it resolves to; `covered` is None where an outage kept us from knowing."""
     row: Blob = {"name": held.name, "model": f"prod.{held.name}", "version": held.version}
     row |= {"alias": name.alias, "stage": name.stage}
     answer = name.answer

@@ -1,4 +1,4 @@
-"""Reconcile: whatever resolves to a version in production, and is not the gate's doing or no longer covered, is taken back.
+"""Reconcile: whatever resolves to a version in production and is not the gate's doing, or not covered, is taken back.
 
 The registry lets every writer move an alias, set a stage and add a version, and does not say who did. So every alias is
 held against the gate's newest signed move of it and what the gate says of its version now, soon after it was moved and
@@ -17,7 +17,6 @@ from itertools import chain
 from flows.production.watch import Watch, coverage, coverages, outlived, standings, watch
 from tasks.mlflow.aliases import Registered, registered, source_of
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
-from tasks.records.alias_moves import misplaced
 from tasks.records.attestations import is_revoked, newest_attestation
 from tasks.records.coverage import Coverage
 from tasks.records.promotions import promotion_of, promotions_of
@@ -47,7 +46,9 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
         if isinstance(answer, Coverage)
         and all(isinstance(name.answer, Coverage) for name in standings(seen, item, answer))
     ]
-    wrong = [partial(remove, seen, item, held, answer) for item, answer in answers if not isinstance(answer, StoreError)]
+    wrong = [
+        partial(remove, seen, item, held, answer) for item, answer in answers if not isinstance(answer, StoreError)
+    ]
     nameless = outlived(seen, [item for item in found if not item.named])
     taken: list[TakenBack] = []
     settled: list[TakenBack] = []

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from flows.production.promote import NAME
 from tasks.mlflow.delivery import attested_bytes, registered_version
+from tasks.records.alias_moves import misplaced
 from tasks.records.coverage import Coverage, covered
+from tasks.records.ledger_state import ledger_state
 from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, Denied
-from vetgate.trust.keys import read_trust_root
+from vetgate.trust.keys import read_trust_root, utc_now
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +84,10 @@ def deliver(uri: str, settings: Settings, *, now: datetime | None = None) -> Del
     target = read_uri(uri)
     version, source = registered_version(settings, target.model, target.alias, target.number)
     coverage = covered(settings, target.name, version, source, now=now)
+    if target.alias is not None:
+        wrong = misplaced(ledger_state(settings), target.name, target.alias, version, now or utc_now())
+        if wrong is not None:
+            raise wrong
     return Delivered(target, version, attested_bytes(settings, coverage), coverage)
 
 

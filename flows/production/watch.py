@@ -12,7 +12,7 @@ from tasks.mlflow.aliases import TAMPERED, Registered, untampered
 from tasks.records.alias_moves import misplaced
 from tasks.records.coverage import Coverage, covered
 from tasks.records.ledger_chain import gate_key
-from tasks.records.ledger_state import LedgerState
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -43,7 +43,7 @@ def watch(settings: Settings, now: datetime | None = None) -> Watch:
         _, trust = gate_key(settings)
     except Denied as error:
         raise StoreError(str(error)) from error
-    return Watch(settings, open_store(settings), trust, now or utc_now())
+    return Watch(settings, open_store(settings), trust, ledger_state(settings), now or utc_now())
 
 
 def coverages(seen: Watch, held: Iterable[Registered]) -> list[Coverage | Denied | StoreError]:

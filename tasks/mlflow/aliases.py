@@ -1,4 +1,4 @@
-"""What is in production as MLflow says: the versions of prod.* models, where their bytes lie, and what resolves to them.
+"""What MLflow says is in production: the versions of prod.* models, where their bytes lie, and what resolves to them.
 
 MLflow finds a version by an alias, by a stage, by `latest` and by its bare number.
 

@@ -78,7 +78,7 @@ def _from_server(url: str) -> tuple[Aliases, list[Registered]]:
             versions = {"filter": f"name LIKE '{PREFIX}%'", "max_results": VERSIONS}
             found = _pages(client, "model-versions", versions)
             fields = ("name", "version", "source", "current_stage", "creation_timestamp")
-            rows = [[item.get(field) for field in fields] for item in found if item["name"].startswith(PREFIX)]
+            rows: list[Any] = [[item.get(f) for f in fields] for item in found if item["name"].startswith(PREFIX)]
             return aliases, [as_registered(*row) for row in rows]
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         got = str(error).strip() or type(error).__name__
