@@ -191,7 +191,9 @@ def keys_list(json: AsJson = False) -> int:
 def _entries(console: Any, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         subject = row["subject"]
-        about = " ".join(str(subject[k]) for k in ("name", "version", "alias", "verdict", "manifest") if subject.get(k))
+        about = " ".join(
+            str(subject[k]) for k in ("name", "version", "alias", "stage", "verdict", "manifest") if subject.get(k)
+        )
         _lines(console, [f"{row['sequence']:>6}  {row['issued']}  {row['kind']:<10}  {about}"])
 
 

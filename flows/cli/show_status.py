@@ -57,7 +57,7 @@ def _production(rows: list[dict[str, Any]]) -> Table:
             until.append(" (grace)", style=ALARM)
         table.add_row(
             row["model"],
-            row["alias"],
+            row["alias"] or f"stage {row['stage']}",
             row["version"],
             (row["manifest_sha256"] or "")[:16],
             _verdict(row["verdict"]) if row["covered"] else Text(_uncovered(row), style=ALARM),

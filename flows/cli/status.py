@@ -12,9 +12,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flows.production.watch import coverages, watch
+from flows.production.watch import Standing, coverages, standings, watch
 from flows.vetting.submit import queue
-from tasks.mlflow.aliases import Aliased
+from tasks.mlflow.aliases import Registered
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage
 from tasks.records.ledger_state import ledger_state
@@ -83,23 +83,26 @@ def _submissions(settings: Settings, now: datetime, wrong: Callable[[str], objec
 
 
 def _production(settings: Settings, now: datetime) -> list[Blob]:
-    """Every alias of every prod.* model: its version, and until when what covers it, or why nothing does."""
+    """Every alias and stage of every prod.* model: its version, and until when what covers it, or why nothing does."""
     held = read_production(settings)
     if not held:
         return []
-    answers = coverages(watch(settings, now), held)
-    rows = zip(held, answers, strict=True)
-    return [row for item, answer in rows for row in _rows(item, answer, now)]
+    seen = watch(settings, now)
+    answers = zip(held, coverages(seen, held), strict=True)
+    return [_row(item, name, now) for item, answer in answers for name in standings(seen, item, answer)]
 
 
-def _rows(held: Aliased, answer: Coverage | VetgateError, now: datetime) -> list[Blob]:
-    """One version, a row for each alias that points to it; `covered` is None where an outage kept us from knowing."""
-    common: Blob = {"name": held.name, "model": f"prod.{held.name}", "version": held.version}
-    if isinstance(answer, VetgateError):
+def _row(held: Registered, name: Standing, now: datetime) -> Blob:
+    """An alias or a stage and the version it resolves to; `covered` is None where an outage kept us from knowing."""
+    row: Blob = {"name": held.name, "model": f"prod.{held.name}", "version": held.version}
+    row |= {"alias": name.alias, "stage": name.stage}
+    answer = name.answer
+    if not isinstance(answer, Coverage):
         state = False if isinstance(answer, Denied) else None
         nothing: Blob = {"manifest_sha256": None, "verdict": None, "until": None, "soon": False, "grace": False}
-        return [{**common, "alias": alias, "covered": state, **nothing, "why": str(answer)} for alias in held.aliases]
-    covers = {
+        return {**row, "covered": state, **nothing, "why": str(answer)}
+    return {
+        **row,
         "covered": True,
         "manifest_sha256": answer.manifest,
         "verdict": answer.claims["verdict"],
@@ -108,7 +111,6 @@ def _rows(held: Aliased, answer: Coverage | VetgateError, now: datetime) -> list
         "grace": answer.grace,
         "why": None,
     }
-    return [{**common, "alias": alias, **covers} for alias in held.aliases]
 
 
 def _waivers(settings: Settings, store: Store, now: datetime) -> list[Blob]:

@@ -101,5 +101,12 @@ def _show_reconciled(console: Console, blob: dict[str, Any]) -> None:
 
 
 def _line(item: dict[str, Any]) -> str:
-    to = f"put back to version {item['to']}" if item["to"] else "deleted"
-    return f"{item['kind']}: {item['model']}@{item['alias']} was version {item['version']}, {to}: {item['reason']}"
+    model, version = item["model"], item["version"]
+    if item["stage"] is not None:
+        said = f"{model}, stage {item['stage']}, was version {version}, ended"
+    elif item["alias"] is None:
+        said = f"{model} version {version}, removed from the registry"
+    else:
+        to = f"put back to version {item['to']}" if item["to"] else "deleted"
+        said = f"{model}@{item['alias']} was version {version}, {to}"
+    return f"{item['kind']}: {said}: {item['reason']}"

@@ -1,27 +1,27 @@
-"""Reconcile: whatever stands under an alias of production without a verdict that covers it is taken back.
+"""Reconcile: whatever resolves to a version in production and is not the gate's doing, or not covered, is taken back.
 
-The registry lets every writer move an alias and does not say who did. So every alias is held against what
-the gate promoted and what it says of that now, soon after it was moved and again every few minutes.
+The registry lets every writer move an alias, set a stage and add a version, and does not say who did. So every alias is
+held against the gate's newest signed move of it and what the gate says of its version now, soon after it was moved and
+again every few minutes. The gate sets no stage. A version that it never promoted, or that nothing covers any more, is
+removed, because its number and perhaps `latest` would resolve to it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
+from itertools import chain
 
-from flows.production.watch import Watch, coverage, coverages, watch
-from tasks.mlflow.aliases import Aliased, in_production, source_of
+from flows.production.watch import Watch, coverage, coverages, outlived, standings, watch
+from tasks.mlflow.aliases import Registered, registered, source_of
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
 from tasks.mlflow.heads import publish_head
-from tasks.records.alias_moves import move_key
 from tasks.records.attestations import newest_attestation, revocation_of
 from tasks.records.coverage import Coverage
 from tasks.records.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
-from tasks.store.base import BadKey
 from vetgate.errors import Denied, Removed, Stale, StoreError, VetgateError
 from vetgate.shape import Blob
 from vetgate.trust import attest
@@ -37,16 +37,29 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     settled all the same. An outage takes nothing back, and a broken ledger only what the gate never promoted.
     """
     seen = watch(settings, now)
-    held = in_production(settings, name)
+    found = registered(settings, name)
+    held = [item for item in found if item.named]
     answers = list(zip(held, coverages(seen, held), strict=True))
     errors: list[VetgateError] = [answer for _, answer in answers if isinstance(answer, StoreError)]
     errors += [seen.state] if isinstance(seen.state, Removed) else []
-    fine = [(item, answer) for item, answer in answers if isinstance(answer, Coverage)]
+    fine = [
+        (item, answer)
+        for item, answer in answers
+        if isinstance(answer, Coverage)
+        and all(isinstance(name.answer, Coverage) for name in standings(seen, item, answer))
+    ]
+    known = [(item, answer) for item, answer in answers if not isinstance(answer, StoreError)]
+    wrong = [partial(remove, seen, item, held, answer) for item, answer in known]
+    nameless = outlived(seen, [item for item in found if not item.named])
     taken: list[TakenBack] = []
-    for item, answer in answers:
-        if isinstance(answer, Denied) and answer is not seen.state:
-            taken += _tried(errors, partial(remove, seen, item, held, answer))
-    settled = _tried(errors, lambda: settle(settings))
+    settled: list[TakenBack] = []
+    for job in chain(wrong, (partial(_unregistered, seen, item, why) for item, why in nameless)):
+        if done := _tried(errors, job):
+            taken += done
+            # at once: until the ledger has it, what an alias was put back to is not where the gate last put it
+            settled += _tried(errors, partial(settle, settings))
+    # what a run that was killed left
+    settled += _tried(errors, partial(settle, settings))
     publish_head(settings)
     if errors:
         raise (Removed if isinstance(seen.state, Removed) else StoreError)(
@@ -66,19 +79,45 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     }
 
 
-def remove(seen: Watch, item: Aliased, held: Iterable[Aliased], why: Denied) -> list[TakenBack]:
-    """Take every alias off a version that nothing covers, each put back to what stood there before if that may stay."""
-    kind = DEMOTION if isinstance(why, Stale) or _was_let_in(seen, item) else BYPASS
+def remove(seen: Watch, item: Registered, held: Iterable[Registered], answer: Coverage | Denied) -> list[TakenBack]:
+    """Take off a version what resolves to it by no right: all of it where nothing covers the version.
+
+    Each alias is put back to where the gate last put it, or to what stood there before, if that may stay.
+    """
     aliases = {alias: other.version for other in held if other.name == item.name for alias in other.aliases}
     taken = []
-    for alias in item.aliases:
-        to = _successor(seen, item, alias, aliases, kind)
-        done = take_back(seen.settings, item.name, alias, item.version, kind=kind, reason=str(why), to=to)
-        taken += [done] if done is not None else []
+    for name in standings(seen, item, answer):
+        why = name.answer
+        if not isinstance(why, Denied) or why is seen.state:
+            continue
+        kind = DEMOTION if why is answer and _by_the_gate(seen, item, why) else BYPASS
+        to = None if name.alias is None else _successor(seen, item, name.alias, aliases, kind)
+        done = take_back(
+            seen.settings,
+            item.name,
+            item.version,
+            alias=name.alias,
+            stage=name.stage,
+            kind=kind,
+            reason=str(why),
+            to=to,
+        )
+        taken += [] if done is None else [done]
     return taken
 
 
-def _was_let_in(seen: Watch, item: Aliased) -> bool:
+def _unregistered(seen: Watch, item: Registered, why: Denied) -> list[TakenBack]:
+    """Remove a version from the registry."""
+    kind = DEMOTION if _by_the_gate(seen, item, why) else BYPASS
+    done = take_back(seen.settings, item.name, item.version, kind=kind, reason=str(why))
+    return [] if done is None else [done]
+
+
+def _by_the_gate(seen: Watch, item: Registered, why: Denied) -> bool:
+    return isinstance(why, Stale) or _was_let_in(seen, item)
+
+
+def _was_let_in(seen: Watch, item: Registered) -> bool:
     """Whether the gate promoted exactly this and its own later verdict is what speaks against it."""
     try:
         promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
@@ -101,7 +140,7 @@ def _was_let_in(seen: Watch, item: Aliased) -> bool:
     return verified["verdict"] not in attest.ADMITTED
 
 
-def _successor(seen: Watch, item: Aliased, alias: str, aliases: dict[str, str], kind: str) -> str | None:
+def _successor(seen: Watch, item: Registered, alias: str, aliases: dict[str, str], kind: str) -> str | None:
     """The version that the alias goes back to: covered, not itself in its grace, and not another alias's by right."""
     other = aliases.get(CHAMPION) if alias == CHALLENGER else None
     for version in dict.fromkeys(_candidates(seen, item.name, alias, aliases, kind)):
@@ -138,15 +177,9 @@ def _candidates(seen: Watch, name: str, alias: str, aliases: dict[str, str], kin
 
 
 def _last_move(seen: Watch, name: str, alias: str) -> tuple[str, str]:
-    """The version that the gate last put an alias on, and the one before; empty where there is none.
-
-    Its writer is unknown, so it only says where to look first: what an alias goes back to must be covered.
-    """
-    try:
-        stored = json.loads(seen.store.read(move_key(name, alias)))
-        return str(stored.get("version") or ""), str(stored.get("old") or "")
-    except (KeyError, ValueError, AttributeError, BadKey):
-        return "", ""
+    """The version that the gate last put an alias on, and the one before; empty where there is none."""
+    move = None if isinstance(seen.state, Removed) else seen.state.move(name, alias)
+    return ("", "") if move is None else (move.version or "", move.before or "")
 
 
 def _tried(errors: list[VetgateError], work: Callable[[], list[TakenBack]]) -> list[TakenBack]:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from tasks.mlflow.delivery import attested_bytes, registered_version
 from tasks.mlflow.heads import whole_ledger
+from tasks.records.alias_moves import misplaced
 from tasks.records.coverage import Coverage, covered
 from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, Denied
 from vetgate.formats.model_name import MODEL_NAME
-from vetgate.trust.keys import read_trust_root
+from vetgate.trust.keys import read_trust_root, utc_now
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +83,10 @@ def deliver(uri: str, settings: Settings, *, now: datetime | None = None) -> Del
     """The bytes of a version in production, each file read once and hashed after that; raises as `verified_load`."""
     target = read_uri(uri)
     version, source = registered_version(settings, target.model, target.alias, target.number)
-    coverage = covered(settings, target.name, version, source, now=now, state=whole_ledger(settings))
+    state, moment = whole_ledger(settings), now or utc_now()
+    coverage = covered(settings, target.name, version, source, now=moment, state=state)
+    if target.alias is not None and (wrong := misplaced(state, target.name, target.alias, version, moment)):
+        raise wrong
     return Delivered(target, version, attested_bytes(settings, coverage), coverage)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
-from tasks.mlflow.aliases import Aliased, untampered
+from tasks.mlflow.aliases import TAMPERED, Registered, untampered
 from tasks.mlflow.heads import whole_ledger
+from tasks.records.alias_moves import misplaced
 from tasks.records.coverage import Coverage, covered, promoted_at
 from tasks.records.ledger_chain import gate_key
 from tasks.records.ledger_state import LedgerState
@@ -22,6 +23,8 @@ from vetgate.trust.keys import TrustRoot, utc_now
 READERS = 16
 # so many answers that fail are an outage: asking for the rest would take hours and find nothing out
 OUTAGE = 10
+# a version is registered a moment before it is signed, and one whose verdict has just ended may get another
+SETTLING = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,11 @@ def watch(settings: Settings, now: datetime | None = None) -> Watch:
     return Watch(settings, open_store(settings), trust, state, now or utc_now())
 
 
-def coverages(seen: Watch, held: Iterable[Aliased]) -> list[Coverage | Denied | StoreError]:
+def coverages(seen: Watch, held: Iterable[Registered]) -> list[Coverage | Denied | StoreError]:
     """What covers each version, in their order, or why nothing does, or what kept us from knowing."""
     failed: list[StoreError] = []
 
-    def ask(item: Aliased) -> Coverage | Denied | StoreError:
+    def ask(item: Registered) -> Coverage | Denied | StoreError:
         if len(failed) >= OUTAGE:
             return failed[0]
         try:
@@ -81,3 +84,58 @@ def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
     found = covered(seen.settings, name, version, source, now=seen.now, state=seen.state)
     untampered(seen.settings, seen.store, found.promotion)
     return found
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An alias or a stage that resolves to a version, and what covers the version under it, or why nothing does."""
+
+    alias: str | None
+    stage: str | None
+    answer: Coverage | Denied | StoreError
+
+
+def standings(seen: Watch, item: Registered, answer: Coverage | Denied | StoreError) -> list[Standing]:
+    """Each name of a version, of which `answer` is what covers it under any; the gate must have put it there itself."""
+    found: list[Standing] = []
+    for alias in item.aliases:
+        wrong = None
+        if isinstance(answer, Coverage) and not isinstance(seen.state, Removed):
+            wrong = misplaced(seen.state, item.name, alias, item.version, seen.now)
+        found.append(Standing(alias, None, wrong or answer))
+    if item.stage is not None:
+        staged = Denied(
+            f"expected version {item.version} of prod.{item.name} in no stage, which no gate sets, got {item.stage}; "
+            "promote to an alias"
+        )
+        found.append(Standing(None, item.stage, answer if isinstance(answer, StoreError) else staged))
+    return found
+
+
+def outlived(seen: Watch, found: Iterable[Registered]) -> Iterator[tuple[Registered, Denied]]:
+    """The versions that only their number, or `latest`, resolves to, and that nothing has covered for a while; and why.
+
+    Raises no StoreError: what cannot be read now stays until it can be.
+    """
+    altered = {key.removesuffix(".json") for key in seen.store.list(TAMPERED)}
+    for item in found:
+        doubtful = _doubtful_since(seen, item)
+        if f"{TAMPERED}{item.name}/{item.version}" not in altered and (
+            doubtful is None or seen.now - doubtful < SETTLING
+        ):
+            continue
+        try:
+            coverage(seen, item.name, item.version, item.source)
+        except Denied as why:
+            if why is not seen.state:
+                yield item, why
+        except StoreError:
+            continue
+
+
+def _doubtful_since(seen: Watch, item: Registered) -> datetime | None:
+    """When a version ceased to be covered, as far as the ledger tells; None where it is."""
+    manifest = None if isinstance(seen.state, Removed) else seen.state.promoted(item.name, item.version)
+    if isinstance(seen.state, Removed) or manifest is None:
+        return datetime.fromtimestamp(item.created, UTC)
+    return seen.state.not_admitted_since(manifest, seen.now)

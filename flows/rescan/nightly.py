@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import TypeVar
 
 from flows.production.reconcile import reconcile
-from flows.production.watch import Watch, coverages, watch
+from flows.production.watch import Watch, coverages, standings, watch
 from flows.rescan.batch import CanaryOutcome, Examine, Renewal, batch_name, in_turn, renew, run_canaries
 from flows.rescan.stale import Present, due_for_hashing, outdated_verdicts
 from tasks import events
-from tasks.mlflow.aliases import Aliased, in_production, rehash
+from tasks.mlflow.aliases import Registered, in_production, rehash
 from tasks.mlflow.heads import publish_head
 from tasks.records.coverage import Coverage
 from tasks.records.ledger_chain import append, head
@@ -39,8 +39,8 @@ class Batch:
     name: str
     seen: Watch
     present: Present
-    covering: list[tuple[Aliased, Coverage]]
-    uncovered: list[Aliased]
+    covering: list[tuple[Registered, Coverage]]
+    uncovered: list[Registered]
     errors: list[str] = field(default_factory=list)
     hashed: int = 0
     taken_back: list[Blob] = field(default_factory=list)
@@ -125,7 +125,8 @@ def _begun(settings: Settings, now: datetime | None) -> Batch:
     held = in_production(settings)
     answers = list(zip(held, coverages(seen, held), strict=True))
     covering = [(item, answer) for item, answer in answers if isinstance(answer, Coverage)]
-    uncovered = [item for item, answer in answers if isinstance(answer, Denied)]
+    wrong = [any(isinstance(name.answer, Denied) for name in standings(seen, *given)) for given in answers]
+    uncovered = [item for (item, _), found in zip(answers, wrong, strict=True) if found]
     batch = Batch(batch_name(seen), seen, present, covering, uncovered)
     batch.errors += [str(answer) for _, answer in answers if not isinstance(answer, Coverage | Denied)]
     batch.seconds["read"] = time.monotonic() - started
@@ -142,11 +143,11 @@ def _hash_some(batch: Batch) -> None:
             rehash(batch.seen.settings, batch.seen.store, coverage.promotion)
             batch.hashed += 1
         except Denied:
-            altered.add(item.name)
+            altered.add((item.name, item.version))
         except VetgateError as error:
             batch.errors.append(str(error))
-    _reconcile(batch, altered)
-    gone = {(item["name"], item["version"]) for item in batch.taken_back}
+    _reconcile(batch, {name for name, _ in altered})
+    gone = altered & {(item["name"], item["version"]) for item in batch.taken_back}
     batch.covering = [(item, c) for item, c in batch.covering if (item.name, item.version) not in gone]
 
 

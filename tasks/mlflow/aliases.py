@@ -1,4 +1,6 @@
-"""What is in production: every alias of a prod.* model, its version and where the bytes of that lie, as MLflow says.
+"""What MLflow says is in production: the versions of prod.* models, where their bytes lie, and what resolves to them.
+
+MLflow finds a version by an alias, by a stage, by `latest` and by its bare number.
 
 Versions whose bytes were once found altered are noted in the store, and from then on hashed at every question.
 """
@@ -6,8 +8,8 @@ Versions whose bytes were once found altered are noted in the store, and from th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,29 +28,42 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PREFIX = "prod."
+NO_STAGE = "None"
+# where versions whose bytes were found altered are noted
+TAMPERED = "tampered/"
 # as many as one call may ask for
 MODELS, VERSIONS = 1000, 10_000
 
 
 @dataclass(frozen=True)
-class Aliased:
-    """One version of prod.<name> that aliases point to, and its source; empty when the registry has no such version."""
+class Registered:
+    """One version of prod.<name>: its source, and the aliases and the stage that resolve to it; None is no stage.
+
+    `created` is in seconds since 1970. Of a version that an alias names and the registry lacks all but that is empty.
+    """
 
     name: str
     version: str
     source: str
-    aliases: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    stage: str | None = None
+    created: float = 0.0
+
+    @property
+    def named(self) -> bool:
+        """Whether more than its number, or `latest`, resolves to it."""
+        return bool(self.aliases) or self.stage is not None
 
 
-def in_production(settings: Settings, name: str | None = None) -> list[Aliased]:
-    """Every version of a prod.* model, or of prod.<name>, that has an alias: in a few calls however many there are.
+def registered(settings: Settings, name: str | None = None) -> list[Registered]:
+    """Every version of a prod.* model, or of prod.<name>, in order: in a few calls however many there are.
 
     Raises StoreError when the registry does not answer.
     """
     with registry(settings) as client:
         aliases = dict(_aliases(client) if name is None else [(f"{PREFIX}{name}", aliases_of(client, name))])
-        sources = _sources(client, aliases, "" if name is None else f"{PREFIX}{name}")
-    return by_version(aliases, sources)
+        found = list(_versions(client, "" if name is None else f"{PREFIX}{name}"))
+    return with_aliases(aliases, found)
 
 
 def all_names(settings: Settings) -> list[str]:
@@ -64,12 +79,24 @@ def all_names(settings: Settings) -> list[str]:
                 return names
 
 
-def by_version(aliases: dict[str, dict[str, str]], sources: dict[tuple[str, str], str]) -> list[Aliased]:
-    """A version each, in order, from alias to version by model and source by model and version."""
+def in_production(settings: Settings, name: str | None = None) -> list[Registered]:
+    """Those of the registered versions that an alias or a stage resolves to; raises as `registered`."""
+    return [item for item in registered(settings, name) if item.named]
+
+
+def with_aliases(aliases: dict[str, dict[str, str]], found: Iterable[Registered]) -> list[Registered]:
+    """The versions in order, with the aliases (alias to version, by model) that resolve to them."""
+    versions = {(f"{PREFIX}{item.name}", item.version): item for item in found}
+    names: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for model, held in aliases.items():
+        for alias, version in held.items():
+            names[model, version].append(alias)
     return [
-        Aliased(model.removeprefix(PREFIX), version, sources.get((model, version), ""), tuple(sorted(names)))
-        for model, found in sorted(aliases.items())
-        for version, names in sorted(_by_version(found).items())
+        replace(
+            versions.get((model, version)) or Registered(model.removeprefix(PREFIX), version, ""),
+            aliases=tuple(sorted(names[model, version])),
+        )
+        for model, version in sorted(versions.keys() | names.keys())
     ]
 
 
@@ -88,15 +115,22 @@ def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
 
 def source_of(settings: Settings, name: str, version: str) -> str | None:
     """Where the registry says that the bytes of a version lie; None when it has no such version."""
+    with registry(settings) as client:
+        found = version_of(client, name, version)
+    return None if found is None else found.source
+
+
+def version_of(client: MlflowClient, name: str, version: str) -> Registered | None:
+    """A version of prod.<name>, without its aliases; None when the registry has no such version."""
     from mlflow.exceptions import MlflowException
 
-    with registry(settings) as client:
-        try:
-            return str(client.get_model_version(f"{PREFIX}{name}", version).source or "")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
+    try:
+        found = client.get_model_version(f"{PREFIX}{name}", version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return as_registered(found.name, found.version, found.source, found.current_stage, found.creation_timestamp)
 
 
 def check_bytes(settings: Settings, promotion: Promotion) -> int:
@@ -129,30 +163,29 @@ def _aliases(client: MlflowClient) -> Iterator[tuple[str, dict[str, str]]]:
             return
 
 
-def _sources(client: MlflowClient, aliases: dict[str, dict[str, str]], model: str) -> dict[tuple[str, str], str]:
-    """(model, version) to source, for every version that has an alias."""
-    wanted = {(name, version) for name, found in aliases.items() for version in found.values()}
+def _versions(client: MlflowClient, model: str) -> Iterator[Registered]:
+    """Every version of a model, or of all in production where it is empty."""
     which = f"name = '{model}'" if model and "'" not in model else f"name LIKE '{PREFIX}%'"
-    sources: dict[tuple[str, str], str] = {}
     token = None
-    while wanted - sources.keys():
+    while True:
         found: Any = client.search_model_versions(
             which, max_results=VERSIONS, order_by=["name ASC", "version_number DESC"], page_token=token
         )
         for version in found:
-            if (key := (version.name, str(version.version))) in wanted:
-                sources[key] = str(version.source or "")
+            # LIKE is blind to case in SQLite
+            if version.name == model or (not model and version.name.startswith(PREFIX)):
+                yield as_registered(
+                    version.name, version.version, version.source, version.current_stage, version.creation_timestamp
+                )
         token = found.token
         if not token:
-            break
-    return sources
+            return
 
 
-def _by_version(aliases: dict[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for alias, version in aliases.items():
-        found[version].append(alias)
-    return found
+def as_registered(model: str, version: object, source: str | None, stage: str | None, created: object) -> Registered:
+    """A version from what MLflow says of it: `created` is in milliseconds, and a stage may be the word None."""
+    named = None if stage in (None, "", NO_STAGE) else stage
+    return Registered(model.removeprefix(PREFIX), str(version), source or "", (), named, float(str(created or 0)) / 1e3)
 
 
 def _from_store(store: Store, home: str, promotion: Promotion, room: Path) -> Path:
@@ -210,4 +243,4 @@ def rehash(settings: Settings, store: Store, promotion: Promotion) -> int:
 
 
 def _tampered_key(promotion: Promotion) -> str:
-    return f"tampered/{promotion.name}/{promotion.version}.json"
+    return f"{TAMPERED}{promotion.name}/{promotion.version}.json"

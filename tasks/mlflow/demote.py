@@ -1,7 +1,8 @@
-"""Take an alias of a prod.* model back, and leave a record of it whatever happens in between.
+"""Take back what resolves to a version of a prod.* model, and leave a record of it whatever happens in between.
 
-What is about to be done is noted in the gate's home first, then the alias is moved, then the ledger is told. The alias
-does not wait for the ledger: who breaks that must not keep in production what does not belong there.
+That is an alias, a stage, or the version itself, which its number and `latest` find. What is about to be done is noted
+in the gate's home first, then the registry is changed, then the ledger is told. The registry does not wait for the
+ledger: who breaks that must not keep in production what does not belong there.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks import events
-from tasks.mlflow.aliases import PREFIX, aliases_of
+from tasks.mlflow.aliases import NO_STAGE, PREFIX, aliases_of, version_of
 from tasks.mlflow.client import registry
 from tasks.records.ledger_chain import append, head
 from tasks.settings import Settings
@@ -24,25 +25,35 @@ from tasks.store.directory import write_whole
 from vetgate.digest import canonical_json
 from vetgate.errors import StoreError, VetgateError
 
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
 DEMOTION, BYPASS = "demotion", "bypass"
 EVENTS = {DEMOTION: events.MODEL_DEMOTED, BYPASS: events.BYPASS_DETECTED}
 
 
 @dataclass(frozen=True)
 class TakenBack:
-    """One alias that was taken off a version, and why; `to` is the version that it was put back to, None if deleted.
+    """What was taken off a version, and why: an alias, a stage, or, where both are None, the version from the registry.
 
-    `since` is the number of the last ledger entry before.
+    `to` is the version that an alias was put back to, None if it was deleted. `since` is the number of the last ledger
+    entry before.
     """
 
     id: str
     kind: str
     name: str
-    alias: str
     version: str
+    alias: str | None
+    stage: str | None
     to: str | None
     reason: str
     since: int
+
+    @property
+    def what(self) -> tuple[str, str, str | None, str | None]:
+        """The model, the version, and what resolved to it."""
+        return self.name, self.version, self.alias, self.stage
 
     def to_json(self) -> dict[str, Any]:
         """What ledger and event say."""
@@ -50,22 +61,38 @@ class TakenBack:
 
 
 def take_back(
-    settings: Settings, name: str, alias: str, version: str, *, kind: str, reason: str, to: str | None
+    settings: Settings,
+    name: str,
+    version: str,
+    *,
+    kind: str,
+    reason: str,
+    alias: str | None = None,
+    stage: str | None = None,
+    to: str | None = None,
 ) -> TakenBack | None:
-    """Put the alias back to `to`, or delete it; None when it no longer stands for `version`. `settle` records it."""
-    done = TakenBack(uuid.uuid4().hex, kind, name, alias, version, to, reason, _last_entry(settings))
+    """Put an alias back to `to` or delete it, end a stage, or, with neither, delete the version from the registry.
+
+    None when it no longer stands for `version`. `settle` records it.
+    """
+    done = TakenBack(uuid.uuid4().hex, kind, name, version, alias, stage, to, reason, _last_entry(settings))
+    model = f"{PREFIX}{name}"
     with _alone(settings) as folder, registry(settings) as client:
         # read again right before: MLflow cannot compare and set, and another client may have moved it
-        if aliases_of(client, name).get(alias) != version:
+        if not _stands(client, done):
             return None
         for path, noted in _noted(folder):
-            if (noted.name, noted.alias, noted.version) == (name, alias, version):
-                path.unlink()  # its process was killed before it moved the alias
+            if noted.what == done.what:
+                path.unlink()  # its process was killed before it changed the registry
         write_whole(folder / f"{done.id}.json", lambda file: str(file.write(canonical_json(asdict(done)))))
-        if to is None:
-            client.delete_registered_model_alias(f"{PREFIX}{name}", alias)
+        if stage is not None:
+            client.transition_model_version_stage(model, version, NO_STAGE)
+        elif alias is None:
+            client.delete_model_version(model, version)
+        elif to is None:
+            client.delete_registered_model_alias(model, alias)
         else:
-            client.set_registered_model_alias(f"{PREFIX}{name}", alias, to)
+            client.set_registered_model_alias(model, alias, to)
     return done
 
 
@@ -75,8 +102,8 @@ def settle(settings: Settings) -> list[TakenBack]:
     with _alone(settings) as folder:
         for path, noted in _noted(folder):
             with registry(settings) as client:
-                moved = aliases_of(client, noted.name).get(noted.alias) != noted.version
-            if moved:
+                stands = _stands(client, noted)
+            if not stands:
                 append(settings, noted.kind, noted.to_json(), once=noted.id, since=noted.since)
                 entered.append(noted)
             path.unlink()
@@ -84,6 +111,14 @@ def settle(settings: Settings) -> list[TakenBack]:
         # a hint only: the ledger holds it
         events.emit(EVENTS[noted.kind], f"model.{PREFIX}{noted.name}", noted.to_json(), once=noted.id)
     return entered
+
+
+def _stands(client: MlflowClient, noted: TakenBack) -> bool:
+    """Whether it still resolves to the version."""
+    if noted.alias is not None:
+        return aliases_of(client, noted.name).get(noted.alias) == noted.version
+    found = version_of(client, noted.name, noted.version)
+    return found is not None and (noted.stage is None or found.stage == noted.stage)
 
 
 def _noted(folder: Path) -> list[tuple[Path, TakenBack]]:

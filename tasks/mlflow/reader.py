@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tasks.mlflow.aliases import MODELS, PREFIX, VERSIONS, Aliased, all_names, by_version, in_production
+from tasks.mlflow.aliases import (
+    MODELS,
+    PREFIX,
+    VERSIONS,
+    Registered,
+    all_names,
+    as_registered,
+    in_production,
+    with_aliases,
+)
 from tasks.mlflow.client import ENVIRONMENT
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
@@ -24,28 +33,28 @@ from vetgate.errors import StoreError
 OTHERWISE = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")
 WAIT_SECONDS = 30.0
 ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
-SOURCES = """SELECT v.name, v.version, v.source FROM model_versions v JOIN registered_model_aliases a
-    ON a.workspace = v.workspace AND a.name = v.name AND a.version = v.version
-    WHERE v.workspace = 'default' AND v.current_stage != 'Deleted_Internal'"""
+NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creation_time FROM model_versions v
+    LEFT JOIN registered_model_aliases a ON a.workspace = v.workspace AND a.name = v.name AND a.version = v.version
+    WHERE v.workspace = 'default' AND v.current_stage != 'Deleted_Internal'
+    AND (a.alias IS NOT NULL OR v.current_stage != 'None')"""
 NAMES = "SELECT name FROM registered_models WHERE workspace = 'default'"
 Aliases = dict[str, dict[str, str]]
-Sources = dict[tuple[str, str], str]
 
 
-def read_production(settings: Settings) -> list[Aliased]:
+def read_production(settings: Settings) -> list[Registered]:
     """What `in_production` gives; raises StoreError when the registry does not answer."""
     uri = settings.tracking_uri
     if any(os.environ.get(name) for name in OTHERWISE):
         return in_production(settings)
     if uri.startswith(("http://", "https://")):
-        return by_version(*_from_server(uri.rstrip("/")))
+        return _named(*_from_server(uri.rstrip("/")))
     path = sqlite_file(uri)
     if path is None:
         return in_production(settings)
     if not path.exists():
         return []  # nothing was ever registered
     try:
-        return by_version(*_from_database(path))
+        return _named(*_from_database(path))
     except sqlite3.Error:
         # another version's tables, or a fault that MLflow has words for
         return in_production(settings)
@@ -71,7 +80,11 @@ def database_at(path: Path) -> closing[sqlite3.Connection]:
     return closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS))
 
 
-def _from_database(path: Path) -> tuple[Aliases, Sources]:
+def _named(aliases: Aliases, versions: list[Registered]) -> list[Registered]:
+    return [item for item in with_aliases(aliases, versions) if item.named]
+
+
+def _from_database(path: Path) -> tuple[Aliases, list[Registered]]:
     with database_at(path) as database:
         # both are read from one state of the database
         database.execute("BEGIN")
@@ -79,11 +92,10 @@ def _from_database(path: Path) -> tuple[Aliases, Sources]:
         for name, alias, version in database.execute(ALIASES):
             if name.startswith(PREFIX):
                 aliases.setdefault(name, {})[alias] = str(version)
-        sources = {(name, str(version)): str(source or "") for name, version, source in database.execute(SOURCES)}
-    return aliases, sources
+        return aliases, [as_registered(*row) for row in database.execute(NAMED) if row[0].startswith(PREFIX)]
 
 
-def _from_server(url: str) -> tuple[Aliases, Sources]:
+def _from_server(url: str) -> tuple[Aliases, list[Registered]]:
     with _server(url) as client:
         names = {"filter": f"name LIKE '{PREFIX}%'", "max_results": MODELS, "order_by": "name ASC"}
         models = {m["name"]: m.get("aliases") or [] for m in _pages(client, "registered-models", names)}
@@ -92,11 +104,11 @@ def _from_server(url: str) -> tuple[Aliases, Sources]:
             for name, found in models.items()
             if found and name.startswith(PREFIX)
         }
-        if not aliases:
-            return {}, {}
         versions = {"filter": f"name LIKE '{PREFIX}%'", "max_results": VERSIONS}
         found = _pages(client, "model-versions", versions)
-        return aliases, {(v["name"], str(v["version"])): str(v.get("source") or "") for v in found}
+        fields = ("name", "version", "source", "current_stage", "creation_timestamp")
+        rows: list[Any] = [[item.get(f) for f in fields] for item in found if item["name"].startswith(PREFIX)]
+        return aliases, [as_registered(*row) for row in rows]
 
 
 @contextmanager

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 
 from tasks.records.ledger_chain import Entry, append, head
+from tasks.records.ledger_state import LedgerState
 from tasks.records.promotions import promotion_key
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
-from vetgate.trust.strict_json import as_object, parse
+from vetgate.trust.strict_json import as_object, as_time, parse
+
+# the alias is set a moment after the ledger has its move
+UNDERWAY = timedelta(minutes=2)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,24 @@ def unfinished_move(store: Store, name: str, version: str) -> AliasMove | None:
         if stored.version == version and not stored.done:
             return stored
     return None
+
+
+def misplaced(ledger: LedgerState, name: str, alias: str, version: str, now: datetime) -> Denied | None:
+    """Why an alias of prod.<name> must not be on this version; None where the gate's newest signed move put it there.
+
+    For a moment after a promotion is entered the alias may still be where it was.
+    """
+    move = ledger.move(name, alias)
+    if move is not None:
+        underway = move.kind == "promotion" and now < as_time(move.issued, "issued") + UNDERWAY
+        if version == move.version or (underway and version == move.before):
+            return None
+    last = None if move is None else move.version
+    where = "unset" if last is None else f"on version {last}"
+    return Denied(
+        f"expected alias {alias} of prod.{name} {where}, where the gate last put it, got version {version}; "
+        "promote what it should be on"
+    )
 
 
 def move_key(name: str, alias: str) -> str:

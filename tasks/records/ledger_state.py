@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,20 @@ from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.digest import sha256_json
 from vetgate.errors import BadSignature, Denied, Removed, StoreError
+from vetgate.trust import attest
 from vetgate.trust.keys import GATE, TrustRoot, read_trust_root
+from vetgate.trust.strict_json import as_time
 
 FILE = "ledger-state.db"
 TABLES = {
     "last": "store TEXT PRIMARY KEY, sequence INTEGER, sha256 TEXT, keys TEXT",
     "once": "store TEXT, name TEXT, sequence INTEGER, PRIMARY KEY (store, name)",
-    "verdicts": "store TEXT, manifest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, digest TEXT,"
-    " name TEXT, verdict TEXT, PRIMARY KEY (store, manifest)",
-    "revocations": "store TEXT, digest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, PRIMARY KEY (store, digest)",
-    "moves": "store TEXT, name TEXT, alias TEXT, sequence INTEGER, kind TEXT, version TEXT,"
+    "verdicts": "store TEXT, manifest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, digest TEXT, name TEXT,"
+    " verdict TEXT, issued TEXT, expires TEXT, PRIMARY KEY (store, manifest)",
+    "revocations": "store TEXT, digest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, issued TEXT,"
+    " PRIMARY KEY (store, digest)",
+    "promotions": "store TEXT, name TEXT, version TEXT, manifest TEXT, PRIMARY KEY (store, name, version)",
+    "moves": "store TEXT, name TEXT, alias TEXT, sequence INTEGER, kind TEXT, version TEXT, before TEXT, issued TEXT,"
     " PRIMARY KEY (store, name, alias)",
 }
 WAIT_SECONDS = 60.0
@@ -59,11 +64,16 @@ class Told:
 
 @dataclass(frozen=True)
 class LastMove:
-    """The newest entry that moved an alias: number, kind, and the version it stands for since; None: it was deleted."""
+    """The newest entry that moved an alias: number, kind, and the version it stands for since; None: it was deleted.
+
+    `before` is where the entry before had put it, `issued` the moment as text.
+    """
 
     sequence: int
     kind: str
     version: str | None
+    before: str | None
+    issued: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +111,31 @@ class LedgerState:
 
         The entry that gives a name another champion also puts the one before under `previous`.
         """
-        asked = "SELECT sequence, kind, version FROM moves WHERE store = ? AND name = ? AND alias = ?"
+        asked = "SELECT sequence, kind, version, before, issued FROM moves WHERE store = ? AND name = ? AND alias = ?"
         row = self._row(asked, name, alias)
         return None if row is None else LastMove(*row)
+
+    def promoted(self, name: str, version: str) -> str | None:
+        """The SHA-256 of the manifest that the gate promoted as this version of prod.<name>; None if it never did."""
+        asked = "SELECT manifest FROM promotions WHERE store = ? AND name = ? AND version = ?"
+        row = self._row(asked, name, version)
+        return None if row is None else str(row[0])
+
+    def not_admitted_since(self, manifest: str, now: datetime) -> datetime | None:
+        """Since when the newest verdict lets a submission through no more, None where it does: as entries have it.
+
+        That is the entry of a verdict that admits nothing, the end of one, or its revocation, whichever came first.
+        """
+        asked = "SELECT verdict, issued, expires, digest FROM verdicts WHERE store = ? AND manifest = ?"
+        row = self._row(asked, manifest)
+        if row is None:
+            return None
+        verdict, issued, expires, digest = row
+        ended = [] if verdict in attest.ADMITTED else [as_time(issued, "issued")]
+        ended += [end] if expires is not None and (end := as_time(expires, "expires")) <= now else []
+        revoked = self._row("SELECT issued FROM revocations WHERE store = ? AND digest = ?", digest)
+        ended += [] if revoked is None else [as_time(revoked[0], "issued")]
+        return min(ended, default=None)
 
     def entered(self, once: str) -> int | None:
         """The number of the first entry of this name, or about the object with this key; None when there is none."""
@@ -210,23 +242,29 @@ def _take_in(store: str, index: sqlite3.Connection, entry: Entry) -> None:
         # the first of a name is the one that counts
         index.execute("INSERT OR IGNORE INTO once VALUES (?, ?, ?)", (store, name, number))
     if entry.kind == "verdict":
-        about = (said["key"], said["sha256"], said["attestation"], said["name"], said["verdict"])
-        row = (store, said["manifest"], number, *about)
-        index.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        told = (number, said["key"], said["sha256"], said["attestation"], said["name"], said["verdict"])
+        row = (store, said["manifest"], *told, entry.issued, said["expires"])
+        index.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     elif entry.kind == "revocation":
-        revoked = (store, said["digest"], number, said["key"], said["sha256"])
-        index.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?, ?, ?, ?)", revoked)
-    elif entry.kind == "promotion" and said.get("alias") is not None:
-        _move(store, index, entry, said["alias"], said["version"])
-        if said["alias"] == "champion" and said["old"] not in (None, said["version"]):
-            _move(store, index, entry, "previous", said["old"])
-    elif entry.kind in ("demotion", "bypass"):
+        revoked = (store, said["digest"], number, said["key"], said["sha256"], entry.issued)
+        index.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?, ?, ?, ?, ?)", revoked)
+    elif entry.kind == "promotion":
+        promoted = (store, said["name"], said["version"], said["manifest"])
+        index.execute("INSERT OR IGNORE INTO promotions VALUES (?, ?, ?, ?)", promoted)
+        if said.get("alias") is not None:
+            _move(store, index, entry, said["alias"], said["version"])
+            if said["alias"] == "champion" and said["old"] not in (None, said["version"]):
+                _move(store, index, entry, "previous", said["old"])
+    elif entry.kind in ("demotion", "bypass") and said["alias"] is not None:
         _move(store, index, entry, said["alias"], said["to"])
 
 
 def _move(store: str, index: sqlite3.Connection, entry: Entry, alias: str, version: str | None) -> None:
-    row = (store, entry.subject["name"], alias, entry.sequence, entry.kind, version)
-    index.execute("INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?)", row)
+    place = (store, entry.subject["name"], alias)
+    known = index.execute("SELECT version FROM moves WHERE store = ? AND name = ? AND alias = ?", place).fetchone()
+    before = None if known is None else known[0]
+    row = (*place, entry.sequence, entry.kind, version, before, entry.issued)
+    index.execute("INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def _opened(path: Path) -> sqlite3.Connection:

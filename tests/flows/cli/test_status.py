@@ -111,6 +111,7 @@ def test_what_is_in_production_is_shown_with_what_covers_it_until_when(productio
         "name": "digits",
         "model": "prod.digits",
         "alias": "champion",
+        "stage": None,
         "version": "1",
         "covered": True,
         "manifest_sha256": manifest,

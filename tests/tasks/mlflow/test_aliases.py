@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tasks.mlflow import reader as registry_reader
-from tasks.mlflow.aliases import Aliased, all_names, check_bytes, in_production, rehash, source_of, untampered
+from tasks.mlflow.aliases import Registered, all_names, check_bytes, in_production, rehash, source_of, untampered
 from tasks.mlflow.client import registry
 from tasks.mlflow.reader import read_names, read_production
 from tasks.records.promotions import Promotion, promotion_of
@@ -44,10 +45,10 @@ def test_every_alias_is_found_with_its_version_and_source(home: Home) -> None:
     home.promoted(b"other", name="other", alias="challenger")
     home.registered(b"without an alias", name="third")
     first, second = (promotion(home, version).source for version in "12")
-    assert in_production(home.settings) == [
-        Aliased("digits", "1", first, ("previous",)),
-        Aliased("digits", "2", second, ("champion",)),
-        Aliased("other", "1", promotion(home, name="other").source, ("challenger",)),
+    assert [replace(item, created=0.0) for item in in_production(home.settings)] == [
+        Registered("digits", "1", first, ("previous",)),
+        Registered("digits", "2", second, ("champion",)),
+        Registered("other", "1", promotion(home, name="other").source, ("challenger",)),
     ]
     assert in_production(home.settings, "other") == in_production(home.settings)[2:]
     assert in_production(home.settings, "nobody") == []
