@@ -170,7 +170,8 @@ def test_the_limit_leaves_most_file_descriptors_to_others(monkeypatch: pytest.Mo
         MOST_OPEN,
         MOST_OPEN,
     ]
-    assert all(limits(soft).most_open + 2 * limits(soft).backlog < soft for soft in (256, 1024, 4096))
+    # what is accepted in one round is looked at in the next, and closed in the one after that
+    assert all(limits(soft).most_open + 4 * limits(soft).backlog <= 0.75 * soft for soft in (256, 1024, 4096))
 
 
 @pytest.mark.parametrize("part", ["receiver", "gate"])
