@@ -59,7 +59,7 @@ def measure(folder: Path, only: str) -> list[Blob]:
     directory = models.honest_submission(folder / "given" / "model", models.read_digits(folder))
     # one secret for all homes, so that nothing but what happens to them tells them apart
     (folder / "new" / "keys").mkdir(parents=True, mode=0o700)
-    (folder / "new" / "keys" / "seed.secret").write_text(bytes(range(32)).hex())
+    (folder / "new" / "keys" / "seed.secret").write_bytes(bytes(range(32)))
 
     def home(name: str) -> Settings:
         shutil.copytree(folder / "new", folder / name)

@@ -16,11 +16,17 @@ MIN_LENGTH = 16
 def secret_at(path: Path, make: Callable[[], str] = lambda: secrets.token_urlsafe(32)) -> str:
     """The secret in a file, made on first use; raises StoreError, which names the file and never what is in it."""
     try:
-        if not path.exists():
-            _create(path, make())
-        found = path.read_text("ascii").strip()
+        return secret_bytes_at(path, make).decode("ascii")
     except UnicodeDecodeError:
         raise StoreError(f"expected a line of text at {path}, got other bytes; remove the file") from None
+
+
+def secret_bytes_at(path: Path, make: Callable[[], str] = lambda: secrets.token_urlsafe(32)) -> bytes:
+    """As `secret_at`, of whatever bytes."""
+    try:
+        if not path.exists():
+            _create(path, make())
+        found = path.read_bytes().strip()
     except OSError as error:
         why = error.strerror
         raise StoreError(f"expected a secret at {path}, got {why}; give this user the right to it") from None

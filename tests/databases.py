@@ -28,7 +28,7 @@ def with_fixed_seeds(home: Path) -> Path:
     """A new home whose secret, from which the seeds of an installation come, is always the same: so are verdicts."""
     keys = home / "keys"
     keys.mkdir(mode=0o700, parents=True)
-    (keys / "seed.secret").write_text(hashlib.sha256(b"the tests, one").hexdigest())
+    (keys / "seed.secret").write_bytes(hashlib.sha256(b"the tests, one").digest())
     return home
 
 

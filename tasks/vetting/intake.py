@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tasks.secret_file import secret_at
+from tasks.secret_file import secret_bytes_at
 from tasks.settings import Settings
 from tasks.store.base import Changed, Store
 from tasks.store.open import open_store
@@ -198,7 +198,7 @@ def seeds_of(settings: Settings) -> Seeds:
             f"expected the secret of this installation's seeds at {settings.seed_secret}, got none; give gate and "
             "vetting workers the same file as VETGATE_SEED_SECRET"
         )
-    return Seeds(secret_at(settings.seed_secret).encode())
+    return Seeds(secret_bytes_at(settings.seed_secret))
 
 
 def seed_of(settings: Settings, record: Record, run: str = "") -> Seed:

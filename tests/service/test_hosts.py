@@ -99,7 +99,7 @@ def test_the_second_host_vets_with_the_workers_of_both_and_finds_the_same(
         stream = dask.get_task_stream(start="1h")
         workers = {worker["name"] for worker in httpx.post(f"{service.about['prefect']}/{POOL}", json={}).json()}
 
-    assert result["verdict"] == "FAIL" and result["suspects"] == [TARGET]
+    assert result["verdict"] == "FAIL" and result["suspects"] == [TARGET], result["reasons"]
     assert host.name in workers and host.name != socket.gethostname()
     computed = {part["worker"].rsplit("/")[-1].split(":")[0] for part in stream if part["key"].startswith("compute")}
     assert computed == {host.ours, host.address}, "both hosts computed blocks"
