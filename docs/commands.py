@@ -28,10 +28,10 @@ an error: `{"error": …, "exit_code": …}`. What a command reads from the envi
 | --- | --- |
 | 0 | passed, or done |
 | 1 | FAIL, something was taken back, or the gate refuses: no PASS, another name, a changed byte, an unknown key |
-| 2 | error: a data set or store cannot be reached, a disk is full or read-only |
+| 2 | error: a data set or store cannot be reached, a disk is full or read-only, the gate's clock is wrong |
 | 3 | INCONCLUSIVE: nothing could be inspected, or a file is not understood to its last byte |
 | 4 | usage: the command line, `submission.yaml`, a policy |
-| 5 | the verdict is stale: expired, revoked, or given under another policy |
+| 5 | the verdict is stale: expired, revoked, given under another policy; or what the ledger tells of is missing |
 | 130 | interrupted; what was finished is kept |
 
 Nothing ends with 1 but a FAIL, a refusal or what was taken back: whatever goes wrong otherwise, in our code or in a
@@ -47,13 +47,13 @@ ENDS: dict[str, dict[int, str]] = {
     "approve": {1: "this key does not count", 5: "what is to be approved ran out"},
     "data add": {3: "the file is no data set, or no model can be vetted on it"},
     "demo": {2: "it ended otherwise than expected"},
-    "ledger verify": {1: "the ledger is not whole"},
-    "promote": {1: "refused", 5: "the verdict is stale"},
-    "reconcile": {1: "an alias was taken back"},
+    "ledger verify": {1: "something is forged, or not entered", 5: "something is missing, or was changed since"},
+    "promote": {1: "refused", 5: "the verdict is stale, or something that the ledger tells of is missing"},
+    "reconcile": {1: "an alias was taken back", 5: "the ledger is broken: what the gate promoted was left where it is"},
     "rescan": {1: "a model was taken back", 3: "a canary came out wrong, and nothing of the batch counts"},
     "revoke": {1: "the key does not count"},
     "submit": {3: "a file is not understood"},
-    "verify": {1: "denied", 3: "a file is not understood", 5: "expired, revoked or out of date"},
+    "verify": {1: "denied", 3: "a file is not understood", 5: "expired, revoked, out of date, or gone from the ledger"},
     "vet": {1: "FAIL", 3: "INCONCLUSIVE"},
     "waive": {1: "the finding may not be waived", 4: "no such finding"},
 }

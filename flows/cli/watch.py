@@ -71,7 +71,10 @@ def reconcile(
     name: Annotated[str | None, typer.Argument(help="Only prod.NAME; everything if left out.", metavar="NAME")] = None,
     json: AsJson = False,
 ) -> int:
-    """Take back every alias of production that no verdict covers. Exits with 0, 1 when it took one back, or 2."""
+    """Take back every alias of production that no verdict covers.
+
+    Exits with 0, 1 when it took one back, 2 on an error, 5 where the ledger is broken.
+    """
 
     def command() -> Outcome:
         from flows.production.reconcile import reconcile as hold_against

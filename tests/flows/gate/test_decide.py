@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.gate.decide import answer, make_ready
 from flows.gate.judged import NOT_SIGNED
-from tasks.records.attestations import newest_attestation, save_attestation
+from tasks.records.attestations import attestation_at, newest_attestation, save_attestation
 from tasks.records.coverage import admitted_until
 from tasks.records.ledger_chain import entries
 from tasks.records.ledger_state import ledger_state
@@ -367,3 +367,39 @@ def test_the_gate_s_process_answers_a_line_with_a_line(court: Court) -> None:
     assert first["verdict"]["decision"] == "PASS" and court.store.exists(first["attestation"])
     assert second["kind"] == "BadSubmission"
     verify_ledger(court.settings)
+
+
+class TestClock:
+    """What is the newest is the order of the ledger; a clock that is wrong signs nothing."""
+
+    def at(self, monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
+        for module in ("flows.gate.issue", "tasks.records.ledger_chain"):
+            monkeypatch.setattr(f"{module}.utc_now", lambda: utc_now() + ahead)
+
+    @pytest.mark.parametrize("minutes", [0, 1, 4])
+    def test_a_fail_of_a_clock_a_little_behind_is_the_newest(
+        self, court: Court, minutes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifest = court.submit(b"weights")
+        before = asked(court, manifest, CLEAN)
+        self.at(monkeypatch, -timedelta(minutes=minutes))
+        asked(court, manifest, BACKDOORED, run="again")
+        claims = newest(court, manifest)
+        assert (claims["verdict"], claims["after"]) == ("FAIL", 1)
+        assert claims["issued"] >= court_claims(court, before)["issued"]
+
+    @pytest.mark.parametrize("ahead", [-timedelta(minutes=6), -timedelta(days=2), timedelta(days=90)])
+    def test_a_wrong_clock_signs_no_verdict(
+        self, court: Court, ahead: timedelta, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifest = court.submit(b"weights")
+        asked(court, manifest, CLEAN)
+        before = {key for key in stored(court) if not key.startswith("verdicts/")}
+        self.at(monkeypatch, ahead)
+        answered = answer(court.settings, court.request(manifest, BACKDOORED, "again"))
+        assert answered["kind"] == "WrongClock" and "expected a clock" in answered["error"]
+        assert {key for key in stored(court) if not key.startswith("verdicts/")} == before
+
+
+def court_claims(court: Court, answered: dict[str, Any]) -> dict[str, Any]:
+    return attestation_at(court.store, answered["attestation"]).claims

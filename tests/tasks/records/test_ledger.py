@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
@@ -13,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.attestations import save_attestation
-from tasks.records.ledger_chain import START, append, entries, entry_key, head
+from tasks.records.ledger_chain import START, append, entries, entry_key, head, signing_time
 from tasks.records.ledger_entries import catch_up, note
 from tasks.records.ledger_verify import verify_ledger
 from tasks.records.promotions import promotion_key, save_promotion
@@ -21,10 +22,11 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.digest import canonical_json
-from vetgate.errors import Denied
+from vetgate.errors import Denied, WrongClock
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import load_or_create_key, read_trust_root, utc_now
 from vetgate.trust.statements import LEDGER, claimed, sign_statement
+from vetgate.trust.strict_json import as_time
 
 FORK = multiprocessing.get_context("fork")
 NOW = utc_now().replace(microsecond=0)
@@ -428,3 +430,80 @@ def test_a_key_that_the_trust_root_does_not_hold_enters_nothing(settings: Settin
 def test_only_the_kinds_there_are_can_be_entered(settings: Settings) -> None:
     with pytest.raises(ValueError, match="expected one of verdict"):
         append(settings, "gossip", {})
+
+
+class TestClock:
+    """What a wrong clock would date wrongly is not signed: exit 2, and the ledger stays as it was."""
+
+    def at(self, monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
+        monkeypatch.setattr("tasks.records.ledger_chain.utc_now", lambda: utc_now() + ahead)
+
+    def refused(self, settings: Settings, reason: str) -> None:
+        before = len(list(entries(open_store(settings))))
+        with pytest.raises(WrongClock, match=reason) as caught:
+            append(settings, "rescan", {})
+        assert caught.value.exit_code == 2
+        assert len(list(entries(open_store(settings)))) == before
+
+    @pytest.mark.parametrize("behind", [timedelta(minutes=6), timedelta(hours=2), timedelta(days=800)])
+    def test_one_that_runs_before_the_last_entry(
+        self, settings: Settings, behind: timedelta, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        last = append(settings, "rescan", {})
+        self.at(monkeypatch, -behind)
+        self.refused(settings, f"expected a clock after the ledger's last entry, of {last.issued}")
+
+    def test_one_that_is_a_little_behind_is_overtaken(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        last = append(settings, "rescan", {})
+        self.at(monkeypatch, -timedelta(minutes=4))
+        assert append(settings, "rescan", {}).issued == last.issued
+        assert signing_time(settings, utc_now() - timedelta(minutes=4)) == as_time(last.issued, "it")
+
+    @pytest.mark.parametrize("days", [46, 400, 40000])
+    def test_one_that_is_far_ahead(self, settings: Settings, days: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        append(settings, "rescan", {})
+        self.at(monkeypatch, timedelta(days=days))
+        self.refused(settings, "expected a clock within 45 days of the ledger's last entry")
+        with pytest.raises(WrongClock):
+            signing_time(settings, utc_now() + timedelta(days=days))
+
+    def test_a_host_that_was_off_for_a_month_goes_on(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        append(settings, "rescan", {})
+        self.at(monkeypatch, timedelta(days=40))
+        assert append(settings, "rescan", {}).sequence == 2
+
+    def test_the_policy_says_how_long_it_may_have_been(
+        self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for days, fine in ((3, False), (100, True)):
+            policy = tmp_path / "policy.yaml"
+            policy.write_text(f"name: p\nrequired: [abs]\nledger: {{max_quiet_days: {days}}}\n")
+            named = settings.model_copy(update={"policy": policy})
+            monkeypatch.undo()
+            append(settings, "rescan", {})
+            self.at(monkeypatch, timedelta(days=9))
+            if fine:
+                append(named, "rescan", {})
+            else:
+                self.refused(named, "within 3 days")
+
+    @pytest.mark.parametrize("ahead", [timedelta(minutes=9), -timedelta(minutes=9), timedelta(days=3)])
+    def test_one_that_the_clock_of_the_store_contradicts(
+        self, tmp_path: Path, s3_endpoint: str, ahead: timedelta, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        where = f"s3://vetgate/{uuid.uuid4().hex}"
+        settings = Settings(home=tmp_path / "home", store=where, s3_endpoint=s3_endpoint)
+        key_of(settings)
+        self.at(monkeypatch, ahead)
+        self.refused(settings, "expected the clock of the store")
+        monkeypatch.undo()
+        assert append(settings, "rescan", {}).sequence == 1
+
+    def test_a_directory_has_no_clock_of_its_own_and_an_endpoint_tells_the_time(
+        self, settings: Settings, store: Store
+    ) -> None:
+        list(store.list(""))
+        theirs = store.clock()
+        assert theirs is None if store.url("x").startswith("file") else abs(theirs - utc_now()) < timedelta(minutes=1)

@@ -32,7 +32,7 @@ locals {
     # loads what was vetted, and checks by itself that it was
     serving = {
       account   = "serving"
-      reads     = ["attestations", "promotions", "revocations", "vetted"]
+      reads     = ["attestations", "ledger", "promotions", "revocations", "vetted"]
       creates   = []
       replaces  = []
       data      = "none"

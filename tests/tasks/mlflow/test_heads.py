@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tasks.mlflow.client import registry
+from tasks.mlflow.heads import EXPERIMENT, MLFLOW, TAG, heads_found, publish_head, published_head, whole_ledger
+from tasks.records.ledger_chain import append, entry_key
+from tasks.settings import Settings
+from tests.databases import with_registry
+from vetgate.errors import Denied, Removed, StoreError
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=with_registry(tmp_path / "home"))
+
+
+def elsewhere(settings: Settings) -> Settings:
+    kept = {name: getattr(settings, name) for name in ("store", "trust_root", "tracking_uri")}
+    return Settings(home=settings.home.parent / "serving", **kept)
+
+
+@contextmanager
+def server() -> Iterator[tuple[str, dict[str, str]]]:
+    """What the gate asks of an MLflow server, with the tags that it keeps."""
+    tags: dict[str, str] = {}
+
+    class Answers(BaseHTTPRequestHandler):
+        def answer(self, code: int, said: dict[str, Any]) -> None:
+            body = json.dumps(said).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            if "made" not in tags or EXPERIMENT not in self.path:
+                return self.answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST"})
+            listed = [{"key": key, "value": value} for key, value in tags.items()]
+            return self.answer(200, {"experiment": {"experiment_id": "7", "tags": listed}})
+
+        def do_POST(self) -> None:
+            said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if urlsplit(self.path).path.endswith("/create"):
+                tags["made"] = said["name"]
+                return self.answer(200, {"experiment_id": "7"})
+            assert said["experiment_id"] == "7"
+            tags[said["key"]] = said["value"]
+            return self.answer(200, {})
+
+        def log_message(self, *said: object) -> None:
+            """Nothing is printed."""
+
+    made = HTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{made.server_port}", tags
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
+
+
+def test_a_database_keeps_the_newest_and_whoever_never_saw_the_ledger_notices_its_end(settings: Settings) -> None:
+    assert published_head(settings) is None
+    for turn in range(3):
+        append(settings, "rescan", {"turn": turn})
+        publish_head(settings)
+    assert whole_ledger(elsewhere(settings)).end == 3
+    Path(settings.store, entry_key(3)).unlink()
+    new = elsewhere(settings).model_copy(update={"home": settings.home.parent / "new"})
+    with pytest.raises(Removed, match="which the head in mlflow names"):
+        whole_ledger(new)
+
+
+def test_a_server_is_told_without_mlflow(settings: Settings) -> None:
+    with server() as (uri, tags):
+        gate = settings.model_copy(update={"tracking_uri": uri})
+        for turn in range(2):
+            append(gate, "rescan", {"turn": turn})
+            publish_head(gate, quickly=True)
+            assert published_head(gate) == tags[TAG].encode()
+        first = tags[TAG]
+        publish_head(gate, quickly=True)
+        assert tags[TAG] == first and whole_ledger(gate).end == 2
+        Path(settings.store, entry_key(2)).unlink()
+        with pytest.raises(Removed):
+            whole_ledger(elsewhere(gate))
+
+
+def test_a_tag_that_no_gate_signed_is_refused_and_mended(settings: Settings) -> None:
+    append(settings, "rescan", {})
+    publish_head(settings)
+    with registry(settings) as client:
+        where = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        client.set_experiment_tag(where, TAG, "{}")
+    with pytest.raises(Denied):
+        whole_ledger(settings)
+    publish_head(settings)
+    assert whole_ledger(settings).end == 1
+
+
+def test_a_registry_that_is_away_keeps_the_gate_from_nothing_and_whoever_asks_from_knowing(settings: Settings) -> None:
+    away = settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    append(away, "rescan", {})
+    publish_head(away)
+    with pytest.raises(StoreError) as caught:
+        whole_ledger(away)
+    assert caught.value.exit_code == 2
+    heads, unread = heads_found(away, None)
+    assert heads == {} and len(unread) == 1
+
+
+def test_the_heads_that_are_found_are_named_by_where_they_are(settings: Settings, tmp_path: Path) -> None:
+    append(settings, "rescan", {})
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"name: p\nrequired: [abs]\nledger: {{heads: ['{tmp_path / 'heads'}']}}\n")
+    named = settings.model_copy(update={"policy": policy})
+    assert heads_found(named, None) == ({}, [])
+    publish_head(named)
+    heads, unread = heads_found(named, None)
+    assert [*heads] == [MLFLOW, str(tmp_path / "heads")] and unread == []
+    assert [*heads_found(named, MLFLOW)[0]] == [MLFLOW]
+    with pytest.raises(StoreError, match="got none"):
+        heads_found(named, str(tmp_path / "none"))

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tasks.records.ledger_chain import append, entry_key
+from tasks.records.ledger_heads import (
+    KEY,
+    Head,
+    head_at,
+    held_against,
+    newer,
+    publish_where_named,
+    read_head,
+    signed_head,
+)
+from tasks.records.ledger_state import ledger_state
+from tasks.records.ledger_verify import verify_ledger
+from tasks.settings import Settings
+from tasks.store.open import open_store
+from vetgate.digest import canonical_json
+from vetgate.errors import Denied, Removed, StoreError
+from vetgate.trust.keys import read_trust_root
+from vetgate.trust.statements import HEAD, sign_statement
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def entered(settings: Settings, count: int = 3) -> bytes:
+    for turn in range(count):
+        append(settings, "rescan", {"turn": turn})
+    data = signed_head(settings)
+    assert data is not None
+    return data
+
+
+def stranger(settings: Settings) -> Settings:
+    """A host that never saw the ledger."""
+    home = settings.home.parent / uuid.uuid4().hex
+    return Settings(home=home, store=settings.store, trust_root=settings.trust_root)
+
+
+def cut(settings: Settings, *numbers: int) -> None:
+    for number in numbers:
+        Path(settings.store, entry_key(number)).unlink()
+
+
+def test_a_head_says_how_far_the_ledger_goes_and_is_the_gates(settings: Settings) -> None:
+    data = entered(settings)
+    state = ledger_state(settings)
+    assert read_head(data, state.trust).sequence == state.end == 3
+    assert held_against(state, data, "a place") is state
+    proved = verify_ledger(stranger(settings), {"a place": data})
+    assert (proved["against"], proved["head"]) == (["a place"], read_head(data, state.trust).sha256)
+
+
+def test_there_is_none_without_entries(settings: Settings) -> None:
+    assert signed_head(settings) is None
+
+
+@pytest.mark.parametrize("gone", [(3,), (2, 3), (1, 2, 3)])
+def test_an_end_that_was_cut_off_is_seen_by_whoever_has_the_head(settings: Settings, gone: tuple[int, ...]) -> None:
+    data = entered(settings)
+    cut(settings, *gone)
+    assert verify_ledger(stranger(settings))["against"] == []
+    for found in (
+        lambda: verify_ledger(stranger(settings), {"a place": data}),
+        lambda: held_against(ledger_state(stranger(settings)), data, "a place"),
+    ):
+        with pytest.raises(Removed, match="expected entry 3 of the ledger, which the head in a place names") as caught:
+            found()
+        assert caught.value.exit_code == 5
+
+
+def test_who_proved_it_once_needs_no_head(settings: Settings) -> None:
+    entered(settings)
+    auditor = stranger(settings)
+    assert verify_ledger(auditor)["against"] == [] and verify_ledger(auditor)["against"] == ["this home"]
+    cut(settings, 3)
+    with pytest.raises(Removed, match="expected 3 entries"):
+        verify_ledger(auditor)
+
+
+def test_a_ledger_that_was_written_anew_is_not_the_one_of_the_head(settings: Settings) -> None:
+    data = entered(settings)
+    cut(settings, 3)
+    (settings.home / "ledger-head.json").unlink()
+    (settings.home / "ledger-state.db").unlink()
+    append(settings, "denial", {"turn": "other"})
+    append(settings, "denial", {"turn": "another"})
+    with pytest.raises(Removed, match="as the head in a place says, got another"):
+        verify_ledger(stranger(settings), {"a place": data})
+    with pytest.raises(Removed, match="as the head in a place says, got another"):
+        held_against(ledger_state(settings), data, "a place")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sequence": 1, "sha256": "a" * 64, "issued": "2026-01-01T00:00:00Z"},
+        {"sequence": "3", "sha256": "a" * 64, "issued": "2026-01-01T00:00:00Z"},
+        {"sequence": 3, "issued": "2026-01-01T00:00:00Z"},
+    ],
+)
+def test_what_no_gate_signed_is_no_head(settings: Settings, said: dict[str, object]) -> None:
+    entered(settings)
+    forged = canonical_json(sign_statement(HEAD, said, Ed25519PrivateKey.generate()))
+    for data in (forged, b"{}", b"", open_store(settings).read(entry_key(3))):
+        with pytest.raises(Denied):
+            verify_ledger(stranger(settings), {"a place": data})
+        with pytest.raises(Denied):
+            held_against(ledger_state(settings), data, "a place")
+
+
+def test_one_is_replaced_by_a_later_one_only(settings: Settings) -> None:
+    old = entered(settings)
+    new = entered(settings, 1)
+    trust = read_trust_root(settings.trust_root)
+    assert newer(new, old, trust) and newer(old, None, trust) and newer(old, b"garbage", trust)
+    assert not newer(old, new, trust) and not newer(new, new, trust)
+
+
+class TestWhereThePolicyNames:
+    def named(self, settings: Settings, *where: str) -> Settings:
+        policy = settings.home.parent / "policy.yaml"
+        policy.write_text(yaml.safe_dump({"name": "p", "required": ["abs"], "ledger": {"heads": list(where)}}))
+        return settings.model_copy(update={"policy": policy})
+
+    def test_it_is_kept_up_to_date_at_each_and_read_as_file_or_directory(
+        self, settings: Settings, tmp_path: Path
+    ) -> None:
+        first, second = tmp_path / "first", tmp_path / "second"
+        named = self.named(settings, first.as_uri(), str(second))
+        for end in (2, 4):
+            publish_where_named(named, entered(named, 2))
+            for where in (first.as_uri(), str(second), str(second / KEY), (first / KEY).as_uri()):
+                data = head_at(named, where)
+                assert data is not None
+                head = read_head(data, read_trust_root(settings.trust_root))
+                assert head == Head(end, ledger_head(settings))
+
+    def test_it_is_kept_in_every_kind_of_store(
+        self, settings: Settings, store: object, request: pytest.FixtureRequest
+    ) -> None:
+        where = store.url("x").removesuffix("/x")  # type: ignore[attr-defined]
+        endpoint = request.getfixturevalue("s3_endpoint") if where.startswith("s3://") else None
+        named = self.named(settings, where).model_copy(update={"s3_endpoint": endpoint})
+        data = entered(named)
+        publish_where_named(named, data)
+        publish_where_named(named, data)
+        assert head_at(named, where) == data
+
+    def test_where_there_is_none_there_is_none_and_what_is_no_place_is_an_error(
+        self, settings: Settings, tmp_path: Path
+    ) -> None:
+        assert head_at(settings, str(tmp_path / "nothing")) is None
+        with pytest.raises(StoreError):
+            head_at(settings, "ftp://somewhere")
+
+
+def ledger_head(settings: Settings) -> str:
+    found = verify_ledger(settings)["head"]
+    assert isinstance(found, str)
+    return found
