@@ -23,7 +23,9 @@ from vetgate.shape import Blob
 START_SECONDS, STOP_SECONDS = 400.0, 40.0
 PORTS = ("PREFECT", "MLFLOW", "RECEIVER", "GATE")
 # what the shell that runs the tests may have set
-OWN = ("VETGATE_", "PREFECT_", "MLFLOW_")
+OWN = ("VETGATE_", "PREFECT_", "MLFLOW_", "NO_PROXY", "no_proxy")
+# where no proxy is: what asks one for a server of this host gets no answer
+PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy"), "http://127.0.0.1:9")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def running_service(home: Path, **environment: str) -> Iterator[Service]:
     """`vetgate up` in this home with these variables besides; asserts at its end that it left no process."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(OWN)}
     ports = {f"VETGATE_{name}_PORT": str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
-    given = own | ports | {"VETGATE_HOME": str(home)} | environment
+    given = own | PROXY | ports | {"VETGATE_HOME": str(home)} | environment
     if not home.exists():
         with_fixed_seeds(home)
     log = home / "up.log"
