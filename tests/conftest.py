@@ -42,7 +42,16 @@ SERVICE = "the service"
 # what uses the one command line of tests/flows/conftest.py, whose process takes long to start
 COMMAND_LINE = ("test_bad_input", "test_cli", "test_vet")
 # files that take longest; where tests run in parallel these are begun first, so that none is waited for at the end
-LONGEST = ("test_calibrate", "test_bench", "test_demo", "test_conformance", "test_data", "test_promote", "test_spread")
+LONGEST = (
+    "test_calibrate",
+    "test_bench",
+    "test_demo",
+    "test_conformance",
+    "test_data",
+    "test_promote",
+    "test_spread",
+    "test_anywhere",
+)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

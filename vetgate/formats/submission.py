@@ -65,7 +65,10 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
     @field_validator("classes")
     @classmethod
     def _distinct(cls, value: int | list[str]) -> int | list[str]:
-        if isinstance(value, list) and len(set(value)) != len(value):
+        names = [name.strip() for name in value] if isinstance(value, list) else []
+        if not all(names):
+            raise ValueError("must name every class, and no name is empty")
+        if len(set(names)) != len(names):
             raise ValueError("must name each class once")
         return value
 

@@ -12,6 +12,7 @@ import pytest
 
 from tasks.data import reference as data
 from tasks.data.dvc_client import Remote
+from tasks.data.own_git import git
 from tasks.settings import load_settings
 from vetgate.errors import BadSubmission, StoreError
 
@@ -41,6 +42,20 @@ def test_a_path_that_no_url_or_line_can_hold_is_refused(name: str, tmp_path: Pat
     for where in ({"home": tmp_path / name}, {"data_remote": str(tmp_path / name)}):
         with pytest.raises(BadSubmission, match=r"VETGATE_(HOME|DATA_REMOTE): .*UTF-8 text on one line"):
             load_settings(**{"home": tmp_path, **where})
+
+
+def test_a_registry_of_before_that_holds_the_remote_of_its_day_goes_on(given: Path, tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path / "home")
+    ref = data.add(settings, "faces", given)
+    config = settings.home / "data" / ".dvc" / "config"
+    config.write_text(
+        "[core]\n    remote = store\n['remote \"store\"']\n    url = s3://gone/away\n    read_timeout = 1\n"
+    )
+    git(settings.home / "data", "commit", "--all", "--message", "as before")
+    for cached in (settings.home / "data-cache").glob("*"):
+        cached.unlink()
+    assert data.read(settings, ref).read_bytes() == given.read_bytes()
+    assert data.read(settings, data.add(settings, "more", given)).read_bytes() == given.read_bytes()
 
 
 def test_a_registry_that_moved_keeps_nothing_of_where_it_was(given: Path, tmp_path: Path) -> None:
