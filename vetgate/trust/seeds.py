@@ -39,10 +39,9 @@ class Seeds:
         number = None if run else _number(origin)
         if number is None:
             secret = DEMONSTRATION.encode() if origin.startswith(DEMONSTRATION) else self.secret
-            drawn_from = origin or manifest
-            # neither a manifest nor an origin is a JSON list, so that no two purposes share a message
-            bare = hmac.digest(secret, drawn_from.encode(), "sha256")
-            digest = _digest(secret, "seed", drawn_from, run) if run else bare
+            # of a first run the manifest alone, which is no JSON list: no two purposes share a message
+            first = hmac.digest(secret, manifest.encode(), "sha256")
+            digest = _digest(secret, "seed", origin or manifest, run) if origin or run else first
             # 53 bits, which every JSON reader holds exactly
             number = int.from_bytes(digest[:8], "big") >> 11
         return Seed(number, _digest(self.secret, "commitment", manifest, run, str(number)).hex())
