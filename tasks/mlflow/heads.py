@@ -1,18 +1,20 @@
 """The published head of the ledger in MLflow: a tag of an experiment of its own, which holds nothing else.
 
-Who writes the store cannot write there. A server is asked without importing MLflow, which takes seconds: the gate
-publishes after every decision. In a database of this machine it is published by what uses the registry anyway.
+Who writes the store cannot write there. It is read without importing MLflow, which takes seconds, and a server is told
+so too: the gate publishes after every decision. In a database of this machine what uses the registry anyway does it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from tasks.mlflow.client import SQLITE, experiment, registry
-from tasks.mlflow.reader import OTHERWISE, access
+from tasks.mlflow.reader import OTHERWISE, access, opened
 from tasks.records.ledger_heads import head_at, held_against, newer, publish_where_named, signed_head
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings
@@ -21,6 +23,8 @@ from vetgate.verdict.policy import load_policy
 
 EXPERIMENT, TAG = "vetgate-ledger", "vetgate.ledger.head"
 MLFLOW = "mlflow"
+TAGGED = """SELECT t.value FROM experiment_tags t JOIN experiments e ON e.experiment_id = t.experiment_id
+    WHERE e.name = ? AND t.key = ?"""
 
 
 def publish_head(settings: Settings, *, quickly: bool = False) -> None:
@@ -53,8 +57,14 @@ def published_head(settings: Settings) -> bytes | None:
         with _client(settings) as client:
             found = _asked(client, uri)
             return None if found is None else _tag(found)
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        return None  # a question makes no database
+    if uri.startswith(SQLITE) and "?" not in uri:
+        path = Path(uri.removeprefix(SQLITE))
+        if not path.exists():
+            return None  # a question makes no database
+        # another version's tables, or a fault that MLflow has words for, are MLflow's to read
+        with suppress(sqlite3.Error), closing(opened(path)) as database:
+            row = database.execute(TAGGED, (EXPERIMENT, TAG)).fetchone()
+            return None if row is None else str(row[0]).encode()
     with registry(settings) as client:
         known = client.get_experiment_by_name(EXPERIMENT)
         tag = None if known is None else known.tags.get(TAG)

@@ -48,8 +48,13 @@ def read_production(settings: Settings) -> list[Aliased]:
         return in_production(settings)
 
 
+def opened(path: Path) -> sqlite3.Connection:
+    """MLflow's database, to be read only; raises sqlite3.Error."""
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS)
+
+
 def _from_database(path: Path) -> tuple[Aliases, Sources]:
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS)) as database:
+    with closing(opened(path)) as database:
         # both are read from one state of the database
         database.execute("BEGIN")
         aliases: Aliases = {}
