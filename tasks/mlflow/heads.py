@@ -1,7 +1,7 @@
 """The published head of the ledger in MLflow: a tag of an experiment of its own, which holds nothing else.
 
-Who writes the store cannot write there. A server is asked without importing MLflow, which takes seconds: the gate
-publishes after every decision. In a database of this machine it is published by what uses the registry anyway.
+Who writes the store cannot write there. It is read without importing MLflow, which takes seconds, and a server is told
+so too: the gate publishes after every decision. In a database of this machine what uses the registry anyway does it.
 """
 
 from __future__ import annotations

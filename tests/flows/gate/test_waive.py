@@ -384,11 +384,11 @@ class TestCommands:
         assert run(trial, "revoke", trial.manifest, "--reason", "x", "--key", trial.sam).code == 1
         assert run(trial, "ledger", "verify").code == 0
 
-    def test_a_ledger_that_is_not_whole_ends_with_one(self, trial: Trial) -> None:
+    def test_a_ledger_that_something_is_missing_of_ends_with_five(self, trial: Trial) -> None:
         append(trial.settings, "rescan", {})
         Path(trial.settings.store, entry_key(1)).unlink()
         proved = run(trial, "ledger", "verify")
-        assert proved.code == 1 and "entries are missing" in proved.blob["error"]
+        assert proved.code == 5 and "entries are missing" in proved.blob["error"]
 
     def test_people_read_lines(self, trial: Trial) -> None:
         asked = ("waive", trial.manifest, "--reason", "x", "--days", "3", "--key", trial.sam)
