@@ -39,13 +39,11 @@ def publish_head(settings: Settings, *, quickly: bool = False) -> None:
         publish_where_named(settings, data)
         if _server(settings):
             _tell_server(settings, data)
-        elif not quickly:
+        # asked first: where nothing was entered since, MLflow is not imported for it
+        elif not quickly and newer(data, published_head(settings), ledger_state(settings).trust):
             with registry(settings) as client:
                 where = experiment(client, settings, EXPERIMENT)
-                published = client.get_experiment(where).tags.get(TAG)
-                known = None if published is None else str(published).encode()
-                if newer(data, known, ledger_state(settings).trust):
-                    client.set_experiment_tag(where, TAG, data.decode())
+                client.set_experiment_tag(where, TAG, data.decode())
     except VetgateError as error:
         logging.getLogger(__name__).warning("the head of the ledger could not be published: %s", error)
 

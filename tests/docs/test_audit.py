@@ -117,7 +117,7 @@ def test_an_altered_envelope_is_not(case: Case, change: Callable[[dict[str, Any]
 def test_a_key_that_is_no_gate_s_does_not_count(case: Case, tmp_path: Path) -> None:
     stranger, approver = Ed25519PrivateKey.generate(), load_key(case.court.person("approver"))
     case.trust.write_bytes(case.court.settings.trust_root.read_bytes())
-    assert len(read_trust_root(case.trust).keys) == 2
+    assert {key.role for key in read_trust_root(case.trust).keys} >= {"gate", "approver"}
     for key in (stranger, approver):
         case.state(lambda statement: None, key)
         # a root without any gate's key leaves nothing to verify with

@@ -279,14 +279,11 @@ class TestWaivers:
 
 
 @pytest.mark.parametrize("hostile", ["A\x1b[2J\x1b]0;title\x07B", "B\u202eTSENOH\u202c", "a\x00\x9b1m", "[red]a[/red]"])
-def test_a_record_of_before_steers_no_terminal(production: Production, hostile: str) -> None:
-    manifest = production.submit(1)
-    key = production.settings.home / "store" / "submissions" / f"{manifest}.json"
-    record = json.loads(key.read_text())
-    record["submission"]["supplier"] = hostile
-    overwrite(key, json.dumps(record).encode())
+def test_whatever_a_supplier_is_called_steers_no_terminal(production: Production, hostile: str) -> None:
+    production.submit(1)
     seen = at_a_glance(production.settings)
-    assert only(seen["submissions"])["supplier"] == hostile
+    # no record that proves itself says so: intake refuses it
+    only(seen["submissions"])["supplier"] = hostile
     text = shown(seen)
     assert escaped(hostile) in text and all(steering(line) is None for line in text.split("\n"))
     assert len({len(line) for line in text.split("\n") if line.startswith(("│", "┃", "└"))}) == 1
