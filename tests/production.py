@@ -64,7 +64,7 @@ def signed_verdict(
     }
     trusted = load_or_create_key(settings.gate_key, settings.trust_root, now=NOW - timedelta(days=90))
     predicate = attest.verdict_predicate(verdict=verdict, **(stated | said))
-    dated = {**predicate, "after": ledger_state(settings).end}
+    dated = {**predicate, "after": ledger_state(settings).last}
     return attest.sign(attest.statement(record.manifest.digests, manifest, dated), key or trusted)
 
 

@@ -24,6 +24,7 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record
+from vetgate.digest import canonical_json
 from vetgate.errors import Denied, Stale
 from vetgate.shape import Blob
 from vetgate.trust import attest
@@ -74,9 +75,11 @@ def issue(context: SigningContext, predicate: Callable[[datetime, str | None], B
         # an earlier one was altered: promotion will refuse these bytes, and this statement cannot name it
         newest = None
     previous = attest.digest(newest.envelope) if newest else None
-    stated = attest.statement(record.manifest.digests, record.id, {**predicate(now, previous), "after": state.end})
-    saved = save_attestation(context.store, record.id, attest.sign(stated, key))
-    note(settings, saved)
+    stated = attest.statement(record.manifest.digests, record.id, {**predicate(now, previous), "after": state.last})
+    envelope = attest.sign(stated, key)
+    saved = save_attestation(context.store, record.id, envelope)
+    # what was signed is entered, not what is read back: who removes it in between must not lose a FAIL
+    note(settings, saved, canonical_json(envelope))
     return saved
 
 

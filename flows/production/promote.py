@@ -18,12 +18,12 @@ from tasks import events
 from tasks.mlflow.aliases import all_names
 from tasks.mlflow.heads import publish_head, whole_ledger
 from tasks.mlflow.promoted import Promoted, register_promoted
-from tasks.records.alias_moves import AliasMove, begin_move, end_move, enter_move
+from tasks.records.alias_moves import AliasMove, enter_move
 from tasks.records.attestations import newest_attestation, revocation_of
 from tasks.records.ledger_chain import append, gate_key, signing_time
-from tasks.records.ledger_entries import catch_up, note
+from tasks.records.ledger_entries import catch_up
 from tasks.records.ledger_state import ledger_state
-from tasks.records.promotions import promotion_key, save_promotion
+from tasks.records.promotions import save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
 from tasks.store.open import open_store
@@ -120,26 +120,18 @@ def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
     }
 
 
-def _recorded(asked: Request, admitted: Admitted, made: Promoted, old: str | None) -> Callable[[], None]:
-    """Sign and enter what a version stands for, before the alias is moved to it; what to do after that."""
+def _recorded(asked: Request, admitted: Admitted, made: Promoted, old: str | None) -> None:
+    """Sign and enter what a version stands for, before the alias is moved to it."""
     state = ledger_state(asked.settings)
     newest = newest_attestation(state, admitted.manifest.sha256)
     if newest is None or newest.key != admitted.attestation.key or revocation_of(state, newest.envelope):
         raise Stale(
             f"expected the verdict on {admitted.manifest.sha256} to stand, got another meanwhile; promote again"
         )
-    move = AliasMove(
-        asked.name, asked.alias, made.version, old, admitted.manifest.sha256, admitted.digest, admitted.approvals
-    )
-    moving = old != made.version
-    if moving:
-        move = begin_move(asked.settings, move)
-        asked.on_step("move begun")
-    key, trust = gate_key(asked.settings)
-    save_promotion(
+    kept = save_promotion(
         asked.store,
-        trust,
-        key,
+        state.trust,
+        gate_key(asked.settings)[0],
         name=asked.name,
         version=made.version,
         manifest=admitted.manifest.sha256,
@@ -148,19 +140,14 @@ def _recorded(asked: Request, admitted: Admitted, made: Promoted, old: str | Non
         run_id=made.run_id,
         attestation=admitted.digest,
         now=signing_time(asked.settings, utc_now()),
+        told=state.promotion(asked.name, made.version),
     )
     asked.on_step("promotion signed")
-    if moving:
-        enter_move(asked.settings, move)
-        asked.on_step("ledger entered")
-    else:
-        note(asked.settings, promotion_key(asked.name, made.version))
-
-    def end() -> None:
-        end_move(asked.settings, asked.name, asked.alias, made.version)
-        asked.on_step("move ended")
-
-    return end
+    move = AliasMove(
+        asked.name, asked.alias, made.version, old, admitted.manifest.sha256, admitted.digest, admitted.approvals, kept
+    )
+    enter_move(asked.settings, state, move)
+    asked.on_step("ledger entered")
 
 
 def _copied(store: Store, manifest: Manifest, room: Path, on_step: Callable[[str], None]) -> Path:

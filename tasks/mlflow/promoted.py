@@ -42,8 +42,8 @@ class Promoted:
     previous: str | None
 
 
-# (version, where the alias was) -> what is left to do once the alias is set; raises Taken
-Record = Callable[[Promoted, str | None], Callable[[], None]]
+# (version, where the alias was), before the alias is set; raises Taken
+Record = Callable[[Promoted, str | None], None]
 
 
 def register_promoted(
@@ -79,13 +79,12 @@ def register_promoted(
             current = {a: str(v) for a, v in client.get_registered_model(model).aliases.items()}
             made = Promoted(str(version.version), str(version.run_id), str(version.source), current.get("previous"))
             try:
-                finished = record(made, current.get(alias))
+                record(made, current.get(alias))
             except Taken:
                 # a registry that was made anew counts from 1 again, and that number has stood for other bytes
                 taken.add(made.version)
                 continue
             previous = _set_alias(client, model, alias, made.version, current, on_step)
-            finished()
             return replace(made, previous=previous)
     raise StoreError(
         f"expected a version of {model} that was never promoted, got {MOST_TAKEN} that were; see the ledger"

@@ -1,24 +1,21 @@
-"""Moves of an alias onto a promoted version: begun before the ledger knows of them, ended after the alias is set.
+"""Moves of an alias onto a promoted version: each is one entry of the ledger, made before the alias is set.
 
-A promotion that was killed goes on with the move it had begun, so that the ledger holds each move once, and one that is
-made again on purpose is a new one.
+Where an alias belongs is what its newest entry says. A promotion that was killed after its entry finds that one and
+goes on; one that is made again on purpose, after the gate put the alias elsewhere, is entered anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
-from tasks.records.ledger_chain import Entry, append, head
+from tasks.records.ledger_chain import append
 from tasks.records.ledger_state import LedgerState
 from tasks.records.promotions import promotion_key
 from tasks.settings import Settings
-from tasks.store.base import Store
-from tasks.store.open import open_store
-from vetgate.digest import canonical_json
 from vetgate.errors import Denied
-from vetgate.trust.strict_json import as_object, as_time, parse
+from vetgate.trust.strict_json import as_time
 
 # the alias is set a moment after the ledger has its move
 UNDERWAY = timedelta(minutes=2)
@@ -26,9 +23,9 @@ UNDERWAY = timedelta(minutes=2)
 
 @dataclass(frozen=True)
 class AliasMove:
-    """The `number`-th move of an alias of prod.<name>: onto a version, from `old` (None: it was not set).
+    """A move of an alias of prod.<name> onto a version, from `old` (None: it was not set), by a verdict and approvals.
 
-    `since` is the last entry of the ledger before it began.
+    `sha256` is that of the version's promotion as it is kept, `attestation` the digest of the verdict.
     """
 
     name: str
@@ -37,55 +34,19 @@ class AliasMove:
     old: str | None
     manifest: str
     attestation: str
-    approvals: tuple[str, ...]
-    number: int = 1
-    since: int = 0
-    done: bool = False
+    approvals: Sequence[str]
+    sha256: str
 
 
-def begin_move(settings: Settings, wanted: AliasMove) -> AliasMove:
-    """The move to be made: the one that was begun and not ended, if it is this one, else a new one."""
-    store = open_store(settings)
-    where = move_key(wanted.name, wanted.alias)
-    if not store.exists(where):
-        first = replace(wanted, since=head(settings))
-        if store.create(where, _bytes(first)):
-            return first
-    stored, etag = _read(store, wanted.name, wanted.alias)
-    if stored == replace(wanted, number=stored.number, since=stored.since):
-        return stored
-    following = replace(wanted, number=stored.number + 1, since=head(settings))
-    store.replace(where, _bytes(following), if_match=etag)
-    return following
-
-
-def enter_move(settings: Settings, move: AliasMove) -> Entry:
-    """The ledger's entry of a move, made once; the promotion of its version must be kept already."""
-    key = promotion_key(move.name, move.version)
-    said = {k: v for k, v in asdict(move).items() if k not in ("since", "done", "number")}
-    said["approvals"] = list(move.approvals)
-    bytes_of = hashlib.sha256(open_store(settings).read(key)).hexdigest()
-    once = f"moves/{move.name}/{move.alias}/{move.number}"
-    return append(settings, "promotion", {"key": key, "sha256": bytes_of, **said}, once=once, since=move.since)
-
-
-def end_move(settings: Settings, name: str, alias: str, version: str) -> None:
-    """Say that the alias is on this version, if a move there was begun."""
-    store = open_store(settings)
-    if not store.exists(move_key(name, alias)):
+def enter_move(settings: Settings, state: LedgerState, move: AliasMove) -> None:
+    """Enter a move, unless the newest entry of its alias says that already."""
+    last = state.move(move.name, move.alias)
+    if last is not None and last.version == move.version:
         return
-    stored, etag = _read(store, name, alias)
-    if stored.version == version and not stored.done:
-        store.replace(move_key(name, alias), _bytes(replace(stored, done=True)), if_match=etag)
-
-
-def unfinished_move(store: Store, name: str, version: str) -> AliasMove | None:
-    """A move onto this version that was begun and not ended, or None."""
-    for key in store.list(f"moves/{name}/"):
-        stored, _ = _read(store, name, key.rpartition("/")[2].removesuffix(".json"))
-        if stored.version == version and not stored.done:
-            return stored
-    return None
+    said = {**asdict(move), "approvals": list(move.approvals), "key": promotion_key(move.name, move.version)}
+    # of two promotions at once the second finds the entry of the first
+    once = f"moves/{move.name}/{move.alias}/{0 if last is None else last.sequence}/{move.version}"
+    append(settings, "promotion", said, once=once, since=state.end)
 
 
 def misplaced(ledger: LedgerState, name: str, alias: str, version: str, now: datetime) -> Denied | None:
@@ -104,21 +65,3 @@ def misplaced(ledger: LedgerState, name: str, alias: str, version: str, now: dat
         f"expected alias {alias} of prod.{name} {where}, where the gate last put it, got version {version}; "
         "promote what it should be on"
     )
-
-
-def move_key(name: str, alias: str) -> str:
-    """Where the last move of an alias is kept."""
-    return f"moves/{name}/{alias}.json"
-
-
-def _read(store: Store, name: str, alias: str) -> tuple[AliasMove, str]:
-    """The last move of an alias and its etag; raises KeyError when there was none."""
-    data, etag = store.read_tagged(move_key(name, alias))
-    fields = as_object(parse(data, "a move"), AliasMove.__dataclass_fields__, "a move")
-    if (fields["name"], fields["alias"]) != (name, alias):
-        raise Denied(f"expected the move of {alias} of {name}, got another; remove {move_key(name, alias)}")
-    return AliasMove(**{**fields, "approvals": tuple(fields["approvals"])}), etag
-
-
-def _bytes(move: AliasMove) -> bytes:
-    return canonical_json(asdict(move))

@@ -7,17 +7,18 @@ then nothing about these bytes is believed any more.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.records.ledger_chain import removed
+from tasks.records.ledger_chain import START, entry_at, removed
 from tasks.records.ledger_state import LedgerState, Told
 from tasks.store.base import Store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import GATE
+from vetgate.trust.strict_json import as_object, as_sha256
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,43 @@ def save_attestation(store: Store, manifest_sha256: str, envelope: attest.Envelo
 def newest_attestation(state: LedgerState, manifest_sha256: str) -> Attestation | None:
     """The attestation of these bytes that the ledger holds last, or None; raises Removed when the store lacks it.
 
-    One that is not entered yet counts where it lets nothing through, and is not there where it does. Raises Denied for
-    one that is not the gate's.
+    One of this ledger's gate that is not entered yet counts where it lets nothing through, and is not there where it
+    does. Whatever else lies beside it is none.
     """
     told = state.verdict(manifest_sha256)
     newest = None if told is None else _as_entered(state.store, told)
     for key in state.store.list(f"attestations/{manifest_sha256}/"):
-        if state.entered(key) is None:
-            found = attestation_at(state.store, key)
-            dsse.signed_payload(found.envelope, state.trust, {GATE})
-            if found.claims["verdict"] not in attest.ADMITTED:
-                newest = found
+        if state.entered(key) is None and (found := _unentered(state, key)) is not None:
+            newest = found
     return newest
+
+
+def _unentered(state: LedgerState, key: str) -> Attestation | None:
+    """The gate's refusal under a key of which no entry tells; None for anything else."""
+    try:
+        found = attestation_at(state.store, key)
+        dsse.signed_payload(found.envelope, state.trust, {GATE})
+        check_ledger(state, after_of(found.claims))
+    except (Denied, KeyError):
+        return None
+    return found if found.claims["verdict"] not in attest.ADMITTED else None
+
+
+def after_of(claims: Mapping[str, Any]) -> tuple[int, str]:
+    """Number and SHA-256 of the last entry of the ledger before a verdict was issued; raises Denied without them."""
+    fields = as_object(claims.get("after"), {"sequence", "sha256"}, "the entry before a verdict")
+    sequence = fields["sequence"]
+    if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 0:
+        raise Denied(f"expected the number of an entry, got {sequence!r:.80}; vet again")
+    return sequence, as_sha256(fields["sha256"], "sha256")
+
+
+def check_ledger(state: LedgerState, after: tuple[int, str]) -> None:
+    """Raise Denied unless the ledger has this very entry: a gate may keep several, and one says nothing in another."""
+    sequence, sha256 = after
+    entry = entry_at(state.store, state.trust, sequence) if sequence else None
+    if sha256 != (START if sequence == 0 else entry.sha256 if entry is not None else None):
+        raise Denied(f"expected a verdict of this ledger, got one after another entry {sequence}; vet it here")
 
 
 def _as_entered(store: Store, told: Told) -> Attestation:
@@ -100,8 +126,13 @@ def revocation_key(digest: str) -> str:
 
 def attestation_at(store: Store, key: str) -> Attestation:
     """The attestation that is kept under a key; raises Denied when it is not the one that the key names."""
-    envelope = attest.read_envelope(store.read(key))
-    if key != _key(key.split("/")[1], envelope):
+    return attestation_in(key, store.read(key))
+
+
+def attestation_in(key: str, data: bytes) -> Attestation:
+    """The attestation in the bytes of the object with this key; raises Denied when it is not the one that it names."""
+    envelope = attest.read_envelope(data)
+    if key != _key(attest.manifest_of(envelope), envelope):
         raise Denied(f"expected {key} to hold the statement that named it, got another; remove it, then vet again")
     return Attestation(key, envelope, attest.claims(envelope))
 

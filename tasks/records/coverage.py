@@ -5,12 +5,14 @@ Promotion, reconciliation and the serving side ask the same question here, so th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from tasks.records.attestations import Attestation, newest_attestation, revocation_of
+from tasks.records.ledger_chain import removed
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.waivers import revoked
@@ -54,7 +56,7 @@ def covered(
     """
     moment = now or utc_now()
     state = state or ledger_state(settings)
-    promotion = promoted_at(state.store, state.trust, name, version, source, moment)
+    promotion = _as_entered(state, name, version, source, moment)
     newest = newest_attestation(state, promotion.manifest)
     if newest is None:
         raise Denied(f"expected a verdict on {promotion.manifest}, got none; run `vetgate vet` on it")
@@ -71,12 +73,28 @@ def covered(
     return Coverage(promotion.manifest, promotion.files, newest, promotion, claims, until, grace)
 
 
-def promoted_at(store: Store, trust: TrustRoot, name: str, version: str, source: str, now: datetime) -> Promotion:
+def _as_entered(state: LedgerState, name: str, version: str, source: str, now: datetime) -> Promotion:
+    """The gate's promotion of this version, as the ledger tells of it; raises Denied, or Removed when it is not so."""
+    told = state.promotion(name, version)
+    if told is not None:
+        try:
+            found = hashlib.sha256(state.store.read(told.key)).hexdigest()
+        except KeyError:
+            raise removed(f"expected {told.key}, which entry {told.sequence} tells of, got none; restore it") from None
+        if found != told.sha256:
+            raise removed(f"expected {told.key} as entry {told.sequence} tells of it, got other bytes; restore it")
+    return promoted_at(state.store, state.trust, name, version, source, now, entered=told is not None)
+
+
+def promoted_at(
+    store: Store, trust: TrustRoot, name: str, version: str, source: str, now: datetime, *, entered: bool = True
+) -> Promotion:
     """The gate's promotion of this version of prod.<name> with its bytes at `source`; raises Denied where it has none.
 
-    It needs no ledger: what the gate never promoted is no better for a ledger that is broken.
+    It needs no ledger: what the gate never promoted is no better for a ledger that is broken. Where there is one and it
+    tells of no such promotion, it was not `entered` and is none.
     """
-    promotion = promotion_of(store, trust, name, version, now=now)
+    promotion = promotion_of(store, trust, name, version, now=now) if entered else None
     if promotion is None:
         raise Denied(
             f"expected version {version} of prod.{name} to be the gate's, got one it never promoted; promote it"

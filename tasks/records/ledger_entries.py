@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from tasks.records.alias_moves import AliasMove, enter_move, unfinished_move
-from tasks.records.attestations import attestation_at
+from tasks.records.attestations import after_of, attestation_in, check_ledger
 from tasks.records.ledger_chain import Entry, append, gate_key, read_entry
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.promotions import promotion_of
@@ -27,14 +26,17 @@ from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import read_approval, read_waiver
 
 
-def note(settings: Settings, key: str) -> Entry:
-    """The entry of the stored object, which is made once; raises Denied for one not signed by whom it should be."""
+def note(settings: Settings, key: str, data: bytes | None = None) -> Entry:
+    """The entry of the stored object, which is made once; raises Denied for one not signed by whom it should be.
+
+    `data` are its bytes where the gate has just signed them itself.
+    """
     state = ledger_state(settings)
     if (number := state.entered(key)) is not None:
         return read_entry(state.store, state.trust, number)
     trust = gate_key(settings)[1]
-    kind, subject = _about(state.store, trust, key)
-    _check_order(state, kind, subject)
+    kind, subject = _about(state.store, trust, key, data)
+    _check_order(state, kind, subject, fresh=data is not None)
     return append(settings, kind, subject, once=key, since=state.end)
 
 
@@ -55,47 +57,42 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
         try:
             kind, subject = _about(state.store, trust, key)
             _check_order(state, kind, subject)
-        except Denied:
+        except (Denied, KeyError):
             continue  # `verify_ledger` tells of it
-        move = _move(state.store, key)
-        if move is not None:
-            added.append(enter_move(settings, move))
-        else:
-            added.append(append(settings, kind, subject, once=key, since=state.end))
+        added.append(append(settings, kind, subject, once=key, since=state.end))
     return added
 
 
-def _check_order(state: LedgerState, kind: str, subject: Blob) -> None:
-    """Raise Denied for a verdict that lets through and was issued before the newest one on its bytes was entered."""
-    if kind != "verdict" or subject["verdict"] not in attest.ADMITTED:
+def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = False) -> None:
+    """Raise Denied for a verdict of another ledger, or one that lets through and was issued before the newest one here.
+
+    One of before the first entry names no ledger: it counts only while this one is empty, or `fresh` from the gate.
+    """
+    if kind != "verdict":
         return
+    after = after_of(subject)
+    check_ledger(state, after)
+    if subject["verdict"] not in attest.ADMITTED:
+        return
+    if after[0] == 0 and state.end and not fresh:
+        raise Denied(f"expected a verdict of this ledger, got one of before any; remove {subject['key']} and vet again")
     newest = state.verdict(subject["manifest"])
-    if newest is None:
-        return
-    if subject["after"] is None or subject["after"] < newest.sequence:
+    if newest is not None and after[0] < newest.sequence:
         raise Denied(
             f"expected a {subject['verdict']} issued after entry {newest.sequence} of the ledger, got one of before; "
             f"remove {subject['key']} and vet again"
         )
 
 
-def _move(store: Store, key: str) -> AliasMove | None:
-    """The move that a promotion was written for, when it was killed before its entry was."""
-    if not key.startswith("promotions/"):
-        return None
-    _, name, file = key.split("/")
-    return unfinished_move(store, name, file.removesuffix(".json"))
-
-
-def _about(store: Store, trust: TrustRoot, key: str) -> tuple[str, Blob]:
+def _about(store: Store, trust: TrustRoot, key: str, data: bytes | None = None) -> tuple[str, Blob]:
     """The kind of entry for a stored object and what the entry says; raises Denied when unsigned."""
-    data = store.read(key)
+    data = store.read(key) if data is None else data
     kind, said = _READERS[key.partition("/")[0]](store, trust, key, data)
     return kind, {"key": key, "sha256": hashlib.sha256(data).hexdigest(), **said}
 
 
 def _verdict(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str, Blob]:
-    found = attestation_at(store, key)
+    found = attestation_in(key, data)
     dsse.signed_payload(found.envelope, trust, {GATE})
     said = {name: found.claims.get(name) for name in ("name", "verdict", "purpose", "expires", "after")}
     return "verdict", {**said, "manifest": key.split("/")[1], "attestation": attest.digest(found.envelope)}

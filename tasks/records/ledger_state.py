@@ -20,6 +20,7 @@ from typing import Any
 from tasks.records.ledger_chain import (
     NUMBERED,
     PREFIX,
+    START,
     Entry,
     entry_at,
     entry_key,
@@ -45,7 +46,8 @@ TABLES = {
     " verdict TEXT, issued TEXT, expires TEXT, PRIMARY KEY (store, manifest)",
     "revocations": "store TEXT, digest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, issued TEXT,"
     " PRIMARY KEY (store, digest)",
-    "promotions": "store TEXT, name TEXT, version TEXT, manifest TEXT, PRIMARY KEY (store, name, version)",
+    "promotions": "store TEXT, name TEXT, version TEXT, manifest TEXT, sequence INTEGER, key TEXT, sha256 TEXT,"
+    " digest TEXT, PRIMARY KEY (store, name, version)",
     "moves": "store TEXT, name TEXT, alias TEXT, sequence INTEGER, kind TEXT, version TEXT, before TEXT, issued TEXT,"
     " PRIMARY KEY (store, name, alias)",
 }
@@ -78,17 +80,23 @@ class LastMove:
 
 @dataclass(frozen=True, eq=False)
 class LedgerState:
-    """The verified ledger of a store: at least up to entry `end`. Several threads may ask it."""
+    """The verified ledger of a store, at least up to entry `end`, with its SHA-256. Several threads may ask it."""
 
     settings: Settings
     store: Store
     trust: TrustRoot
     end: int
+    sha256: str
     _index: sqlite3.Connection
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self._index.close)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Number and SHA-256 of the last entry, as a verdict says after which one it was issued."""
+        return {"sequence": self.end, "sha256": self.sha256}
 
     def verdict(self, manifest: str) -> Told | None:
         """The newest verdict on a submission in the ledger's order, or None."""
@@ -120,6 +128,15 @@ class LedgerState:
         asked = "SELECT manifest FROM promotions WHERE store = ? AND name = ? AND version = ?"
         row = self._row(asked, name, version)
         return None if row is None else str(row[0])
+
+    def promotion(self, name: str, version: str) -> Told | None:
+        """The statement by which the gate promoted this version of prod.<name>; None if it never did.
+
+        Its digest is that of the verdict that let it through.
+        """
+        asked = "SELECT sequence, key, sha256, digest FROM promotions WHERE store = ? AND name = ? AND version = ?"
+        row = self._row(asked, name, version)
+        return None if row is None else Told(*row)
 
     def not_admitted_since(self, manifest: str, now: datetime) -> datetime | None:
         """Since when the newest verdict lets a submission through no more, None where it does: as entries have it.
@@ -161,7 +178,7 @@ def ledger_state(settings: Settings) -> LedgerState:
             # one process of this home at a time: the others find what it has read
             index.execute("BEGIN IMMEDIATE")
             try:
-                end = _read_on(settings, index, store, trust)
+                end, sha256 = _read_on(settings, index, store, trust)
             except Removed:
                 raise
             except Denied as error:
@@ -170,7 +187,7 @@ def ledger_state(settings: Settings) -> LedgerState:
         except BaseException:
             index.close()
             raise
-    return LedgerState(settings, store, trust, end, index)
+    return LedgerState(settings, store, trust, end, sha256, index)
 
 
 def _trust(settings: Settings, store: Store) -> TrustRoot:
@@ -182,7 +199,7 @@ def _trust(settings: Settings, store: Store) -> TrustRoot:
         return TrustRoot(())  # nothing was decided here yet
 
 
-def _read_on(settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot) -> int:
+def _read_on(settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot) -> tuple[int, str]:
     """Take in what was entered since; the number of the last entry."""
     memory, keys = remembered(settings), sha256_json([k.to_json() for k in trust.keys if k.role == GATE])
     last = _last(settings, index, store, trust, keys)
@@ -204,11 +221,11 @@ def _read_on(settings: Settings, index: sqlite3.Connection, store: Store, trust:
         if listed > end and entry_at(store, trust, end + 1) is None:
             raise removed(f"expected entry {end + 1} of the ledger, got none, and {listed} entries: it was removed")
     if last is None:
-        return 0
+        return 0, START
     _check_memory(last, memory)
     index.execute("INSERT OR REPLACE INTO last VALUES (?, ?, ?, ?)", (settings.store, end, last.sha256, keys))
     remember(settings, last)
-    return end
+    return end, last.sha256
 
 
 def _last(settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot, keys: str) -> Entry | None:
@@ -249,8 +266,9 @@ def _take_in(store: str, index: sqlite3.Connection, entry: Entry) -> None:
         revoked = (store, said["digest"], number, said["key"], said["sha256"], entry.issued)
         index.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?, ?, ?, ?, ?)", revoked)
     elif entry.kind == "promotion":
-        promoted = (store, said["name"], said["version"], said["manifest"])
-        index.execute("INSERT OR IGNORE INTO promotions VALUES (?, ?, ?, ?)", promoted)
+        by = (number, said["key"], said["sha256"], said["attestation"])
+        promoted = (store, said["name"], said["version"], said["manifest"], *by)
+        index.execute("INSERT OR IGNORE INTO promotions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", promoted)
         if said.get("alias") is not None:
             _move(store, index, entry, said["alias"], said["version"])
             if said["alias"] == "champion" and said["old"] not in (None, said["version"]):

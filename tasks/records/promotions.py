@@ -5,6 +5,7 @@ It says which bytes a registered version stands for, and where they lie; nothing
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tasks.records.ledger_state import Told
 from tasks.store.base import Store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
@@ -65,20 +67,28 @@ def save_promotion(
     run_id: str,
     attestation: str,
     now: datetime,
-) -> Promotion:
-    """Sign and keep what a version stands for; the one that is there stays, and raises Taken when it says otherwise."""
+    told: Told | None = None,
+) -> str:
+    """Sign and keep what a version stands for; the SHA-256 of what is kept. What is there already stays.
+
+    Raises Taken where that says otherwise, or is not as the ledger has `told` of it.
+    """
     made = Promotion(name, version, manifest, files, source, run_id, attestation, time_text(now))
-    envelope = sign_statement(PROMOTION, made.predicate(), key)
-    if store.create(promotion_key(name, version), canonical_json(envelope)):
-        return made
-    found: Promotion | None
+    data = canonical_json(sign_statement(PROMOTION, made.predicate(), key))
+    if told is None and store.create(promotion_key(name, version), data):
+        return hashlib.sha256(data).hexdigest()
+    taken = Taken(f"expected version {version} of prod.{name} to be new, got another record of it; see the ledger")
     try:
-        found = promotion_of(store, trust, name, version, now=now)
-    except Denied:
-        found = None
-    if found is None or (found.manifest, found.files, found.source, found.run_id) != (manifest, files, source, run_id):
-        raise Taken(f"expected version {version} of prod.{name} to be new, got another record of it; see the ledger")
-    return found
+        data = store.read(promotion_key(name, version))
+        found = promotion_in(name, version, data, trust, now=now)
+    except (KeyError, Denied) as error:
+        raise taken from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if (found.manifest, found.files, found.source, found.run_id) != (manifest, files, source, run_id):
+        raise taken
+    if told is not None and told.sha256 != sha256:
+        raise taken
+    return sha256
 
 
 def promotion_of(
@@ -89,6 +99,11 @@ def promotion_of(
         data = store.read(promotion_key(name, version))
     except KeyError:
         return None
+    return promotion_in(name, version, data, trust, now=now)
+
+
+def promotion_in(name: str, version: str, data: bytes, trust: TrustRoot, *, now: datetime | None = None) -> Promotion:
+    """The promotion of a version of prod.<name> in the bytes of its object; raises Denied when it is not the gate's."""
     said = verify_statement(dsse.read_envelope(data), trust, PROMOTION, {GATE}, now or utc_now()).predicate
     fields = as_object(said, FIELDS, "a promotion")
     if (fields["name"], fields["version"]) != (name, version):

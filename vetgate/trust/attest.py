@@ -36,6 +36,7 @@ __all__ = [
     "as_base64",
     "claims",
     "digest",
+    "manifest_of",
     "pre_authentication",
     "read_envelope",
     "sign",
@@ -128,6 +129,12 @@ def statement(files: Mapping[str, str], manifest: str, predicate: Mapping[str, A
 def claims(envelope: Envelope) -> dict[str, Any]:
     """The predicate as it stands, its signature NOT verified: for listing and ordering only; raises Denied."""
     return _predicate(statement_in(envelope))[1]
+
+
+def manifest_of(envelope: Envelope) -> str:
+    """The SHA-256 of the manifest that it speaks of, its signature NOT verified; raises Denied."""
+    subjects, _ = _predicate(statement_in(envelope))
+    return as_sha256(subjects.get(MANIFEST_SUBJECT), MANIFEST_SUBJECT)
 
 
 def verify(

@@ -385,7 +385,7 @@ class TestClock:
         self.at(monkeypatch, -timedelta(minutes=minutes))
         asked(court, manifest, BACKDOORED, run="again")
         claims = newest(court, manifest)
-        assert (claims["verdict"], claims["after"]) == ("FAIL", 1)
+        assert (claims["verdict"], claims["after"]["sequence"]) == ("FAIL", 1)
         assert claims["issued"] >= court_claims(court, before)["issued"]
 
     @pytest.mark.parametrize("ahead", [-timedelta(minutes=6), -timedelta(days=2), timedelta(days=90)])

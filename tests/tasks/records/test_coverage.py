@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.attestations import save_attestation
 from tasks.records.coverage import Coverage, covered
+from tasks.records.ledger_chain import append
 from tasks.records.ledger_entries import catch_up, note
 from tasks.records.ledger_state import ledger_state
-from tasks.records.promotions import save_promotion
+from tasks.records.promotions import promotion_key, save_promotion
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
 from tasks.store.open import open_store
@@ -49,7 +50,7 @@ class Production:
             "sandbox_level": 1,
         }
         predicate = attest.verdict_predicate(verdict=verdict, **(stated | said))
-        predicate["after"] = ledger_state(self.settings).end
+        predicate["after"] = ledger_state(self.settings).last
         envelope = attest.sign(attest.statement(FILES, MANIFEST, predicate), key or self.key)
         stored = save_attestation(self.store, MANIFEST, envelope)
         if entered:
@@ -60,6 +61,7 @@ class Production:
         said = {"name": "digits", "version": "1", "manifest": MANIFEST, "files": FILES, "source": SOURCE}
         fields = said | {"run_id": "r", "attestation": "c" * 64, "now": NOW} | changes
         save_promotion(self.store, self.trust, self.key, **fields)
+        note(self.settings, promotion_key(fields["name"], fields["version"]))
 
     def covered(self, name: str = "digits", version: str = "1", source: str = SOURCE, **asked: Any) -> Coverage:
         return covered(self.settings, name, version, source, **({"now": NOW} | asked))
@@ -100,7 +102,7 @@ def test_a_promotion_or_verdict_of_another_name_does_not_cover(production: Produ
     production.decide()
     production.promote()
     production.store.create("promotions/other/1.json", production.store.read("promotions/digits/1.json"))
-    with pytest.raises(Denied, match="expected the promotion of other"):
+    with pytest.raises(Denied, match="one it never promoted"):
         production.covered(name="other")
     production.promote(name="third")
     with pytest.raises(Denied, match="for third, got one for digits"):
@@ -112,7 +114,8 @@ def test_a_promotion_that_another_key_signed_does_not_cover(production: Producti
     forger = Production(Settings(home=tmp_path / "forger"))
     forger.promote()
     production.store.create("promotions/digits/1.json", forger.store.read("promotions/digits/1.json"))
-    with pytest.raises(Denied, match="trust root"):
+    assert catch_up(production.settings) == []
+    with pytest.raises(Denied, match="one it never promoted"):
         production.covered()
 
 
@@ -121,7 +124,7 @@ def test_without_a_verdict_or_with_an_altered_one_nothing_is_covered(production:
     with pytest.raises(Denied, match="expected a verdict"):
         production.covered()
     production.decide(key=Ed25519PrivateKey.generate(), entered=False)
-    with pytest.raises(Denied, match="trust root"):
+    with pytest.raises(Denied, match="expected a verdict"):
         production.covered()
 
 
@@ -245,7 +248,7 @@ class TestTheLedgerDecides:
         (kept,) = production.store.list("attestations/")
         production.decide(verdict, issued=NOW)
         self.gone(production, "attestations/", kept)
-        self.refused(production, "which entry 2 tells of, got none", monkeypatch)
+        self.refused(production, "which entry 3 tells of, got none", monkeypatch)
 
     @pytest.mark.parametrize("change", [b"", b"{}", b" "])
     def test_one_that_was_changed_counts_as_gone(
@@ -268,7 +271,7 @@ class TestTheLedgerDecides:
         key = save_revocation(production.store, digest, "a test", production.key if signed else None, NOW)
         note(production.settings, key)
         self.gone(production, "revocations/")
-        self.refused(production, "by which entry 2 revokes it, got none", monkeypatch)
+        self.refused(production, "by which entry 3 revokes it, got none", monkeypatch)
 
     def test_a_waiver_whose_revocation_was_deleted_lets_nothing_pass(
         self, production: Production, monkeypatch: pytest.MonkeyPatch
@@ -276,7 +279,7 @@ class TestTheLedgerDecides:
         revoked, _ = TestWaived().waived(production)
         note(production.settings, save_revocation(production.store, revoked, "a test", None, NOW))
         self.gone(production, "revocations/")
-        self.refused(production, "by which entry 2 revokes it", monkeypatch)
+        self.refused(production, "by which entry 3 revokes it", monkeypatch)
 
     @pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE"])
     def test_a_refusal_that_is_not_entered_yet_is_in_force(self, production: Production, verdict: str) -> None:
@@ -316,8 +319,93 @@ class TestTheLedgerDecides:
         path.unlink()
         production.decide("FAIL", reasons=["because"])
         path.write_bytes(data)
-        assert [entry.kind for entry in catch_up(production.settings)] == ["promotion"]
-        with pytest.raises(Denied, match="issued after entry 2"):
+        assert catch_up(production.settings) == []
+        with pytest.raises(Denied, match="issued after entry 3"):
             note(production.settings, hidden)
         with pytest.raises(NotPassed, match="because"):
             production.covered()
+
+    def test_a_fail_that_is_removed_before_its_entry_is_entered_as_it_was_signed(
+        self, production: Production, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        production.decide()
+        production.promote()
+        (kept,) = production.store.list("attestations/")
+        production.decide("FAIL", entered=False)
+        (key,) = {*production.store.list("attestations/")} - {kept}
+        data = production.store.read(key)
+        self.gone(production, "attestations/", kept)
+        note(production.settings, key, data)
+        self.refused(production, "which entry 3 tells of, got none", monkeypatch)
+
+    @pytest.mark.parametrize("left", [None, b"{}", "another"])
+    def test_a_promotion_that_is_not_as_it_was_entered(
+        self, production: Production, left: bytes | str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        production.decide()
+        production.promote()
+        path = Path(production.settings.store, promotion_key("digits", "1"))
+        path.unlink()
+        if left == "another":
+            # the gate's own, signed at another moment
+            fields = {"name": "digits", "version": "1", "manifest": MANIFEST, "files": FILES, "source": SOURCE}
+            said = {"run_id": "r", "attestation": "c" * 64, "now": NOW - timedelta(hours=1)}
+            save_promotion(production.store, production.trust, production.key, **fields, **said)
+        elif isinstance(left, bytes):
+            path.write_bytes(left)
+        self.refused(production, "entry 2 tells of", monkeypatch)
+
+
+class TestAnotherLedger:
+    """A gate may keep several stores: what it signed for one says nothing in another."""
+
+    @pytest.fixture
+    def other(self, production: Production, tmp_path: Path) -> Production:
+        return Production(production.settings.model_copy(update={"store": str(tmp_path / "other")}))
+
+    def copied(self, production: Production, other: Production) -> None:
+        """Who writes attestations/ here lays those of the other store beside ours."""
+        for key in other.store.list("attestations/"):
+            production.store.create(key, other.store.read(key))
+
+    @pytest.mark.parametrize("longer", [0, 1, 5])
+    def test_a_pass_of_it_takes_no_fail_away(self, production: Production, other: Production, longer: int) -> None:
+        production.decide()
+        production.promote()
+        production.decide("FAIL", reasons=["because"])
+        for turn in range(longer):
+            append(other.settings, "rescan", {"turn": turn})
+        other.decide()
+        self.copied(production, other)
+        assert catch_up(production.settings) == []
+        with pytest.raises(NotPassed, match="because"):
+            production.covered()
+
+    @pytest.mark.parametrize("longer", [1, 5])
+    def test_a_fail_of_it_takes_no_pass_away(self, production: Production, other: Production, longer: int) -> None:
+        production.decide()
+        production.promote()
+        for turn in range(longer):
+            append(other.settings, "rescan", {"turn": turn})
+        other.decide("FAIL")
+        self.copied(production, other)
+        assert catch_up(production.settings) == [] and production.covered().claims["verdict"] == "PASS"
+
+    def test_a_pass_of_before_any_entry_counts_in_no_ledger_that_has_begun(
+        self, production: Production, other: Production
+    ) -> None:
+        other.decide(entered=False)
+        append(production.settings, "rescan", {"turn": 0})
+        self.copied(production, other)
+        assert catch_up(production.settings) == []
+        production.promote()
+        with pytest.raises(Denied, match="expected a verdict"):
+            production.covered()
+
+    @pytest.mark.parametrize("verdict", ["PASS", "FAIL"])
+    def test_one_of_other_bytes_is_entered_under_none(self, production: Production, verdict: str) -> None:
+        production.decide(verdict)
+        (key,) = production.store.list("attestations/")
+        production.store.create(key.replace(MANIFEST, "e" * 64), production.store.read(key))
+        assert catch_up(production.settings) == []
+        assert ledger_state(production.settings).verdict("e" * 64) is None

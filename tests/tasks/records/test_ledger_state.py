@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.ledger_chain import append, entry_key
-from tasks.records.ledger_state import LastMove, ledger_state
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tests.alarms import told
@@ -36,12 +36,18 @@ def elsewhere(settings: Settings, name: str) -> Settings:
 def verdict(settings: Settings, manifest: str, number: int) -> None:
     key = f"attestations/{manifest}/{number}.json"
     said = {"key": key, "sha256": f"{number:064}", "manifest": manifest, "attestation": f"{number + 100:064}"}
-    said |= {"name": "digits", "verdict": "PASS"}
+    said |= {"name": "digits", "verdict": "PASS", "expires": "2027-01-01T00:00:00Z"}
     append(settings, "verdict", said, once=key)
 
 
 def moved(settings: Settings, version: str, old: str | None, alias: str = "champion", name: str = "digits") -> None:
-    append(settings, "promotion", {"name": name, "alias": alias, "version": version, "old": old})
+    append(settings, "promotion", promoted(version, name) | {"alias": alias, "old": old})
+
+
+def promoted(version: str, name: str = "digits") -> dict[str, str]:
+    """What every entry of a promotion says."""
+    said = {"name": name, "version": version, "manifest": A, "attestation": "d" * 64}
+    return said | {"key": f"promotions/{name}/{version}.json", "sha256": "e" * 64}
 
 
 def gone(settings: Settings, number: int) -> None:
@@ -77,9 +83,9 @@ class TestMoves:
         moved(settings, "2", None, alias="challenger")
         moved(settings, "1", None, name="other")
         state = ledger_state(settings)
-        assert state.move("digits", "champion") == LastMove(1, "promotion", "1")
-        assert state.move("digits", "challenger") == LastMove(2, "promotion", "2")
-        assert state.move("other", "champion") == LastMove(3, "promotion", "1")
+        assert newest_move(state) == (1, "promotion", "1", None)
+        assert newest_move(state, "challenger") == (2, "promotion", "2", None)
+        assert newest_move(state, name="other") == (3, "promotion", "1", None)
         assert state.move("digits", "previous") is state.move("digits", "staging") is state.move("none", "x") is None
 
     def test_a_new_champion_puts_the_old_one_under_previous(self, settings: Settings) -> None:
@@ -87,10 +93,10 @@ class TestMoves:
         moved(settings, "2", "1")
         moved(settings, "3", "2", alias="challenger")
         state = ledger_state(settings)
-        assert state.move("digits", "champion") == LastMove(2, "promotion", "2")
-        assert state.move("digits", "previous") == LastMove(2, "promotion", "1")
+        assert newest_move(state) == (2, "promotion", "2", "1")
+        assert newest_move(state, "previous") == (2, "promotion", "1", None)
         moved(settings, "2", "2")
-        assert ledger_state(settings).move("digits", "previous") == LastMove(2, "promotion", "1")
+        assert newest_move(ledger_state(settings), "previous") == (2, "promotion", "1", None)
 
     @pytest.mark.parametrize("kind", ["demotion", "bypass"])
     @pytest.mark.parametrize("to", ["1", None])
@@ -98,12 +104,29 @@ class TestMoves:
         moved(settings, "1", None)
         moved(settings, "2", "1")
         append(settings, kind, {"name": "digits", "alias": "champion", "version": "2", "to": to})
-        assert ledger_state(settings).move("digits", "champion") == LastMove(3, kind, to)
+        assert newest_move(ledger_state(settings)) == (3, kind, to, "2")
+
+    def test_a_version_that_was_removed_or_a_stage_that_was_ended_moves_no_alias(self, settings: Settings) -> None:
+        moved(settings, "1", None)
+        for stage in ("Production", None):
+            said = {"name": "digits", "version": "1", "alias": None, "stage": stage, "to": None}
+            append(settings, "bypass", said)
+        assert newest_move(ledger_state(settings)) == (1, "promotion", "1", None)
 
     def test_a_promotion_that_moved_no_alias_is_no_move(self, settings: Settings) -> None:
         moved(settings, "1", None)
-        append(settings, "promotion", {"name": "digits", "version": "2"})
-        assert ledger_state(settings).move("digits", "champion") == LastMove(1, "promotion", "1")
+        append(settings, "promotion", promoted("2"))
+        state = ledger_state(settings)
+        assert newest_move(state) == (1, "promotion", "1", None)
+        assert [state.promoted("digits", version) for version in "123"] == [A, A, None]
+
+
+def newest_move(
+    state: LedgerState, alias: str = "champion", name: str = "digits"
+) -> tuple[int, str, str | None, str | None]:
+    move = state.move(name, alias)
+    assert move is not None
+    return move.sequence, move.kind, move.version, move.before
 
 
 def test_without_a_ledger_there_is_nothing_and_no_key_is_needed(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,16 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tasks.records.promotions import Promotion, Taken, promotion_key, promotion_of, promotions_of, save_promotion
+from tasks.records.ledger_state import Told
+from tasks.records.promotions import (
+    Promotion,
+    Taken,
+    promotion_in,
+    promotion_key,
+    promotion_of,
+    promotions_of,
+    save_promotion,
+)
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.errors import Denied
@@ -26,8 +36,12 @@ SAID: dict[str, Any] = {
 }
 
 
+def public(key: Ed25519PrivateKey, role: str = GATE) -> PublicKey:
+    return PublicKey(raw_public(key), role, NOW - timedelta(days=1), NOW + timedelta(days=9))
+
+
 def trust(role: str = GATE) -> TrustRoot:
-    return TrustRoot((PublicKey(raw_public(KEY), role, NOW - timedelta(days=1), NOW + timedelta(days=9)),))
+    return TrustRoot((public(KEY, role),))
 
 
 @pytest.fixture
@@ -36,7 +50,11 @@ def store(tmp_path: Path) -> Store:
 
 
 def save(store: Store, key: Ed25519PrivateKey = KEY, **changes: Any) -> Promotion:
-    return save_promotion(store, trust(), key, now=NOW, **(SAID | changes))
+    said = SAID | changes
+    sha256 = save_promotion(store, trust(), key, now=NOW, **said)
+    data = store.read(promotion_key(said["name"], said["version"]))
+    assert sha256 == hashlib.sha256(data).hexdigest()
+    return promotion_in(said["name"], said["version"], data, TrustRoot((*trust().keys, public(key))), now=NOW)
 
 
 def test_what_a_version_stands_for_is_read_as_it_was_signed(store: Store) -> None:
@@ -63,6 +81,17 @@ def test_a_number_that_stands_for_something_else_is_taken(store: Store, change: 
     save(store)
     with pytest.raises(Taken, match="expected version 3"):
         save(store, **change)
+
+
+@pytest.mark.parametrize("left", [None, b"other bytes"])
+def test_a_number_whose_record_is_not_as_the_ledger_tells_of_it_is_taken(tmp_path: Path, left: bytes | None) -> None:
+    store = open_store(str(tmp_path))
+    if left is not None:
+        store.create(promotion_key("digits", "3"), left)
+    told = Told(7, promotion_key("digits", "3"), "e" * 64, "c" * 64)
+    with pytest.raises(Taken):
+        save_promotion(store, trust(), KEY, now=NOW, told=told, **SAID)
+    assert store.exists(promotion_key("digits", "3")) == (left is not None)
 
 
 def test_one_that_another_key_signed_is_denied_and_takes_the_number(store: Store) -> None:
