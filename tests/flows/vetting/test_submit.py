@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from flows.vetting.submit import local_report
+from flows.vetting.submit import local_report, submit
+from tasks.records.submitters import submitters_of
 from tasks.report.page import TEMPLATE
-from tests.production import NOW, Home, home_in
+from tests.production import NOW, Home, home_in, submission_at
 from vetgate.errors import Altered, BadSubmission, VetgateError
+from vetgate.trust.keys import SUBMITTER, key_id, load_or_create_key, new_key, raw_public, read_trust_root, trust_key
 
 SOURCE = TEMPLATE.read_text()
 OPENING = "<!doctype" + SOURCE.partition("<!doctype")[2].partition("<title>")[0]
@@ -28,6 +31,20 @@ def vetted(home: Home, manifest: str, verdict: str, page: str | None = None) -> 
     key = made.replace("attestations/", "reports/").replace(".json", ".html")
     home.store.create(key, (OPENING + verdict if page is None else page).encode())
     return key
+
+
+@pytest.mark.parametrize("laid", ["submitters/{}.json", "submitters/{}/" + "0" * 64 + ".json", "submitters/{}/x"])
+def test_what_a_submitter_signs_is_kept_beside_whatever_was_laid_there(laid: str, home: Home, tmp_path: Path) -> None:
+    load_or_create_key(home.settings.gate_key, home.settings.trust_root, now=NOW)
+    key = new_key(tmp_path / "sam")
+    trust_key(home.settings.trust_root, raw_public(key), SUBMITTER, now=NOW, valid=timedelta(days=1))
+    directory = submission_at(tmp_path / "given", b"model")
+    manifest = submit(home.settings, directory).id
+    home.store.create(laid.format(manifest), b"{}")
+    trust = read_trust_root(home.settings.trust_root)
+    assert submitters_of(home.store, trust, manifest) == frozenset()
+    assert submit(home.settings, directory, tmp_path / "sam").id == manifest
+    assert submitters_of(home.store, trust, manifest) == {key_id(key)}
 
 
 @pytest.mark.parametrize(
