@@ -24,7 +24,7 @@ from vetgate.formats.model_name import alike
 from vetgate.trust.keys import load_key
 
 # the moment of a verdict and the digest of its attestation
-VETTING = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{64}")
+PAGE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{64}\.html")
 
 
 def submit(settings: Settings, directory: Path, key: Path | None = None) -> intake.Record:
@@ -101,16 +101,13 @@ def local_report(settings: Settings, submission: str) -> Report:
     path = settings.home / "reports" / f"{record.id}.html"
     if path.exists():
         return Report(record, path)
-    stems = [
-        key.removeprefix(f"reports/{record.id}/").removesuffix(".html") for key in store.list(f"reports/{record.id}/")
-    ]
+    names = [key.removeprefix(f"reports/{record.id}/") for key in store.list(f"reports/{record.id}/")]
+    stems = [name.removesuffix(".html") for name in names if PAGE.fullmatch(name)]
     state = ledger_state(settings) if stems else None
     told = [
         (sequence, stem)
         for stem in stems
-        if state is not None
-        and VETTING.fullmatch(stem)
-        and (sequence := state.entered(f"attestations/{record.id}/{stem}.json")) is not None
+        if state is not None and (sequence := state.entered(f"attestations/{record.id}/{stem}.json")) is not None
     ]
     if state is None or not told:
         raise BadSubmission(f"expected a vetted submission, got {record.id}, which has no report; run `vetgate vet`")

@@ -65,6 +65,17 @@ def test_a_report_that_no_entry_of_the_ledger_tells_of_is_not_handed_out(name: s
     )
 
 
+@pytest.mark.parametrize("ending", ["", ".htm", ".html.html", ".html/x.html"])
+def test_a_name_like_that_of_a_report_is_none(ending: str, home: Home) -> None:
+    manifest = home.submit(b"model")
+    home.decide(manifest)
+    (made,) = home.store.list(f"attestations/{manifest}/")
+    laid = made.replace("attestations/", "reports/").removesuffix(".json") + ending
+    home.store.create(laid, OPENING.encode())
+    with pytest.raises(BadSubmission, match="which has no report"):
+        local_report(home.settings, manifest)
+
+
 @pytest.mark.parametrize(("first", "then"), [("PASS", "FAIL"), ("FAIL", "PASS"), ("INCONCLUSIVE", "PASS")])
 def test_it_is_that_of_the_newest_verdict_in_the_ledger(first: str, then: str, home: Home) -> None:
     manifest = home.submit(b"model")
