@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from vetgate import shipped
 from vetgate.errors import BadPolicy
 from vetgate.role import Uses, repair_roles
+from vetgate.trust.named_file import read_named
 
 SHIPPED = shipped.PARAMS
 PACKAGE = shipped.PACKAGES / "vetgate"
@@ -31,8 +32,8 @@ def load_params(path: Path | None = None) -> Params:
     """The methods that have a section in the file, by default the shipped one, in its order; raises BadPolicy."""
     path = path or SHIPPED
     try:
-        sections = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        sections = yaml.safe_load(read_named(path).decode())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadPolicy(f"expected hyper-parameters at {path}, got {error}; restore the file") from error
     if not isinstance(sections, dict) or not all(isinstance(v, dict) for v in sections.values()):
         raise BadPolicy(f"expected one section a method in {path}, got {sections!r}; see the shipped file")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vetgate.errors import StoreError
+from vetgate.trust.named_file import read_named
 
 MIN_LENGTH = 16
 
@@ -26,7 +27,7 @@ def secret_bytes_at(path: Path, make: Callable[[], str] = lambda: secrets.token_
     try:
         if not path.exists():
             _create(path, make())
-        found = path.read_bytes().strip()
+        found = read_named(path).strip()
     except OSError as error:
         why = error.strerror
         raise StoreError(f"expected a secret at {path}, got {why}; give this user the right to it") from None

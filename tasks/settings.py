@@ -14,11 +14,14 @@ from pydantic import AfterValidator, Field, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.sqlite import sqlite_url
-from vetgate.errors import BadSubmission
+from vetgate.errors import BadSubmission, StoreError
 
 
 def _absolute(path: Path) -> Path:
-    whole = Path(path.expanduser().absolute())
+    try:
+        whole = Path(path.expanduser().absolute())
+    except RuntimeError as error:
+        raise ValueError(f"expected the path of a user that there is, got {str(path)!r}; write it out") from error
     # URLs, JSON and DVC's files hold paths as text, a line each
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in str(whole)):
         raise ValueError(f"expected a path of UTF-8 text on one line, got {str(whole)!r}; use another directory")
@@ -102,7 +105,10 @@ class Settings(BaseSettings):
 
 
 def load_settings(**values: Any) -> Settings:
-    """The settings from the environment, `values` going first; raises BadSubmission (usage) on a wrong one."""
+    """The settings from the environment, `values` going first; raises BadSubmission (usage) on a wrong one.
+
+    Raises StoreError where a path is relative and the working directory is gone.
+    """
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -110,3 +116,8 @@ def load_settings(**values: Any) -> Settings:
         own = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
         wrong = "; ".join(f"VETGATE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in own)
         raise BadSubmission(f"expected valid settings, got {wrong}; correct the variable or unset it") from error
+    except FileNotFoundError as error:
+        raise StoreError(
+            "expected a working directory for paths that are not absolute, got one that is gone; change to another, "
+            "or set VETGATE_HOME to an absolute path"
+        ) from error

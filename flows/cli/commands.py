@@ -88,15 +88,23 @@ def report(
     submission: Annotated[str, typer.Argument(help="SHA-256 of the manifest, or its beginning.", metavar="ID")],
     json: AsJson = False,
 ) -> int:
-    """Print the path of a vetting's HTML report."""
+    """Print the path of a vetting's HTML report; warns where it was made elsewhere, since nobody signed it."""
 
     def command() -> Outcome:
         from flows.vetting.submit import local_report
+        from tasks.progress import announce
         from tasks.settings import load_settings
 
-        record, path = local_report(load_settings(), submission)
-        blob = {"submission": record.submission.name, "manifest_sha256": record.id, "report": str(path)}
-        return Outcome(0, blob, lambda console: console.print(str(path), soft_wrap=True))
+        found = local_report(load_settings(), submission)
+        for warning in found.warnings:
+            announce(f"warning: {warning}")
+        blob = {
+            "submission": found.record.submission.name,
+            "manifest_sha256": found.record.id,
+            "report": str(found.path),
+            "warnings": list(found.warnings),
+        }
+        return Outcome(0, blob, lambda console: console.print(str(found.path), soft_wrap=True))
 
     return carry_out(command, as_json=json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -143,10 +144,13 @@ def _write(checked: Checked, sarif: File, junit: File) -> None:
     from flows.cli.sarif import sarif_log
     from vetgate.errors import StoreError
 
-    try:
-        if sarif is not None:
-            sarif.write_text(json.dumps(sarif_log(checked), indent=2) + "\n")
-        if junit is not None:
-            junit.write_bytes(junit_xml(checked))
-    except OSError as error:
-        raise StoreError(f"expected to write {error.filename}, got {error.strerror}; name another file") from error
+    reports: tuple[tuple[File, Callable[[], bytes]], ...] = (
+        (sarif, lambda: (json.dumps(sarif_log(checked), indent=2) + "\n").encode()),
+        (junit, lambda: junit_xml(checked)),
+    )
+    for path, made in reports:
+        try:
+            if path is not None:
+                path.write_bytes(made())
+        except OSError as error:
+            raise StoreError(f"expected to write {path}, got {error.strerror}; name another file") from error

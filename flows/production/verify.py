@@ -21,6 +21,7 @@ from vetgate.errors import Altered, BadSubmission, NotPassed, NotUnderstood, Sto
 from vetgate.formats.manifest import hash_directory
 from vetgate.trust import attest
 from vetgate.trust.keys import TrustRoot, read_trust_root, utc_now
+from vetgate.trust.named_file import read_named
 from vetgate.trust.strict_json import time_text
 from vetgate.trust.waivers import waived_until
 
@@ -39,7 +40,7 @@ def verify(
     """
     trust = read_trust_root(trust_root) if isinstance(trust_root, Path) else trust_root
     try:
-        envelope = attest.read_envelope(attestation.read_bytes()) if isinstance(attestation, Path) else attestation
+        envelope = attest.read_envelope(read_named(attestation)) if isinstance(attestation, Path) else attestation
     except OSError as error:
         raise BadSubmission(f"expected an attestation at {attestation}, got {error.strerror}; name its file") from error
     try:

@@ -114,23 +114,25 @@ def publish(
             path.parent.mkdir(parents=True, exist_ok=True)
         attestation.unlink(missing_ok=True)
         store.fetch(answer.attestation, attestation)
-        if (run := _published(settings, store, record, vetting, result)) is not None:
-            page.unlink(missing_ok=True)
-            store.fetch(f"reports/{record.id}/{vetting}.html", page)
-            return replace(result, mlflow_run=run).to_json()
+        run = _published(settings, store, record, vetting, result)
+        published = run is not None
         stored = [read_evidence(settings, record.id, method, key) for method, key in answer.decided.evidence.items()]
         evidence = [item for item in stored if item is not None]
         chosen = repaired.restored.chosen if isinstance(repaired, Repaired) else None
         clean = Clean.first_of(Path(data.splits["test"])) if data.splits else None
-        with tempfile.TemporaryDirectory() as room:
-            files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
-            files["report.html"].write_text(_page(record, result, answer, evidence, chosen, clean, data), "utf-8")
-            for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
-                files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
-                files[f"triggers/{name}"].write_bytes(content)
-            run = record_vetting(settings, record.submission, record.id, result, files, vetting=vetting)
+        if run is None:
+            with tempfile.TemporaryDirectory() as room:
+                files = {"attestation.json": attestation, "report.html": Path(room, "report.html")}
+                files["report.html"].write_text(_page(record, result, answer, evidence, chosen, clean, data), "utf-8")
+                for name, content in trigger_pngs([item["evidence"] for item in evidence]).items():
+                    files[f"triggers/{name}"] = Path(room, name.replace("/", "-"))
+                    files[f"triggers/{name}"].write_bytes(content)
+                run = record_vetting(settings, record.submission, record.id, result, files, vetting=vetting)
         result = replace(result, mlflow_run=run)
+        # made anew from signed evidence each time: what lies in the store as a report is not signed
         page.write_text(_page(record, result, answer, evidence, chosen, clean, data), "utf-8")
+        if published:
+            return result.to_json()
         store.create(f"reports/{record.id}/{vetting}.html", page.read_bytes())
         store.create(f"results/{record.id}/{vetting}.json", json.dumps(result.to_json()).encode())
     except OSError as error:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,12 @@ from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
-from vetgate.errors import BadSubmission, Denied, Removed, StoreError
+from vetgate.errors import Altered, BadSubmission, Denied, Removed, StoreError
 from vetgate.formats.model_name import alike
 from vetgate.trust.keys import load_key
+
+# the moment of a verdict and the digest of its attestation
+PAGE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{64}\.html")
 
 
 def submit(settings: Settings, directory: Path, key: Path | None = None) -> intake.Record:
@@ -73,16 +80,48 @@ def queue(settings: Settings, wrong: Callable[[str], object]) -> list[dict[str, 
     return rows
 
 
-def local_report(settings: Settings, submission: str) -> tuple[intake.Record, Path]:
-    """The HTML report of a submission's newest vetting as a file here; raises BadSubmission when there is none."""
+@dataclass(frozen=True)
+class Report:
+    """The HTML report of a submission as a file here, and what to say of it, if anything."""
+
+    record: intake.Record
+    path: Path
+    warnings: tuple[str, ...] = ()
+
+
+def local_report(settings: Settings, submission: str) -> Report:
+    """The report that was made here, or else the store's of the newest vetting that the ledger tells of.
+
+    Raises BadSubmission when there is none, Altered for a page that vetgate does not write.
+    """
+    from tasks.report.page import is_page
+
     store = open_store(settings)
     record = intake.find_record(store, submission)
     path = settings.home / "reports" / f"{record.id}.html"
-    reports = list(store.list(f"reports/{record.id}/"))
-    if reports and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # their names begin with the moment of the verdict
-        store.fetch(reports[-1], path)
-    if not path.exists():
+    if path.exists():
+        return Report(record, path)
+    names = [key.removeprefix(f"reports/{record.id}/") for key in store.list(f"reports/{record.id}/")]
+    stems = [name.removesuffix(".html") for name in names if PAGE.fullmatch(name)]
+    state = ledger_state(settings) if stems else None
+    told = [
+        (sequence, stem)
+        for stem in stems
+        if state is not None and (sequence := state.entered(f"attestations/{record.id}/{stem}.json")) is not None
+    ]
+    if state is None or not told:
         raise BadSubmission(f"expected a vetted submission, got {record.id}, which has no report; run `vetgate vet`")
-    return record, path
+    key = f"reports/{record.id}/{max(told)[1]}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=path.parent) as made:
+        fetched = Path(made, "report.html")
+        store.fetch(key, fetched)
+        if not is_page(fetched.read_bytes()):
+            raise Altered(f"expected a report in {key}, got another page; remove it, and run `vetgate vet` here")
+        # not in the place of one that is made here: what is on it is not signed
+        path = path.with_name(f"{record.id}.store.html")
+        os.replace(fetched, path)
+    newest = newest_attestation(state, record.id)
+    verdict = "no verdict" if newest is None else str(newest.claims["verdict"])
+    warning = f"{key} comes from the store and is not signed; what counts is the ledger's newest verdict, {verdict}"
+    return Report(record, path, (warning,))

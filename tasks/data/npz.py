@@ -6,27 +6,51 @@ integers if there are any. Members may be compressed with any method Python's zi
 
 from __future__ import annotations
 
+import errno
 import lzma
 import math
+import re
+import reprlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.plain_text import steering
 
 Progress = Callable[[float], None]
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 OPTIONAL = ("class_names", "track_train")
 CHUNK = 1 << 22
-UNREADABLE = (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+# a few kilobytes can unfold to any size, so headers tell what will be held before it is read; class_names stand in git,
+# in records and in reports
+MOST_ROWS, MOST_SIDE = 10_000_000, 4096
+MOST_NAMES, LONGEST_NAME, MOST_TEXT = 100_000, 200, 500_000
+MOST_HEADER = 4096
+# exactly as numpy writes it, spaces aside: nothing of a stranger's is evaluated
+HEADER = re.compile(
+    r"""\{ *'descr': *'([<>|=]?[?biufcmMOSUV][0-9]{0,9})', *'fortran_order': *(True|False), *"""
+    r"""'shape': *\(((?:(?: *[0-9]{1,18} *,)+(?: *[0-9]{1,18})?)?) *\) *,? *\} *\n?"""
+)
+UNREADABLE = (
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +71,8 @@ def contents(path: Path, progress: Progress | None = None) -> dict[str, Any]:
         headers = {name: _header(archive, name, path) for name in _names(archive, path)}
         _check_shapes(headers, path)
         brightest = _check_bytes(archive, headers, progress)
-        labels = {part: _small(archive, f"y_{part}") for part in ("train", "test")}
-        names = _small(archive, "class_names").tolist() if "class_names" in headers else None
+        labels = {part: _small(archive, f"y_{part}", path) for part in ("train", "test")}
+        names = _class_names(archive, headers["class_names"], path) if "class_names" in headers else None
     top = max(int(y.max()) for y in labels.values())
     classes = len(names) if names is not None else top + 1
     if min(int(y.min()) for y in labels.values()) < 0 or top >= classes:
@@ -65,7 +89,7 @@ def contents(path: Path, progress: Progress | None = None) -> dict[str, Any]:
 def read_array(path: Path, name: str) -> NDArray[Any]:
     """One whole array of a data set."""
     with _opened(path) as archive:
-        return _small(archive, name)
+        return _small(archive, name, path)
 
 
 def read_rows(path: Path, name: str, rows: NDArray[np.int64], progress: Progress | None = None) -> NDArray[np.uint8]:
@@ -99,10 +123,20 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except UNREADABLE as error:
-        raise NotUnderstood(
-            f"{path.name}: expected a .npz archive, got something that cannot be read ({error}); "
-            "write it with numpy.savez(file, x_train=…, y_train=…, x_test=…, y_test=…)"
-        ) from error
+        _refuse(path, error)
+    except OSError as error:
+        # so a decompressor says that its data are none; what a disk says has another number
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        _refuse(path, error)
+
+
+def _refuse(path: Path, error: Exception) -> NoReturn:
+    what = str(error)[:200] or type(error).__name__
+    raise NotUnderstood(
+        f"{path.name}: expected a .npz archive, got something that cannot be read ({what}); "
+        "write it with numpy.savez(file, x_train=…, y_train=…, x_test=…, y_test=…)"
+    ) from error
 
 
 def _names(archive: zipfile.ZipFile, path: Path) -> list[str]:
@@ -113,7 +147,7 @@ def _names(archive: zipfile.ZipFile, path: Path) -> list[str]:
     if wrong or missing:
         raise NotUnderstood(
             f"{path.name}: expected the arrays {', '.join(REQUIRED)} and at most {', '.join(OPTIONAL)}, "
-            f"got {', '.join(sorted(members)) or 'none'}; rename or remove the others"
+            f"got {', '.join(sorted(members))[:300] or 'none'}; rename or remove the others"
         )
     return names
 
@@ -121,13 +155,21 @@ def _names(archive: zipfile.ZipFile, path: Path) -> list[str]:
 def _header(archive: zipfile.ZipFile, name: str, path: Path) -> Header:
     with archive.open(f"{name}.npy") as member:
         version = np.lib.format.read_magic(member)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
-        else:
+        if version not in ((1, 0), (2, 0)):
             raise NotUnderstood(f"{path.name}: expected {name} in .npy version 1.0 or 2.0, got {version}")
+        length = int.from_bytes(_exactly(member, 2 if version == (1, 0) else 4), "little")
+        if length > MOST_HEADER:
+            raise NotUnderstood(f"{path.name}: expected at most {MOST_HEADER} bytes of header in {name}, got {length}")
+        text = _exactly(member, length).decode("latin-1")
         start = member.tell()
+    said = HEADER.fullmatch(text)
+    if said is None:
+        raise NotUnderstood(
+            f"{path.name}: expected in {name} the header of one array of numbers or text, got {reprlib.repr(text)}; "
+            "write it with numpy.savez"
+        )
+    dtype, fortran = np.dtype(said[1]), said[2] == "True"
+    shape = tuple(int(size) for size in said[3].split(",") if size.strip())
     if dtype.hasobject:
         raise NotUnderstood(f"{path.name}: expected plain numbers or text in {name}, got pickled objects, never loaded")
     if fortran and len(shape) > 1:
@@ -152,6 +194,9 @@ def _check_shapes(headers: dict[str, Header], path: Path) -> None:
         expect(f"x_{part}", not turned, "(N, H, W, C) uint8 with C 1 or 3", remedy)
         image = x.dtype == np.uint8 and len(x.shape) == 4 and min(x.shape) > 0 and x.shape[-1] in (1, 3)
         expect(f"x_{part}", image, "(N, H, W, C) uint8 with C 1 or 3", "a grey image has a last axis of 1")
+        small = x.shape[0] <= MOST_ROWS and max(x.shape[1:3]) <= MOST_SIDE
+        most = f"of at most {MOST_ROWS} images of {MOST_SIDE}x{MOST_SIDE}"
+        expect(f"x_{part}", small, most, "leave some out, or make them smaller")
         same = x.shape[1:] == headers["x_train"].shape[1:]
         expect(f"x_{part}", same, f"of the shape {headers['x_train'].shape[1:]} of x_train", "resize one of them")
         labels = y.dtype == np.int64 and y.shape == x.shape[:1]
@@ -160,6 +205,9 @@ def _check_shapes(headers: dict[str, Header], path: Path) -> None:
         names = headers["class_names"]
         fits = names.dtype.kind == "U" and len(names.shape) == 1
         expect("class_names", fits, "(K,) text", "write it as numpy.array([...], dtype=str)")
+        few = names.shape[0] <= MOST_NAMES and names.dtype.itemsize <= 4 * LONGEST_NAME
+        most = f"of at most {MOST_NAMES} names of {LONGEST_NAME} characters"
+        expect("class_names", few, most, "shorten the names, or leave them out")
     if "track_train" in headers:
         track = headers["track_train"]
         fits = track.dtype.kind in "iu" and track.shape == headers["y_train"].shape
@@ -182,9 +230,32 @@ def _check_bytes(archive: zipfile.ZipFile, headers: dict[str, Header], progress:
     return brightest
 
 
-def _small(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def _small(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
+    header = _header(archive, name, path)
+    return np.frombuffer(_data(archive, name, header), header.dtype).reshape(header.shape)
+
+
+def _class_names(archive: zipfile.ZipFile, header: Header, path: Path) -> list[str]:
+    data, size = _data(archive, "class_names", header), header.dtype.itemsize
+    # numpy pads with NUL, and makes text of numbers that are no characters
+    encoding = "utf-32-be" if header.dtype.str[0] == ">" else "utf-32-le"
+    names = [data[at : at + size].decode(encoding).rstrip("\0") for at in range(0, size * header.shape[0], size or 1)]
+    if (total := sum(map(len, names))) > MOST_TEXT:
+        raise NotUnderstood(
+            f"{path.name}: expected class_names of together at most {MOST_TEXT} characters, got {total}; shorten them"
+        )
+    for label, name in enumerate(names):
+        if (found := steering(name)) is not None:
+            raise NotUnderstood(
+                f"{path.name}: expected plain text as the name of class {label}, got the control {found}; remove it"
+            )
+    return names
+
+
+def _data(archive: zipfile.ZipFile, name: str, header: Header) -> bytes:
     with archive.open(f"{name}.npy") as member:
-        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+        _exactly(member, header.start)
+        return _exactly(member, math.prod(header.shape) * header.dtype.itemsize)
 
 
 def _exactly(member: IO[bytes], count: int) -> bytes:

@@ -17,6 +17,7 @@ from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
 from vetgate.trust import dsse
 from vetgate.trust.keys import GATE, TrustRoot
+from vetgate.trust.named_file import read_named
 from vetgate.trust.statements import HEAD, claimed, sign_statement, verify_statement
 from vetgate.trust.strict_json import as_object, as_sha256, as_time
 from vetgate.verdict.policy import load_policy
@@ -99,7 +100,7 @@ def head_at(settings: Settings, where: str) -> bytes | None:
         raise StoreError(str(error)) from error
     try:
         if path.is_file():
-            return path.read_bytes()
+            return read_named(path)
         return open_store(where, endpoint=settings.s3_endpoint).read(KEY)
     except KeyError:
         return None

@@ -1,9 +1,13 @@
-"""Who submitted a model: a statement signed with the submitter's key, kept once beside the submission.
+"""Who submitted a model: statements signed by submitters, each beside the submission under its own digest.
 
-It decides whose approval does not count, so nothing but a verified signature is believed on it.
+They decide whose approval does not count, so nothing but a verified signature is believed on it; whoever can write to
+the store can lay objects beside a statement, and none in its place.
 """
 
 from __future__ import annotations
+
+import hashlib
+import re
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -18,6 +22,7 @@ from vetgate.trust.statements import SUBMISSION, claimed, sign_statement, verify
 from vetgate.trust.strict_json import as_time, time_text
 
 MOST_ANCESTORS = 64
+NAME = re.compile(r"[0-9a-f]{64}\.json")
 
 
 def sign_submission(manifest_sha256: str, name: str, key: Ed25519PrivateKey) -> Envelope:
@@ -26,23 +31,31 @@ def sign_submission(manifest_sha256: str, name: str, key: Ed25519PrivateKey) -> 
     return sign_statement(SUBMISSION, said, key)
 
 
-def save_submitter(store: Store, manifest_sha256: str, envelope: Envelope) -> bool:
-    """Keep a submitter's statement; False, keeping the first, when these bytes have one."""
-    return store.create(_key(manifest_sha256), canonical_json(envelope))
+def save_submitter(store: Store, manifest_sha256: str, envelope: Envelope) -> None:
+    """Keep a submitter's statement on these bytes, beside those that there are."""
+    data = canonical_json(envelope)
+    # what is signed can be guessed, the signature cannot: nobody can have this name first
+    store.create(f"{_folder(manifest_sha256)}{hashlib.sha256(data).hexdigest()}.json", data)
 
 
-def submitter_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> str | None:
-    """The id of the trusted key that signed this submission, None when none did.
+def signers_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> frozenset[str]:
+    """The ids of the trusted keys that signed this very submission.
 
     An approver may submit too; a key that ran out since still names him.
     """
-    try:
-        envelope = dsse.read_envelope(store.read(_key(manifest_sha256)))
-        issued = as_time(claimed(SUBMISSION, envelope)["issued"], "issued")
-        signed = verify_statement(envelope, trust, SUBMISSION, {SUBMITTER, APPROVER}, issued)
-    except (KeyError, Denied):
-        return None
-    return signed.keyid if signed.predicate.get("manifest") == manifest_sha256 else None
+    found: set[str] = set()
+    for key in store.list(_folder(manifest_sha256)):
+        if not NAME.fullmatch(key.removeprefix(_folder(manifest_sha256))):
+            continue
+        try:
+            envelope = dsse.read_envelope(store.read(key))
+            issued = as_time(claimed(SUBMISSION, envelope)["issued"], "issued")
+            signed = verify_statement(envelope, trust, SUBMISSION, {SUBMITTER, APPROVER}, issued)
+        except (KeyError, Denied):
+            continue
+        if signed.predicate.get("manifest") == manifest_sha256:
+            found.add(signed.keyid)
+    return frozenset(found)
 
 
 def submitters_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> frozenset[str]:
@@ -55,10 +68,10 @@ def submitters_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> froze
     for _ in range(MOST_ANCESTORS):
         if manifest is None:
             return frozenset(found)
-        keyid = submitter_of(store, trust, manifest)
-        if keyid is None:
+        signers = signers_of(store, trust, manifest)
+        if not signers:
             return frozenset()
-        found.add(keyid)
+        found |= signers
         try:
             manifest = read_record(store, manifest).submission.parent
         except BadSubmission:
@@ -66,5 +79,5 @@ def submitters_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> froze
     return frozenset()
 
 
-def _key(manifest_sha256: str) -> str:
-    return f"submitters/{manifest_sha256}.json"
+def _folder(manifest_sha256: str) -> str:
+    return f"submitters/{manifest_sha256}/"

@@ -7,6 +7,7 @@ before and after repair, and what all of it was computed from.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from vetgate.shape import Blob, to_json
 from vetgate.verdict.stated import StatedMethod, StatedVerdict
 
 MOST_TRIGGERS = 6
+TEMPLATE = Path(__file__).parent / "page.html.j2"
+# what a page of ours has none of after its policy: text of strangers is escaped
+ACTIVE = re.compile(rb"<\s*/?\s*(meta|base|link|script|form|input|button|a|area|iframe|frame|object|embed)\b", re.I)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,16 @@ def render(
         "meaning": meaning(result, calibration),
         "provenance": [*_provenance(result, records, calibration, provenance)],
     }
-    return _environment().get_template("page.html.j2").render(page)
+    return _environment().get_template(TEMPLATE.name).render(page)
+
+
+def is_page(data: bytes) -> bool:
+    """Whether bytes begin as every page does, with the policy that lets it load and run nothing, and hold no link."""
+    source = TEMPLATE.read_bytes()
+    begins = source.index(b"<!doctype")
+    opening = source[begins : source.index(b"<title>", begins)]
+    page = data.lstrip()
+    return page.startswith(opening) and ACTIVE.search(page, len(opening)) is None
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -139,7 +152,7 @@ def percent(value: Any) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
         finalize=_plain,
         undefined=StrictUndefined,

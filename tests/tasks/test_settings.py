@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.settings import load_settings
-from vetgate.errors import BadSubmission
+from vetgate.errors import BadSubmission, StoreError
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +69,26 @@ def test_a_wrong_value_is_a_usage_error_that_names_its_variable(
         load_settings()
     with pytest.raises(BadSubmission, match="VETGATE_HOM:"):
         load_settings(hom="typo")
+
+
+@pytest.mark.parametrize("variable", ["HOME", "STORE", "TRUST_ROOT"])
+def test_a_relative_place_in_a_directory_that_is_gone_is_an_error(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setenv("VETGATE_HOME", str(tmp_path))
+    monkeypatch.setenv(f"VETGATE_{variable}", "here")
+    assert load_settings()
+    gone.rmdir()
+    with pytest.raises(StoreError, match="got one that is gone; change to another, or set VETGATE_HOME"):
+        load_settings()
+    monkeypatch.setenv(f"VETGATE_{variable}", str(tmp_path / "there"))
+    assert load_settings()
+
+
+def test_a_home_of_a_user_that_there_is_not_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VETGATE_HOME", "~no-such-user/vetgate")
+    with pytest.raises(BadSubmission, match=r"VETGATE_HOME: .*expected the path of a user that there is"):
+        load_settings()

@@ -26,6 +26,12 @@ def steering(text: str) -> str | None:
     return None if found is None else _written(found)
 
 
+def steering_line(text: str) -> tuple[int, str] | None:
+    """Of a text of lines and tabs, the first such character: its line, from 1, and it written out; or None."""
+    found = LINES.search(text)
+    return None if found is None else (text.count("\n", 0, found.start()) + 1, _written(found))
+
+
 def escaped(text: str) -> str:
     """The text on one line, each steering character written as Python writes it, such as \\x1b or \\u202e."""
     return ONE_LINE.sub(_written, text)

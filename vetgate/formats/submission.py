@@ -14,7 +14,7 @@ from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.manifest import FILE_NAME, open_plain
 from vetgate.formats.model_name import MODEL_NAME, RULE
-from vetgate.formats.plain_text import escaped, steering
+from vetgate.formats.plain_text import escaped, steering, steering_line
 from vetgate.formats.readers import formats
 from vetgate.formats.yaml12 import dump_plain, load_plain
 
@@ -75,7 +75,8 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _known_architecture(self) -> Submission:
         if self.architecture is not None and self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
+            given = reprlib.repr(self.architecture)
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {given}")
         known = formats().get(self.format)
         if known is not None and known.needs_architecture and self.architecture is None:
             raise ValueError(f"format {self.format} needs an architecture, one of {', '.join(ARCHITECTURES)}")
@@ -89,6 +90,9 @@ def read_submission(directory: Path, *, given: Path | None = None) -> Submission
 
 def parse_submission(text: str) -> Submission:
     """Check the text of a `submission.yaml`; raises BadSubmission."""
+    # people read comments too; a mark of the encoding and line ends of Windows are no text
+    if (found := steering_line(text.removeprefix("\ufeff").replace("\r\n", "\n"))) is not None:
+        raise BadSubmission(f"{FILE}: expected plain text in line {found[0]}, got the control {found[1]}; remove it")
     try:
         fields = load_plain(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -113,7 +117,7 @@ def dump_submission(submission: Submission) -> str:
 
 
 def _check_text(fields: dict[str, Any]) -> None:
-    """Refuse controls and whatever reorders or hides text, wherever it stands; records of before may hold them."""
+    """Refuse controls and whatever reorders or hides text where an escape in quotes, such as "\\e", stands for it."""
     for field, value in fields.items():
         for text in (field, *(value if isinstance(value, list) else [value])):
             if isinstance(text, str) and (found := steering(text)) is not None:
@@ -152,7 +156,7 @@ def _complaints(error: ValidationError) -> list[str]:
         where = ".".join(str(part) for part in item["loc"]) or "fields"
         if item["type"] == "extra_forbidden":
             known = ", ".join(Submission.model_fields)
-            lines.append(f"unknown field {where!r}, expected only {known}; remove it")
+            lines.append(f"unknown field {reprlib.repr(where)}, expected only {known}; remove it")
         elif item["type"] == "missing":
             lines.append(f"the field {where!r} is missing; add it")
         else:

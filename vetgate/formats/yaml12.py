@@ -25,15 +25,29 @@ CORE = {
         r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
     ),
 }
+# PyYAML ends a line, and so a comment, at these; YAML 1.2 does not
+BREAKS_OF_1_1 = re.compile("[\x85\u2028\u2029]")
+# 64 bits in base 8 are 22; Python neither reads nor prints what has thousands of digits
+MOST_DIGITS = 32
 
 
 def load_plain(text: str) -> Any:
-    """The value of a YAML 1.2 document; raises ValueError or yaml.YAMLError on anything else, aliases included."""
+    """The value of a YAML 1.2 document; raises ValueError or yaml.YAMLError on anything else.
+
+    So it does on what two readers may take differently or that no plain value needs: aliases, tags, other versions.
+    """
+    if (found := BREAKS_OF_1_1.search(text)) is not None:
+        line = text.count("\n", 0, found.start()) + 1
+        raise ValueError(f"{found[0]!a} in line {line}, which ends a line in YAML 1.1 only; remove it")
     # an alias can unfold to gigabytes, and the parser's time grows with the square of the depth
     depth = 0
     for event in yaml.parse(text, _Loader):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("an alias (*name); write the value out")
+        if isinstance(event, yaml.DocumentStartEvent) and (event.tags or event.version not in (None, (1, 2))):
+            raise ValueError("a directive that is not %YAML 1.2; remove it")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ValueError(f"the tag {reprlib.repr(tag)}; write the plain value")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise ValueError("deep nesting; flatten it")
@@ -80,25 +94,21 @@ class _Dumper(yaml.SafeDumper):
         return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
 
-def _spelled(loader: _Loader, node: yaml.ScalarNode) -> str:
-    # a tag that is written out, as in `!!int 1:30`, allows no other spelling
-    text = str(loader.construct_scalar(node))
-    if not CORE[node.tag].fullmatch(text):
-        raise ValueError(f"{reprlib.repr(text)} is no {node.tag.rpartition(':')[2]} of YAML 1.2")
-    return text
-
-
 def _bool(loader: _Loader, node: yaml.ScalarNode) -> bool:
-    return _spelled(loader, node).lower() == "true"
+    return str(node.value).lower() == "true"
 
 
 def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = _spelled(loader, node)
+    text = str(node.value)
+    if len(text) > MOST_DIGITS:
+        raise ValueError(
+            f"the number {reprlib.repr(text)} of {len(text)} characters; write one of at most {MOST_DIGITS}"
+        )
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
 def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(_spelled(loader, node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 for _tag, _construct in ((BOOL, _bool), (INT, _int), (FLOAT, _float)):

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied, StoreError
+from vetgate.trust.named_file import MOST, read_named
 from vetgate.trust.root import (
     APPROVER,
     GATE,
@@ -101,7 +102,7 @@ def new_key(path: Path) -> Ed25519PrivateKey:
 def read_public(path: Path) -> bytes:
     """The raw public key in a PEM file; raises BadSubmission when it holds none of Ed25519."""
     try:
-        key = load_pem_public_key(path.read_bytes())
+        key = load_pem_public_key(read_named(path))
     except OSError as error:
         raise BadSubmission(f"expected a public key at {path}, got {error.strerror}; name its file") from error
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -128,7 +129,8 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
-            pem = file.read()
+            # a key has some hundred bytes
+            pem = file.read(MOST)
     except OSError as error:
         raise StoreError(f"expected to read the key {path}, got {error.strerror}; check the file") from error
     if mode & 0o077:

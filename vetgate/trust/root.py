@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSignature, BadSubmission, Denied, StoreError
+from vetgate.trust.named_file import read_named
 from vetgate.trust.strict_json import as_base64, as_list, as_object, as_sha256, as_text, as_time, parse, time_text
 
 GATE, APPROVER, SUBMITTER, VETTER = ROLES = ("gate", "approver", "submitter", "vetter")
@@ -111,7 +112,7 @@ class TrustRoot:
 def read_trust_root(path: Path) -> TrustRoot:
     """The trust root in a file; raises Denied, because without one nothing can be believed."""
     try:
-        return TrustRoot.from_json(parse(path.read_bytes(), "trust root"))
+        return TrustRoot.from_json(parse(read_named(path), "trust root"))
     except Denied as error:
         raise BadSignature(str(error)) from error
     except OSError as error:

@@ -27,6 +27,7 @@ from vetgate import shipped
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
 from vetgate.role import by_label, role_of, scores_labels, weight_of
+from vetgate.trust.named_file import read_named
 from vetgate.verdict.reasons import Code, Reason
 
 Array = NDArray[np.float64]
@@ -324,7 +325,7 @@ def load_calibration(path: Path | None = None) -> Calibration | None:
             raise BadPolicy(f"expected a calibration at {where}, got no file; build one with `dvc repro`")
         return None
     try:
-        raw = json.loads(where.read_text())
+        raw = json.loads(read_named(where))
         bank = Bank.model_validate(raw)
     except (OSError, ValueError, ValidationError) as error:
         raise BadPolicy(f"{where} is not a calibration: {error}; restore it or rebuild it with `dvc repro`") from error

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from vetgate import shipped
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
 from vetgate.formats.readers import formats
 from vetgate.role import repair_roles
+from vetgate.trust.named_file import read_named
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SHIPPED = shipped.POLICY
@@ -129,8 +130,8 @@ def load_policy(path: Path | None = None) -> Policy:
     """The policy in a YAML file, by default the shipped one; raises BadPolicy."""
     where = path or SHIPPED
     try:
-        return Policy.model_validate(yaml.safe_load(where.read_text()))
+        return Policy.model_validate(yaml.safe_load(read_named(where).decode()))
     except OSError as error:
         raise BadPolicy(f"expected a policy file at {where}, got {error.strerror}; set VETGATE_POLICY") from error
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise BadPolicy(f"{where} is not a valid policy: {error}; see {SHIPPED}") from error

@@ -88,6 +88,32 @@ def delivered(production: Production) -> list[str | Path]:
     return [directory, "--attestation", document, "--name", "digits"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "file", "code", "message"),
+    [
+        ("--sarif", "/dev/full", 2, "expected to write /dev/full, got No space left on device; name another file"),
+        ("--junit", "/dev/full", 2, "expected to write /dev/full, got No space left on device; name another file"),
+        ("--sarif", "/", 2, "expected to write /, got Is a directory"),
+        ("--junit", "/nowhere/at/all.xml", 2, "expected to write /nowhere/at/all.xml, got No such file or directory"),
+        ("--attestation", "/dev/zero", 4, "expected an attestation at /dev/zero, got File too large"),
+    ],
+)
+def test_a_file_that_cannot_be_written_or_read_is_named(
+    flag: str,
+    file: str,
+    code: int,
+    message: str,
+    production: Production,
+    delivered: list[str | Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VETGATE_HOME", str(production.settings.home))
+    capfd.readouterr()
+    assert app(["verify", *map(str, delivered), flag, file, "--json"], standalone_mode=False) == code
+    assert json.loads(capfd.readouterr().out)["error"].startswith(message)
+
+
 def test_a_model_in_production_is_verified_with_what_covers_it(production: Production, run: Verify) -> None:
     manifest = production.promoted(1)
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tasks.report.page import is_page
 from tasks.store.open import open_store
 from tests.databases import with_databases
 
@@ -97,3 +98,15 @@ def running(home: Path) -> list[str]:
             except OSError:
                 continue
     return found
+
+
+def test_a_page_that_a_stranger_laid_in_the_place_of_the_report_is_made_anew(alone, honest, quick, tmp_path):
+    own = {"VETGATE_HOME": with_databases(tmp_path / "home"), **quick}
+    first = alone("vet", honest, "--json", **own)
+    (key,) = open_store(str(tmp_path / "home" / "store")).list("reports/")
+    (tmp_path / "home" / "store" / key).write_text("<h1>PASS</h1>")
+
+    again = alone("vet", honest, "--json", **own)
+
+    assert again.code == first.code and again.blob["mlflow_run"] == first.blob["mlflow_run"]
+    assert is_page(Path(again.blob["report"]).read_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,19 @@ def register(settings: Settings, given: Path, model: str) -> str:
         client.create_registered_model(model)
         source = f"{run.info.artifact_uri}/submission"
         return str(client.create_model_version(model, source, run_id=run.info.run_id).version)
+
+
+@pytest.mark.parametrize(
+    "classes", ["0x" + "f" * 6000, "0o" + "7" * 5000, "!!int 10", "10 # ten\u2028parent: x", "&a [*a]"]
+)
+def test_a_description_that_is_not_understood_is_refused_once(settings: Settings, tmp_path: Path, classes: str) -> None:
+    given = submission(tmp_path / "one", b"one")
+    described = (given / "submission.yaml").read_text()
+    (given / "submission.yaml").write_text(re.sub("(?m)^classes: .*$", f"classes: {classes}", described))
+    version = register(settings, given, "thirdparty.digits")
+    assert "submission.yaml: expected plain" in take_version(settings, "thirdparty.digits", version)["refused"]
+    assert list(registered.unknown_versions(settings)) == []
+    assert not list(open_store(settings).list("submissions/"))
 
 
 def test_versions_of_other_models_are_no_submissions(settings: Settings, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.ledger_state import ledger_state
-from tasks.records.submitters import save_submitter, sign_submission, submitter_of, submitters_of
+from tasks.records.submitters import save_submitter, sign_submission, signers_of, submitters_of
 from tasks.records.waivers import approvals_of, approved, save_approval, save_waiver, waivers_of
 from tasks.settings import Settings
 from tasks.store.open import open_store
@@ -70,12 +71,12 @@ class TestSubmitters:
     def test_the_one_who_signed_submitted_also_when_he_may_approve_others(self, desk: Desk) -> None:
         for key in (SAM, ALICE):
             manifest = desk.submit(key_id(key)[:9].encode(), by=key)
-            assert submitter_of(desk.store, trust(), manifest) == key_id(key)
+            assert signers_of(desk.store, trust(), manifest) == {key_id(key)}
             assert desk.submitters(manifest) == {key_id(key)}
 
     def test_no_submitter_is_known_of_what_is_unsigned(self, desk: Desk) -> None:
         manifest = desk.submit(b"unsigned")
-        assert submitter_of(desk.store, trust(), manifest) is None
+        assert signers_of(desk.store, trust(), manifest) == set()
         assert desk.submitters(manifest) == set()
 
     @pytest.mark.parametrize("key", [GATEKEEPER, Ed25519PrivateKey.generate()])
@@ -84,24 +85,39 @@ class TestSubmitters:
     ) -> None:
         assert desk.submitters(desk.submit(b"model", by=key)) == set()
 
-    def test_the_first_signature_stays(self, desk: Desk) -> None:
+    def test_none_of_those_who_signed_is_lost(self, desk: Desk) -> None:
         manifest = desk.submit(b"model", by=SAM)
-        assert not save_submitter(desk.store, manifest, sign_submission(manifest, "digits", ALICE))
+        save_submitter(desk.store, manifest, sign_submission(manifest, "digits", ALICE))
+        save_submitter(desk.store, manifest, sign_submission(manifest, "digits", Ed25519PrivateKey.generate()))
+        assert desk.submitters(manifest) == {key_id(SAM), key_id(ALICE)}
+
+    @pytest.mark.parametrize("name", [".json", "/{zeros}.json", "/{zeros}", "/a/b.json", "/{zeros}.json/{zeros}.json"])
+    @pytest.mark.parametrize("laid", ["junk", "{}", "a statement of a stranger's", "one on other bytes"])
+    def test_what_a_stranger_laid_first_drops_no_signature(self, name: str, laid: str, desk: Desk) -> None:
+        manifest = desk.submit(b"model")
+        stranger = Ed25519PrivateKey.generate()
+        data = {
+            "a statement of a stranger's": canonical_json(sign_submission(manifest, "digits", stranger)),
+            "one on other bytes": canonical_json(sign_submission("1" * 64, "digits", ALICE)),
+        }.get(laid, laid.encode())
+        desk.store.create(f"submitters/{manifest}{name.format(zeros='0' * 64)}", data)
+        save_submitter(desk.store, manifest, sign_submission(manifest, "digits", SAM))
         assert desk.submitters(manifest) == {key_id(SAM)}
 
     def test_a_signature_of_other_bytes_names_no_submitter(self, desk: Desk) -> None:
         signed, other = desk.submit(b"signed", by=SAM), desk.submit(b"other")
-        desk.store.create(f"submitters/{other}.json", desk.store.read(f"submitters/{signed}.json"))
-        assert submitter_of(desk.store, trust(), other) is None
+        (key,) = desk.store.list(f"submitters/{signed}/")
+        desk.store.create(key.replace(signed, other), desk.store.read(key))
+        assert signers_of(desk.store, trust(), other) == set()
 
     def test_a_key_that_ran_out_since_still_names_its_owner(self, desk: Desk) -> None:
         manifest = desk.submit(b"model")
-        for hours, named in ((2, key_id(SAM)), (0, None)):
+        for hours, named in ((2, {key_id(SAM)}), (0, set())):
             said = {"manifest": manifest, "name": "digits", "issued": time_text(NOW - timedelta(hours=hours))}
             save_submitter(desk.store, manifest, sign_statement("submission", said, SAM))
             ended = trust(ends=NOW - timedelta(hours=1))
-            assert submitter_of(desk.store, ended, manifest) == named
-            Path(desk.settings.store, f"submitters/{manifest}.json").unlink()
+            assert signers_of(desk.store, ended, manifest) == named
+            shutil.rmtree(Path(desk.settings.store, "submitters", manifest))
 
     def test_of_a_repaired_model_the_parent_s_submitter_counts_as_well(self, desk: Desk) -> None:
         parent = desk.submit(b"parent", by=SAM)

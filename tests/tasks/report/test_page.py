@@ -3,6 +3,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from tasks.report.figures import bars, histogram, strip
-from tasks.report.page import Clean, render
+from tasks.report.page import Clean, is_page, render
 from tasks.report.trigger_images import trigger_pngs, triggers_of
 from tasks.report.words import meaning
 from tasks.vetting.choose import candidates
@@ -387,3 +388,40 @@ def test_how_sure_the_p_value_is_is_said(calibrated: bool, about: dict[str, Any]
     assert words in said
     assert ("extrapolated" in said) == calibrated
     assert "extrapolated" not in " ".join(meaning(result(p_value=0.3), {"id": "c1", "references": 27}))
+
+
+def test_a_page_of_ours_is_known_whatever_stands_in_it() -> None:
+    hostile = '<script>x</script><meta http-equiv="refresh"><a href="x">\u202e'
+    page = render(
+        result(reasons=[hostile], submission=hostile),
+        evidence=[{"evidence": evidence().to_json()}],
+        submission={
+            "supplier": hostile,
+            "classes": [hostile, "b", "c", "d"],
+            "format": "onnx",
+            "input_shape": [3, 8, 6],
+        },
+    )
+    assert is_page(page.encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda page: "<h1>PASS</h1>",
+        lambda page: "",
+        lambda page: page.replace("default-src 'none'", "default-src *"),
+        lambda page: "\ufeff" + page,
+        lambda page: "<script>x</script>" + page,
+        lambda page: page.replace("</body>", "<script>x</script></body>"),
+        lambda page: page.replace("</title>", '</title><META\nhttp-equiv="refresh" content="0;url=https://x.example">'),
+        lambda page: page.replace("</title>", "</title><base href='https://x.example'>"),
+        lambda page: page.replace("</body>", '<a href="https://x.example">more</a></body>'),
+        lambda page: page.replace("</body>", '<form action="https://x.example"></form></body>'),
+    ],
+)
+def test_a_page_that_loads_runs_or_leads_elsewhere_is_none_of_ours(change: Callable[[str], str]) -> None:
+    page = render(result(), evidence=[])
+    assert is_page(page.encode())
+    changed = change(page)
+    assert changed != page and not is_page(changed.encode())

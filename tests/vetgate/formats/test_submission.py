@@ -79,13 +79,31 @@ BAD = {
     "a terminal's command in the supplier": (GOOD.replace("acme", '"a\\e[2J"'), r"supplier, got the control \\x1b"),
     "NUL in the supplier": (GOOD.replace("acme", '"a\\0"'), r"supplier, got the control \\x00"),
     "C1 in the supplier": (GOOD.replace("acme", '"a\\x9b"'), r"supplier, got the control \\x9b"),
-    "an override in the supplier": (GOOD.replace("acme", "a\u202eb"), r"supplier, got the control \\u202e"),
+    "an override in the supplier": (GOOD.replace("acme", "a\u202eb"), r"line 2, got the control \\u202e"),
+    "an override that an escape stands for": (
+        GOOD.replace("acme", '"a\\u202eb"'),
+        r"supplier, got the control \\u202e",
+    ),
     "two lines of a supplier": (GOOD.replace("acme", '"a\\nb"'), r"supplier, got the control \\n"),
-    "an isolate in a class": (GOOD.replace("10", "[cat, d\u2066og]"), r"classes, got the control \\u2066"),
+    "an isolate in a class": (GOOD.replace("10", "[cat, d\u2066og]"), r"line 7, got the control \\u2066"),
     "a bell in a class": (GOOD.replace("10", '[cat, "d\\a"]'), r"classes, got the control \\x07"),
-    "a mark in a layer": (GOOD + "layer: re\u200elu\n", r"layer, got the control \\u200e"),
+    "a mark in a layer": (GOOD + "layer: re\u200elu\n", r"line 9, got the control \\u200e"),
     "a control in a field's name": (GOOD + '"a\\e": 1\n', r"a\\x1b, got the control \\x1b"),
-    "a control in what is no YAML": (GOOD + "layer: [\u202e", r"expected YAML"),
+    "a control in what is no YAML": (GOOD + "layer: [\u202e", r"line 9, got the control \\u202e"),
+    "an override in a comment": (GOOD + "# \u202e no signs\n", r"line 9, got the control \\u202e"),
+    "an invisible character in a comment": (GOOD + "# a\u200bb", r"line 9, got the control \\u200b"),
+    "an escape in a comment": ("# \x1b[2J\n" + GOOD, r"line 1, got the control \\x1b"),
+    "a tag character between fields": (GOOD + "\U000e0041\n", r"line 9, got the control \\U000e0041"),
+    "a line that ends for one reader only": (GOOD + "# signs\u2028layer: relu\n", r"line 9, got the control \\u2028"),
+    "a next line in a comment": (GOOD + "# signs\x85layer: relu\n", r"line 9, got the control \\x85"),
+    "a return that hides a comment": (GOOD + "# signs\rlayer: relu\n", r"line 9, got the control \\r"),
+    "thousands of hexadecimal digits": (GOOD.replace("10", "0x" + "f" * 6000), "YAML 1.2.* of 6002 characters"),
+    "thousands of octal digits": (GOOD.replace("10", "0o" + "7" * 5000), "YAML 1.2.* of 5002 characters"),
+    "thousands of digits in a shape": (GOOD.replace("28, 28", "28, " + "9" * 5000), "YAML 1.2.* of 5000 characters"),
+    "a large number of classes": (GOOD.replace("10", "9" * 30), "classes"),
+    "a tag": (GOOD.replace("mnist\n", "!!null mnist\n"), "the tag 'tag:yaml.org,2002:null'; write the plain value"),
+    "an endless name of a field": (GOOD + f"{'a' * 900}: 1\n", "unknown field 'aaa"),
+    "an endless architecture": (GOOD + f"architecture: {'a' * 90_000}\n", "small-cnn, preact-resnet, vgg-small"),
     "a name that ends in a dot": (GOOD.replace("mnist-cnn", "mnist."), "does not end in a dot"),
     "a name with a production prefix": (GOOD.replace("mnist-cnn", "prod.mnist"), "neither 'prod.'"),
     "a name with a prefix inside": (GOOD.replace("mnist-cnn", "x.thirdparty.y"), "nor 'thirdparty.'"),
@@ -102,6 +120,13 @@ def test_a_bad_submission_says_what_is_wrong(what: str, tmp_path: Path) -> None:
     assert error.value.exit_code == 4
     assert len(str(error.value)) < 2000
     assert steering(error.value.args[0]) is None
+
+
+@pytest.mark.parametrize(
+    "text", [GOOD.replace("\n", "\r\n"), "\ufeff" + GOOD, GOOD + "# \u0645\u06cc\u200c\u062e\tü\n"]
+)
+def test_line_ends_of_windows_and_letters_that_join_are_plain_text(text: str) -> None:
+    assert parse_submission(text) == parse_submission(GOOD)
 
 
 def test_a_missing_file_or_directory_is_refused(tmp_path: Path) -> None:

@@ -47,8 +47,7 @@ classes: 10
         ("~", None),
         ("", None),
         ("'10'", "10"),
-        ("!!str 10", "10"),
-        ("!!int 0o7", 7),
+        ("00000000000000000000000000000012", 12),
         ("[a, 1, {b: 2}]", ["a", 1, {"b": 2}]),
         ("{<<: 1}", {"<<": 1}),
     ],
@@ -74,9 +73,17 @@ def test_not_a_number_is_one_of_them() -> None:
         "&x [*x]",
         "{a: &x 1, b: *x}",
         "[[[[[1]]]]]",
-        "!!int 1:30",
-        "!!bool yes",
-        "!!float 1:30.5",
+        "!!null signs",
+        "!!str 10",
+        "!!int 0o7",
+        "! 10",
+        "{!!str a: 1}",
+        "!!seq [1]",
+        "!!map {a: 1}",
+        "!<tag:yaml.org,2002:int> 7",
+        "%TAG !e! tag:yaml.org,2002:\n---\n!e!int 7",
+        "%TAG !e! tag:yaml.org,2002:\n---\na",
+        "%YAML 1.1\n---\na",
         "!!binary aGVsbG8=",
         "!!timestamp 2001-12-14",
         "!!set {a}",
@@ -90,6 +97,20 @@ def test_not_a_number_is_one_of_them() -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises((ValueError, yaml.YAMLError)):
         load_plain(text)
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029"])
+@pytest.mark.parametrize("text", ["a: 1\n# seen{}b: 2", "a: 'x{}y'", "a: x{}b: 2", "a: 1{}", "{}a: 1"])
+def test_what_ends_a_line_for_one_reader_only_is_refused(mark: str, text: str) -> None:
+    with pytest.raises(ValueError, match=r"in line [12], which ends a line in YAML 1\.1 only"):
+        load_plain(text.format(mark))
+
+
+@pytest.mark.parametrize("text", ["0x" + "f" * 5000, "0o" + "7" * 6000, "9" * 5000, "-" + "1" * 40, "0" * 33])
+def test_a_number_of_too_many_digits_is_refused_and_not_echoed(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"of {len(text)} characters; write one of at most 32") as error:
+        load_plain(f"[{text}]")
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ locals {
     # people and programs that submit; what a person asks beyond that, such as `vetgate status`, is asked in the gate's
     intake = {
       account   = "intake"
-      reads     = ["attestations", "reports", "results"]
+      reads     = ["attestations", "ledger", "reports", "results"]
       creates   = ["quarantine", "submissions", "submitters"]
       replaces  = []
       data      = "none"
