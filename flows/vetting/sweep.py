@@ -43,7 +43,7 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
             start("vet/default", parameters, f"vet:{item.record.id}:{item.attempts + 1}:{_period(moment)}")
             done["vetted"].append(item.record.id)
     _tried(done, lambda: done["taken"].extend(_take_versions(settings, start, moment)))
-    _tried(done, lambda: done["promoted"].extend(promote_all_due(settings)))
+    _tried(done, lambda: done["promoted"].extend(promote_all_due(settings, done["errors"].append)))
     return done
 
 

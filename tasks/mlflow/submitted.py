@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.mlflow.answers import pages, text
 from tasks.mlflow.client import registry
 from tasks.settings import Settings, location
 from tasks.store.base import Store
@@ -46,17 +47,18 @@ class Registered:
 def unknown_versions(settings: Settings) -> Iterator[Registered]:
     """Every version of a thirdparty model that nothing is noted of."""
     with registry(settings) as client:
-        token = None
-        while True:
+
+        def page(token: str | None) -> tuple[Any, str | None]:
             found = client.search_model_versions(f"name LIKE '{PREFIX}%'", max_results=PAGE, page_token=token)
+            return found, found.token
+
+        for found in pages(page):
             # notes come after versions: read before them, they would lack those of whatever was registered meanwhile
             known = set(open_store(settings).list("registered/"))
             for version in found:
-                if note_key(version.name, str(version.version)) not in known and MODEL.fullmatch(version.name):
+                model = text(version.name)
+                if note_key(model, str(version.version)) not in known and MODEL.fullmatch(model):
                     yield _registered(version)
-            token = found.token
-            if not token:
-                return
 
 
 def download(settings: Settings, model: str, version: str, room: Path) -> Path:
