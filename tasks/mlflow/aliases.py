@@ -205,6 +205,9 @@ def _from_store(store: Store, home: str, promotion: Promotion, room: Path) -> Pa
 def _from_run(settings: Settings, promotion: Promotion, room: Path) -> Path:
     room.mkdir()
     with registry(settings) as client:
+        where = f"{client.get_run(promotion.run_id).info.artifact_uri}/{MODEL}"
+        if where != promotion.source:
+            raise Altered(f"expected the run of {promotion.source} to keep it, got {where!r:.200}; promote again")
         listed = client.list_artifacts(promotion.run_id, MODEL)
         _check_names({item.path.removeprefix(f"{MODEL}/") for item in listed}, promotion.source, promotion)
         if sum(item.file_size or 0 for item in listed) > MAX_BYTES:

@@ -15,13 +15,16 @@ from flows.production.automatic import promote_all_due
 from flows.production.promote import promote
 from flows.production.reconcile import reconcile
 from flows.production.serving import deliver
+from tasks.mlflow.aliases import check_bytes
 from tasks.mlflow.client import registry
 from tasks.mlflow.heads import EXPERIMENT, TAG
 from tasks.mlflow.promoted import PROMOTIONS
+from tasks.records.promotions import promotion_of
 from tasks.settings import location
 from tasks.store.base import fetch_all
 from tests.production import NOW, Home, home_in
-from vetgate.errors import StoreError
+from vetgate.errors import Altered, StoreError
+from vetgate.trust.keys import read_trust_root
 
 ELSEWHERE = ["gs://bucket/x", "http://127.0.0.1:9/api/2.0/mlflow-artifacts/artifacts/x", "ftp://127.0.0.1:9/x"]
 
@@ -150,6 +153,18 @@ class TestPlaces:
         home.decide(manifest)
         with pytest.raises(StoreError, match=f"experiment {PROMOTIONS} .*got '{place}'; rename"):
             promote(home.settings, "digits")
+
+    @pytest.mark.parametrize("place", ELSEWHERE)
+    def test_a_run_that_was_led_away_is_not_followed(self, home: Home, place: str) -> None:
+        home.promoted(b"good")
+        trust = read_trust_root(home.settings.trust_root)
+        promotion = promotion_of(home.store, trust, "digits", "1")
+        assert promotion is not None
+        written(home, "UPDATE runs SET artifact_uri = ?", place)
+        with pytest.raises(Altered, match=f"got '{place}/model'"):
+            check_bytes(home.settings, promotion)
+        assert home.let_in(promotion.manifest) == "2"
+        assert deliver("models:/prod.digits@champion", home.settings).version == "2"
 
     def test_one_that_was_deleted_is_restored(self, home: Home) -> None:
         home.promoted(b"good")
