@@ -72,7 +72,7 @@ def registry(settings: Settings) -> Iterator[MlflowClient]:
             if uri.startswith(("http://", "https://"))
             else "check it and its disk"
         )
-        raise StoreError(f"expected the registry at {uri} to answer, got {first}; {remedy}") from error
+        raise StoreError(f"expected the registry at {uri} to answer, got {first:.300}; {remedy}") from error
 
 
 def _hold(lock: IO[bytes]) -> None:

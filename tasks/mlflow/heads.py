@@ -188,5 +188,5 @@ def _formed(uri: str) -> Iterator[None]:
     except (httpx.HTTPError, ValueError) as error:
         got = str(error).strip() or type(error).__name__
         raise StoreError(
-            f"expected the registry at {uri} to answer, got {got.splitlines()[0]}; check it ({PLACE})"
+            f"expected the registry at {uri} to answer, got {got.splitlines()[0]:.300}; check it ({PLACE})"
         ) from error

@@ -123,7 +123,7 @@ def _server(url: str) -> Iterator[Any]:
             yield client
     except (httpx.HTTPError, ValueError) as error:
         got = str(error).strip() or type(error).__name__
-        raise StoreError(f"expected the registry at {url} to answer, got {got.splitlines()[0]}; check it") from error
+        raise StoreError(f"expected the registry at {url} to answer, got {got.splitlines()[0]:.300}; check it") from error
 
 
 def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
