@@ -61,7 +61,7 @@ def _take_versions(settings: Settings, start: Start, moment: float) -> list[str]
     return taken
 
 
-def _note_own_version(settings: Settings, found: registered.Registered) -> bool:
+def _note_own_version(settings: Settings, found: registered.Supplied) -> bool:
     """Note a version that a vetting registered itself, its source quarantined bytes; whether it was one.
 
     The key of a quarantined directory is the digest of what lies there, so nothing needs to be read.

@@ -122,8 +122,8 @@ def _server(url: str) -> Iterator[Any]:
         with httpx.Client(base_url=f"{url}/api/2.0/mlflow/", **access()) as client:
             yield client
     except (httpx.HTTPError, ValueError) as error:
-        got = str(error).strip() or type(error).__name__
-        raise StoreError(f"expected the registry at {url} to answer, got {got.splitlines()[0]:.300}; check it") from error
+        got = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StoreError(f"expected the registry at {url} to answer, got {got:.300}; check it") from error
 
 
 def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
