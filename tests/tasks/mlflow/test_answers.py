@@ -175,6 +175,8 @@ class TestPlaces:
 
     def test_of_a_server_are_those_that_it_keeps_or_has_in_s3(self, tmp_path: Path) -> None:
         settings = Settings(home=tmp_path, tracking_uri="http://mlflow:5000")
+        # as `vetgate up` starts it
+        assert is_ours(settings, f"{settings.artifacts}/1") and is_ours(settings, f"file://{settings.artifacts}/1")
         assert is_ours(settings, "mlflow-artifacts:/1/x") and is_ours(settings, "s3://artifacts/mlflow/1")
         for other in (
             "gs://b/x",
