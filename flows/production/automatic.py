@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
@@ -12,7 +13,7 @@ from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record, records, submitted
 from tasks.vetting.settled import Settled
-from vetgate.errors import BadSubmission, Denied
+from vetgate.errors import BadSubmission, Denied, VetgateError
 from vetgate.shape import Blob
 from vetgate.trust import dsse
 from vetgate.trust.statements import PROMOTION, claimed
@@ -36,8 +37,11 @@ def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:
     return promote(settings, record.submission.name, manifest_sha256, alias)
 
 
-def promote_all_due(settings: Settings) -> list[Blob]:
-    """What an event was lost of: every promotion that is due, oldest first, or why it was refused."""
+def promote_all_due(settings: Settings, wrong: Callable[[str], object]) -> list[Blob]:
+    """What an event was lost of: every promotion that is due, oldest first, or why it was refused.
+
+    `wrong` is told of each that failed; that keeps no other out.
+    """
     if load_policy(settings.policy).promotion.automatic is None:
         return []
     store, settled = open_store(settings), Settled(settings, "promoted")
@@ -46,13 +50,16 @@ def promote_all_due(settings: Settings) -> list[Blob]:
     left = records(store, fresh, logger.warning)
     done: list[Blob] = []
     for record in sorted(left, key=_order):
-        if _settled(store, record):
-            settled.add([record.id])
-            continue
         try:
+            if _settled(store, record):
+                settled.add([record.id])
+                continue
             granted = promote_if_due(settings, record.id)
         except Denied as error:
             granted = {"manifest_sha256": record.id, "refused": str(error)}
+        except VetgateError as error:
+            wrong(f"{record.id}: {error}")
+            continue
         done += [granted] if granted else []
     return done
 

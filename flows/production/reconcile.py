@@ -8,13 +8,12 @@ removed, because its number and perhaps `latest` would resolve to it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from itertools import chain
 
-from flows.production.watch import Watch, coverage, coverages, outlived, standings, watch
+from flows.production.watch import VERSION, Standing, Watch, coverage, coverages, outlived, promotable, standings, watch
 from tasks.mlflow.aliases import Registered, registered, source_of
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
 from tasks.mlflow.heads import publish_head
@@ -23,10 +22,10 @@ from tasks.records.coverage import Coverage
 from tasks.records.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
 from vetgate.errors import Denied, Removed, Stale, StoreError, VetgateError
+from vetgate.formats.model_name import MODEL_NAME
 from vetgate.shape import Blob
 from vetgate.trust import attest
 
-VERSION = re.compile(r"[1-9][0-9]{0,8}")
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
@@ -49,7 +48,13 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
         and all(isinstance(name.answer, Coverage) for name in standings(seen, item, answer))
     ]
     known = [(item, answer) for item, answer in answers if not isinstance(answer, StoreError)]
-    wrong = [partial(remove, seen, item, held, answer) for item, answer in known]
+    # one name at a time: one that the registry does not let go must not keep the others of its version
+    wrong = [
+        partial(_off, seen, item, held, answer, name)
+        for item, answer in known
+        for name in standings(seen, item, answer)
+        if isinstance(name.answer, Denied) and name.answer is not seen.state
+    ]
     nameless = outlived(seen, [item for item in found if not item.named])
     taken: list[TakenBack] = []
     settled: list[TakenBack] = []
@@ -79,31 +84,30 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     }
 
 
-def remove(seen: Watch, item: Registered, held: Iterable[Registered], answer: Coverage | Denied) -> list[TakenBack]:
-    """Take off a version what resolves to it by no right: all of it where nothing covers the version.
+def _off(
+    seen: Watch, item: Registered, held: Iterable[Registered], answer: Coverage | Denied, name: Standing
+) -> list[TakenBack]:
+    """Take off a version what resolves to it by no right.
 
-    Each alias is put back to where the gate last put it, or to what stood there before, if that may stay.
+    An alias is put back to where the gate last put it, or to what stood there before, if that may stay.
     """
+    why = name.answer
+    if not isinstance(why, Denied):
+        return []
+    kind = DEMOTION if why is answer and _by_the_gate(seen, item, why) else BYPASS
     aliases = {alias: other.version for other in held if other.name == item.name for alias in other.aliases}
-    taken = []
-    for name in standings(seen, item, answer):
-        why = name.answer
-        if not isinstance(why, Denied) or why is seen.state:
-            continue
-        kind = DEMOTION if why is answer and _by_the_gate(seen, item, why) else BYPASS
-        to = None if name.alias is None else _successor(seen, item, name.alias, aliases, kind)
-        done = take_back(
-            seen.settings,
-            item.name,
-            item.version,
-            alias=name.alias,
-            stage=name.stage,
-            kind=kind,
-            reason=str(why),
-            to=to,
-        )
-        taken += [] if done is None else [done]
-    return taken
+    to = None if name.alias is None else _successor(seen, item, name.alias, aliases, kind)
+    done = take_back(
+        seen.settings,
+        item.name,
+        item.version,
+        alias=name.alias,
+        stage=name.stage,
+        kind=kind,
+        reason=str(why),
+        to=to,
+    )
+    return [] if done is None else [done]
 
 
 def _unregistered(seen: Watch, item: Registered, why: Denied) -> list[TakenBack]:
@@ -119,6 +123,8 @@ def _by_the_gate(seen: Watch, item: Registered, why: Denied) -> bool:
 
 def _was_let_in(seen: Watch, item: Registered) -> bool:
     """Whether the gate promoted exactly this and its own later verdict is what speaks against it."""
+    if not promotable(item.name, item.version):
+        return False
     try:
         promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
         if isinstance(seen.state, Removed):
@@ -142,6 +148,8 @@ def _was_let_in(seen: Watch, item: Registered) -> bool:
 
 def _successor(seen: Watch, item: Registered, alias: str, aliases: dict[str, str], kind: str) -> str | None:
     """The version that the alias goes back to: covered, not itself in its grace, and not another alias's by right."""
+    if not MODEL_NAME.fullmatch(item.name):
+        return None
     other = aliases.get(CHAMPION) if alias == CHALLENGER else None
     for version in dict.fromkeys(_candidates(seen, item.name, alias, aliases, kind)):
         if not VERSION.fullmatch(version) or version in (item.version, other):

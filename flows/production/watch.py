@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ READERS = 16
 OUTAGE = 10
 # a version is registered a moment before it is signed, and one whose verdict has just ended may get another
 SETTLING = timedelta(minutes=5)
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,22 @@ def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
 
     Where the ledger is broken, `seen.state` is raised for whatever the gate promoted: it may stay, and is not served.
     """
-    if not MODEL_NAME.fullmatch(name):
-        raise Denied(f"expected a model that the gate could have promoted, got prod.{name!r:.80}; delete it")
+    if not promotable(name, version):
+        raise Denied(
+            f"expected a model that the gate could have promoted, got version {version!r:.40} of prod.{name!r:.80}; "
+            "delete it"
+        )
     if isinstance(seen.state, Removed):
         promoted_at(seen.store, seen.trust, name, version, source, seen.now)
         raise seen.state
     found = covered(seen.settings, name, version, source, now=seen.now, state=seen.state)
     untampered(seen.settings, seen.store, found.promotion)
     return found
+
+
+def promotable(name: str, version: str) -> bool:
+    """Whether the gate could ever have promoted something as this: only then is there a key of the store for it."""
+    return bool(MODEL_NAME.fullmatch(name) and VERSION.fullmatch(version))
 
 
 @dataclass(frozen=True)
@@ -137,5 +147,7 @@ def _doubtful_since(seen: Watch, item: Registered) -> datetime | None:
     """When a version ceased to be covered, as far as the ledger tells; None where it is."""
     manifest = None if isinstance(seen.state, Removed) else seen.state.promoted(item.name, item.version)
     if isinstance(seen.state, Removed) or manifest is None:
-        return datetime.fromtimestamp(item.created, UTC)
+        # a time to come is what somebody wrote there; clocks may differ a little
+        told = item.created if item.created <= (seen.now + SETTLING).timestamp() else 0.0
+        return datetime.fromtimestamp(told, UTC)
     return seen.state.not_admitted_since(manifest, seen.now)

@@ -88,7 +88,7 @@ def sweep_locally(settings: Settings) -> Blob:
                 done["errors"].append(f"{parameters['manifest_sha256']}: {error}")
     finally:
         cool()
-    done["promoted"] += promote_all_due(settings)
+    done["promoted"] += promote_all_due(settings, done["errors"].append)
     return done
 
 

@@ -43,7 +43,7 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
             start("vet/default", parameters, f"vet:{item.record.id}:{item.attempts + 1}:{_period(moment)}")
             done["vetted"].append(item.record.id)
     _tried(done, lambda: done["taken"].extend(_take_versions(settings, start, moment)))
-    _tried(done, lambda: done["promoted"].extend(promote_all_due(settings)))
+    _tried(done, lambda: done["promoted"].extend(promote_all_due(settings, done["errors"].append)))
     return done
 
 
@@ -61,7 +61,7 @@ def _take_versions(settings: Settings, start: Start, moment: float) -> list[str]
     return taken
 
 
-def _note_own_version(settings: Settings, found: registered.Registered) -> bool:
+def _note_own_version(settings: Settings, found: registered.Supplied) -> bool:
     """Note a version that a vetting registered itself, its source quarantined bytes; whether it was one.
 
     The key of a quarantined directory is the digest of what lies there, so nothing needs to be read.

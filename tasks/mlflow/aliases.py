@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.mlflow.answers import OddAnswer, pages, seconds, text
 from tasks.mlflow.client import registry
 from tasks.mlflow.promoted import MODEL
 from tasks.records.promotions import Promotion
@@ -25,6 +26,7 @@ from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
 from vetgate.formats.manifest import hash_directory
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 PREFIX = "prod."
@@ -68,15 +70,13 @@ def registered(settings: Settings, name: str | None = None) -> list[Registered]:
 
 def all_names(settings: Settings) -> list[str]:
     """The names of all registered models, also of others'; raises StoreError when the registry does not answer."""
-    names: list[str] = []
     with registry(settings) as client:
-        token = None
-        while True:
+
+        def page(token: str | None) -> tuple[Any, str | None]:
             found = client.search_registered_models(max_results=MODELS, page_token=token)
-            names += [str(model.name) for model in found]
-            token = found.token
-            if not token:
-                return names
+            return found, found.token
+
+        return [text(model.name) for found in pages(page) for model in found]
 
 
 def in_production(settings: Settings, name: str | None = None) -> list[Registered]:
@@ -110,7 +110,7 @@ def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return {}
-    return {alias: str(version) for alias, version in found.items()}
+    return {text(alias): text(version) for alias, version in found.items()}
 
 
 def source_of(settings: Settings, name: str, version: str) -> str | None:
@@ -130,6 +130,7 @@ def version_of(client: MlflowClient, name: str, version: str) -> Registered | No
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
+    check_answered(found, f"{PREFIX}{name}", version)
     return as_registered(found.name, found.version, found.source, found.current_stage, found.creation_timestamp)
 
 
@@ -148,44 +149,50 @@ def check_bytes(settings: Settings, promotion: Promotion) -> int:
 
 
 def _aliases(client: MlflowClient) -> Iterator[tuple[str, dict[str, str]]]:
-    token = None
-    while True:
+    def page(token: str | None) -> tuple[Any, str | None]:
         # ordered by what does not change, so that no page skips a model that is written to meanwhile
         found = client.search_registered_models(
             f"name LIKE '{PREFIX}%'", max_results=MODELS, order_by=["name ASC"], page_token=token
         )
+        return found, found.token
+
+    for found in pages(page):
         for model in found:
             # LIKE is blind to case in SQLite
-            if model.name.startswith(PREFIX) and model.aliases:
-                yield model.name, {alias: str(version) for alias, version in model.aliases.items()}
-        token = found.token
-        if not token:
-            return
+            if text(model.name).startswith(PREFIX) and model.aliases:
+                yield text(model.name), {text(alias): text(version) for alias, version in model.aliases.items()}
 
 
 def _versions(client: MlflowClient, model: str) -> Iterator[Registered]:
     """Every version of a model, or of all in production where it is empty."""
     which = f"name = '{model}'" if model and "'" not in model else f"name LIKE '{PREFIX}%'"
-    token = None
-    while True:
+
+    def page(token: str | None) -> tuple[Any, str | None]:
         found: Any = client.search_model_versions(
             which, max_results=VERSIONS, order_by=["name ASC", "version_number DESC"], page_token=token
         )
+        return found, found.token
+
+    for found in pages(page):
         for version in found:
             # LIKE is blind to case in SQLite
-            if version.name == model or (not model and version.name.startswith(PREFIX)):
+            if version.name == model or (not model and text(version.name).startswith(PREFIX)):
                 yield as_registered(
                     version.name, version.version, version.source, version.current_stage, version.creation_timestamp
                 )
-        token = found.token
-        if not token:
-            return
 
 
-def as_registered(model: str, version: object, source: str | None, stage: str | None, created: object) -> Registered:
+def as_registered(model: object, version: object, source: object, stage: object, created: object) -> Registered:
     """A version from what MLflow says of it: `created` is in milliseconds, and a stage may be the word None."""
-    named = None if stage in (None, "", NO_STAGE) else stage
-    return Registered(model.removeprefix(PREFIX), str(version), source or "", (), named, float(str(created or 0)) / 1e3)
+    named = None if text(stage) in ("", NO_STAGE) else text(stage)
+    return Registered(text(model).removeprefix(PREFIX), text(version), text(source), (), named, seconds(created))
+
+
+def check_answered(found: ModelVersion, model: str, version: str) -> None:
+    """Raise OddAnswer where the registry answers with another version than the one that it was asked for."""
+    if (found.name, text(found.version)) != (model, version):
+        got = f"version {text(found.version)!r:.40} of {found.name!r:.80}"
+        raise OddAnswer(f"{got} where version {version} of {model} was asked for")
 
 
 def _from_store(store: Store, home: str, promotion: Promotion, room: Path) -> Path:
@@ -198,6 +205,9 @@ def _from_store(store: Store, home: str, promotion: Promotion, room: Path) -> Pa
 def _from_run(settings: Settings, promotion: Promotion, room: Path) -> Path:
     room.mkdir()
     with registry(settings) as client:
+        where = f"{client.get_run(promotion.run_id).info.artifact_uri}/{MODEL}"
+        if where != promotion.source:
+            raise Altered(f"expected the run of {promotion.source} to keep it, got {where!r:.200}; promote again")
         listed = client.list_artifacts(promotion.run_id, MODEL)
         _check_names({item.path.removeprefix(f"{MODEL}/") for item in listed}, promotion.source, promotion)
         if sum(item.file_size or 0 for item in listed) > MAX_BYTES:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
+from urllib.parse import unquote, urlsplit
 
-from tasks.settings import Settings
+from tasks.mlflow.answers import Guarded
+from tasks.settings import Settings, location
 from tasks.sqlite import sqlite_file
 from tasks.templates import make
 from vetgate.errors import StoreError
 
 if TYPE_CHECKING:
+    from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
 # read when mlflow is imported, or at its calls; what the user has set stays
@@ -30,6 +34,9 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+# longer than any upload of a model takes
+WAIT_SECONDS = 1800.0
 
 
 def prepare(settings: Settings) -> None:
@@ -53,11 +60,11 @@ def registry(settings: Settings) -> Iterator[MlflowClient]:
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         with (settings.home / "registry.lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _hold(lock)
             file = sqlite_file(uri)
             if file is not None and not file.exists():
                 make("mlflow", file)
-            yield MlflowClient(uri, uri)
+            yield cast("MlflowClient", Guarded(MlflowClient(uri, uri)))
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = (
@@ -65,14 +72,63 @@ def registry(settings: Settings) -> Iterator[MlflowClient]:
             if uri.startswith(("http://", "https://"))
             else "check it and its disk"
         )
-        raise StoreError(f"expected the registry at {uri} to answer, got {first}; {remedy}") from error
+        raise StoreError(f"expected the registry at {uri} to answer, got {first:.300}; {remedy}") from error
+
+
+def _hold(lock: IO[bytes]) -> None:
+    """Wait until no other process of this home uses the registry; raises StoreError when that takes too long."""
+    ends = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                raise StoreError(
+                    f"expected {lock.name} within {WAIT_SECONDS:g} seconds, got another process that holds it; see "
+                    "with lsof which one waits for the registry, and end it"
+                ) from None
+            time.sleep(0.02)
 
 
 def experiment(client: MlflowClient, settings: Settings, name: str) -> str:
-    """The id of the experiment, made on first use; a server keeps artifacts itself, a database keeps them in ours."""
+    """The id of the experiment, made on first use; a server keeps artifacts itself, a database keeps them in ours.
+
+    One that was deleted is restored: its name can be given to no other.
+    """
     found = client.get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
-    server = settings.tracking_uri.startswith(("http://", "https://"))
+    server = by_server(settings)
     where = settings.artifacts if settings.artifacts.startswith("s3://") else Path(settings.artifacts).as_uri()
     return str(client.create_experiment(name, artifact_location=None if server else f"{where}/{name}"))
+
+
+def own_experiment(client: MlflowClient, settings: Settings, name: str) -> Experiment:
+    """The experiment, made on first use, whose artifacts this installation keeps; raises StoreError for another."""
+    found = client.get_experiment(experiment(client, settings, name))
+    if not is_ours(settings, found.artifact_location):
+        raise StoreError(
+            f"expected experiment {name} of the registry to keep its artifacts in {settings.artifacts}, got "
+            f"{found.artifact_location!r:.200}; rename that experiment, or set VETGATE_ARTIFACTS if it is yours"
+        )
+    return found
+
+
+def by_server(settings: Settings) -> bool:
+    """Whether the registry is a server, and no database."""
+    return settings.tracking_uri.startswith(("http://", "https://"))
+
+
+def is_ours(settings: Settings, place: object) -> bool:
+    """Whether artifacts at a place are in this installation's: who writes the registry can name any other."""
+    where = str(place or "")
+    if ".." in unquote(where).split("/"):
+        return False
+    if by_server(settings) and urlsplit(where).scheme in ("mlflow-artifacts", "s3"):
+        return True
+    try:
+        return f"{location(where)}/".startswith(f"{settings.artifacts.rstrip('/')}/")
+    except ValueError:
+        return False

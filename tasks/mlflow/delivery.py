@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tasks.mlflow.aliases import check_answered
+from tasks.mlflow.answers import text
 from tasks.mlflow.client import registry
 from tasks.mlflow.promoted import MODEL
 from tasks.records.coverage import Coverage
@@ -34,8 +36,9 @@ def registered_version(settings: Settings, model: str, alias: str | None, number
             known = {} if alias is None else client.get_registered_model(model).aliases
             wanted = number if alias is None else known.get(alias)
             if wanted is not None:
-                found = client.get_model_version(model, str(wanted))
-                return str(found.version), str(found.source)
+                found = client.get_model_version(model, text(wanted))
+                check_answered(found, model, text(wanted))
+                return text(found.version), text(found.source)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

@@ -77,7 +77,7 @@ def take_back(
     """
     done = TakenBack(uuid.uuid4().hex, kind, name, version, alias, stage, to, reason, _last_entry(settings))
     model = f"{PREFIX}{name}"
-    with _alone(settings) as folder, registry(settings) as client:
+    with _alone(settings) as folder, _naming(done), registry(settings) as client:
         # read again right before: MLflow cannot compare and set, and another client may have moved it
         if not _stands(client, done):
             return None
@@ -94,6 +94,22 @@ def take_back(
         else:
             client.set_registered_model_alias(model, alias, to)
     return done
+
+
+@contextmanager
+def _naming(done: TakenBack) -> Iterator[None]:
+    """The registry's errors say nothing of what it was asked."""
+    what = "version"
+    if done.alias is not None:
+        what = f"alias {done.alias!r:.80} of version"
+    elif done.stage is not None:
+        what = f"stage {done.stage!r:.80} of version"
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(
+            f"expected to take back {what} {done.version} of prod.{done.name!r:.80}, got: {error}"
+        ) from error
 
 
 def settle(settings: Settings) -> list[TakenBack]:

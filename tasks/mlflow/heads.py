@@ -9,20 +9,25 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from tasks.mlflow.client import experiment, registry
+from tasks import events
+from tasks.mlflow.answers import an_object, answer_of, objects, text
+from tasks.mlflow.client import by_server, experiment, registry
 from tasks.mlflow.reader import OTHERWISE, access, database_at
-from tasks.records.ledger_heads import head_at, held_against, newer, publish_where_named, signed_head
+from tasks.records.ledger_heads import head_at, held_against, newer, publish_where_named, read_head, signed_head
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
-from vetgate.errors import StoreError, VetgateError
+from vetgate.errors import Denied, StoreError, VetgateError
+from vetgate.trust.keys import TrustRoot, read_trust_root
 from vetgate.verdict.policy import load_policy
 
 EXPERIMENT, TAG = "vetgate-ledger", "vetgate.ledger.head"
 MLFLOW = "mlflow"
+PLACE = f"the head in mlflow, experiment {EXPERIMENT}"
 HEAD = """SELECT t.value FROM experiment_tags t JOIN experiments e ON e.experiment_id = t.experiment_id
     WHERE e.workspace = 'default' AND e.name = ? AND t.key = ?"""
 
@@ -49,42 +54,71 @@ def publish_head(settings: Settings, *, quickly: bool = False) -> None:
 
 
 def published_head(settings: Settings) -> bytes | None:
-    """The head that is published in MLflow, None where there is none; raises StoreError."""
+    """What stands in MLflow as the head, None where nothing does; raises StoreError."""
     uri = settings.tracking_uri
     if _server(settings):
         with _client(settings) as client:
             found = _asked(client, uri)
-            return None if found is None else _tag(found)
+            return None if found is None else _tag(found, uri)
     if (path := sqlite_file(uri)) is not None and not any(os.environ.get(name) for name in OTHERWISE):
         if not path.exists():
             return None  # a question makes no database
         with suppress(sqlite3.Error), database_at(path) as database:
             row = database.execute(HEAD, (EXPERIMENT, TAG)).fetchone()
-            return None if row is None else str(row[0]).encode()
+            return None if row is None else text(row[0]).encode()
     with registry(settings) as client:
         known = client.get_experiment_by_name(EXPERIMENT)
         tag = None if known is None else known.tags.get(TAG)
-        return None if tag is None else str(tag).encode()
+        return None if tag is None else text(tag).encode()
+
+
+def _signed(data: bytes | None, trust: TrustRoot) -> tuple[bytes | None, str | None]:
+    """A published head that a gate signed, or none, and what is wrong with one that no gate did, of which it tells.
+
+    Who can write there can also delete it, so such a one says no more than none; the next one published replaces it.
+    """
+    if data is None:
+        return None, None
+    try:
+        read_head(data, trust)
+    except Denied as error:
+        found = f"expected {PLACE} to be signed by a gate, got: {error}; it is written anew, see who can write there"
+        logging.getLogger(__name__).warning("%s", found)
+        events.emit(events.LEDGER_BROKEN, "ledger", {"found": found}, once=found)
+        return None, found
+    return data, None
 
 
 def whole_ledger(settings: Settings) -> LedgerState:
-    """The state of the ledger, which goes at least as far as MLflow says; raises Removed, Denied or StoreError."""
+    """The state of the ledger, which goes at least as far as a gate says in MLflow; raises Removed, Denied, StoreError.
+
+    A head that no gate signed is told of, and counts as none.
+    """
     # the head first: what is entered meanwhile is beyond it
     published = published_head(settings)
-    return held_against(ledger_state(settings), published, MLFLOW)
+    state = ledger_state(settings)
+    return held_against(state, _signed(published, state.trust)[0], MLFLOW)
 
 
 def heads_found(settings: Settings, where: str | None) -> tuple[dict[str, bytes], list[str]]:
     """The published heads by where they are, and what could not be read; with `where`, that one, or StoreError."""
     if where is not None:
-        data = published_head(settings) if where == MLFLOW else head_at(settings, where)
+        wrong: str | None = None
+        if where == MLFLOW:
+            data, wrong = _signed(published_head(settings), read_trust_root(settings.trust_root))
+        else:
+            data = head_at(settings, where)
         if data is None:
-            raise StoreError(f"expected a published head of the ledger in {where}, got none; name another place")
+            raise StoreError(
+                wrong or f"expected a published head of the ledger in {where}, got none; name another place"
+            )
         return {where: data}, []
     found: dict[str, bytes | None] = {}
     unread = []
     try:
-        found[MLFLOW] = published_head(settings)
+        if (published := published_head(settings)) is not None:
+            found[MLFLOW], wrong = _signed(published, read_trust_root(settings.trust_root))
+            unread += [] if wrong is None else [wrong]
     except StoreError as error:
         unread.append(str(error))
     for place in load_policy(settings.policy).ledger.heads:
@@ -96,8 +130,7 @@ def heads_found(settings: Settings, where: str | None) -> tuple[dict[str, bytes]
 
 
 def _server(settings: Settings) -> bool:
-    plain = settings.tracking_uri.startswith(("http://", "https://"))
-    return plain and not any(os.environ.get(name) for name in OTHERWISE)
+    return by_server(settings) and not any(os.environ.get(name) for name in OTHERWISE)
 
 
 def _tell_server(settings: Settings, data: bytes) -> None:
@@ -105,21 +138,25 @@ def _tell_server(settings: Settings, data: bytes) -> None:
     with _client(settings) as client:
         found = _asked(client, uri)
         if found is None:
-            made = _answered(client, uri, "post", "experiments/create", json={"name": EXPERIMENT})
-            found = {"experiment_id": made["experiment_id"]}
-        if newer(data, _tag(found), ledger_state(settings).trust):
-            said = {"experiment_id": found["experiment_id"], "key": TAG, "value": data.decode()}
+            found = _answered(client, uri, "post", "experiments/create", json={"name": EXPERIMENT})
+        known = text(found.get("experiment_id"))
+        if found.get("lifecycle_stage") == "deleted":
+            _answered(client, uri, "post", "experiments/restore", json={"experiment_id": known})
+        if newer(data, _tag(found, uri), ledger_state(settings).trust):
+            said = {"experiment_id": known, "key": TAG, "value": data.decode()}
             _answered(client, uri, "post", "experiments/set-experiment-tag", json=said)
 
 
 def _asked(client: Any, uri: str) -> dict[str, Any] | None:
     answer = _answered(client, uri, "get", "experiments/get-by-name", params={"experiment_name": EXPERIMENT})
-    found: dict[str, Any] | None = answer.get("experiment")
-    return found
+    with _formed(uri):
+        return an_object(answer["experiment"], "an experiment") if "experiment" in answer else None
 
 
-def _tag(found: dict[str, Any]) -> bytes | None:
-    return next((str(tag["value"]).encode() for tag in found.get("tags") or () if tag["key"] == TAG), None)
+def _tag(found: dict[str, Any], uri: str) -> bytes | None:
+    with _formed(uri):
+        tags = objects(found.get("tags"), "tags")
+    return next((text(tag.get("value")).encode() for tag in tags if tag.get("key") == TAG), None)
 
 
 def _client(settings: Settings) -> Any:
@@ -132,12 +169,24 @@ def _answered(client: Any, uri: str, method: str, path: str, **asked: Any) -> di
     """The server's answer; an experiment that it does not know is an empty one."""
     import httpx
 
+    with _formed(uri):
+        try:
+            return answer_of(client, method.upper(), path, **asked)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == 404:
+                return {}
+            raise
+
+
+@contextmanager
+def _formed(uri: str) -> Iterator[None]:
+    """What goes wrong with the server, or has another form than its API gives it, is an error that names it."""
+    import httpx
+
     try:
-        answer = client.request(method, path, **asked)
-        if answer.status_code == 404:
-            return {}
-        found: dict[str, Any] = answer.raise_for_status().json()
-        return found
+        yield
     except (httpx.HTTPError, ValueError) as error:
         got = str(error).strip() or type(error).__name__
-        raise StoreError(f"expected the registry at {uri} to answer, got {got.splitlines()[0]}; check it") from error
+        raise StoreError(
+            f"expected the registry at {uri} to answer, got {got.splitlines()[0]:.300}; check it ({PLACE})"
+        ) from error

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.mlflow.client import registry
+from tasks.mlflow.answers import OddAnswer
+from tasks.mlflow.client import is_ours, own_experiment, registry
 from tasks.mlflow.vettings import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.records.promotions import Taken
 from tasks.settings import Settings
@@ -116,9 +117,26 @@ def _promoted_version(
         if vetted.startswith("s3://"):
             if version.source == vetted:
                 return version
-        elif version.source and version.source == _bytes_of_run(client, str(version.run_id), manifest):
+        elif _is_promotion(client, settings, version) and version.source == _bytes_of_run(
+            client, str(version.run_id), manifest
+        ):
             return version
     return None
+
+
+def _is_promotion(client: MlflowClient, settings: Settings, version: ModelVersion) -> bool:
+    """Whether a version points into a run of promotions: no other place is asked for bytes, wherever it may be."""
+    from mlflow.exceptions import MlflowException
+
+    home = own_experiment(client, settings, PROMOTIONS)
+    try:
+        run = client.get_run(str(version.run_id)).info
+    except (MlflowException, OddAnswer):
+        return False
+    root = str(run.artifact_uri)
+    below = root.startswith(f"{str(home.artifact_location).rstrip('/')}/")
+    same = str(run.experiment_id) == str(home.experiment_id)
+    return same and below and is_ours(settings, root) and version.source == f"{root}/{MODEL}"
 
 
 def _promotion_run(
@@ -159,6 +177,10 @@ def _bytes_of_run(client: MlflowClient, run_id: str, manifest: Manifest) -> str 
     with tempfile.TemporaryDirectory() as room:
         try:
             root = client.get_run(run_id).info.artifact_uri
+            # the sizes first: what is listed is what may be fetched
+            listed = {item.path: item.file_size for item in client.list_artifacts(run_id, MODEL)}
+            if listed != {f"{MODEL}/{entry.path}": entry.size for entry in manifest.files}:
+                return None
             there = hash_directory(
                 Path(client.download_artifacts(run_id, MODEL, room)), max_bytes=MAX_BYTES, max_files=MAX_FILES
             )

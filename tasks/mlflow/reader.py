@@ -24,6 +24,7 @@ from tasks.mlflow.aliases import (
     in_production,
     with_aliases,
 )
+from tasks.mlflow.answers import answer_of, objects, pages, text
 from tasks.mlflow.client import ENVIRONMENT
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
@@ -66,12 +67,12 @@ def read_names(settings: Settings) -> list[str]:
     if not any(os.environ.get(name) for name in OTHERWISE):
         if uri.startswith(("http://", "https://")):
             with _server(uri.rstrip("/")) as client:
-                return [str(m["name"]) for m in _pages(client, "registered-models", {"max_results": MODELS})]
+                return [text(m.get("name")) for m in _pages(client, "registered-models", {"max_results": MODELS})]
         if (path := sqlite_file(uri)) is not None:
             if not path.exists():
                 return []  # nothing was ever registered
             with suppress(sqlite3.Error), database_at(path) as database:
-                return [str(name) for (name,) in database.execute(NAMES)]
+                return [text(name) for (name,) in database.execute(NAMES)]
     return all_names(settings)
 
 
@@ -90,25 +91,26 @@ def _from_database(path: Path) -> tuple[Aliases, list[Registered]]:
         database.execute("BEGIN")
         aliases: Aliases = {}
         for name, alias, version in database.execute(ALIASES):
-            if name.startswith(PREFIX):
-                aliases.setdefault(name, {})[alias] = str(version)
-        return aliases, [as_registered(*row) for row in database.execute(NAMED) if row[0].startswith(PREFIX)]
+            if text(name).startswith(PREFIX):
+                aliases.setdefault(text(name), {})[text(alias)] = text(version)
+        return aliases, [as_registered(*row) for row in database.execute(NAMED) if text(row[0]).startswith(PREFIX)]
 
 
 def _from_server(url: str) -> tuple[Aliases, list[Registered]]:
     with _server(url) as client:
         names = {"filter": f"name LIKE '{PREFIX}%'", "max_results": MODELS, "order_by": "name ASC"}
-        models = {m["name"]: m.get("aliases") or [] for m in _pages(client, "registered-models", names)}
+        models = _pages(client, "registered-models", names)
+        held = {text(m.get("name")): objects(m.get("aliases"), "aliases") for m in models}
         aliases = {
-            name: {item["alias"]: str(item["version"]) for item in found}
-            for name, found in models.items()
+            name: {text(item.get("alias")): text(item.get("version")) for item in found}
+            for name, found in held.items()
             if found and name.startswith(PREFIX)
         }
         versions = {"filter": f"name LIKE '{PREFIX}%'", "max_results": VERSIONS}
         found = _pages(client, "model-versions", versions)
         fields = ("name", "version", "source", "current_stage", "creation_timestamp")
-        rows: list[Any] = [[item.get(f) for f in fields] for item in found if item["name"].startswith(PREFIX)]
-        return aliases, [as_registered(*row) for row in rows]
+        rows = ([item.get(field) for field in fields] for item in found)
+        return aliases, [as_registered(*row) for row in rows if text(row[0]).startswith(PREFIX)]
 
 
 @contextmanager
@@ -119,20 +121,19 @@ def _server(url: str) -> Iterator[Any]:
     try:
         with httpx.Client(base_url=f"{url}/api/2.0/mlflow/", **access()) as client:
             yield client
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        got = str(error).strip() or type(error).__name__
-        raise StoreError(f"expected the registry at {url} to answer, got {got.splitlines()[0]}; check it") from error
+    except (httpx.HTTPError, ValueError) as error:
+        got = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StoreError(f"expected the registry at {url} to answer, got {got:.300}; check it") from error
 
 
 def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    token = ""
-    while True:
+    def page(token: str | None) -> tuple[list[dict[str, Any]], str | None]:
         asked = parameters | ({"page_token": token} if token else {})
-        answer = client.get(f"{what}/search", params=asked).raise_for_status().json()
-        yield from answer.get(what.replace("-", "_")) or []
-        token = answer.get("next_page_token") or ""
-        if not token:
-            return
+        answer = answer_of(client, "GET", f"{what}/search", params=asked)
+        return objects(answer.get(what.replace("-", "_")), what), text(answer.get("next_page_token"))
+
+    for found in pages(page):
+        yield from found
 
 
 def access() -> dict[str, Any]:

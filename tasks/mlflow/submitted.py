@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.mlflow.answers import pages, text
 from tasks.mlflow.client import registry
 from tasks.settings import Settings, location
 from tasks.store.base import Store
@@ -34,7 +35,7 @@ ADVICE = "log the directory with submission.yaml as artifacts of a run and regis
 
 
 @dataclass(frozen=True)
-class Registered:
+class Supplied:
     """One version of thirdparty.<name> and the directory that it names."""
 
     model: str
@@ -43,20 +44,21 @@ class Registered:
     run_id: str
 
 
-def unknown_versions(settings: Settings) -> Iterator[Registered]:
+def unknown_versions(settings: Settings) -> Iterator[Supplied]:
     """Every version of a thirdparty model that nothing is noted of."""
     with registry(settings) as client:
-        token = None
-        while True:
+
+        def page(token: str | None) -> tuple[Any, str | None]:
             found = client.search_model_versions(f"name LIKE '{PREFIX}%'", max_results=PAGE, page_token=token)
+            return found, found.token
+
+        for found in pages(page):
             # notes come after versions: read before them, they would lack those of whatever was registered meanwhile
             known = set(open_store(settings).list("registered/"))
             for version in found:
-                if note_key(version.name, str(version.version)) not in known and MODEL.fullmatch(version.name):
+                model = text(version.name)
+                if note_key(model, str(version.version)) not in known and MODEL.fullmatch(model):
                     yield _registered(version)
-            token = found.token
-            if not token:
-                return
 
 
 def download(settings: Settings, model: str, version: str, room: Path) -> Path:
@@ -100,11 +102,11 @@ def note_key(model: str, version: str) -> str:
     return f"registered/{model}/{version}.json"
 
 
-def _registered(version: ModelVersion) -> Registered:
-    return Registered(version.name, str(version.version), str(version.source or ""), str(version.run_id or ""))
+def _registered(version: ModelVersion) -> Supplied:
+    return Supplied(version.name, str(version.version), str(version.source or ""), str(version.run_id or ""))
 
 
-def _path_in_run(settings: Settings, client: MlflowClient, found: Registered) -> str:
+def _path_in_run(settings: Settings, client: MlflowClient, found: Supplied) -> str:
     """Where the source lies in the artifacts of its run; anything else is no place of this installation."""
     if not found.run_id:
         raise NotUnderstood(f"expected a version with a run, got the source {found.source!r} without one; {ADVICE}")
@@ -125,7 +127,7 @@ def _is_below(root: str, artifacts: str) -> bool:
         return False
 
 
-def _check_size(client: MlflowClient, found: Registered, path: str) -> None:
+def _check_size(client: MlflowClient, found: Supplied, path: str) -> None:
     """Refuse what is too large before a byte of it is copied."""
     files, size, todo = 0, 0, [path]
     while todo:

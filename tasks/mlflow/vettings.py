@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.mlflow.client import experiment, registry
+from tasks.mlflow.client import is_ours, own_experiment, registry
 from tasks.mlflow.submitted import note, noted
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
@@ -133,10 +133,10 @@ def _noted(store: Store, version: ModelVersion) -> str | None:
 
 def run_with(client: MlflowClient, settings: Settings, where: str, tags: Mapping[str, str], name: str) -> Run:
     """The run with these tags that did not fail, or a new one; one whose process died is taken up again."""
-    home = experiment(client, settings, where)
+    home = str(own_experiment(client, settings, where).experiment_id)
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     for run in client.search_runs([home], wanted, order_by=["attributes.start_time DESC"]):
-        if run.info.status in ("RUNNING", "FINISHED"):
+        if run.info.status in ("RUNNING", "FINISHED") and is_ours(settings, run.info.artifact_uri):
             return run
     return client.create_run(home, tags=dict(tags), run_name=name)
 

@@ -10,13 +10,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.mlflow.client import registry
 from tasks.mlflow.heads import EXPERIMENT, MLFLOW, TAG, heads_found, publish_head, published_head, whole_ledger
 from tasks.records.ledger_chain import append, entry_key
 from tasks.settings import Settings
 from tests.databases import with_registry
-from vetgate.errors import Denied, Removed, StoreError
+from vetgate.digest import canonical_json
+from vetgate.errors import Removed, StoreError
+from vetgate.trust.statements import HEAD, sign_statement
 
 
 @pytest.fixture
@@ -30,23 +33,28 @@ def elsewhere(settings: Settings) -> Settings:
 
 
 @contextmanager
-def server() -> Iterator[tuple[str, dict[str, str]]]:
+def server(always: bytes | None = None) -> Iterator[tuple[str, dict[str, str]]]:
     """What the gate asks of an MLflow server, with the tags that it keeps."""
     tags: dict[str, str] = {}
 
     class Answers(BaseHTTPRequestHandler):
         def answer(self, code: int, said: dict[str, Any]) -> None:
-            body = json.dumps(said).encode()
+            self.send(code, json.dumps(said).encode())
+
+        def send(self, code: int, body: bytes) -> None:
             self.send_response(code)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
         def do_GET(self) -> None:
+            if always is not None:
+                return self.send(200, always)
             if "made" not in tags or EXPERIMENT not in self.path:
                 return self.answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST"})
             listed = [{"key": key, "value": value} for key, value in tags.items()]
-            return self.answer(200, {"experiment": {"experiment_id": "7", "tags": listed}})
+            stage = "deleted" if "deleted" in tags else "active"
+            return self.answer(200, {"experiment": {"experiment_id": "7", "lifecycle_stage": stage, "tags": listed}})
 
         def do_POST(self) -> None:
             said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -54,6 +62,9 @@ def server() -> Iterator[tuple[str, dict[str, str]]]:
                 tags["made"] = said["name"]
                 return self.answer(200, {"experiment_id": "7"})
             assert said["experiment_id"] == "7"
+            if urlsplit(self.path).path.endswith("/restore"):
+                del tags["deleted"]
+                return self.answer(200, {})
             tags[said["key"]] = said["value"]
             return self.answer(200, {})
 
@@ -98,16 +109,70 @@ def test_a_server_is_told_without_mlflow(settings: Settings) -> None:
             whole_ledger(elsewhere(gate))
 
 
-def test_a_tag_that_no_gate_signed_is_refused_and_mended(settings: Settings) -> None:
+def strangers_head() -> str:
+    said = {"sequence": 9, "sha256": "0" * 64, "issued": "2026-01-01T00:00:00Z"}
+    return canonical_json(sign_statement(HEAD, said, Ed25519PrivateKey.generate())).decode()
+
+
+NO_HEADS = pytest.mark.parametrize("tag", ["garbage", "{}", "[" * 4000, strangers_head()])
+
+
+@NO_HEADS
+def test_a_head_that_no_gate_signed_counts_as_none_is_told_of_and_mended(
+    settings: Settings, tag: str, caplog: pytest.LogCaptureFixture
+) -> None:
     append(settings, "rescan", {})
     publish_head(settings)
     with registry(settings) as client:
         where = client.get_experiment_by_name(EXPERIMENT).experiment_id
-        client.set_experiment_tag(where, TAG, "{}")
-    with pytest.raises(Denied):
-        whole_ledger(settings)
-    publish_head(settings)
+        client.set_experiment_tag(where, TAG, tag)
     assert whole_ledger(settings).end == 1
+    assert "the head in mlflow, experiment vetgate-ledger" in caplog.text
+    heads, unread = heads_found(settings, None)
+    assert heads == {} and "experiment vetgate-ledger" in unread[0]
+    with pytest.raises(StoreError, match="experiment vetgate-ledger"):
+        heads_found(settings, MLFLOW)
+    publish_head(settings)
+    assert [*heads_found(settings, None)[0]] == [MLFLOW]
+
+
+def test_an_experiment_that_was_deleted_is_restored(settings: Settings) -> None:
+    append(settings, "rescan", {})
+    publish_head(settings)
+    with registry(settings) as client:
+        where = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        client.set_experiment_tag(where, TAG, "garbage")
+        client.delete_experiment(where)
+    publish_head(settings)
+    assert [*heads_found(settings, None)[0]] == [MLFLOW]
+
+
+def test_a_server_restores_it_too(settings: Settings) -> None:
+    with server() as (uri, tags):
+        gate = settings.model_copy(update={"tracking_uri": uri})
+        append(gate, "rescan", {})
+        publish_head(gate)
+        tags.update({"deleted": "", TAG: "garbage"})
+        publish_head(gate)
+        assert "deleted" not in tags and whole_ledger(gate).end == 1 and tags[TAG] != "garbage"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"[]", b'"x"', b"null", b"[" * 100_000, b"\xff\xfe", b'{"experiment": "x"}', b'{"experiment": {"tags": "abc"}}'],
+)
+def test_an_answer_of_no_form_is_an_error_that_names_the_registry(settings: Settings, said: bytes) -> None:
+    append(settings, "rescan", {})
+    with server(said) as (uri, _), pytest.raises(StoreError, match=f"the registry at {uri} .*vetgate-ledger"):
+        published_head(settings.model_copy(update={"tracking_uri": uri}))
+
+
+@pytest.mark.parametrize("value", [b"7", b'{"a": 1}', b'"\\ud800"', b"null"])
+def test_a_head_that_is_no_text_counts_as_none(settings: Settings, value: bytes) -> None:
+    append(settings, "rescan", {})
+    said = b'{"experiment": {"tags": [{}, {"key": "%s", "value": %s}]}}' % (TAG.encode(), value)
+    with server(said) as (uri, _):
+        assert whole_ledger(settings.model_copy(update={"tracking_uri": uri})).end == 1
 
 
 def test_a_registry_that_is_away_keeps_the_gate_from_nothing_and_whoever_asks_from_knowing(settings: Settings) -> None:
