@@ -259,10 +259,13 @@ def test_an_entry_that_another_key_signed_is_found_and_nothing_is_built_on_it(se
         append(settings, "rescan", {})
 
 
-def test_what_is_no_entry_does_not_belong_there(settings: Settings) -> None:
+def test_what_is_no_entry_is_named_and_takes_nothing_from_the_proof(settings: Settings) -> None:
     three(settings)
     open_store(settings).create("ledger/readme.txt", b"hello")
-    broken(settings, r"got ledger/readme.txt", 5)
+    proved = verify_ledger(settings)
+    assert (proved["entries"], proved["strange"]) == (3, ["'ledger/readme.txt'"])
+    open_store(settings).create("ledger/000000000009.json", b"hello")
+    broken(settings, r"got ledger/000000000009.json", 5)
 
 
 def test_a_tail_that_was_cut_off_is_found_by_the_gate_that_wrote_it(settings: Settings, tmp_path: Path) -> None:
