@@ -64,7 +64,7 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
         "verdicts": dict(Counter(row["verdict"] for row in submissions if row["verdict"])),
         "production": part("production", lambda: _production(settings, moment), []),
         "waivers": part("waivers", lambda: _waivers(settings, store, moment), []),
-        "rescan": part("rescan", lambda: _last_rescan(store, moment), None),
+        "rescan": _last_rescan(store, moment),
         "strange": part("strange", lambda: strange_objects(store), []),
         "errors": errors,
     }
