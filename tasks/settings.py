@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     vetter_key: AbsolutePath = _under_home("keys", "vetter.ed25519")
     seed_secret: AbsolutePath = _under_home("keys", "seed.secret")
     trust_root: AbsolutePath = _under_home("keys", "trust.json")
-    lease_seconds: PositiveInt = 120
+    lease_seconds: Annotated[int, Field(ge=1, le=24 * 3600)] = 120
     start_seconds: PositiveInt = 300
     remote_seconds: PositiveInt = 60
     threads: PositiveInt = 2

@@ -22,6 +22,8 @@ def show_status(console: Console, seen: dict[str, Any]) -> None:
         console.print(_waivers(seen["waivers"]))
     if seen["rescan"] is not None:
         console.print(_rescan(seen["rescan"]))
+    for name in seen["strange"]:
+        console.print(Text(f"strange in the store, and passed over: {name}", style=WARNING))
     for part, message in seen["errors"].items():
         console.print(Text(f"{part}: not known, {message}", style=ALARM))
 

@@ -22,6 +22,7 @@ from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, revoked, waivers_of
 from tasks.settings import Settings
 from tasks.store.base import Store
+from tasks.store.key_forms import strange_objects
 from tasks.store.open import open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
@@ -34,6 +35,11 @@ from vetgate.verdict.reasons import Reason
 from vetgate.verdict.wording import render
 
 SOON = timedelta(days=7)
+# what is shown of the record of a batch
+RESCAN = {"verdict": str, "checked": int, "unchanged": int, "stale": int, "uncovered": int} | {
+    "taken_back": list,
+    "errors": list,
+}
 
 
 def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
@@ -58,7 +64,8 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
         "verdicts": dict(Counter(row["verdict"] for row in submissions if row["verdict"])),
         "production": part("production", lambda: _production(settings, moment), []),
         "waivers": part("waivers", lambda: _waivers(settings, store, moment), []),
-        "rescan": _last_rescan(store),
+        "rescan": _last_rescan(store, moment),
+        "strange": part("strange", lambda: strange_objects(store), []),
         "errors": errors,
     }
 
@@ -146,16 +153,30 @@ def _waiver(waiver: Waiver, approvals: int, why: Reason | None, now: datetime) -
     }
 
 
-def _last_rescan(store: Store) -> Blob | None:
-    last = max(store.list("rescans/"), key=_order, default=None)
-    found: Blob | None = None if last is None else json.loads(store.read(last))
-    return found
+def _last_rescan(store: Store, now: datetime) -> Blob | None:
+    """The last batch up to tomorrow, as some clock has it; what is no record of one is passed over."""
+    tomorrow = f"rescans/{(now + timedelta(days=1)).date().isoformat()}"
+    for key in sorted(store.list("rescans/"), key=_order, reverse=True):
+        if _order(key)[0] <= tomorrow and (found := _rescan(key, store.read(key))) is not None:
+            return found
+    return None
+
+
+def _rescan(key: str, data: bytes) -> Blob | None:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or key != f"rescans/{found.get('batch')}.json":
+        return None
+    whole = all(isinstance(found.get(name), kind) for name, kind in RESCAN.items())
+    return found if whole else None
 
 
 def _order(key: str) -> tuple[str, int]:
     # a day and the number of its batch, whose tenth comes after the ninth
     day, _, number = key.removesuffix(".json").rpartition("-")
-    return day, int(number) if number.isdecimal() else 0
+    return day, int(number)
 
 
 def _text(moment: float) -> str:

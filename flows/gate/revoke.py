@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.gate.records import notify_gate
+from tasks.records.ledger_entries import statements
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
+from tasks.vetting.intake import beginning_with
 from vetgate.errors import BadSubmission, Denied
 from vetgate.shape import Blob
-from vetgate.trust import dsse
 from vetgate.trust.keys import APPROVER, GATE, key_id, load_key, read_trust_root, utc_now
 
 
@@ -43,6 +44,8 @@ def revoke(settings: Settings, what: str, reason: str, key: Path | None = None) 
 def _meant(state: LedgerState, what: str) -> tuple[str, str, str | None]:
     """Kind, digest and manifest of the one thing that is meant."""
     found = list(dict.fromkeys(_statements(state, what))) if what else []
+    if not found and what and (undecided := beginning_with(state.store, what)):
+        raise Denied(f"expected a verdict on {undecided[0]}, got none; there is nothing to revoke")
     if len(found) != 1:
         raise BadSubmission(
             f"expected a submission, or the digest of one verdict, waiver or approval, or the beginning of either, "
@@ -51,24 +54,8 @@ def _meant(state: LedgerState, what: str) -> tuple[str, str, str | None]:
     return found[0]
 
 
-def _statements(state: LedgerState, prefix: str) -> Iterator[tuple[str, str, str | None]]:
-    store = state.store
-    for key in store.list("submissions/"):
-        manifest = key.removeprefix("submissions/").removesuffix(".json")
-        if manifest.startswith(prefix):
-            newest = state.verdict(manifest)
-            if newest is None:
-                raise Denied(f"expected a verdict on {manifest}, got none; there is nothing to revoke")
-            yield "verdict", newest.digest, manifest
-    for key in store.list("attestations/"):
-        digest = key.rpartition("-")[2].removesuffix(".json")
-        if digest.startswith(prefix):
-            yield "verdict", digest, key.split("/")[1]
-    for key in store.list("waivers/"):
-        digest = key.rpartition("/")[2].removesuffix(".json")
-        if digest.startswith(prefix):
-            yield "waiver", digest, key.split("/")[1]
-    for key in store.list("approvals/"):
-        digest = dsse.digest(dsse.read_envelope(store.read(key)))
-        if digest.startswith(prefix):
-            yield "approval", digest, None
+def _statements(state: LedgerState, beginning: str) -> Iterator[tuple[str, str, str | None]]:
+    for manifest, digest in state.decided(beginning).items():
+        yield "verdict", digest, manifest
+    for found in statements(state, beginning):
+        yield found.kind, found.digest, found.manifest

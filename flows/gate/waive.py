@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.gate.records import notify_gate
 from tasks import events
-from tasks.records.attestations import attested_manifests, newest_attestation
+from tasks.records.attestations import newest_attestation
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, approved, revoked, save_approval, save_waiver
@@ -123,15 +123,26 @@ def _signer(settings: Settings, path: Path, roles: set[str]) -> Signer:
 def _statement(signer: Signer, prefix: str) -> tuple[str, str, Waiver | None]:
     """Digest and manifest of the one waiver or newest attestation whose digest begins so; the waiver, if it is one."""
     found: list[tuple[str, str, Waiver | None]] = []
+    unread: Denied | None = None
     for key in signer.store.list("waivers/"):
         _, manifest, file = key.split("/")
         if file.startswith(prefix):
-            waiver = read_waiver(dsse.read_envelope(signer.store.read(key)), signer.trust, signer.now)
-            found.append((waiver.digest, manifest, waiver))
-    for manifest in attested_manifests(signer.store):
-        newest = newest_attestation(signer.state, manifest)
-        if newest is not None and attest.digest(newest.envelope).startswith(prefix):
-            found.append((attest.digest(newest.envelope), manifest, None))
+            try:
+                waiver = read_waiver(dsse.read_envelope(signer.store.read(key)), signer.trust, signer.now)
+            except (Denied, KeyError) as error:
+                # anyone may have laid it there: it is told of where nothing else is meant
+                unread = error if isinstance(error, Denied) else None
+                continue
+            if (waiver.manifest, f"{waiver.digest}.json") == (manifest, file):
+                found.append((waiver.digest, manifest, waiver))
+    # the newest verdict on any submission is the ledger's, whatever lies beside it
+    for manifest, digest in signer.state.decided("").items():
+        if digest.startswith(prefix):
+            newest = newest_attestation(signer.state, manifest)
+            if newest is not None and attest.digest(newest.envelope) == digest:
+                found.append((digest, manifest, None))
+    if not found and prefix and unread is not None:
+        raise unread
     if len(found) != 1 or not prefix:
         raise BadSubmission(
             f"expected the digest of one waiver or attestation, or its beginning, got {prefix!r}, "

@@ -16,7 +16,7 @@ from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approved
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
-from tasks.vetting.intake import MAX_BYTES, MAX_FILES
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES, beginning_with
 from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderstood, Stale
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.formats.submission import read_submission
@@ -54,7 +54,7 @@ def identified(asked: Request, submission: str) -> str:
         raise BadSubmission(f"expected the SHA-256 of a manifest, or its beginning, got {submission!r}")
     if len(submission) == 64:
         return submission
-    found = [key[len("submissions/") : -len(".json")] for key in asked.store.list(f"submissions/{submission}")]
+    found = beginning_with(asked.store, submission)
     if len(found) > 1:
         raise BadSubmission(f"expected the beginning of one manifest, got {submission}, which fits {len(found)}")
     if not found:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger_state import LedgerState, ledger_state
+from tasks.records.promotions import promotions_of
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -15,8 +16,6 @@ from tasks.vetting.intake import Record, read_record, records, submitted
 from tasks.vetting.settled import Settled
 from vetgate.errors import BadSubmission, Denied, VetgateError
 from vetgate.shape import Blob
-from vetgate.trust import dsse
-from vetgate.trust.statements import PROMOTION, claimed
 from vetgate.verdict.policy import load_policy
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,8 @@ def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:
     if alias is None or not store.exists(f"submissions/{manifest_sha256}.json"):
         return None
     record = read_record(store, manifest_sha256)
-    if _settled(store, record) or not _passed(ledger_state(settings), record):
+    state = ledger_state(settings)
+    if _settled(state, record) or not _passed(state, record):
         return None
     return promote(settings, record.submission.name, manifest_sha256, alias)
 
@@ -48,10 +48,13 @@ def promote_all_due(settings: Settings, wrong: Callable[[str], object]) -> list[
     # what was promoted, or is older than what was, is never due again
     fresh = (manifest for manifest in submitted(store) if manifest not in settled)
     left = records(store, fresh, logger.warning)
+    if not left:
+        return []
+    state = ledger_state(settings)
     done: list[Blob] = []
     for record in sorted(left, key=_order):
         try:
-            if _settled(store, record):
+            if _settled(state, record):
                 settled.add([record.id])
                 continue
             granted = promote_if_due(settings, record.id)
@@ -64,11 +67,12 @@ def promote_all_due(settings: Settings, wrong: Callable[[str], object]) -> list[
     return done
 
 
-def _settled(store: Store, record: Record) -> bool:
+def _settled(state: LedgerState, record: Record) -> bool:
     """Whether it is a canary, was promoted, or is older than what was promoted under its name."""
-    if store.exists(f"canaries/{record.id}.json"):
+    if state.store.exists(f"canaries/{record.id}.json"):
         return True
-    return any(_not_before(store, manifest, record) for manifest in _promoted(store, record.submission.name))
+    promoted = _promoted(state, record.submission.name)
+    return any(_not_before(state.store, manifest, record) for manifest in promoted)
 
 
 def _not_before(store: Store, manifest: str, record: Record) -> bool:
@@ -92,7 +96,7 @@ def _passed(state: LedgerState, record: Record) -> bool:
     return bool(newest.claims["verdict"] == "PASS" and newest.claims["name"] == record.submission.name)
 
 
-def _promoted(store: Store, name: str) -> set[str]:
-    """The manifests that were promoted under a name; unverified, because promotion verifies for itself."""
-    keys = store.list(f"promotions/{name}/")
-    return {str(claimed(PROMOTION, dsse.read_envelope(store.read(key)))["manifest"]) for key in keys}
+def _promoted(state: LedgerState, name: str) -> set[str]:
+    """The manifests that were promoted under a name, also where a crash left the entry out."""
+    signed = promotions_of(state.store, state.trust, name)
+    return state.promoted_of(name) | {promotion.manifest for promotion in signed}

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import TypeVar
 
 from flows.gate.client import decision
@@ -47,7 +48,8 @@ class Renewal:
 def batch_name(seen: Watch) -> str:
     """The day and a number: that of a batch of this day that was not finished, else the next."""
     day = seen.now.date().isoformat()
-    return f"{day}-{1 + sum(1 for _ in seen.store.list(f'rescans/{day}-'))}"
+    taken = set(seen.store.list(f"rescans/{day}-"))
+    return next(name for number in count(1) if f"rescans/{(name := f'{day}-{number}')}.json" not in taken)
 
 
 @dataclass(frozen=True)

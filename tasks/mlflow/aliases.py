@@ -18,7 +18,7 @@ from tasks.mlflow.client import registry
 from tasks.mlflow.promoted import MODEL
 from tasks.records.promotions import Promotion
 from tasks.settings import Settings
-from tasks.store.base import Store, fetch_all
+from tasks.store.base import Store, fetch_all, files_among
 from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.digest import canonical_json
@@ -197,8 +197,9 @@ def check_answered(found: ModelVersion, model: str, version: str) -> None:
 
 def _from_store(store: Store, home: str, promotion: Promotion, room: Path) -> Path:
     # one more than there may be is enough to know
-    keys = [key for _, key in zip(range(MAX_FILES + 1), store.list(f"{home}/"), strict=False)]
-    _check_names({key.removeprefix(f"{home}/") for key in keys}, home, promotion)
+    strange: list[str] = []
+    keys = [key for _, key in zip(range(MAX_FILES + 1), store.list(f"{home}/", strange.append), strict=False)]
+    _check_names({key.removeprefix(f"{home}/") for key in [*keys, *files_among(strange)]}, home, promotion)
     return fetch_all(store, home, room)
 
 

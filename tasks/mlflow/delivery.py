@@ -18,7 +18,7 @@ from tasks.mlflow.client import registry
 from tasks.mlflow.promoted import MODEL
 from tasks.records.coverage import Coverage
 from tasks.settings import Settings
-from tasks.store.base import Store
+from tasks.store.base import Store, files_among
 from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.errors import Altered, Denied, StoreError
@@ -64,8 +64,9 @@ def _local(url: str) -> Path | None:
 
 
 def _from_store(store: Store, home: str, coverage: Coverage, room: Path) -> Path:
-    keys = [key for _, key in zip(range(MAX_FILES + 1), store.list(f"{home}/"), strict=False)]
-    _same_names({key.removeprefix(f"{home}/") for key in keys}, coverage)
+    strange: list[str] = []
+    keys = [key for _, key in zip(range(MAX_FILES + 1), store.list(f"{home}/", strange.append), strict=False)]
+    _same_names({key.removeprefix(f"{home}/") for key in [*keys, *files_among(strange)]}, coverage)
     room.mkdir()
     for key in keys:
         try:

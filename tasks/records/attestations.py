@@ -7,7 +7,7 @@ then nothing about these bytes is believed any more.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,16 +88,6 @@ def _as_entered(store: Store, told: Told) -> Attestation:
         raise removed(f"expected {told.key} as entry {told.sequence} tells of it, got other bytes; restore it")
     envelope = attest.read_envelope(data)
     return Attestation(told.key, envelope, attest.claims(envelope))
-
-
-def attested_manifests(store: Store) -> Iterator[str]:
-    """The SHA-256 of every manifest that has an attestation."""
-    last = None
-    for key in store.list("attestations/"):
-        manifest = key.split("/")[1]
-        if manifest != last:
-            last = manifest
-            yield manifest
 
 
 def is_revoked(state: LedgerState, digest: str) -> bool:

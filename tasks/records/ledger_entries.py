@@ -7,7 +7,11 @@ each object that is there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from tasks.records.attestations import after_of, attestation_in, check_ledger
 from tasks.records.ledger_chain import Entry, append, gate_key, read_entry
@@ -26,6 +30,19 @@ from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import read_approval, read_waiver
 
 
+@dataclass(frozen=True)
+class Statement:
+    """What can be revoked: a verdict, waiver or approval (`kind`), and the manifest of the bytes it names, if any."""
+
+    kind: str
+    digest: str
+    manifest: str | None
+
+
+KINDS = {"attestations": "verdict", "waivers": "waiver", "approvals": "approval"}
+DIGEST_LENGTH = 64
+
+
 def note(settings: Settings, key: str, data: bytes | None = None) -> Entry:
     """The entry of the stored object, which is made once; raises Denied for one not signed by whom it should be.
 
@@ -37,6 +54,7 @@ def note(settings: Settings, key: str, data: bytes | None = None) -> Entry:
     trust = gate_key(settings)[1]
     kind, subject = _about(state.store, trust, key, data)
     _check_order(state, kind, subject, fresh=data is not None)
+    _check_known(kind, subject, lambda: _digests(state))
     return append(settings, kind, subject, once=key, since=state.end)
 
 
@@ -53,10 +71,12 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
         return []
     trust = gate_key(settings)[1]
     added = []
+    known = cache(lambda: _digests(state))
     for key in missing:
         try:
             kind, subject = _about(state.store, trust, key)
             _check_order(state, kind, subject)
+            _check_known(kind, subject, known)
         except (Denied, KeyError):
             continue  # `verify_ledger` tells of it
         added.append(append(settings, kind, subject, once=key, since=state.end))
@@ -82,6 +102,51 @@ def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = 
             f"expected a {subject['verdict']} issued after entry {newest.sequence} of the ledger, got one of before; "
             f"remove {subject['key']} and vet again"
         )
+
+
+def _check_known(kind: str, subject: Blob, known: Callable[[], frozenset[str]]) -> None:
+    """Raise Denied for a revocation that nobody known signed and that revokes nothing known.
+
+    It is in force while it lies there; but its entry would be missed in the store for ever once it is gone.
+    """
+    if kind == "revocation" and subject["by"] is None and subject["digest"] not in known():
+        raise Denied(
+            f"expected a revocation of a known statement, got one of {subject['digest']}; sign it, or remove it"
+        )
+
+
+def statements(state: LedgerState, beginning: str) -> Iterator[Statement]:
+    """Every verdict, waiver and approval whose digest begins so: what the ledger tells of, and what it does not yet.
+
+    Nothing is believed of what lies in the store but a signature of whom it should be.
+    """
+    for folder in KINDS:
+        told = state.objects(folder)
+        for key in dict.fromkeys([*told, *state.store.list(f"{folder}/")]):
+            # only an approval's key does not end with its digest
+            if folder == "approvals" or key.removesuffix(".json")[-DIGEST_LENGTH:].startswith(beginning):
+                with suppress(Denied, KeyError):
+                    found = _statement(state, key, told.get(key))
+                    if found.digest.startswith(beginning):
+                        yield found
+
+
+def _statement(state: LedgerState, key: str, number: int | None) -> Statement:
+    """The statement that is kept under a key, of which the entry with this number tells, if one does."""
+    folder, about, file = key.split("/")
+    kind = KINDS[folder]
+    said: Mapping[str, Any] = {}
+    if number is None:
+        said = _about(state.store, state.trust, key)[1]
+    elif kind == "approval":
+        said = read_entry(state.store, state.trust, number).subject
+    if kind == "approval":
+        return Statement(kind, str(said["approval"]), None)
+    return Statement(kind, file.removesuffix(".json")[-DIGEST_LENGTH:], about)
+
+
+def _digests(state: LedgerState) -> frozenset[str]:
+    return frozenset(found.digest for found in statements(state, ""))
 
 
 def _about(store: Store, trust: TrustRoot, key: str, data: bytes | None = None) -> tuple[str, Blob]:

@@ -159,6 +159,25 @@ class LedgerState:
         row = self._row("SELECT sequence FROM once WHERE store = ? AND name = ?", once)
         return None if row is None else int(row[0])
 
+    def objects(self, folder: str) -> dict[str, int]:
+        """The keys of the objects in a folder of the store that entries tell of, with the number of the first entry."""
+        asked = "SELECT name, sequence FROM once WHERE store = ? AND name >= ? AND name < ? ORDER BY sequence"
+        with self._guard, _explained(self.settings):
+            # "0" follows "/" in the order of bytes
+            return dict(self._index.execute(asked, (self.settings.store, f"{folder}/", f"{folder}0")))
+
+    def decided(self, beginning: str) -> dict[str, str]:
+        """The submissions whose manifest's SHA-256 begins so, with the digest of the newest verdict on each."""
+        asked = "SELECT manifest, digest FROM verdicts WHERE store = ? AND substr(manifest, 1, ?) = ?"
+        with self._guard, _explained(self.settings):
+            return dict(self._index.execute(asked, (self.settings.store, len(beginning), beginning)))
+
+    def promoted_of(self, name: str) -> set[str]:
+        """The SHA-256 of every manifest that the gate promoted under a name."""
+        asked = "SELECT manifest FROM promotions WHERE store = ? AND name = ?"
+        with self._guard, _explained(self.settings):
+            return {row[0] for row in self._index.execute(asked, (self.settings.store, name))}
+
     def _row(self, asked: str, *about: str) -> tuple[Any, ...] | None:
         with self._guard, _explained(self.settings):
             row: tuple[Any, ...] | None = self._index.execute(asked, (self.settings.store, *about)).fetchone()

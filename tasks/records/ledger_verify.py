@@ -13,6 +13,7 @@ from tasks.records.ledger_heads import check_head, read_head
 from tasks.records.ledger_state import FILE, ledger_state
 from tasks.settings import Settings
 from tasks.store.base import Store
+from tasks.store.key_forms import strange_objects
 from tasks.store.open import open_store
 from vetgate.errors import Denied
 from vetgate.trust.dsse import MAX_CLOCK_SKEW
@@ -28,7 +29,8 @@ def verify_ledger(settings: Settings, heads: Mapping[str, bytes] | None = None) 
     """Number of entries, of each kind, and the last one's SHA-256; raises Denied with the first thing that is wrong.
 
     Raises Removed where something is missing, or is not as it was entered. Needs no private key. The end is held
-    against what this home remembers, and against published `heads`, by where they are: `against` names them.
+    against what this home remembers, and against published `heads`, by where they are: `against` names them. `strange`
+    names what lies in the store and is none of ours, so that nothing reads it: it takes nothing from the proof.
     """
     store, trust = open_store(settings), read_trust_root(settings.trust_root)
     objects = [key for folder in ("attestations/", "promotions/") for key in store.list(folder)]
@@ -62,6 +64,7 @@ def verify_ledger(settings: Settings, heads: Mapping[str, bytes] | None = None) 
         "attestations": sum(key.startswith("attestations/") for key in objects),
         "promotions": sum(key.startswith("promotions/") for key in objects),
         "against": [*against, *(heads or {})],
+        "strange": [*strange_objects(store), *_strange_revocations(store, chain)],
     }
 
 
@@ -98,6 +101,12 @@ def _check_end(settings: Settings, chain: list[Entry]) -> list[str]:
 def _unknown(objects: list[str], chain: list[Entry]) -> list[str]:
     entered = {entry.subject.get("key") for entry in chain}
     return [key for key in objects if key not in entered]
+
+
+def _strange_revocations(store: Store, chain: list[Entry]) -> list[str]:
+    """Revocations that have no entry, because they revoke nothing that is known; they are in force all the same."""
+    unknown = [repr(key) for key in _unknown(list(store.list("revocations/")), chain)]
+    return unknown[:MOST_NAMED] if len(unknown) <= MOST_NAMED else [*unknown[:MOST_NAMED], "and more revocations"]
 
 
 def _check_object(store: Store, entry: Entry) -> None:

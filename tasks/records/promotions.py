@@ -127,7 +127,7 @@ def promotions_of(store: Store, trust: TrustRoot, name: str, *, now: datetime | 
     found = []
     for key in store.list(f"promotions/{name}/"):
         version = key.rpartition("/")[2].removesuffix(".json")
-        with suppress(Denied):
+        with suppress(Denied, KeyError):
             promotion = promotion_of(store, trust, name, version, now=now)
             found += [promotion] if promotion is not None else []
     return sorted(found, key=lambda p: (len(p.version), p.version), reverse=True)

@@ -37,7 +37,7 @@ def waivers_of(store: Store, trust: TrustRoot, manifest_sha256: str, now: dateti
     """The waivers on these bytes that a trusted key signed, revoked and expired ones included."""
     found = []
     for key in store.list(f"waivers/{manifest_sha256}/"):
-        with suppress(Denied):
+        with suppress(Denied, KeyError):
             found.append(read_waiver(dsse.read_envelope(store.read(key)), trust, now))
     return [waiver for waiver in found if waiver.manifest == manifest_sha256]
 
@@ -46,7 +46,7 @@ def approvals_of(store: Store, trust: TrustRoot, of: str, now: datetime) -> list
     """The approvals of a statement by keys that may approve, each still to be counted."""
     found = []
     for key in store.list(f"approvals/{of}/"):
-        with suppress(Denied):
+        with suppress(Denied, KeyError):
             found.append(read_approval(dsse.read_envelope(store.read(key)), trust, now))
     return [approval for approval in found if approval.of == of]
 

@@ -6,7 +6,7 @@ overwritten; the few objects that change are replaced only if they are still wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,10 @@ class Changed(StoreError):
     code = "changed"
 
 
+def passed_over(name: str) -> None:
+    """Say nothing of a strange object."""
+
+
 class Store(Protocol):
     """What every store does; all of it raises StoreError when the store cannot be reached, read or written."""
 
@@ -51,8 +55,12 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Whether the key holds an object."""
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """The keys that start with `prefix`, in the order of their UTF-8 bytes."""
+    def list(self, prefix: str, strange: Callable[[str], object] = passed_over) -> Iterator[str]:
+        """The keys that start with `prefix`, in the order of their UTF-8 bytes; each can be read.
+
+        What others laid there under a name that is no key, or has not the form of its folder's, is passed over, and
+        `strange` told of it.
+        """
 
     def copy_in_file(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
         """`create` from a file, streaming; a file that is not `sha256` is refused and nothing stored."""
@@ -68,9 +76,13 @@ class Store(Protocol):
 
 
 def fetch_all(store: Store, prefix: str, destination: Path) -> Path:
-    """The new directory `destination`, with every object below `prefix/` in it."""
+    """The new directory `destination`, with every object below `prefix/` in it; raises StoreError for a strange one."""
     destination.mkdir(parents=True)
-    for key in store.list(f"{prefix}/"):
+    strange: list[str] = []
+    keys = list(store.list(f"{prefix}/", strange.append))
+    if odd := files_among(strange):
+        raise StoreError(f"expected files of plain names in {prefix}, got {odd[0]!r}; remove it")
+    for key in keys:
         path = destination / key.removeprefix(f"{prefix}/")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -78,6 +90,11 @@ def fetch_all(store: Store, prefix: str, destination: Path) -> Path:
         except KeyError as error:
             raise StoreError(f"expected {key} to be readable, got nothing; check what lies there") from error
     return destination
+
+
+def files_among(names: list[str]) -> list[str]:
+    """The strange names that are files to whoever reads a folder; what S3 consoles make for an empty one is none."""
+    return [name for name in names if not name.endswith("/")]
 
 
 def check_key(key: str) -> str:

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks.store.base import CHUNK, BadKey, Changed, check_key, check_prefix
+from tasks.store.base import CHUNK, BadKey, Changed, check_key, check_prefix, passed_over
+from tasks.store.key_forms import keys_among
 from vetgate.errors import StoreError
 
 ABANDONED_SECONDS = 24 * 3600
@@ -83,7 +84,7 @@ class DirectoryStore:
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str, strange: Callable[[str], object] = passed_over) -> Iterator[str]:
         start = self.root / check_prefix(prefix).rpartition("/")[0]
         names: list[str] = []
         with _explained(start, "listed"):
@@ -93,7 +94,7 @@ class DirectoryStore:
                     below[:] = [name for name in below if not name.startswith(".")]
                 names += [name if inside == "." else f"{inside}/{name}" for name in files]
         found = [key for key in names if key.startswith(prefix) and not key.startswith(".")]
-        yield from sorted(found, key=os.fsencode)
+        yield from keys_among(sorted(found, key=os.fsencode), strange)
 
     def fetch(self, key: str, path: Path) -> str:
         with self._open(key) as source, _explained(path, "written"):

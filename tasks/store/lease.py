@@ -25,6 +25,9 @@ from vetgate.digest import canonical_json
 from vetgate.errors import StoreError
 
 POLL_SECONDS = 1.0
+# twice the longest that settings allow, for clocks that differ
+LONGEST_SECONDS = 48 * 3600.0
+MOST_ATTEMPTS = 10**6
 
 
 class LeaseHeld(StoreError):
@@ -61,12 +64,38 @@ class Lease:
         return self.host != _host() or _birth(self.pid) == self.born
 
 
+KINDS: dict[str, set[type]] = {
+    "holder": {str},
+    "host": {str},
+    "pid": {int},
+    "born": {str},
+    "attempt": {int},
+    "until": {int, float},
+    "done": {bool},
+}
+
+
 def read_lease(store: Store, work: str) -> Lease | None:
-    """The lease on a piece of work, live or not, or None."""
+    """The lease on a piece of work, live or not; None where there is none, or something that is no lease."""
     try:
-        return Lease(**json.loads(store.read(_key(work))))
+        return _lease(store.read(_key(work)), time.time())
     except KeyError:
         return None
+
+
+def _lease(data: bytes, now: float) -> Lease | None:
+    """The lease that these bytes are, or None: anyone who can write there could otherwise stop all work for ever."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.keys() != KINDS.keys():
+        return None
+    if not all(type(found[name]) in kinds for name, kinds in KINDS.items()):
+        return None
+    if not 0 <= found["attempt"] <= MOST_ATTEMPTS or not 0 <= found["until"] <= now + LONGEST_SECONDS:
+        return None
+    return Lease(**found)
 
 
 @contextmanager
@@ -91,11 +120,12 @@ def _taken(store: Store, work: str, seconds: int, wait: float) -> tuple[Lease, s
             data, etag = store.read_tagged(_key(work))
         except KeyError:
             data, etag = b"", ""
-        old = Lease(**json.loads(data)) if data else None
+        old = _lease(data, now)
         if old is None or not old.live(now):
             own = _own(1 if old is None else old.attempt + 1, now + seconds)
             try:
-                if old is not None:
+                if etag:
+                    # also in the place of what is no lease
                     return own, store.replace(_key(work), _bytes(own), if_match=etag)
                 if store.create(_key(work), _bytes(own)):
                     return own, store.etag(_key(work))

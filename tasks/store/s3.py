@@ -24,8 +24,9 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from tasks.store.base import CHUNK, Changed, check_key, check_prefix
+from tasks.store.base import CHUNK, Changed, check_key, check_prefix, passed_over
 from tasks.store.directory import check_digest, write_whole
+from tasks.store.key_forms import keys_among
 from vetgate.errors import StoreError
 
 MAX_SINGLE_PUT = 5 * 2**30
@@ -101,12 +102,12 @@ class S3Store:
     def exists(self, key: str) -> bool:
         return self._head(check_key(key)) is not None
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str, strange: Callable[[str], object] = passed_over) -> Iterator[str]:
         pages = self._s3.get_paginator("list_objects_v2")
         with self._explained():
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + check_prefix(prefix)):
                 names = [item["Key"].removeprefix(self.prefix) for item in page.get("Contents", [])]
-                yield from (name for name in names if not name.startswith("."))
+                yield from keys_among((name for name in names if not name.startswith(".")), strange)
 
     def fetch(self, key: str, path: Path) -> str:
         with self._explained():

@@ -161,7 +161,7 @@ def read_record(store: Store, manifest_sha256: str) -> Record:
 
 def find_record(store: Store, prefix: str) -> Record:
     """The one recorded submission whose manifest's SHA-256 begins so; raises BadSubmission otherwise."""
-    found = [manifest for manifest in submitted(store) if manifest.startswith(prefix)]
+    found = beginning_with(store, prefix)
     if len(found) != 1:
         raise BadSubmission(
             f"expected the SHA-256 of one submission, or its beginning, got {prefix!r} which fits {len(found)}; "
@@ -172,7 +172,13 @@ def find_record(store: Store, prefix: str) -> Record:
 
 def submitted(store: Store) -> list[str]:
     """The manifests of every recorded submission, by their names alone."""
-    return [key.split("/")[1].removesuffix(".json") for key in store.list("submissions/") if key.endswith(".json")]
+    return [key.split("/")[1].removesuffix(".json") for key in store.list("submissions/")]
+
+
+def beginning_with(store: Store, beginning: str) -> list[str]:
+    """The manifests of the recorded submissions that begin so; of several, only those that are records."""
+    found = [manifest for manifest in submitted(store) if manifest.startswith(beginning)]
+    return found if len(found) < 2 else [record.id for record in records(store, found, logger.warning)]
 
 
 def records(store: Store, manifests: Iterable[str], wrong: Callable[[str], object]) -> list[Record]:

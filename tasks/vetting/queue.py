@@ -71,5 +71,9 @@ def _waiting(store: Store, record: Record, now: float) -> Waiting:
     if lease.live(now):
         return Waiting(record, lease, True, lease.until)
     # one that was killed ended before its lease ran out; when exactly is unknown
-    pause = min(FIRST_PAUSE_SECONDS * 2.0 ** max(lease.attempt - 1, 0), LONGEST_PAUSE_SECONDS) if lease.done else 0.0
+    pause = (
+        min(FIRST_PAUSE_SECONDS * 2.0 ** min(max(lease.attempt - 1, 0), 32), LONGEST_PAUSE_SECONDS)
+        if lease.done
+        else 0.0
+    )
     return Waiting(record, lease, False, lease.until + pause if lease.done else 0.0)

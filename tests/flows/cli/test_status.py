@@ -54,6 +54,7 @@ def test_an_empty_installation_has_nothing_to_say_and_asks_no_registry(productio
         "production": [],
         "waivers": [],
         "rescan": None,
+        "strange": [],
         "errors": {},
     }
     assert not (production.settings.home / "mlflow.db").exists()

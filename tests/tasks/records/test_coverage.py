@@ -14,6 +14,7 @@ from tasks.records.ledger_entries import catch_up, note
 from tasks.records.ledger_state import ledger_state
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.records.revocations import save_revocation
+from tasks.records.waivers import save_waiver
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tests.alarms import told
@@ -183,6 +184,7 @@ class TestWaived:
         made = sign_waiver(person, now=NOW - timedelta(days=1), valid=timedelta(days=days), **asked)
         waiver = read_waiver(made, production.trust, NOW)
         approval = read_approval(sign_approval(person, of=waiver.digest, now=NOW), production.trust, NOW)
+        save_waiver(production.store, MANIFEST, made)
         production.decide("WAIVED", waivers=[waiver.to_json()], approvals=[approval.to_json()])
         production.promote()
         return [waiver.digest, approval.digest]

@@ -259,10 +259,13 @@ def test_an_entry_that_another_key_signed_is_found_and_nothing_is_built_on_it(se
         append(settings, "rescan", {})
 
 
-def test_what_is_no_entry_does_not_belong_there(settings: Settings) -> None:
+def test_what_is_no_entry_is_named_and_takes_nothing_from_the_proof(settings: Settings) -> None:
     three(settings)
     open_store(settings).create("ledger/readme.txt", b"hello")
-    broken(settings, r"got ledger/readme.txt", 5)
+    proved = verify_ledger(settings)
+    assert (proved["entries"], proved["strange"]) == (3, ["'ledger/readme.txt'"])
+    open_store(settings).create("ledger/000000000009.json", b"hello")
+    broken(settings, r"got ledger/000000000009.json", 5)
 
 
 def test_a_tail_that_was_cut_off_is_found_by_the_gate_that_wrote_it(settings: Settings, tmp_path: Path) -> None:
@@ -324,7 +327,9 @@ def test_noting_costs_the_same_however_long_the_ledger_is(settings: Settings, mo
     for kind in ("read", "list"):
         really = getattr(DirectoryStore, kind)
         monkeypatch.setattr(
-            DirectoryStore, kind, lambda self, key, really=really: (touched.append(key), really(self, key))[1]
+            DirectoryStore,
+            kind,
+            lambda self, key, *told, really=really: (touched.append(key), really(self, key, *told))[1],
         )
     costs = []
     for key in keys:
@@ -410,12 +415,33 @@ def test_an_object_that_was_removed_or_changed_after_its_entry_is_found(
 def test_a_revocation_that_is_deleted_again_is_found(settings: Settings) -> None:
     from tasks.records.revocations import save_revocation
 
-    key_of(settings)
-    key = save_revocation(open_store(settings), "b" * 64, "a test", None, NOW)
+    verdict = attested(settings)
+    note(settings, verdict)
+    key = save_revocation(open_store(settings), verdict[-69:-5], "a test", None, NOW)
     entry = note(settings, key)
     assert (entry.subject["reason"], entry.subject["by"]) == ("a test", None)
     stored(settings, key).unlink()
     broken(settings, "it was removed", 5)
+
+
+@pytest.mark.parametrize("name", ["hello", "b" * 64, "B" * 64])
+@pytest.mark.parametrize("content", [b"junk", b"{}", b'{"reason": "because"}'])
+def test_a_strangers_revocation_of_nothing_is_not_entered(settings: Settings, name: str, content: bytes) -> None:
+    note(settings, attested(settings))
+    key = f"revocations/{name}.json"
+    open_store(settings).create(key, content)
+    assert catch_up(settings) == []
+    assert verify_ledger(settings)["strange"] == [repr(key)]
+    stored(settings, key).unlink()
+    assert (verify_ledger(settings)["entries"], verify_ledger(settings)["strange"]) == (1, [])
+
+
+def test_an_unsigned_revocation_of_a_known_verdict_is_entered_whatever_it_holds(settings: Settings) -> None:
+    verdict = attested(settings)
+    note(settings, verdict)
+    open_store(settings).create(f"revocations/{verdict[-69:-5]}.json", b"junk")
+    assert [entry.kind for entry in catch_up(settings)] == ["revocation"]
+    assert verify_ledger(settings)["strange"] == []
 
 
 def test_a_key_that_the_trust_root_does_not_hold_enters_nothing(settings: Settings, tmp_path: Path) -> None:
