@@ -20,10 +20,9 @@ import pytest
 import yaml
 
 from flows.gate.client import gate
-from flows.gate.question import Question
+from flows.gate.question import SECOND, Question
 from flows.production.reconcile import reconcile
 from flows.production.watch import watch
-from flows.rescan.batch import SECOND
 from flows.rescan.canaries import BACKDOORED, CLEAN, canaries
 from flows.rescan.nightly import exit_code, rescan
 from flows.rescan.stale import NIGHTS, Present, due_for_hashing
