@@ -65,7 +65,9 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
 
 def _submissions(settings: Settings, now: datetime, wrong: Callable[[str], object]) -> list[Blob]:
     """Every submission, oldest first: its newest verdict, or since when it waits and who is at work on it."""
-    unfinished = {item.record.id: item for item in waiting(settings, now.timestamp(), wrong)}
+    state = ledger_state(settings)
+    left = waiting(settings, lambda manifest: state.verdict(manifest) is not None, now.timestamp(), wrong)
+    unfinished = {item.record.id: item for item in left}
     rows = []
     for row in queue(settings, wrong):
         item = unfinished.get(row["manifest_sha256"])
@@ -74,11 +76,11 @@ def _submissions(settings: Settings, now: datetime, wrong: Callable[[str], objec
         if holder is not None:
             held = {"host": holder.host.split("/")[0], "pid": holder.pid, "until": _text(holder.until)}
         if item is not None:
-            state = "waiting" if holder is None else "at work"
+            stands = "waiting" if holder is None else "at work"
         else:
             # a canary is vetted with its batch only and has no verdict of its own
-            state = "decided" if row["verdict"] else "not queued"
-        rows.append({**row, "state": state, "attempts": item.attempts if item else None, "held_by": held})
+            stands = "decided" if row["verdict"] else "not queued"
+        rows.append({**row, "state": stands, "attempts": item.attempts if item else None, "held_by": held})
     return rows
 
 

@@ -11,11 +11,10 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record, records, submitted
+from tasks.vetting.queue import is_canary
 from tasks.vetting.settled import Settled
 from vetgate.errors import BadSubmission, Denied
 from vetgate.shape import Blob
-from vetgate.trust import dsse
-from vetgate.trust.statements import PROMOTION, claimed
 from vetgate.verdict.policy import load_policy
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,8 @@ def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:
     if alias is None or not store.exists(f"submissions/{manifest_sha256}.json"):
         return None
     record = read_record(store, manifest_sha256)
-    if _settled(store, record) or not _passed(ledger_state(settings), record):
+    state = ledger_state(settings)
+    if _settled(state, record) or not _passed(state, record):
         return None
     return promote(settings, record.submission.name, manifest_sha256, alias)
 
@@ -40,13 +40,14 @@ def promote_all_due(settings: Settings) -> list[Blob]:
     """What an event was lost of: every promotion that is due, oldest first, or why it was refused."""
     if load_policy(settings.policy).promotion.automatic is None:
         return []
-    store, settled = open_store(settings), Settled(settings, "promoted")
+    state, settled = ledger_state(settings), Settled(settings, "promoted")
+    store = state.store
     # what was promoted, or is older than what was, is never due again
     fresh = (manifest for manifest in submitted(store) if manifest not in settled)
     left = records(store, fresh, logger.warning)
     done: list[Blob] = []
     for record in sorted(left, key=_order):
-        if _settled(store, record):
+        if _settled(state, record):
             settled.add([record.id])
             continue
         try:
@@ -57,11 +58,12 @@ def promote_all_due(settings: Settings) -> list[Blob]:
     return done
 
 
-def _settled(store: Store, record: Record) -> bool:
-    """Whether it is a canary, was promoted, or is older than what was promoted under its name."""
-    if store.exists(f"canaries/{record.id}.json"):
+def _settled(state: LedgerState, record: Record) -> bool:
+    """Whether it is a canary, was promoted, or is older than what the ledger says was promoted under its name."""
+    store = state.store
+    if is_canary(store, record):
         return True
-    return any(_not_before(store, manifest, record) for manifest in _promoted(store, record.submission.name))
+    return any(_not_before(store, manifest, record) for manifest in state.promoted_under(record.submission.name))
 
 
 def _not_before(store: Store, manifest: str, record: Record) -> bool:
@@ -83,9 +85,3 @@ def _passed(state: LedgerState, record: Record) -> bool:
     if newest is None:
         return False
     return bool(newest.claims["verdict"] == "PASS" and newest.claims["name"] == record.submission.name)
-
-
-def _promoted(store: Store, name: str) -> set[str]:
-    """The manifests that were promoted under a name; unverified, because promotion verifies for itself."""
-    keys = store.list(f"promotions/{name}/")
-    return {str(claimed(PROMOTION, dsse.read_envelope(store.read(key)))["manifest"]) for key in keys}

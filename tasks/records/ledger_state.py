@@ -121,6 +121,12 @@ class LedgerState:
         row = self._row(asked, name, version)
         return None if row is None else str(row[0])
 
+    def promoted_under(self, name: str) -> set[str]:
+        """The SHA-256 of the manifest of every version of prod.<name> that the gate promoted."""
+        asked = "SELECT manifest FROM promotions WHERE store = ? AND name = ?"
+        with self._guard, _explained(self.settings):
+            return {str(manifest) for (manifest,) in self._index.execute(asked, (self.settings.store, name))}
+
     def not_admitted_since(self, manifest: str, now: datetime) -> datetime | None:
         """Since when the newest verdict lets a submission through no more, None where it does: as entries have it.
 
