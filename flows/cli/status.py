@@ -6,7 +6,6 @@ is shown all the same.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from tasks.mlflow.aliases import Registered
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage
 from tasks.records.ledger_state import ledger_state
+from tasks.records.rescans import last_rescan
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, revoked, waivers_of
 from tasks.settings import Settings
@@ -26,7 +26,7 @@ from tasks.store.open import open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
 from vetgate.shape import Blob
-from vetgate.trust.keys import utc_now
+from vetgate.trust.keys import read_trust_root, utc_now
 from vetgate.trust.strict_json import as_time, time_text
 from vetgate.trust.waivers import Waiver, counted, too_few, why_never, why_not
 from vetgate.verdict.policy import load_policy
@@ -58,7 +58,7 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
         "verdicts": dict(Counter(row["verdict"] for row in submissions if row["verdict"])),
         "production": part("production", lambda: _production(settings, moment), []),
         "waivers": part("waivers", lambda: _waivers(settings, store, moment), []),
-        "rescan": _last_rescan(store),
+        "rescan": _last_rescan(settings, store, errors),
         "errors": errors,
     }
 
@@ -148,16 +148,18 @@ def _waiver(waiver: Waiver, approvals: int, why: Reason | None, now: datetime) -
     }
 
 
-def _last_rescan(store: Store) -> Blob | None:
-    last = max(store.list("rescans/"), key=_order, default=None)
-    found: Blob | None = None if last is None else json.loads(store.read(last))
+def _last_rescan(settings: Settings, store: Store, errors: dict[str, str]) -> Blob | None:
+    wrong: list[str] = []
+    # an installation that decided nothing has no keys yet, and no rescan
+    if next(iter(store.list("rescans/")), None) is None:
+        return None
+    try:
+        found = last_rescan(store, read_trust_root(settings.trust_root), wrong.append)
+    except Denied as error:
+        found, wrong = None, [str(error)]
+    if wrong:
+        errors["rescan"] = "; ".join(wrong[:3])
     return found
-
-
-def _order(key: str) -> tuple[str, int]:
-    # a day and the number of its batch, whose tenth comes after the ninth
-    day, _, number = key.removesuffix(".json").rpartition("-")
-    return day, int(number) if number.isdecimal() else 0
 
 
 def _text(moment: float) -> str:

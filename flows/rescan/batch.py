@@ -15,6 +15,7 @@ from flows.gate.question import FIRST, SECOND, Question
 from flows.production.watch import Watch
 from flows.rescan.canaries import Canary, canaries
 from tasks.records.attestations import attestation_at
+from tasks.records.rescans import record_key
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from vetgate.errors import Removed, StoreError, VetgateError
@@ -56,11 +57,6 @@ def batch_name(seen: Watch) -> str:
 def once(batch: str) -> str:
     """The name of the one entry in the ledger about a batch that decided anything."""
     return f"rescan {batch}"
-
-
-def record_key(batch: str) -> str:
-    """Where the record of a batch is kept."""
-    return f"rescans/{batch}.json"
 
 
 def _finished(seen: Watch, batch: str) -> bool:

@@ -21,7 +21,6 @@ from flows.rescan.batch import (
     batch_name,
     in_turn,
     once,
-    record_key,
     renew,
     run_canaries,
 )
@@ -31,9 +30,9 @@ from tasks.mlflow.aliases import Registered, in_production, rehash
 from tasks.mlflow.heads import publish_head
 from tasks.records.coverage import Coverage
 from tasks.records.ledger_chain import append, head
+from tasks.records.rescans import record_key, save_rescan
 from tasks.settings import Settings
 from tasks.store.lease import leased
-from vetgate.digest import canonical_json
 from vetgate.errors import Denied, VetgateError
 from vetgate.shape import Blob
 
@@ -191,9 +190,10 @@ def _finished(batch: Batch, stale: int, since: int) -> Blob:
         counted = {d: [r.manifest for r in batch.renewals if r.decision == d] for d in ("PASS", "WAIVED", "FAIL")}
         append(settings, "rescan", {**subject, "vetted": counted}, once=once(batch.name), since=since)
     publish_head(settings)
-    key = record_key(batch.name)
-    if not batch.seen.store.create(key, canonical_json(blob)):
-        batch.errors.append(f"expected to write {key}, got another object in its place: see who wrote it")
+    if not save_rescan(settings, batch.seen.store, blob):
+        batch.errors.append(
+            f"expected to write {record_key(batch.name)}, got another object in its place: see who wrote it"
+        )
     if not batch.conclusive:
         wrong = [outcome.wrong for outcome in batch.canaries if outcome.wrong]
         events.emit(INCONCLUSIVE_EVENT, f"rescan.{batch.name}", {"batch": batch.name, "wrong": wrong}, once=batch.name)

@@ -18,7 +18,9 @@ from vetgate.trust.dsse import STATEMENT_TYPE, Envelope
 from vetgate.trust.keys import TrustRoot
 from vetgate.trust.strict_json import SHA256, as_object, as_text, as_time, parse
 
-SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INSPECTION, REPAIR, EXAMINATION = KINDS = (
+SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INSPECTION, REPAIR, EXAMINATION, RESCAN = (
+    KINDS
+) = (
     "submission",
     "waiver",
     "approval",
@@ -30,6 +32,7 @@ SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INS
     "inspection",
     "repair",
     "examination",
+    "rescan",
 )
 
 

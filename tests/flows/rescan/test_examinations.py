@@ -19,12 +19,13 @@ from flows.gate.decide import answer
 from flows.gate.question import FIRST, SECOND, Question, examination
 from flows.production.watch import watch
 from flows.rescan import batch, nightly_flow
-from flows.rescan.batch import batch_name, record_key, renew, run_canaries
+from flows.rescan.batch import batch_name, renew, run_canaries
 from flows.rescan.canaries import Canary
 from flows.rescan.nightly_flow import on_the_pool
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger_chain import append
 from tasks.records.ledger_state import ledger_state
+from tasks.records.rescans import record_key
 from tasks.vetting import signed_results
 from tests.deciding import BACKDOORED, CLEAN, TARGET, Court
 from vetgate.digest import canonical_json, sha256_json
