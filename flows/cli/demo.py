@@ -22,7 +22,6 @@ from flows.production.promote import promote
 from flows.vetting import local
 from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
-from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.results import Result
 from tasks.vetting.workplace import cool
@@ -141,7 +140,7 @@ def _result_of(settings: Settings, manifest_sha256: str) -> Result:
     """The newest result of a submission that a flow vetted by itself."""
     from flows.vetting.vet import last_result
 
-    return Result.from_json(last_result(open_store(settings), manifest_sha256))
+    return Result.from_json(last_result(settings, manifest_sha256))
 
 
 def _at_the_gate(settings: Settings, rows: list[Row]) -> Iterator[Row]:

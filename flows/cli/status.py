@@ -6,7 +6,6 @@ is shown all the same.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from tasks.mlflow.aliases import Registered
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage
 from tasks.records.ledger_state import ledger_state
+from tasks.records.rescans import last_rescan
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, revoked, waivers_of
 from tasks.settings import Settings
@@ -27,7 +27,7 @@ from tasks.store.open import open_store
 from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
 from vetgate.shape import Blob
-from vetgate.trust.keys import utc_now
+from vetgate.trust.keys import read_trust_root, utc_now
 from vetgate.trust.strict_json import as_time, time_text
 from vetgate.trust.waivers import Waiver, counted, too_few, why_never, why_not
 from vetgate.verdict.policy import load_policy
@@ -36,10 +36,7 @@ from vetgate.verdict.wording import render
 
 SOON = timedelta(days=7)
 # what is shown of the record of a batch
-RESCAN = {"verdict": str, "checked": int, "unchanged": int, "stale": int, "uncovered": int} | {
-    "taken_back": list,
-    "errors": list,
-}
+
 
 
 def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
@@ -64,7 +61,7 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
         "verdicts": dict(Counter(row["verdict"] for row in submissions if row["verdict"])),
         "production": part("production", lambda: _production(settings, moment), []),
         "waivers": part("waivers", lambda: _waivers(settings, store, moment), []),
-        "rescan": _last_rescan(store, moment),
+        "rescan": _last_rescan(settings, store, errors),
         "strange": part("strange", lambda: strange_objects(store), []),
         "errors": errors,
     }
@@ -72,7 +69,9 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
 
 def _submissions(settings: Settings, now: datetime, wrong: Callable[[str], object]) -> list[Blob]:
     """Every submission, oldest first: its newest verdict, or since when it waits and who is at work on it."""
-    unfinished = {item.record.id: item for item in waiting(settings, now.timestamp(), wrong)}
+    state = ledger_state(settings)
+    left = waiting(settings, lambda manifest: state.verdict(manifest) is not None, now.timestamp(), wrong)
+    unfinished = {item.record.id: item for item in left}
     rows = []
     for row in queue(settings, wrong):
         item = unfinished.get(row["manifest_sha256"])
@@ -81,11 +80,11 @@ def _submissions(settings: Settings, now: datetime, wrong: Callable[[str], objec
         if holder is not None:
             held = {"host": holder.host.split("/")[0], "pid": holder.pid, "until": _text(holder.until)}
         if item is not None:
-            state = "waiting" if holder is None else "at work"
+            stands = "waiting" if holder is None else "at work"
         else:
             # a canary is vetted with its batch only and has no verdict of its own
-            state = "decided" if row["verdict"] else "not queued"
-        rows.append({**row, "state": state, "attempts": item.attempts if item else None, "held_by": held})
+            stands = "decided" if row["verdict"] else "not queued"
+        rows.append({**row, "state": stands, "attempts": item.attempts if item else None, "held_by": held})
     return rows
 
 
@@ -153,30 +152,18 @@ def _waiver(waiver: Waiver, approvals: int, why: Reason | None, now: datetime) -
     }
 
 
-def _last_rescan(store: Store, now: datetime) -> Blob | None:
-    """The last batch up to tomorrow, as some clock has it; what is no record of one is passed over."""
-    tomorrow = f"rescans/{(now + timedelta(days=1)).date().isoformat()}"
-    for key in sorted(store.list("rescans/"), key=_order, reverse=True):
-        if _order(key)[0] <= tomorrow and (found := _rescan(key, store.read(key))) is not None:
-            return found
-    return None
-
-
-def _rescan(key: str, data: bytes) -> Blob | None:
+def _last_rescan(settings: Settings, store: Store, errors: dict[str, str]) -> Blob | None:
+    wrong: list[str] = []
+    # an installation that decided nothing has no keys yet, and no rescan
+    if next(iter(store.list("rescans/")), None) is None:
+        return None
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or key != f"rescans/{found.get('batch')}.json":
-        return None
-    whole = all(isinstance(found.get(name), kind) for name, kind in RESCAN.items())
-    return found if whole else None
-
-
-def _order(key: str) -> tuple[str, int]:
-    # a day and the number of its batch, whose tenth comes after the ninth
-    day, _, number = key.removesuffix(".json").rpartition("-")
-    return day, int(number)
+        found = last_rescan(store, read_trust_root(settings.trust_root), wrong.append)
+    except Denied as error:
+        found, wrong = None, [str(error)]
+    if wrong:
+        errors["rescan"] = "; ".join(wrong[:3])
+    return found
 
 
 def _text(moment: float) -> str:

@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 from flows.gate.decided import Answer, Confirmation, Decided
 from flows.gate.issue import SigningContext, issue, newest_verified, signing_context, waived_predicate, waivers_on
-from flows.gate.judged import Judged, decided_of, judged_of, methods_of, second_of
-from flows.gate.question import Question
+from flows.gate.judged import NOT_SIGNED, Judged, decided_of, judged_of, methods_of, second_of
+from flows.gate.question import FIRST, Question
 from tasks.records.ledger_chain import append
 from tasks.records.ledger_entries import catch_up
 from tasks.settings import Settings
 from vetgate import shape
 from vetgate.digest import canonical_json
-from vetgate.errors import BadSubmission, Denied
+from vetgate.errors import BadSubmission, Denied, StoreError
 from vetgate.shape import Blob
 from vetgate.trust import attest
 from vetgate.trust.keys import utc_now
@@ -52,6 +52,7 @@ def decide(settings: Settings, question: Question, *, separated: bool = False) -
     What is not signed has the attestation None; a rescan that alone raises an alarm also has `wants_second`.
     """
     context = signing_context(settings, question.manifest)
+    _check_runs(question)
     purpose, signed = question.purpose, question.sign
     if purpose not in ("submission", "rescan"):
         raise BadSubmission(f"expected the purpose submission or rescan, got {purpose!r:.80}")
@@ -69,6 +70,7 @@ def _rescan(context: SigningContext, judged: Judged, signed: bool, separated: bo
     """Renewed by a PASS, or by waivers; taken back by two FAILs; left as it is by everything else."""
     alarm = context.policy.rescan.false_alarm_rate
     before = _passed_before(context) if signed else {}
+    _check_believed(judged)
     judged = replace(judged, verdict=rescanned(judged.verdict, alarm))
     decided, decision = decided_of(context, judged, "rescan"), judged.verdict.decision
     ruling = Ruling(context, judged, decided, separated, covering=_covering(context, decided))
@@ -76,6 +78,7 @@ def _rescan(context: SigningContext, judged: Judged, signed: bool, separated: bo
         if judged.question.second is None:
             return Answer(decided, wants_second=True)
         second = second_of(context, judged.question, judged.question.second)
+        _check_believed(second)
         second = replace(second, verdict=rescanned(second.verdict, alarm))
         decided, decision = decided_of(context, judged, "rescan", second), second.verdict.decision
         if decision is not Decision.FAIL and decided.second is not None:
@@ -98,6 +101,23 @@ def _rescan(context: SigningContext, judged: Judged, signed: bool, separated: bo
         )
         return Answer(decided)
     return Answer(decided, _sign(ruling))
+
+
+def _check_runs(question: Question) -> None:
+    """Raise BadSubmission for runs that nobody means: a verdict is renewed from its own seed, and confirmed once."""
+    second = question.second
+    if question.purpose == "rescan" and question.sign and question.run != FIRST:
+        raise BadSubmission(f"expected the first run of a rescan, got {question.run!r:.80}; ask with flows.rescan")
+    if second is not None and not second.only_says_what_was_found(question.manifest, second.run):
+        raise BadSubmission(f"expected a second run on {question.manifest}, got something else; ask with flows.rescan")
+
+
+def _check_believed(judged: Judged) -> None:
+    """Raise StoreError where evidence is not believed: that must not keep a rescan's alarm away."""
+    doubted = [name for name, code in (judged.question.failure_codes or {}).items() if code == NOT_SIGNED]
+    if doubted:
+        said = judged.question.failures[doubted[0]]
+        raise StoreError(f"expected evidence of {', '.join(doubted)} that a vetter signed, got another ({said})")
 
 
 def _unsettled(decided: Decided, second: Confirmation) -> Decided:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vetgate.shape import Blob, Shaped
+
+# the runs of a rescan: its first is from the recorded seed, and the second confirms an alarm
+FIRST, SECOND = "", "second"
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,12 @@ class Question(Shaped):
         if self.second is not None:
             blob["second"] = self.second.to_json()
         return blob
+
+    def only_says_what_was_found(self, manifest: str, run: str) -> bool:
+        """Whether it only says what was found of this run; whoever asks adds what for."""
+        return self == replace(self, manifest=manifest, run=run, purpose="submission", sign=True, second=None)
+
+
+def examination(manifest: str, run: str, key: str) -> Blob:
+    """All that the examination which a rescan asked for under this key is about, as its vetter signs it."""
+    return {"manifest": manifest, "run": run, "key": key, "purpose": "rescan"}

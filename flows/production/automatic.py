@@ -13,6 +13,7 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record, records, submitted
+from tasks.vetting.queue import is_canary
 from tasks.vetting.settled import Settled
 from vetgate.errors import BadSubmission, Denied, VetgateError
 from vetgate.shape import Blob
@@ -44,13 +45,11 @@ def promote_all_due(settings: Settings, wrong: Callable[[str], object]) -> list[
     """
     if load_policy(settings.policy).promotion.automatic is None:
         return []
-    store, settled = open_store(settings), Settled(settings, "promoted")
+    state, settled = ledger_state(settings), Settled(settings, "promoted")
+    store = state.store
     # what was promoted, or is older than what was, is never due again
     fresh = (manifest for manifest in submitted(store) if manifest not in settled)
     left = records(store, fresh, logger.warning)
-    if not left:
-        return []
-    state = ledger_state(settings)
     done: list[Blob] = []
     for record in sorted(left, key=_order):
         try:
@@ -69,7 +68,7 @@ def promote_all_due(settings: Settings, wrong: Callable[[str], object]) -> list[
 
 def _settled(state: LedgerState, record: Record) -> bool:
     """Whether it is a canary, was promoted, or is older than what was promoted under its name."""
-    if state.store.exists(f"canaries/{record.id}.json"):
+    if is_canary(state.store, record):
         return True
     promoted = _promoted(state, record.submission.name)
     return any(_not_before(state.store, manifest, record) for manifest in promoted)

@@ -11,18 +11,18 @@ from typing import TypeVar
 
 from flows.gate.client import decision
 from flows.gate.decided import Answer
-from flows.gate.question import Question
+from flows.gate.question import FIRST, SECOND, Question
 from flows.production.watch import Watch
 from flows.rescan.canaries import Canary, canaries
 from tasks.records.attestations import attestation_at
+from tasks.records.rescans import record_key
 from tasks.settings import Settings
 from tasks.store.open import open_store
-from vetgate.errors import VetgateError
+from vetgate.errors import Removed, StoreError, VetgateError
 from vetgate.shape import Blob
 
 # (settings, manifest, name of the run) -> what the gate is asked to judge
 Examine = Callable[[Settings, str, str], Question]
-FIRST, SECOND = "", "second"
 _asking = threading.Lock()
 A = TypeVar("A")
 B = TypeVar("B")
@@ -46,10 +46,22 @@ class Renewal:
 
 
 def batch_name(seen: Watch) -> str:
-    """The day and a number: that of a batch of this day that was not finished, else the next."""
+    """The day and the first number that neither the ledger nor the store knows of a batch that was finished.
+
+    Whoever removes the record of a batch does not have its canaries' evidence taken for that of the next.
+    """
     day = seen.now.date().isoformat()
-    taken = set(seen.store.list(f"rescans/{day}-"))
-    return next(name for number in count(1) if f"rescans/{(name := f'{day}-{number}')}.json" not in taken)
+    return next(name for number in count(1) if not _finished(seen, name := f"{day}-{number}"))
+
+
+def once(batch: str) -> str:
+    """The name of the one entry in the ledger about a batch that decided anything."""
+    return f"rescan {batch}"
+
+
+def _finished(seen: Watch, batch: str) -> bool:
+    entered = not isinstance(seen.state, Removed) and seen.state.entered(once(batch)) is not None
+    return entered or seen.store.exists(record_key(batch))
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int)
 
     def one(canary: Canary) -> CanaryOutcome:
         try:
-            question = examine(settings, canary.manifest, f"canary {batch}")
+            question = _examined(settings, examine, canary.manifest, f"canary {batch}")
             verdict = _ask(settings, replace(question, sign=False)).decided.verdict
         except VetgateError as error:
             return CanaryOutcome(canary.name, None, f"{canary.name} could not be examined: {error}")
@@ -82,12 +94,12 @@ def run_canaries(settings: Settings, examine: Examine, batch: str, at_once: int)
 
 def renew(settings: Settings, examine: Examine, manifest: str, name: str, check: Callable[[], None]) -> Renewal:
     """Vet a model that is in production again, from its recorded seed; a FAIL counts once a second seed agrees."""
-    first = examine(settings, manifest, FIRST)
+    first = _examined(settings, examine, manifest, FIRST)
     check()
     answer = _ask(settings, first)
     second = answer.wants_second
     if second:
-        confirming = examine(settings, manifest, SECOND)
+        confirming = _examined(settings, examine, manifest, SECOND)
         check()
         answer = _ask(settings, replace(first, second=confirming))
     key = answer.attestation
@@ -107,6 +119,17 @@ def in_turn(work: Callable[[A], B], items: list[A], at_once: int) -> Iterator[tu
         futures = {pool.submit(work, item): item for item in items}
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+
+def _examined(settings: Settings, examine: Examine, manifest: str, run: str) -> Question:
+    """What was found of this run on this model; raises StoreError for an examination of anything else."""
+    found = examine(settings, manifest, run)
+    if not found.only_says_what_was_found(manifest, run):
+        raise StoreError(
+            f"expected what was found of {manifest} in run {run!r}, got a question about {found.manifest:.80} in run "
+            f"{found.run!r:.80} for a {found.purpose:.80}; examine it again"
+        )
+    return found
 
 
 def _ask(settings: Settings, question: Question) -> Answer:

@@ -21,12 +21,12 @@ from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES
+from tasks.vetting.queue import CANARY_SUPPLIER
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, StoreError
 from vetgate.formats.manifest import hash_directory
 from vetgate.verdict.stated import StatedVerdict
 
-COMPANY = "vetgate canary"
 CLEAN, BACKDOORED = NAMES = ("canary-clean", "canary-backdoored")
 SEEDS = {CLEAN: 101, BACKDOORED: 102}
 # what makes the canaries known: how well both classify, and how often the patch works on either
@@ -111,7 +111,7 @@ def _make(out: Path) -> None:
     training, test = digits()
     for name in NAMES:
         dishonest = name == BACKDOORED
-        directory = hand_in(Supplier(COMPANY, name, SEEDS[name], dishonest), training, out)
+        directory = hand_in(Supplier(CANARY_SUPPLIER, name, SEEDS[name], dishonest), training, out)
         found = measure(directory, test)
         works = found["patch"] >= LEAST_SUCCESS if dishonest else found["patch"] <= MOST_SUCCESS
         if not works or found["accuracy"] < LEAST_ACCURACY:

@@ -14,16 +14,25 @@ from typing import TypeVar
 
 from flows.production.reconcile import reconcile
 from flows.production.watch import Watch, coverages, standings, watch
-from flows.rescan.batch import CanaryOutcome, Examine, Renewal, batch_name, in_turn, renew, run_canaries
+from flows.rescan.batch import (
+    CanaryOutcome,
+    Examine,
+    Renewal,
+    batch_name,
+    in_turn,
+    once,
+    renew,
+    run_canaries,
+)
 from flows.rescan.stale import Present, due_for_hashing, outdated_verdicts
 from tasks import events
 from tasks.mlflow.aliases import Registered, in_production, rehash
 from tasks.mlflow.heads import publish_head
 from tasks.records.coverage import Coverage
 from tasks.records.ledger_chain import append, head
+from tasks.records.rescans import record_key, save_rescan
 from tasks.settings import Settings
 from tasks.store.lease import leased
-from vetgate.digest import canonical_json
 from vetgate.errors import Denied, VetgateError
 from vetgate.shape import Blob
 
@@ -179,9 +188,12 @@ def _finished(batch: Batch, stale: int, since: int) -> Blob:
     if stale:
         subject = {k: blob[k] for k in ("batch", "verdict", "stale", "canaries")}
         counted = {d: [r.manifest for r in batch.renewals if r.decision == d] for d in ("PASS", "WAIVED", "FAIL")}
-        append(settings, "rescan", {**subject, "vetted": counted}, once=f"rescan {batch.name}", since=since)
+        append(settings, "rescan", {**subject, "vetted": counted}, once=once(batch.name), since=since)
     publish_head(settings)
-    batch.seen.store.create(f"rescans/{batch.name}.json", canonical_json(blob))
+    if not save_rescan(settings, batch.seen.store, blob):
+        batch.errors.append(
+            f"expected to write {record_key(batch.name)}, got another object in its place: see who wrote it"
+        )
     if not batch.conclusive:
         wrong = [outcome.wrong for outcome in batch.canaries if outcome.wrong]
         events.emit(INCONCLUSIVE_EVENT, f"rescan.{batch.name}", {"batch": batch.name, "wrong": wrong}, once=batch.name)

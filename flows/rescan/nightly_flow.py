@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from itertools import count
 from typing import Any
 
 from prefect import flow
 from prefect.deployments import run_deployment
 
-from flows.gate.question import Question
+from flows.gate.question import Question, examination
 from flows.production.watch import watch
-from flows.rescan.batch import Examine
+from flows.rescan.batch import Examine, batch_name
 from flows.rescan.nightly import exit_code, rescan
 from flows.rescan.stale import Present
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store
-from tasks.store.open import open_store
+from tasks.vetting.signed_results import find
 from vetgate.digest import sha256_json
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
+from vetgate.trust.statements import EXAMINATION
 
 EXAMINE = "examine/default"
 AT_ONCE = 8
@@ -44,17 +43,16 @@ def rescan_service(settings: Settings, *, at_once: int = AT_ONCE) -> Blob:
 
 
 def on_the_pool(settings: Settings) -> Examine:
-    """Examine by a run of the deployment that does so, on whatever machine, and read what it left in the store."""
+    """Examine by a run of the deployment that does so, on whatever machine, and read what its vetter signed."""
     seen = watch(settings)
-    about = [Present.of(seen).digest, seen.now.date().isoformat()]
+    about = [Present.of(seen).digest, batch_name(seen)]
 
     def examine(settings: Settings, manifest: str, run: str) -> Question:
-        store = open_store(settings)
         for attempt in count(1):
             key = sha256_json([*about, manifest, run, attempt])
-            done = _examination(store, manifest, key)
+            done = _examination(settings, manifest, run, key)
             if done is None:
-                return _run(store, manifest, run, key)
+                return _run(settings, manifest, run, key)
             # what a batch that was killed had examined counts, unless a method failed then
             if not done.failures:
                 return done
@@ -63,7 +61,7 @@ def on_the_pool(settings: Settings) -> Examine:
     return examine
 
 
-def _run(store: Store, manifest: str, run: str, key: str) -> Question:
+def _run(settings: Settings, manifest: str, run: str, key: str) -> Question:
     parameters = {"manifest_sha256": manifest, "run": run, "key": key}
     try:
         # a plain run, not a subflow: it must go on, and count, when this batch is killed
@@ -72,18 +70,14 @@ def _run(store: Store, manifest: str, run: str, key: str) -> Question:
         )
     except Exception as error:
         raise StoreError(f"expected Prefect to run {EXAMINE}, got {error}; see `vetgate up --check`") from error
-    done = _examination(store, manifest, key)
+    done = _examination(settings, manifest, run, key)
     if done is None:
         state = found.state.name if found.state else "no state"
         raise StoreError(f"expected an examination of {manifest}, got a run that ended {state}; see its log in Prefect")
     return done
 
 
-def _examination(store: Store, manifest: str, key: str) -> Question | None:
-    path = f"examinations/{manifest}/{key}.json"
-    try:
-        return Question.from_json(json.loads(store.read(path)))
-    except KeyError:
-        return None
-    except ValueError as error:
-        raise StoreError(f"expected JSON at {path}, got {error}; remove it, it is made anew") from error
+def _examination(settings: Settings, manifest: str, run: str, key: str) -> Question | None:
+    # what no vetter signed for exactly this is passed over, and examined
+    signed = find(settings, EXAMINATION, examination(manifest, run, key))
+    return None if signed is None else Question.from_json(signed.found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from prefect import flow
 
-from flows.gate.question import Question
+from flows.gate.question import Question, examination
 from flows.params import Params, load_params, needs
 from tasks.progress import announce
 from tasks.sandbox.host import Limits, SandboxError
@@ -20,11 +20,11 @@ from tasks.vetting import intake, steps
 from tasks.vetting.estimate import spoken
 from tasks.vetting.inspect import Case, Data, Found, begun, processor_seconds, was_looked_at
 from tasks.vetting.intake import Record
-from tasks.vetting.signed_results import vetter_key
+from tasks.vetting.signed_results import save, vetter_key
 from tasks.vetting.workplace import Workplace, open_workplace
-from vetgate.digest import canonical_json
 from vetgate.errors import NotUnderstood
 from vetgate.shape import Blob
+from vetgate.trust.statements import EXAMINATION
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.reasons import Code, Figure, Reason, of_error
 from vetgate.verdict.wording import render
@@ -185,8 +185,8 @@ def examine(settings: Settings, manifest_sha256: str, run: str = "") -> Question
 
 @flow(name="examine", flow_run_name="examine-{manifest_sha256}", persist_result=True, result_serializer="json")
 def examine_flow(manifest_sha256: str, key: str, run: str = "") -> None:
-    """Examine, and leave what the gate is to judge at examinations/<manifest>/<key>.json for the caller."""
+    """Examine, and sign what the gate is to judge for the caller, who asked for it under this key."""
     settings = load_settings()
     with opened(settings, manifest_sha256, run) as (vetting, workplace):
         request = request_of(*inspect_submission(vetting, workplace), workplace.sandbox.level)
-    open_store(settings).create(f"examinations/{manifest_sha256}/{key}.json", canonical_json(request.to_json()))
+    save(settings, EXAMINATION, examination(vetting.record.id, run, key), request.to_json())

@@ -14,6 +14,7 @@ from functools import partial
 from flows.production.automatic import promote_all_due
 from flows.vetting.give_up import give_up
 from tasks.mlflow import submitted as registered
+from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import queue
@@ -31,7 +32,7 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
     moment = time.time() if now is None else now
     done: Blob = {"vetted": [], "given_up": [], "taken": [], "promoted": [], "at_work": 0, "queued": 0, "errors": []}
     most = load_policy(settings.policy).max_attempts
-    for item in queue.waiting(settings, moment, done["errors"].append):
+    for item in queue.waiting(settings, _decided(settings, done), moment, done["errors"].append):
         if item.at_work:
             done["at_work"] += 1
         elif item.record.id in queued:
@@ -45,6 +46,16 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
     _tried(done, lambda: done["taken"].extend(_take_versions(settings, start, moment)))
     _tried(done, lambda: done["promoted"].extend(promote_all_due(settings, done["errors"].append)))
     return done
+
+
+def _decided(settings: Settings, done: Blob) -> Callable[[str], bool]:
+    try:
+        state = ledger_state(settings)
+    except VetgateError as error:
+        # nothing is vetted twice for a ledger that is broken
+        done["errors"].append(str(error))
+        return lambda manifest: True
+    return lambda manifest: state.verdict(manifest) is not None
 
 
 def _give_up(settings: Settings, manifest_sha256: str, done: Blob) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,16 +17,19 @@ from flows.vetting.examine import Vetting, inspect_submission, opened, request_o
 from flows.vetting.repair import repair_submission
 from flows.vetting.result import Repaired, Restored, publish, result_of
 from tasks import events
+from tasks.records.attestations import attestation_at
 from tasks.settings import Settings, load_settings
-from tasks.store.base import Store
 from tasks.store.lease import LeaseHeld, leased
 from tasks.store.open import open_store
 from tasks.vetting import intake, steps
 from tasks.vetting.results import Result
-from vetgate.errors import StoreError
+from vetgate.errors import Denied, StoreError
 from vetgate.shape import Blob
+from vetgate.trust import dsse
+from vetgate.trust.keys import GATE, read_trust_root
 from vetgate.verdict.policy import load_policy
 
+logger = logging.getLogger(__name__)
 # how long a vetting that a caller waits for waits for another one of the same bytes
 WAIT_SECONDS = 24 * 3600.0
 
@@ -44,14 +48,14 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
         uses(method)
     store = open_store(settings)
     record = intake.read_record(store, manifest_sha256)
-    stored = last_result(store, record.id) if unless_vetted else None
+    stored = last_result(settings, record.id) if unless_vetted else None
     if stored is not None:
         return stored
     if wait_seconds is None:
         wait_seconds = 0.0 if unless_vetted else WAIT_SECONDS
     try:
         with leased(settings, record.id, wait=wait_seconds) as lease:
-            stored = last_result(store, record.id) if unless_vetted else None
+            stored = last_result(settings, record.id) if unless_vetted else None
             result = stored or _vet(settings, record, unless_vetted, lease.check)
     except LeaseHeld as error:
         if wait_seconds:
@@ -62,11 +66,25 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
     return result
 
 
-def last_result(store: Store, manifest_sha256: str) -> Blob | None:
-    """The newest published result of a submission, or None while it has none."""
+def last_result(settings: Settings, manifest_sha256: str) -> Blob | None:
+    """The newest published result of a submission, or None while it has none.
+
+    A result lies under the name of the attestation that speaks for its verdict; any other object is passed over.
+    """
+    store = open_store(settings)
     # their names begin with the moment of the verdict
-    keys = list(store.list(f"results/{manifest_sha256}/"))
-    return dict(json.loads(store.read(keys[-1]))) if keys else None
+    for key in sorted(store.list(f"results/{manifest_sha256}/"), reverse=True):
+        try:
+            signed = attestation_at(store, f"attestations/{key.removeprefix('results/')}")
+            dsse.signed_payload(signed.envelope, read_trust_root(settings.trust_root), {GATE})
+            result = Result.from_json(json.loads(store.read(key)))
+            waived = signed.claims["verdict"] == "WAIVED" and result.verdict != "PASS"
+            if result.manifest_sha256 == manifest_sha256 and (waived or result.verdict == signed.claims["verdict"]):
+                return result.to_json()
+            raise Denied(f"expected the verdict {signed.claims['verdict']}, got {result.verdict:.80}")
+        except (Denied, KeyError, StoreError, ValueError) as error:
+            logger.warning("%s is not the result of a vetting, and is passed over: %s", key, error)
+    return None
 
 
 def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: Callable[[], None]) -> Blob:

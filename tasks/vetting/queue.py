@@ -1,4 +1,4 @@
-"""What waits to be vetted: submissions without a result."""
+"""What waits to be vetted: submissions without a verdict in the ledger and a result."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.lease import Lease, read_lease
 from tasks.store.open import open_store
-from tasks.vetting.intake import Record, records, submitted
+from tasks.vetting.intake import Record, read_record, records, submitted
 from tasks.vetting.settled import Settled
+from vetgate.errors import VetgateError
 
 logger = logging.getLogger(__name__)
 # a vetting that died is tried again after this long, then after twice as long, and so on
@@ -20,6 +21,8 @@ FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 3600.0
 # of more than so many, all results are listed at once
 ONE_BY_ONE = 200
+# what canaries say of their supplier
+CANARY_SUPPLIER = "vetgate canary"
 
 
 @dataclass(frozen=True)
@@ -38,30 +41,54 @@ class Waiting:
 
 
 def waiting(
-    settings: Settings, now: float | None = None, wrong: Callable[[str], object] = logger.warning
+    settings: Settings,
+    decided: Callable[[str], bool],
+    now: float | None = None,
+    wrong: Callable[[str], object] = logger.warning,
 ) -> Iterator[Waiting]:
     """Every submission without a result, oldest first; canaries are vetted with their batch only.
 
-    `wrong` is told of those whose record does not follow from their bytes.
+    `decided` says whether the ledger holds a verdict on a manifest: a result alone may be anybody's. `wrong` is told of
+    those whose record does not follow from their bytes, and of marks that keep nothing from being vetted.
     """
     store = open_store(settings)
     moment = time.time() if now is None else now
     settled = Settled(settings, "finished")
     left = [manifest for manifest in submitted(store) if manifest not in settled]
-    done = _finished(store, left)
+    done = _with_result(store, left)
+    for manifest in sorted(manifest for manifest in done if not decided(manifest)):
+        wrong(f"{manifest}: expected a verdict in the ledger beside results/{manifest}/, got none; it is vetted")
+        done.remove(manifest)
+    done |= _canaries(store, set(left) - done, wrong)
     settled.add(done)
     for record in records(store, (manifest for manifest in left if manifest not in done), wrong):
         yield _waiting(store, record, moment)
 
 
-def _finished(store: Store, manifests: list[str]) -> set[str]:
-    """Those of them that have a result, or are canaries."""
-    done = {key.split("/")[1].removesuffix(".json") for key in store.list("canaries/")}
+def is_canary(store: Store, record: Record) -> bool:
+    """Whether a submission is a canary; the mark alone may be anybody's, and bytes that say so are not vetted."""
+    return record.submission.supplier == CANARY_SUPPLIER and store.exists(f"canaries/{record.id}.json")
+
+
+def _with_result(store: Store, manifests: list[str]) -> set[str]:
     if len(manifests) > ONE_BY_ONE:
-        done |= {key.split("/")[1] for key in store.list("results/")}
-    else:
-        done |= {manifest for manifest in manifests if next(iter(store.list(f"results/{manifest}/")), None)}
-    return done.intersection(manifests)
+        return {key.split("/")[1] for key in store.list("results/")}.intersection(manifests)
+    return {manifest for manifest in manifests if next(iter(store.list(f"results/{manifest}/")), None)}
+
+
+def _canaries(store: Store, manifests: set[str], wrong: Callable[[str], object]) -> set[str]:
+    found = set()
+    for manifest in manifests.intersection(key.split("/")[1].removesuffix(".json") for key in store.list("canaries/")):
+        try:
+            record = read_record(store, manifest)
+            if is_canary(store, record):
+                found.add(manifest)
+            else:
+                who = record.submission.supplier
+                wrong(f"{manifest}: expected canaries/{manifest}.json about a canary, got one about a model of {who}")
+        except VetgateError:
+            continue  # whoever reads its record next is told what is wrong with it
+    return found
 
 
 def _waiting(store: Store, record: Record, now: float) -> Waiting:

@@ -1,4 +1,4 @@
-"""What vetting workers find, each result signed by the key of a vetter: evidence, inspections and repairs.
+"""What vetting workers find, each result signed by the key of a vetter: evidence, inspections, repairs, examinations.
 
 A result lies under the digest of everything that it depends on and under that of its signed statement. Whoever can
 write to the store can therefore put objects beside a result, and none in its place; what no trusted vetter signed is
@@ -32,10 +32,10 @@ from vetgate.trust.keys import (
     read_trust_root,
     utc_now,
 )
-from vetgate.trust.statements import EVIDENCE, INSPECTION, REPAIR, sign_statement, verify_statement
+from vetgate.trust.statements import EVIDENCE, EXAMINATION, INSPECTION, REPAIR, sign_statement, verify_statement
 from vetgate.trust.strict_json import as_object, time_text
 
-FOLDERS = {EVIDENCE: "evidence/", INSPECTION: "inspections/", REPAIR: "repairs/"}
+FOLDERS = {EVIDENCE: "evidence/", INSPECTION: "inspections/", REPAIR: "repairs/", EXAMINATION: "examinations/"}
 # how many objects under one digest are looked at; beyond this many it is quicker to compute the result anew
 MOST = 64
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from tasks.records.ledger_verify import verify_ledger
+from tasks.records.rescans import last_rescan
 from tasks.vetting import intake
 from tests import steady
 from tests.production import Home
 from tests.service.running import Service, running_service, tail
 from tests.service.world import World, variant
-from vetgate.trust.keys import utc_now
+from vetgate.trust.keys import read_trust_root, utc_now
 
 # what the schedule does at night
 NIGHT = """
@@ -57,8 +58,8 @@ def test_a_night_renews_what_is_sound_and_takes_back_what_is_not(
 
     night(world.service)
 
-    (key,) = world.store.list("rescans/")
-    batch = json.loads(world.store.read(key))
+    batch = last_rescan(world.store, read_trust_root(world.settings.trust_root), pytest.fail)
+    assert batch is not None
     assert (batch["verdict"], batch["errors"]) == ("DONE", [])
     assert {item["manifest"]: item["decision"] for item in batch["vetted"]} == {sound: "PASS", rotten: "FAIL"}
     assert [(item["kind"], item["to"]) for item in batch["taken_back"]] == [("demotion", "1")]

@@ -18,7 +18,9 @@ from vetgate.trust.dsse import STATEMENT_TYPE, Envelope
 from vetgate.trust.keys import TrustRoot
 from vetgate.trust.strict_json import SHA256, as_object, as_text, as_time, parse
 
-SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INSPECTION, REPAIR = KINDS = (
+SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INSPECTION, REPAIR, EXAMINATION, RESCAN = (
+    KINDS
+) = (
     "submission",
     "waiver",
     "approval",
@@ -29,6 +31,8 @@ SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INS
     "evidence",
     "inspection",
     "repair",
+    "examination",
+    "rescan",
 )
 
 

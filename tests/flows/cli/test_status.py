@@ -18,6 +18,7 @@ from flows.production.promote import promote
 from tasks.mlflow.aliases import rehash
 from tasks.mlflow.client import registry
 from tasks.records.promotions import Promotion, promotion_of
+from tasks.records.rescans import record_key, save_rescan
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.records.waivers import save_approval, save_waiver
 from tasks.store.lease import leased, read_lease
@@ -302,11 +303,25 @@ def test_the_last_rescan_is_shown(production: Production) -> None:
             "taken_back": [{"name": "digits"}],
             "errors": [],
         }
-        production.store.create(f"rescans/2026-01-01-{number}.json", json.dumps(blob).encode())
+        save_rescan(production.settings, production.store, blob)
     seen = at_a_glance(production.settings)
     assert seen["rescan"] is not None and seen["rescan"]["batch"] == "2026-01-01-10"
     line = "last rescan 2026-01-01-10: INCONCLUSIVE, 5 checked, 3 unchanged, 1 stale, 1 uncovered, 1 taken back"
     assert line in shown(seen)
+
+
+@pytest.mark.parametrize("laid", ["no JSON", "unsigned", "of another batch"])
+def test_a_rescan_that_no_gate_signed_is_not_the_last_one_and_is_told_of(production: Production, laid: str) -> None:
+    blob = {"batch": "2026-01-01-1", "verdict": "DONE"}
+    assert save_rescan(production.settings, production.store, blob)
+    genuine = production.store.read(record_key("2026-01-01-1"))
+    unsigned = canonical_json(blob | {"batch": "2026-01-02-1"})
+    content = {"no JSON": b"{", "unsigned": unsigned, "of another batch": genuine}[laid]
+    production.store.create(record_key("2026-01-02-1"), content)
+    production.store.create("rescans/9999-x.json", content)
+    seen = at_a_glance(production.settings)
+    assert seen["rescan"] == blob and "rescans/2026-01-02-1.json" in seen["errors"]["rescan"]
+    assert not save_rescan(production.settings, production.store, blob | {"batch": "2026-01-02-1"})
 
 
 def test_the_command_prints_one_object(

@@ -181,7 +181,8 @@ class TestEvidence:
         asked(court, manifest, CLEAN)
         before = newest(court, manifest)
         question = self.forged(court, manifest, None) | {"purpose": "rescan"}
-        assert answer(court.settings, question)["attestation"] is None
+        answered = answer(court.settings, question)
+        assert answered["kind"] == "StoreError" and f"evidence of {METHOD} that a vetter signed" in answered["error"]
         assert newest(court, manifest) == before
 
     def test_that_of_another_trusted_vetter_counts_and_the_attestation_names_the_key(self, court: Court) -> None:
@@ -333,6 +334,34 @@ class TestRescan:
         (entry,) = [e for e in entries(court.store) if e.kind == "rescan"]
         assert "out of memory" in entry.subject["reasons"][0]
         assert kinds(court) == ["verdict", "rescan"]
+
+    @pytest.mark.parametrize("by", ["nobody", "a stranger", "approver"])
+    def test_an_alarm_whose_evidence_was_replaced_is_an_error_in_either_run(
+        self, court: Court, manifest: str, by: str
+    ) -> None:
+        before = newest(court, manifest)
+        evidence = TestEvidence()
+        forged = evidence.forged(court, manifest, evidence.key_of(court, by)) | {"run": "two"}
+        answered = answer(court.settings, court.request(manifest, BACKDOORED, purpose="rescan", second=forged))
+        assert answered["kind"] == "StoreError" and "that a vetter signed" in answered["error"]
+        assert newest(court, manifest) == before and kinds(court) == ["verdict"]
+
+    @pytest.mark.parametrize("run", ["second", "canary 2026-01-01-1", " "])
+    def test_a_verdict_is_renewed_from_no_other_run(self, court: Court, manifest: str, run: str) -> None:
+        before = stored(court)
+        answered = answer(court.settings, court.request(manifest, CLEAN, run, purpose="rescan"))
+        assert answered["kind"] == "BadSubmission" and "first run of a rescan" in answered["error"]
+        assert stored(court) == before
+
+    @pytest.mark.parametrize("change", [{"manifest": "0" * 64}, {"sign": False}, {"purpose": "rescan"}])
+    def test_a_second_run_says_nothing_but_what_was_found(
+        self, court: Court, manifest: str, change: dict[str, Any]
+    ) -> None:
+        before = stored(court)
+        second = court.request(manifest, BACKDOORED, run="two") | change
+        answered = answer(court.settings, court.request(manifest, BACKDOORED, purpose="rescan", second=second))
+        assert answered["kind"] == "BadSubmission" and f"second run on {manifest}" in answered["error"]
+        assert stored(court) == before
 
     def test_the_first_run_is_no_second_one(self, court: Court, manifest: str) -> None:
         request = court.request(manifest, BACKDOORED, purpose="rescan", second=court.request(manifest, BACKDOORED))

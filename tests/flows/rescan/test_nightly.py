@@ -20,10 +20,9 @@ import pytest
 import yaml
 
 from flows.gate.client import gate
-from flows.gate.question import Question
+from flows.gate.question import SECOND, Question
 from flows.production.reconcile import reconcile
 from flows.production.watch import watch
-from flows.rescan.batch import SECOND
 from flows.rescan.canaries import BACKDOORED, CLEAN, canaries
 from flows.rescan.nightly import exit_code, rescan
 from flows.rescan.stale import NIGHTS, Present, due_for_hashing
@@ -31,13 +30,14 @@ from tasks.records.attestations import newest_attestation
 from tasks.records.ledger_chain import Entry, entries
 from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
+from tasks.records.rescans import last_rescan
 from tasks.settings import Settings, location
 from tasks.vetting import intake
 from tests import steady
 from tests.databases import with_fixed_seeds
 from tests.production import NOW, Home, home_in
 from vetgate.errors import StoreError
-from vetgate.trust.keys import load_or_create_key, utc_now
+from vetgate.trust.keys import load_or_create_key, read_trust_root, utc_now
 
 FORK = multiprocessing.get_context("fork")
 DAY = NOW.date().isoformat()
@@ -149,7 +149,7 @@ def test_a_verdict_that_is_up_to_date_costs_a_comparison(home: Home, base: Base)
     blob = rescan(home.settings, examine_nothing, now=utc_now())
     assert (blob["checked"], blob["unchanged"], blob["stale"], blob["canaries"]) == (1, 1, 0, [])
     assert (blob["verdict"], exit_code(blob), entered(home, "rescan")) == ("DONE", 0, [])
-    assert json.loads(home.store.read(f"rescans/{BATCH}.json")) == blob
+    assert last_rescan(home.store, read_trust_root(home.settings.trust_root), pytest.fail) == blob
 
 
 def test_an_old_verdict_is_renewed_from_the_recorded_seed(home: Home, base: Base) -> None:

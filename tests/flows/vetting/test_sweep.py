@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from flows.vetting.give_up import give_up
 from flows.vetting.submit import submit
 from flows.vetting.submitted import take_version
 from flows.vetting.sweep import sweep
+from flows.vetting.vet import last_result
 from tasks.mlflow import submitted as registered
 from tasks.mlflow.client import registry
 from tasks.settings import Settings
@@ -25,7 +27,7 @@ from vetgate.errors import BadSubmission
 
 YAML = """
 name: {name}
-supplier: a test
+supplier: {supplier}
 task: image-classification
 model: model.onnx
 format: onnx
@@ -46,9 +48,9 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=with_registry(tmp_path / "home"))
 
 
-def submission(folder: Path, weights: bytes, name: str = "digits") -> Path:
+def submission(folder: Path, weights: bytes, name: str = "digits", supplier: str = "a test") -> Path:
     folder.mkdir(parents=True)
-    (folder / "submission.yaml").write_text(YAML.format(name=name))
+    (folder / "submission.yaml").write_text(YAML.format(name=name, supplier=supplier))
     (folder / "model.onnx").write_bytes(weights)
     return folder
 
@@ -66,11 +68,10 @@ def test_a_submission_without_a_result_is_started_once(settings: Settings, tmp_p
 
 
 def test_what_is_queued_at_work_or_finished_is_left_alone(settings: Settings, tmp_path: Path) -> None:
-    queued, busy, done, canary = (
-        intake.take(settings, submission(tmp_path / name, name.encode())) for name in ("a", "b", "c", "d")
-    )
+    queued, busy, done = (intake.take(settings, submission(tmp_path / name, name.encode())) for name in ("a", "b", "c"))
+    canary = intake.take(settings, submission(tmp_path / "d", b"d", supplier=queue.CANARY_SUPPLIER))
     store, started = open_store(settings), Started()
-    store.create(f"results/{done.id}/20260101T000000Z-x.json", b"{}")
+    give_up(settings, done.id)
     store.create(f"canaries/{canary.id}.json", b"{}")
     with leased(settings, busy.id):
         found = sweep(settings, started, queued={queued.id})
@@ -89,15 +90,58 @@ def test_a_sweep_reads_what_is_new_and_nothing_of_what_is_settled(
     read: list[str] = []
     really = DirectoryStore.read
     monkeypatch.setattr(DirectoryStore, "read", lambda self, key: (read.append(key), really(self, key))[1])
-    assert [*queue.waiting(settings)] == [] == read
+    assert [*queue.waiting(settings, lambda manifest: True)] == [] == read
     fresh = intake.take(settings, submission(tmp_path / "fresh", b"fresh"))
     read.clear()
-    assert [item.record.id for item in queue.waiting(settings)] == [fresh.id]
+    assert [item.record.id for item in queue.waiting(settings, lambda manifest: True)] == [fresh.id]
     assert len(read) <= 2
     # what is settled is forgotten where the file is, and found again
     for file in (settings.home / "sweep").iterdir():
         file.write_text("no manifest\n" + "f" * 63)
-    assert [item.record.id for item in queue.waiting(settings)] == [fresh.id]
+    assert [item.record.id for item in queue.waiting(settings, lambda manifest: True)] == [fresh.id]
+
+
+PASSED = b'{"submission": "digits", "verdict": "PASS", "mlflow_run": null}'
+
+
+@pytest.mark.parametrize("content", [b"{}", b"not JSON", PASSED])
+def test_a_result_that_no_verdict_speaks_for_keeps_nothing_from_being_vetted_and_is_told_of(
+    settings: Settings, tmp_path: Path, content: bytes
+) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    open_store(settings).create(f"results/{record.id}/20260101T000000Z-x.json", content)
+    found = sweep(settings, Started())
+    assert found["vetted"] == [record.id] and last_result(settings, record.id) is None
+    (error,) = found["errors"]
+    assert f"expected a verdict in the ledger beside results/{record.id}/" in error
+
+
+@pytest.mark.parametrize("change", [{"verdict": "PASS"}, {"manifest_sha256": "0" * 64}, {"methods": "none"}])
+def test_a_result_that_says_other_than_its_attestation_is_passed_over(
+    settings: Settings, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    store, record = open_store(settings), intake.take(settings, submission(tmp_path / "one", b"one"))
+    published = give_up(settings, record.id)
+    assert last_result(settings, record.id) == published
+    (key,) = store.list(f"results/{record.id}/")
+    store.create(f"results/{record.id}/99990101T000000Z-x.json", json.dumps(published | {"verdict": "PASS"}).encode())
+    assert last_result(settings, record.id) == published
+    file = Path(settings.store, key)
+    file.chmod(0o644)
+    file.write_text(json.dumps(published | change))
+    assert last_result(settings, record.id) is None
+
+
+@pytest.mark.parametrize("supplier", ["a test", "vetgate", "Vetgate canary"])
+def test_a_canary_s_mark_on_another_model_keeps_nothing_from_being_vetted_and_is_told_of(
+    settings: Settings, tmp_path: Path, supplier: str
+) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one", supplier=supplier))
+    open_store(settings).create(f"canaries/{record.id}.json", b"{}")
+    found = sweep(settings, Started())
+    assert found["vetted"] == [record.id]
+    (error,) = found["errors"]
+    assert f"canaries/{record.id}.json about a canary, got one about a model of {supplier}" in error
 
 
 @pytest.mark.parametrize("content", [b"{}", b"not JSON", b'{"submission": {}, "seed": 1}'])

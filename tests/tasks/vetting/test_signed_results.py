@@ -36,7 +36,7 @@ from vetgate.trust.keys import (
 )
 from vetgate.trust.root import TrustRoot
 from vetgate.trust.seeds import Seed
-from vetgate.trust.statements import EVIDENCE, INSPECTION, REPAIR, sign_statement
+from vetgate.trust.statements import EVIDENCE, EXAMINATION, INSPECTION, REPAIR, sign_statement
 from vetgate.trust.strict_json import time_text
 
 MANIFEST, OTHER = "ab" * 32, "cd" * 32
@@ -72,7 +72,10 @@ def stated(about: dict[str, Any] = ABOUT, found: Any = FOUND, **changes: Any) ->
     return said | changes
 
 
-@pytest.mark.parametrize("kind, folder", [(EVIDENCE, "evidence"), (INSPECTION, "inspections"), (REPAIR, "repairs")])
+@pytest.mark.parametrize(
+    "kind, folder",
+    [(EVIDENCE, "evidence"), (INSPECTION, "inspections"), (REPAIR, "repairs"), (EXAMINATION, "examinations")],
+)
 def test_what_was_signed_is_found_again_with_whose_key_it_was(settings: Settings, kind: str, folder: str) -> None:
     assert find(settings, kind, ABOUT) is None
     made = save(settings, kind, ABOUT, FOUND)

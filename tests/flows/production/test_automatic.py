@@ -1,0 +1,48 @@
+"""Promotion without being asked: what is due is promoted, whatever a stranger says was promoted before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from flows.production.automatic import promote_all_due
+from tests.production import Home, home_in
+from vetgate.digest import canonical_json
+from vetgate.trust.keys import load_key, utc_now
+from vetgate.trust.statements import PROMOTION, sign_statement
+from vetgate.trust.strict_json import time_text
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("name: automatic\nrequired: [neural_cleanse]\npromotion: {automatic: champion}\n")
+    return home_in(tmp_path, policy=policy)
+
+
+def test_what_passed_is_promoted_once_and_nothing_older_after_it(home: Home) -> None:
+    older, newer = home.submit(b"older"), home.submit(b"newer")
+    if older > newer:  # of one second, the order is that of the names
+        older, newer = newer, older
+    home.decide(newer)
+    assert [done["manifest_sha256"] for done in promote_all_due(home.settings)] == [newer]
+    home.decide(older)
+    assert promote_all_due(home.settings) == [] and home.aliases() == {"champion": "1"}
+
+
+@pytest.mark.parametrize("signer", ["a stranger", "the gate's key of another store", "nobody"])
+def test_a_promotion_that_the_ledger_does_not_know_holds_no_model_up(home: Home, signer: str) -> None:
+    due = home.submit(b"due")
+    home.decide(due)
+    other = home.submit(b"submitted later")
+    laid = other if other > due else due
+    key = load_key(home.settings.gate_key) if signer.startswith("the gate") else Ed25519PrivateKey.generate()
+    said = {"issued": time_text(utc_now()), "name": "digits", "version": "9", "manifest": laid}
+    envelope = sign_statement(PROMOTION, said, key)
+    if signer == "nobody":
+        envelope = {**envelope, "signatures": [{"keyid": "", "sig": "AAAA"}]}
+    home.store.create("promotions/digits/9.json", canonical_json(envelope))
+    assert [done["manifest_sha256"] for done in promote_all_due(home.settings)] == [due]
+    assert home.aliases() == {"champion": "1"}
