@@ -1,19 +1,20 @@
 """Leases in the store: at most one worker, on whatever machine, vets a submission at a time.
 
 A lease is renewed while its work lasts. One that ran out, or whose holder on this very machine is no longer alive, can
-be taken by another; a process that lost its lease stops before its verdict. Machines need clocks that agree to
-a fraction of `lease_seconds`.
+be taken by another; a process that lost its lease stops before its verdict. Machines need the same `lease_seconds`, and
+clocks that agree to a fraction of it. What none of them can have written, such as a lease that runs for years, is none.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,9 +23,14 @@ from tasks.settings import Settings
 from tasks.store.base import Changed, Store
 from tasks.store.open import open_store
 from vetgate.digest import canonical_json
-from vetgate.errors import StoreError
+from vetgate.errors import Denied, StoreError
+from vetgate.trust.dsse import MAX_CLOCK_SKEW
+from vetgate.trust.strict_json import as_object, parse
 
+logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
+# more attempts than any policy allows, and more characters than any host's name has
+MOST_ATTEMPTS, LONGEST_HOST = 1_000_000, 1000
 
 
 class LeaseHeld(StoreError):
@@ -61,11 +67,19 @@ class Lease:
         return self.host != _host() or _birth(self.pid) == self.born
 
 
-def read_lease(store: Store, work: str) -> Lease | None:
-    """The lease on a piece of work, live or not, or None."""
+def read_lease(
+    store: Store, work: str, seconds: int, now: float, wrong: Callable[[str], object] = logger.warning
+) -> Lease | None:
+    """The lease on a piece of work, live or not, or None; `seconds` is how long one runs.
+
+    `wrong` is told of what is kept there and can be none, which counts as none: the next worker replaces it.
+    """
     try:
-        return Lease(**json.loads(store.read(_key(work))))
+        return _read(store.read(_key(work)), work, seconds, now)
     except KeyError:
+        return None
+    except Denied as error:
+        wrong(str(error))
         return None
 
 
@@ -87,15 +101,18 @@ def _taken(store: Store, work: str, seconds: int, wait: float) -> tuple[Lease, s
     until = time.monotonic() + wait
     while True:
         now = time.time()
+        old, etag = None, None
         try:
             data, etag = store.read_tagged(_key(work))
+            old = _read(data, work, seconds, now)
         except KeyError:
-            data, etag = b"", ""
-        old = Lease(**json.loads(data)) if data else None
+            pass
+        except Denied as error:
+            logger.warning("%s", error)
         if old is None or not old.live(now):
             own = _own(1 if old is None else old.attempt + 1, now + seconds)
             try:
-                if old is not None:
+                if etag is not None:
                     return own, store.replace(_key(work), _bytes(own), if_match=etag)
                 if store.create(_key(work), _bytes(own)):
                     return own, store.etag(_key(work))
@@ -168,6 +185,37 @@ def _birth(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+def _read(data: bytes, work: str, seconds: int, now: float) -> Lease:
+    """The lease in these bytes; raises Denied for what no worker of this installation can have written."""
+    what = _key(work)
+    try:
+        fields = as_object(parse(data, what), Lease.__dataclass_fields__, what)
+    except Denied as error:
+        raise Denied(f"expected a lease in {what}, got something else ({error:.200}); remove it") from error
+    for name, value in fields.items():
+        if not _possible(name, value):
+            raise Denied(f"expected a lease in {what}, got {name} {value!r:.80}; remove it")
+    latest = now + seconds + MAX_CLOCK_SKEW.total_seconds()
+    if fields["until"] > latest:
+        raise Denied(
+            f"expected a lease of {seconds} seconds in {what}, got one that is to last {fields['until'] - now:.0f}; "
+            "remove it, and set the clock of its host right"
+        )
+    return Lease(**fields)
+
+
+def _possible(name: str, value: object) -> bool:
+    if name in ("holder", "host", "born"):
+        return isinstance(value, str) and len(value) <= LONGEST_HOST and (value.isprintable() or not value)
+    if name == "done":
+        return isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    return name == "until" and value >= 0 or isinstance(value, int) and 0 <= value <= (
+        MOST_ATTEMPTS if name == "attempt" else 2**31
+    )
 
 
 def _bytes(lease: Lease) -> bytes:

@@ -33,7 +33,7 @@ class Waiting:
 
     @property
     def attempts(self) -> int:
-        """How many vettings of it began, the one at work included."""
+        """How many vettings of it began, the one at work included, as its lease in the store has it."""
         return self.lease.attempt if self.lease else 0
 
 
@@ -42,7 +42,7 @@ def waiting(
 ) -> Iterator[Waiting]:
     """Every submission without a result, oldest first; canaries are vetted with their batch only.
 
-    `wrong` is told of those whose record does not follow from their bytes.
+    `wrong` is told of those whose record does not follow from their bytes, and of leases that can be none.
     """
     store = open_store(settings)
     moment = time.time() if now is None else now
@@ -51,7 +51,7 @@ def waiting(
     done = _finished(store, left)
     settled.add(done)
     for record in records(store, (manifest for manifest in left if manifest not in done), wrong):
-        yield _waiting(store, record, moment)
+        yield _waiting(record, moment, read_lease(store, record.id, settings.lease_seconds, moment, wrong))
 
 
 def _finished(store: Store, manifests: list[str]) -> set[str]:
@@ -64,12 +64,12 @@ def _finished(store: Store, manifests: list[str]) -> set[str]:
     return done.intersection(manifests)
 
 
-def _waiting(store: Store, record: Record, now: float) -> Waiting:
-    lease = read_lease(store, record.id)
+def _waiting(record: Record, now: float, lease: Lease | None) -> Waiting:
     if lease is None:
         return Waiting(record, None, False, 0.0)
     if lease.live(now):
         return Waiting(record, lease, True, lease.until)
     # one that was killed ended before its lease ran out; when exactly is unknown
-    pause = min(FIRST_PAUSE_SECONDS * 2.0 ** max(lease.attempt - 1, 0), LONGEST_PAUSE_SECONDS) if lease.done else 0.0
+    doubled = 2.0 ** min(max(lease.attempt - 1, 0), 16)
+    pause = min(FIRST_PAUSE_SECONDS * doubled, LONGEST_PAUSE_SECONDS) if lease.done else 0.0
     return Waiting(record, lease, False, lease.until + pause if lease.done else 0.0)
