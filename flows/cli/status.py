@@ -6,7 +6,7 @@ is shown all the same.
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,8 @@ from flows.vetting.submit import queue
 from tasks.mlflow.aliases import Registered
 from tasks.mlflow.reader import read_production
 from tasks.records.coverage import Coverage
-from tasks.records.ledger_state import ledger_state
+from tasks.records.ledger_chain import read_entry
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, revoked, waivers_of
 from tasks.settings import Settings
@@ -27,13 +28,15 @@ from tasks.vetting.queue import waiting
 from vetgate.errors import Denied, VetgateError
 from vetgate.shape import Blob
 from vetgate.trust.keys import utc_now
-from vetgate.trust.strict_json import as_time, time_text
+from vetgate.trust.strict_json import as_time, parse, time_text
 from vetgate.trust.waivers import Waiver, counted, too_few, why_never, why_not
 from vetgate.verdict.policy import load_policy
 from vetgate.verdict.reasons import Reason
 from vetgate.verdict.wording import render
 
 SOON = timedelta(days=7)
+BATCH = re.compile(r"rescans/((\d{4}-\d\d-\d\d)-([1-9]\d{0,5}))\.json", re.ASCII)
+COUNTS, LISTS = ("checked", "uncovered", "unchanged", "stale"), ("canaries", "vetted", "taken_back", "errors")
 
 
 def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
@@ -52,13 +55,19 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
     submissions = part("submissions", lambda: _submissions(settings, moment, lambda said: wrong.setdefault(said)), [])
     if wrong:
         errors["submissions"] = "; ".join(wrong)
+    odd: list[str] = []
+    # without its store there is no status
+    batches = sorted(store.list("rescans/"), key=_order, reverse=True)
+    last = part("rescan", lambda: _last_rescan(settings, batches, moment, odd.append), None)
+    if odd:
+        errors["rescan"] = "; ".join(odd)
     return {
         "submissions": submissions,
         "queue": {state: sum(row["state"] == state for row in submissions) for state in ("waiting", "at work")},
         "verdicts": dict(Counter(row["verdict"] for row in submissions if row["verdict"])),
         "production": part("production", lambda: _production(settings, moment), []),
         "waivers": part("waivers", lambda: _waivers(settings, store, moment), []),
-        "rescan": _last_rescan(store),
+        "rescan": last,
         "errors": errors,
     }
 
@@ -146,16 +155,52 @@ def _waiver(waiver: Waiver, approvals: int, why: Reason | None, now: datetime) -
     }
 
 
-def _last_rescan(store: Store) -> Blob | None:
-    last = max(store.list("rescans/"), key=_order, default=None)
-    found: Blob | None = None if last is None else json.loads(store.read(last))
-    return found
+def _last_rescan(settings: Settings, keys: list[str], now: datetime, wrong: Callable[[str], object]) -> Blob | None:
+    """The newest batch with a record under these keys; `wrong` is told of newer ones that are none."""
+    if not keys:
+        return None
+    state = ledger_state(settings)
+    for key in keys:
+        try:
+            return _batch(state, key, now)
+        except KeyError:
+            continue
+        except Denied as error:
+            wrong(str(error))
+    return None
+
+
+def _batch(state: LedgerState, key: str, now: datetime) -> Blob:
+    """The record of a batch, with what the ledger says of it; raises Denied for one that no rescan can have written."""
+    named = BATCH.fullmatch(key)
+    if named is None or named[2] > (now + timedelta(days=1)).date().isoformat():
+        raise Denied(f"expected a nightly rescan of before now, got {key}; remove it")
+    data = state.store.read(key)
+    try:
+        found = parse(data, key)
+    except Denied:
+        found = None
+    if not isinstance(found, dict) or not _is_batch(found, named[1]):
+        raise Denied(f"expected the record of a nightly rescan in {key}, got something else; remove it")
+    entered = state.entered(f"rescan {named[1]}")
+    if entered is None:
+        if found["stale"]:
+            raise Denied(f"expected the nightly rescan in {key} to be in the ledger, got none there; remove it")
+        return found
+    subject = read_entry(state.store, state.trust, entered).subject
+    return found | {field: subject[field] for field in ("verdict", "stale", "canaries") if field in subject}
+
+
+def _is_batch(found: Blob, name: str) -> bool:
+    counts = all(isinstance(found.get(field), int) for field in COUNTS)
+    lists = all(isinstance(found.get(field), list) for field in LISTS)
+    return counts and lists and found.get("batch") == name and found.get("verdict") in ("DONE", "INCONCLUSIVE")
 
 
 def _order(key: str) -> tuple[str, int]:
     # a day and the number of its batch, whose tenth comes after the ninth
-    day, _, number = key.removesuffix(".json").rpartition("-")
-    return day, int(number) if number.isdecimal() else 0
+    named = BATCH.fullmatch(key)
+    return (key, 0) if named is None else (f"rescans/{named[2]}", int(named[3]))
 
 
 def _text(moment: float) -> str:

@@ -70,7 +70,8 @@ def verified_load(uri: str, settings: Settings | None = None) -> Verified:
     """The model at models:/prod.NAME@ALIAS or models:/prod.NAME/VERSION, if the gate let exactly its bytes through.
 
     Raises Denied for what no promotion and attestation cover, Stale when these are no longer in force, StoreError when
-    store or registry cannot be reached, WrongClock on a clock that is behind the ledger's last entry. Ask again before `coverage.until`: this answer ends then.
+    store or registry cannot be reached, WrongClock on a clock that is behind the ledger's last entry. Ask again before
+    `coverage.until`: this answer ends then.
     """
     delivered = deliver(uri, settings or load_settings())
     from vetgate.formats.load import described, load_members

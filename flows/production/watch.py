@@ -100,7 +100,8 @@ def coverages(seen: Watch, held: Iterable[Registered]) -> list[Coverage | Denied
 def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
     """What covers a version whose bytes were not found altered; raises Denied, Stale, StoreError or WrongClock.
 
-    WrongClock is for what only this clock speaks against, while that is in doubt. Where the ledger is broken, `seen.state` is raised for whatever the gate promoted: it may stay, and is not served.
+    WrongClock is for what only this clock speaks against, while that is in doubt. Where the ledger is broken,
+    `seen.state` is raised for whatever the gate promoted: it may stay, and is not served.
     """
     if not MODEL_NAME.fullmatch(name):
         raise Denied(f"expected a model that the gate could have promoted, got prod.{name!r:.80}; delete it")

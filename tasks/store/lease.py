@@ -8,7 +8,6 @@ clocks that agree to a fraction of it. What none of them can have written, such 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 import threading
@@ -29,8 +28,8 @@ from vetgate.trust.strict_json import as_object, parse
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
-# more attempts than any policy allows, and more characters than any host's name has
-MOST_ATTEMPTS, LONGEST_HOST = 1_000_000, 1000
+# more than any number of a process, or of attempts, more characters than a host's name has, and the year 9999
+MOST, LONGEST_HOST, FAR = 2**31, 1000, 253402300800.0
 
 
 class LeaseHeld(StoreError):
@@ -110,7 +109,7 @@ def _taken(store: Store, work: str, seconds: int, wait: float) -> tuple[Lease, s
         except Denied as error:
             logger.warning("%s", error)
         if old is None or not old.live(now):
-            own = _own(1 if old is None else old.attempt + 1, now + seconds)
+            own = _own(1 if old is None else min(old.attempt + 1, MOST), now + seconds)
             try:
                 if etag is not None:
                     return own, store.replace(_key(work), _bytes(own), if_match=etag)
@@ -193,7 +192,7 @@ def _read(data: bytes, work: str, seconds: int, now: float) -> Lease:
     try:
         fields = as_object(parse(data, what), Lease.__dataclass_fields__, what)
     except Denied as error:
-        raise Denied(f"expected a lease in {what}, got something else ({error:.200}); remove it") from error
+        raise Denied(f"expected a lease in {what}, got something else ({error!s:.200}); remove it") from error
     for name, value in fields.items():
         if not _possible(name, value):
             raise Denied(f"expected a lease in {what}, got {name} {value!r:.80}; remove it")
@@ -207,15 +206,15 @@ def _read(data: bytes, work: str, seconds: int, now: float) -> Lease:
 
 
 def _possible(name: str, value: object) -> bool:
-    if name in ("holder", "host", "born"):
-        return isinstance(value, str) and len(value) <= LONGEST_HOST and (value.isprintable() or not value)
-    if name == "done":
-        return isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    return name == "until" and value >= 0 or isinstance(value, int) and 0 <= value <= (
-        MOST_ATTEMPTS if name == "attempt" else 2**31
-    )
+    match name:
+        case "holder" | "host" | "born":
+            return isinstance(value, str) and len(value) <= LONGEST_HOST and value.isprintable()
+        case "done":
+            return isinstance(value, bool)
+        case "until":
+            # an integer may have more digits than a float can hold
+            return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value < FAR
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST
 
 
 def _bytes(lease: Lease) -> bytes:

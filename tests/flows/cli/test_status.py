@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from flows.cli.verify import app
 from flows.production.promote import promote
 from tasks.mlflow.aliases import rehash
 from tasks.mlflow.client import registry
+from tasks.records.ledger_chain import append
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.records.waivers import save_approval, save_waiver
@@ -26,7 +28,7 @@ from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.plain_text import escaped, steering
 from vetgate.trust import dsse
-from vetgate.trust.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root
+from vetgate.trust.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root, utc_now
 from vetgate.trust.waivers import sign_approval, sign_waiver
 
 __all__ = ["production"]
@@ -68,7 +70,7 @@ def test_what_waits_is_distinguished_from_what_a_worker_vets(production: Product
     with pytest.raises(ZeroDivisionError), leased(production.settings, manifest):
         1 / 0  # noqa: B018
     with pytest.raises(ZeroDivisionError), leased(production.settings, manifest):
-        lease = read_lease(production.store, manifest)
+        lease = read_lease(production.store, manifest, production.settings.lease_seconds, time.time())
         assert lease is not None
         seen = at_a_glance(production.settings)
         row = only(seen["submissions"])
@@ -123,8 +125,19 @@ def test_what_is_in_production_is_shown_with_what_covers_it_until_when(productio
     }
     later = at_a_glance(production.settings, now=NOW + timedelta(days=23))
     assert only(later["production"])["soon"]
-    expired = only(at_a_glance(production.settings, now=NOW + timedelta(days=30))["production"])
-    assert not expired["covered"] and "expired" in expired["why"]
+    # nothing was signed for a month: that the verdict expired, only this clock says
+    doubted = only(at_a_glance(production.settings, now=NOW + timedelta(days=30))["production"])
+    assert doubted["covered"] is None and "clock" in doubted["why"]
+    production.decide(manifest, issued=NOW, valid=timedelta(days=3))
+    expired = only(at_a_glance(production.settings, now=NOW + timedelta(days=4))["production"])
+    assert expired["covered"] is False and "expired" in expired["why"]
+
+
+@pytest.mark.parametrize("behind", [timedelta(minutes=10), timedelta(hours=2), timedelta(days=400)])
+def test_a_clock_behind_the_ledger_shows_nothing_as_covered(production: Production, behind: timedelta) -> None:
+    production.promoted(1)
+    seen = at_a_glance(production.settings, now=utc_now() - behind)
+    assert seen["production"] == [] and "expected a clock after the ledger's last entry" in seen["errors"]["production"]
 
 
 def test_every_alias_has_its_row_and_a_bypass_stands_out(production: Production) -> None:
@@ -289,23 +302,67 @@ def test_whatever_a_supplier_is_called_steers_no_terminal(production: Production
     assert len({len(line) for line in text.split("\n") if line.startswith(("│", "┃", "└"))}) == 1
 
 
+def batch_of(name: str, **said: Any) -> dict[str, Any]:
+    """The record of a nightly rescan that had nothing to do."""
+    counts = {"checked": 5, "unchanged": 5, "stale": 0, "uncovered": 0}
+    lists: dict[str, Any] = {"canaries": [], "vetted": [], "taken_back": [], "errors": []}
+    return {"batch": name, "verdict": "DONE", **counts, **lists, **said}
+
+
+def keep_batch(production: Production, name: str, **said: Any) -> None:
+    production.store.create(f"rescans/{name}.json", json.dumps(batch_of(name, **said)).encode())
+
+
+def entered_batch(production: Production, name: str, verdict: str) -> None:
+    subject = {"batch": name, "verdict": verdict, "stale": 1, "canaries": []}
+    append(production.settings, "rescan", subject, once=f"rescan {name}")
+
+
 def test_the_last_rescan_is_shown(production: Production) -> None:
     for number, verdict in ((2, "DONE"), (9, "DONE"), (10, "INCONCLUSIVE")):
-        blob = {
-            "batch": f"2026-01-01-{number}",
-            "verdict": verdict,
-            "checked": 5,
-            "unchanged": 3,
-            "stale": 1,
-            "uncovered": 1,
-            "taken_back": [{"name": "digits"}],
-            "errors": [],
-        }
-        production.store.create(f"rescans/2026-01-01-{number}.json", json.dumps(blob).encode())
+        said = {"unchanged": 3, "stale": 1, "uncovered": 1, "taken_back": [{"name": "digits"}]}
+        keep_batch(production, f"2026-01-01-{number}", verdict=verdict, **said)
+        entered_batch(production, f"2026-01-01-{number}", verdict)
     seen = at_a_glance(production.settings)
     assert seen["rescan"] is not None and seen["rescan"]["batch"] == "2026-01-01-10"
     line = "last rescan 2026-01-01-10: INCONCLUSIVE, 5 checked, 3 unchanged, 1 stale, 1 uncovered, 1 taken back"
     assert line in shown(seen)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"null", b"junk", b"", b'{"batch": "9999-12-31-1"}'])
+@pytest.mark.parametrize("name", ["9999-12-31-1", "2026-01-01-11", "9999"])
+def test_what_is_no_batch_is_named_and_the_last_one_shown(production: Production, name: str, content: bytes) -> None:
+    keep_batch(production, "2026-01-01-10")
+    production.store.create(f"rescans/{name}.json", content)
+    seen = at_a_glance(production.settings)
+    assert seen["rescan"] == batch_of("2026-01-01-10")
+    assert f"rescans/{name}.json" in seen["errors"]["rescan"] and "remove it" in seen["errors"]["rescan"]
+    assert "last rescan 2026-01-01-10: DONE" in shown(seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("9999-12-31-1", {}),
+        ("2026-01-01-11", {"stale": 2}),
+        ("2026-01-01-11", {"verdict": "INCONCLUSIVE", "stale": 1}),
+        ("2026-01-01-11", {"batch": "2026-01-01-12"}),
+        ("2026-01-01-11", {"checked": "many"}),
+        ("2026-01-01-11", {"verdict": "PERFECT"}),
+    ],
+)
+def test_a_batch_that_no_rescan_ran_is_not_shown(production: Production, name: str, said: dict[str, Any]) -> None:
+    keep_batch(production, "2026-01-01-10")
+    keep_batch(production, name, **said)
+    seen = at_a_glance(production.settings)
+    assert seen["rescan"] == batch_of("2026-01-01-10") and name in seen["errors"]["rescan"]
+
+
+def test_of_a_batch_that_was_entered_the_ledger_s_verdict_is_shown(production: Production) -> None:
+    keep_batch(production, "2026-01-01-10")
+    entered_batch(production, "2026-01-01-10", "INCONCLUSIVE")
+    seen = at_a_glance(production.settings)
+    assert (seen["rescan"]["verdict"], seen["rescan"]["stale"], seen["errors"]) == ("INCONCLUSIVE", 1, {})
 
 
 def test_the_command_prints_one_object(
