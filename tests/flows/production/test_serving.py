@@ -297,10 +297,11 @@ def test_a_clock_that_the_ledger_proves_wrong_serves_nothing(production: Product
 def test_on_a_clock_a_little_behind_it_is_as_late_as_the_ledger_says(
     production: Production, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    then = NOW - timedelta(minutes=4)
+    now = utc_now().replace(microsecond=0)
+    then = now - timedelta(minutes=4)
     monkeypatch.setattr("tasks.records.ledger_chain.utc_now", lambda: then)
     manifest = production.submit(1)
-    production.decide(manifest, issued=NOW - timedelta(days=1), valid=timedelta(days=1) - timedelta(minutes=2))
+    production.decide(manifest, issued=now - timedelta(days=1), valid=timedelta(days=1) - timedelta(minutes=2))
     promote(production.settings, "digits", manifest, now=then)
     assert deliver(CHAMPION, production.settings, now=then).version == "1"
     monkeypatch.undo()
