@@ -28,7 +28,7 @@ an error: `{"error": …, "exit_code": …}`. What a command reads from the envi
 | --- | --- |
 | 0 | passed, or done |
 | 1 | FAIL, something was taken back, or the gate refuses: no PASS, another name, a changed byte, an unknown key |
-| 2 | error: a data set or store cannot be reached, a disk is full or read-only, the gate's clock is wrong |
+| 2 | error: a data set or store cannot be reached, a disk is full or read-only, a clock is wrong |
 | 3 | INCONCLUSIVE: nothing could be inspected, or a file is not understood to its last byte |
 | 4 | usage: the command line, `submission.yaml`, a policy |
 | 5 | the verdict is stale: expired, revoked, given under another policy; or what the ledger tells of is missing |

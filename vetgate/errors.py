@@ -91,6 +91,13 @@ class Altered(Denied):
     code = "altered"
 
 
+class IssuedLater(Denied):
+    """The gate signed this later than it is by the clock of this host: one of the two clocks is wrong."""
+
+    exit_code = 2
+    code = "clock"
+
+
 class OtherName(Denied):
     """An attestation is for a model of another name."""
 

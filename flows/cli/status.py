@@ -35,8 +35,6 @@ from vetgate.verdict.reasons import Reason
 from vetgate.verdict.wording import render
 
 SOON = timedelta(days=7)
-# what is shown of the record of a batch
-
 
 
 def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:

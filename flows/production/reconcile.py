@@ -21,7 +21,7 @@ from tasks.records.attestations import newest_attestation, revocation_of
 from tasks.records.coverage import Coverage
 from tasks.records.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
-from vetgate.errors import Denied, Removed, Stale, StoreError, VetgateError
+from vetgate.errors import Denied, Removed, Stale, StoreError, VetgateError, WrongClock
 from vetgate.formats.model_name import MODEL_NAME
 from vetgate.shape import Blob
 from vetgate.trust import attest
@@ -33,7 +33,8 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     """What was checked and taken back, of every prod.* alias or of those of prod.<name>; again, it changes nothing.
 
     Raises StoreError when registry or store could not be read, Removed when the ledger is broken; what could be read is
-    settled all the same. An outage takes nothing back, and a broken ledger only what the gate never promoted.
+    settled all the same. An outage takes nothing back, and a broken ledger only what the gate never promoted. Raises
+    WrongClock before anything is taken back.
     """
     seen = watch(settings, now)
     found = registered(settings, name)
@@ -160,7 +161,7 @@ def _successor(seen: Watch, item: Registered, alias: str, aliases: dict[str, str
         try:
             if not coverage(seen, item.name, version, source).grace:
                 return version
-        except (Denied, StoreError):
+        except (Denied, StoreError, WrongClock):
             # what cannot be read now is nothing to go back to, and no reason to leave in place what nothing covers
             continue
     return None

@@ -17,6 +17,7 @@ from tasks.mlflow.heads import whole_ledger
 from tasks.records.alias_moves import misplaced
 from tasks.records.coverage import Coverage, covered
 from tasks.records.promotions import promotion_of
+from tasks.records.proven_time import moment_after
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, Denied
@@ -69,7 +70,8 @@ def verified_load(uri: str, settings: Settings | None = None) -> Verified:
     """The model at models:/prod.NAME@ALIAS or models:/prod.NAME/VERSION, if the gate let exactly its bytes through.
 
     Raises Denied for what no promotion and attestation cover, Stale when these are no longer in force, StoreError when
-    store or registry cannot be reached. Ask again before `coverage.until`: this answer ends then.
+    store or registry cannot be reached, WrongClock on a clock that is behind the ledger's last entry. Ask again before
+    `coverage.until`: this answer ends then.
     """
     delivered = deliver(uri, settings or load_settings())
     from vetgate.formats.load import described, load_members
@@ -83,7 +85,8 @@ def deliver(uri: str, settings: Settings, *, now: datetime | None = None) -> Del
     """The bytes of a version in production, each file read once and hashed after that; raises as `verified_load`."""
     target = read_uri(uri)
     version, source = registered_version(settings, target.model, target.alias, target.number)
-    state, moment = whole_ledger(settings), now or utc_now()
+    state = whole_ledger(settings)
+    moment = moment_after(state, now or utc_now())
     coverage = covered(settings, target.name, version, source, now=moment, state=state)
     if target.alias is not None and (wrong := misplaced(state, target.name, target.alias, version, moment)):
         raise wrong

@@ -12,14 +12,16 @@ from tasks.mlflow.aliases import TAMPERED, Registered, untampered
 from tasks.mlflow.heads import whole_ledger
 from tasks.records.alias_moves import misplaced
 from tasks.records.coverage import Coverage, covered, promoted_at
-from tasks.records.ledger_chain import gate_key
+from tasks.records.ledger_chain import gate_key, signing_time
 from tasks.records.ledger_state import LedgerState
+from tasks.records.proven_time import last_of
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from vetgate.errors import Denied, Removed, StoreError
+from vetgate.errors import Denied, IssuedLater, Removed, StoreError, WrongClock
 from vetgate.formats.model_name import MODEL_NAME
 from vetgate.trust.keys import TrustRoot, utc_now
+from vetgate.trust.strict_json import as_time, time_text
 
 READERS = 16
 # so many answers that fail are an outage: asking for the rest would take hours and find nothing out
@@ -27,31 +29,52 @@ OUTAGE = 10
 # a version is registered a moment before it is signed, and one whose verdict has just ended may get another
 SETTLING = timedelta(minutes=5)
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+# what nightly rescans keep in force is vetted again longer than this before it expires
+TRUSTED_QUIET = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What production is held against: store, public keys, the ledger, or why it cannot be read, and the moment."""
+    """What production is held against: store, public keys, the ledger, or why it cannot be read, and the moment.
+
+    `proven` is the moment of the ledger's last entry where nothing else says that so much time has passed since, and
+    None where the clock is not in doubt.
+    """
 
     settings: Settings
     store: Store
     trust: TrustRoot
     state: LedgerState | Removed
     now: datetime
+    proven: datetime | None
 
 
 def watch(settings: Settings, now: datetime | None = None) -> Watch:
-    """Raises StoreError without the gate's keys: that is a fault of this machine, and no model is taken back for it."""
+    """Raises StoreError without the gate's keys, WrongClock where the gate could sign nothing now.
+
+    Both are faults of this machine, and no model is taken back for them.
+    """
     try:
         _, trust = gate_key(settings)
     except Denied as error:
         raise StoreError(str(error)) from error
     state: LedgerState | Removed
+    moment, proven = now or utc_now(), None
     try:
         state = whole_ledger(settings)
+        moment = signing_time(settings, moment)
+        proven = _proven(state, moment)
     except Removed as error:
         state = error
-    return Watch(settings, open_store(settings), trust, state, now or utc_now())
+    return Watch(settings, open_store(settings), trust, state, moment, proven)
+
+
+def _proven(state: LedgerState, now: datetime) -> datetime | None:
+    last = last_of(state)
+    # `signing_time` has held the clock against the store's, where that has one
+    if last is None or state.store.clock() is not None or now <= as_time(last.issued, "issued") + TRUSTED_QUIET:
+        return None
+    return as_time(last.issued, "issued")
 
 
 def coverages(seen: Watch, held: Iterable[Registered]) -> list[Coverage | Denied | StoreError]:
@@ -65,6 +88,9 @@ def coverages(seen: Watch, held: Iterable[Registered]) -> list[Coverage | Denied
             return coverage(seen, item.name, item.version, item.source)
         except Denied as error:
             return error
+        except WrongClock as error:
+            # no outage: what it has nothing to do with is still to be found out
+            return StoreError(str(error))
         except StoreError as error:
             failed.append(error)
             return error
@@ -74,19 +100,29 @@ def coverages(seen: Watch, held: Iterable[Registered]) -> list[Coverage | Denied
 
 
 def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
-    """What covers a version whose bytes were not found altered; raises Denied, Stale or StoreError.
+    """What covers a version whose bytes were not found altered; raises Denied, Stale, StoreError or WrongClock.
 
-    Where the ledger is broken, `seen.state` is raised for whatever the gate promoted: it may stay, and is not served.
+    WrongClock is for what only this clock speaks against, while that is in doubt. Where the ledger is broken,
+    `seen.state` is raised for whatever the gate promoted: it may stay, and is not served.
     """
     if not promotable(name, version):
         raise Denied(
             f"expected a model that the gate could have promoted, got version {version!r:.40} of prod.{name!r:.80}; "
             "delete it"
         )
-    if isinstance(seen.state, Removed):
-        promoted_at(seen.store, seen.trust, name, version, source, seen.now)
-        raise seen.state
-    found = covered(seen.settings, name, version, source, now=seen.now, state=seen.state)
+    try:
+        found = _covered(seen, name, version, source, seen.now)
+    except IssuedLater as error:
+        raise WrongClock(str(error)) from error
+    except Denied:
+        if seen.proven is None or isinstance(seen.state, Removed):
+            raise
+        _covered(seen, name, version, source, seen.proven)
+        raise WrongClock(
+            f"expected a clock within {TRUSTED_QUIET.days} days of the ledger's last entry, of "
+            f"{time_text(seen.proven)}, got {time_text(seen.now)}, by which version {version} of prod.{name} is no "
+            "longer covered; set the clock right, or, where it is right, vet what is in production again"
+        ) from None
     untampered(seen.settings, seen.store, found.promotion)
     return found
 
@@ -94,6 +130,13 @@ def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
 def promotable(name: str, version: str) -> bool:
     """Whether the gate could ever have promoted something as this: only then is there a key of the store for it."""
     return bool(MODEL_NAME.fullmatch(name) and VERSION.fullmatch(version))
+
+
+def _covered(seen: Watch, name: str, version: str, source: str, moment: datetime) -> Coverage:
+    if isinstance(seen.state, Removed):
+        promoted_at(seen.store, seen.trust, name, version, source, moment)
+        raise seen.state
+    return covered(seen.settings, name, version, source, now=moment, state=seen.state)
 
 
 @dataclass(frozen=True)
@@ -139,7 +182,7 @@ def outlived(seen: Watch, found: Iterable[Registered]) -> Iterator[tuple[Registe
         except Denied as why:
             if why is not seen.state:
                 yield item, why
-        except StoreError:
+        except (StoreError, WrongClock):
             continue
 
 

@@ -15,6 +15,7 @@ from tasks.records.attestations import Attestation, newest_attestation, revocati
 from tasks.records.ledger_chain import removed
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.promotions import Promotion, promotion_of
+from tasks.records.proven_time import moment_after
 from tasks.records.waivers import revoked
 from tasks.settings import Settings
 from tasks.store.base import Store
@@ -52,10 +53,13 @@ def covered(
 ) -> Coverage:
     """What covers this version of prod.<name>, whose bytes lie at `source`; raises Denied or Stale with the reason.
 
-    A caller that asks for many hands in the `state` of the ledger, which is otherwise read anew.
+    A caller that asks for many hands in the `state` of the ledger and a moment that is not before it. Otherwise it is
+    read anew, and raises WrongClock where the clock is behind it.
     """
     moment = now or utc_now()
-    state = state or ledger_state(settings)
+    if state is None:
+        state = ledger_state(settings)
+        moment = moment_after(state, moment)
     promotion = _as_entered(state, name, version, source, moment)
     newest = newest_attestation(state, promotion.manifest)
     if newest is None:

@@ -100,6 +100,16 @@ def signing_time(settings: Settings, now: datetime) -> datetime:
     return _dated(settings, open_store(settings), last, now)
 
 
+def not_before(last: Entry, now: datetime) -> datetime:
+    """`now`, or the moment of a verified entry where that is a little later; raises WrongClock where it is much."""
+    proven = as_time(last.issued, "issued")
+    if now < proven - MAX_CLOCK_SKEW:
+        raise WrongClock(
+            f"expected a clock after the ledger's last entry, of {last.issued}, got {time_text(now)}; set it right"
+        )
+    return max(now, proven)
+
+
 def gate_key(settings: Settings) -> tuple[Ed25519PrivateKey, TrustRoot]:
     """The gate's key and the trust root, which must hold it; both are made when neither is there. Raises Denied."""
     if settings.gate_key.exists():
@@ -247,10 +257,7 @@ def _dated(settings: Settings, store: Store, last: Entry | None, now: datetime) 
     if last is None:
         return now
     left = as_time(last.issued, "issued")
-    if now < left - MAX_CLOCK_SKEW:
-        raise WrongClock(
-            f"expected a clock after the ledger's last entry, of {last.issued}, got {time_text(now)}; set it right"
-        )
+    moment = not_before(last, now)
     if theirs is None and now > left + timedelta(days=1):
         most = load_policy(settings.policy).ledger.max_quiet_days
         if now > left + timedelta(days=most):
@@ -258,7 +265,7 @@ def _dated(settings: Settings, store: Store, last: Entry | None, now: datetime) 
                 f"expected a clock within {most} days of the ledger's last entry, of {last.issued}, got "
                 f"{time_text(now)}; set it right, or raise the policy's ledger.max_quiet_days"
             )
-    return max(now, left)
+    return moment
 
 
 def _number(last: Entry | None) -> int:

@@ -1,19 +1,19 @@
 """Leases in the store: at most one worker, on whatever machine, vets a submission at a time.
 
 A lease is renewed while its work lasts. One that ran out, or whose holder on this very machine is no longer alive, can
-be taken by another; a process that lost its lease stops before its verdict. Machines need clocks that agree to
-a fraction of `lease_seconds`.
+be taken by another; a process that lost its lease stops before its verdict. Machines need the same `lease_seconds`, and
+clocks that agree to a fraction of it. What none of them can have written, such as a lease that runs for years, is none.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,12 +22,14 @@ from tasks.settings import Settings
 from tasks.store.base import Changed, Store
 from tasks.store.open import open_store
 from vetgate.digest import canonical_json
-from vetgate.errors import StoreError
+from vetgate.errors import Denied, StoreError
+from vetgate.trust.dsse import MAX_CLOCK_SKEW
+from vetgate.trust.strict_json import as_object, parse
 
+logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
-# twice the longest that settings allow, for clocks that differ
-LONGEST_SECONDS = 48 * 3600.0
-MOST_ATTEMPTS = 10**6
+# more than any number of a process, or of attempts, more characters than a host's name has, and the year 9999
+MOST, LONGEST_HOST, FAR = 2**31, 1000, 253402300800.0
 
 
 class LeaseHeld(StoreError):
@@ -64,38 +66,20 @@ class Lease:
         return self.host != _host() or _birth(self.pid) == self.born
 
 
-KINDS: dict[str, set[type]] = {
-    "holder": {str},
-    "host": {str},
-    "pid": {int},
-    "born": {str},
-    "attempt": {int},
-    "until": {int, float},
-    "done": {bool},
-}
+def read_lease(
+    store: Store, work: str, seconds: int, now: float, wrong: Callable[[str], object] = logger.warning
+) -> Lease | None:
+    """The lease on a piece of work, live or not, or None; `seconds` is how long one runs.
 
-
-def read_lease(store: Store, work: str) -> Lease | None:
-    """The lease on a piece of work, live or not; None where there is none, or something that is no lease."""
+    `wrong` is told of what is kept there and can be none, which counts as none: the next worker replaces it.
+    """
     try:
-        return _lease(store.read(_key(work)), time.time())
+        return _read(store.read(_key(work)), work, seconds, now)
     except KeyError:
         return None
-
-
-def _lease(data: bytes, now: float) -> Lease | None:
-    """The lease that these bytes are, or None: anyone who can write there could otherwise stop all work for ever."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
+    except Denied as error:
+        wrong(str(error))
         return None
-    if not isinstance(found, dict) or found.keys() != KINDS.keys():
-        return None
-    if not all(type(found[name]) in kinds for name, kinds in KINDS.items()):
-        return None
-    if not 0 <= found["attempt"] <= MOST_ATTEMPTS or not 0 <= found["until"] <= now + LONGEST_SECONDS:
-        return None
-    return Lease(**found)
 
 
 @contextmanager
@@ -116,16 +100,18 @@ def _taken(store: Store, work: str, seconds: int, wait: float) -> tuple[Lease, s
     until = time.monotonic() + wait
     while True:
         now = time.time()
+        old, etag = None, None
         try:
             data, etag = store.read_tagged(_key(work))
+            old = _read(data, work, seconds, now)
         except KeyError:
-            data, etag = b"", ""
-        old = _lease(data, now)
+            pass
+        except Denied as error:
+            logger.warning("%s", error)
         if old is None or not old.live(now):
-            own = _own(1 if old is None else old.attempt + 1, now + seconds)
+            own = _own(1 if old is None else min(old.attempt + 1, MOST), now + seconds)
             try:
-                if etag:
-                    # also in the place of what is no lease
+                if etag is not None:
                     return own, store.replace(_key(work), _bytes(own), if_match=etag)
                 if store.create(_key(work), _bytes(own)):
                     return own, store.etag(_key(work))
@@ -198,6 +184,37 @@ def _birth(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+def _read(data: bytes, work: str, seconds: int, now: float) -> Lease:
+    """The lease in these bytes; raises Denied for what no worker of this installation can have written."""
+    what = _key(work)
+    try:
+        fields = as_object(parse(data, what), Lease.__dataclass_fields__, what)
+    except Denied as error:
+        raise Denied(f"expected a lease in {what}, got something else ({error!s:.200}); remove it") from error
+    for name, value in fields.items():
+        if not _possible(name, value):
+            raise Denied(f"expected a lease in {what}, got {name} {value!r:.80}; remove it")
+    latest = now + seconds + MAX_CLOCK_SKEW.total_seconds()
+    if fields["until"] > latest:
+        raise Denied(
+            f"expected a lease of {seconds} seconds in {what}, got one that is to last {fields['until'] - now:.0f}; "
+            "remove it, and set the clock of its host right"
+        )
+    return Lease(**fields)
+
+
+def _possible(name: str, value: object) -> bool:
+    match name:
+        case "holder" | "host" | "born":
+            return isinstance(value, str) and len(value) <= LONGEST_HOST and value.isprintable()
+        case "done":
+            return isinstance(value, bool)
+        case "until":
+            # an integer may have more digits than a float can hold
+            return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value < FAR
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST
 
 
 def _bytes(lease: Lease) -> bytes:

@@ -36,7 +36,7 @@ class Waiting:
 
     @property
     def attempts(self) -> int:
-        """How many vettings of it began, the one at work included."""
+        """How many vettings of it began, the one at work included, as its lease in the store has it."""
         return self.lease.attempt if self.lease else 0
 
 
@@ -49,7 +49,8 @@ def waiting(
     """Every submission without a result, oldest first; canaries are vetted with their batch only.
 
     `decided` says whether the ledger holds a verdict on a manifest: a result alone may be anybody's. `wrong` is told of
-    those whose record does not follow from their bytes, and of marks that keep nothing from being vetted.
+    those whose record does not follow from their bytes, of leases that can be none, and of marks that keep nothing from
+    being vetted.
     """
     store = open_store(settings)
     moment = time.time() if now is None else now
@@ -62,7 +63,7 @@ def waiting(
     done |= _canaries(store, set(left) - done, wrong)
     settled.add(done)
     for record in records(store, (manifest for manifest in left if manifest not in done), wrong):
-        yield _waiting(store, record, moment)
+        yield _waiting(record, moment, read_lease(store, record.id, settings.lease_seconds, moment, wrong))
 
 
 def is_canary(store: Store, record: Record) -> bool:
@@ -91,16 +92,12 @@ def _canaries(store: Store, manifests: set[str], wrong: Callable[[str], object])
     return found
 
 
-def _waiting(store: Store, record: Record, now: float) -> Waiting:
-    lease = read_lease(store, record.id)
+def _waiting(record: Record, now: float, lease: Lease | None) -> Waiting:
     if lease is None:
         return Waiting(record, None, False, 0.0)
     if lease.live(now):
         return Waiting(record, lease, True, lease.until)
     # one that was killed ended before its lease ran out; when exactly is unknown
-    pause = (
-        min(FIRST_PAUSE_SECONDS * 2.0 ** min(max(lease.attempt - 1, 0), 32), LONGEST_PAUSE_SECONDS)
-        if lease.done
-        else 0.0
-    )
+    doubled = 2.0 ** min(max(lease.attempt - 1, 0), 16)
+    pause = min(FIRST_PAUSE_SECONDS * doubled, LONGEST_PAUSE_SECONDS) if lease.done else 0.0
     return Waiting(record, lease, False, lease.until + pause if lease.done else 0.0)

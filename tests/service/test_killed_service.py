@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -94,7 +95,7 @@ def whole(world: World, manifest: str) -> bool:
 
 def failed(world: World, manifest: str) -> bool:
     """Whether a vetting of it ended, and not well."""
-    lease = read_lease(world.store, manifest)
+    lease = read_lease(world.store, manifest, world.settings.lease_seconds, time.time())
     return lease is not None and lease.done and lease.attempt > 0
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vetgate.digest import canonical_json
-from vetgate.errors import BadSignature, Denied
-from vetgate.trust.keys import PublicKey, TrustRoot, key_id
+from vetgate.errors import BadSignature, Denied, IssuedLater
+from vetgate.trust.keys import GATE, PublicKey, TrustRoot, key_id
 from vetgate.trust.strict_json import as_base64, as_list, as_object, as_text, parse, time_text
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -93,7 +93,11 @@ def _signature(given: Any) -> tuple[str, bytes]:
 def check_issued(issued: datetime, key: PublicKey, now: datetime, skew: timedelta = MAX_CLOCK_SKEW) -> None:
     """Raise Denied unless a statement was issued by now, by a key that was valid then and still is."""
     if issued > now + skew:
-        raise Denied(f"expected a statement issued by now, got {time_text(issued)}; set the clock right")
+        # what others sign they can date as they like; a gate asks its clock first
+        wrong = IssuedLater if key.role == GATE else Denied
+        raise wrong(
+            f"expected a statement issued by now, {time_text(now)}, got {time_text(issued)}; set the clock right"
+        )
     # both moments: the holder of a key that ran out could otherwise date a statement back
     if not key.valid(issued) or not key.valid(max(now, issued)):
         raise Denied(

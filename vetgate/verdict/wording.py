@@ -51,8 +51,8 @@ WORDS: dict[Code, str] = {
     Code.LABELS_NOT_LOOKED_AT: "{method} looked at all but {labels} of {classes} labels, of which nothing is known",
     Code.SECOND_RUN_DIFFERS: "rescan: an independent run came out {decision}, so that nothing follows",
     Code.REFUSED: "{said}",
-    Code.GIVEN_UP: "{attempts} vettings of it began and none ended; see the logs of the workers, then vet it, or raise "
-    "max_attempts in the policy",
+    Code.GIVEN_UP: "the store tells of {attempts} or more vettings of it that began and of none that ended; see the "
+    "logs of the workers, then vet it, or raise max_attempts in the policy",
     Code.NOTHING_STANDS_OUT: "no label stands out from the others by more than the labels of clean reference models do",
     Code.UNCALIBRATED: "uncalibrated: the null is simulated, no clean model was looked at",
     Code.SEARCHED_IN_PART: "{method} searched {searched} of {classes} labels to the end, and looked at each of the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -27,7 +28,7 @@ from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.plain_text import escaped, steering
 from vetgate.trust import dsse
-from vetgate.trust.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root
+from vetgate.trust.keys import APPROVER, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, read_trust_root, utc_now
 from vetgate.trust.waivers import sign_approval, sign_waiver
 
 __all__ = ["production"]
@@ -70,7 +71,7 @@ def test_what_waits_is_distinguished_from_what_a_worker_vets(production: Product
     with pytest.raises(ZeroDivisionError), leased(production.settings, manifest):
         1 / 0  # noqa: B018
     with pytest.raises(ZeroDivisionError), leased(production.settings, manifest):
-        lease = read_lease(production.store, manifest)
+        lease = read_lease(production.store, manifest, production.settings.lease_seconds, time.time())
         assert lease is not None
         seen = at_a_glance(production.settings)
         row = only(seen["submissions"])
@@ -125,8 +126,19 @@ def test_what_is_in_production_is_shown_with_what_covers_it_until_when(productio
     }
     later = at_a_glance(production.settings, now=NOW + timedelta(days=23))
     assert only(later["production"])["soon"]
-    expired = only(at_a_glance(production.settings, now=NOW + timedelta(days=30))["production"])
-    assert not expired["covered"] and "expired" in expired["why"]
+    # nothing was signed for a month: that the verdict expired, only this clock says
+    doubted = only(at_a_glance(production.settings, now=NOW + timedelta(days=30))["production"])
+    assert doubted["covered"] is None and "clock" in doubted["why"]
+    production.decide(manifest, issued=NOW, valid=timedelta(days=3))
+    expired = only(at_a_glance(production.settings, now=NOW + timedelta(days=4))["production"])
+    assert expired["covered"] is False and "expired" in expired["why"]
+
+
+@pytest.mark.parametrize("behind", [timedelta(minutes=10), timedelta(hours=2), timedelta(days=400)])
+def test_a_clock_behind_the_ledger_shows_nothing_as_covered(production: Production, behind: timedelta) -> None:
+    production.promoted(1)
+    seen = at_a_glance(production.settings, now=utc_now() - behind)
+    assert seen["production"] == [] and "expected a clock after the ledger's last entry" in seen["errors"]["production"]
 
 
 def test_every_alias_has_its_row_and_a_bypass_stands_out(production: Production) -> None:

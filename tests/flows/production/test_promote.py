@@ -305,7 +305,7 @@ def digest_of(home: Home, manifest: str) -> str:
 
 def test_a_verdict_from_the_future_is_denied(home: Home) -> None:
     manifest = home.vetted(b"weights", issued=NOW + timedelta(hours=1))
-    refused(home, "issued by now", submission=manifest)
+    refused(home, "issued by now", 2, submission=manifest)
 
 
 def test_a_format_that_the_policy_does_not_promote_is_denied(home: Home) -> None:

@@ -14,11 +14,13 @@ import pytest
 from flows.gate.revoke import revoke
 from flows.production.promote import promote
 from flows.production.reconcile import reconcile
+from tasks.records.attestations import save_attestation
 from tasks.records.ledger_chain import Entry, entries
 from tasks.records.ledger_verify import verify_ledger
 from tasks.records.revocations import save_revocation
-from tests.production import NOW, Home, home_in
-from vetgate.errors import Removed, StoreError
+from tests.production import NOW, Home, home_in, signed_verdict
+from vetgate.errors import Removed, StoreError, WrongClock
+from vetgate.trust.keys import utc_now
 
 FORK = multiprocessing.get_context("fork")
 
@@ -147,10 +149,63 @@ def test_an_expired_verdict_is_a_demotion_to_the_one_before(home: Home) -> None:
 
 
 def test_when_everything_expired_nothing_stays(home: Home) -> None:
-    home.promoted(b"first")
-    home.promoted(b"second")
-    assert len(reconcile(home.settings, now=NOW + timedelta(days=60))["taken_back"]) == 2
+    home.promoted(b"first", valid=timedelta(days=3))
+    home.promoted(b"second", valid=timedelta(days=3))
+    assert len(reconcile(home.settings, now=NOW + timedelta(days=6))["taken_back"]) == 2
     assert home.aliases() == {}
+
+
+class TestAWrongClock:
+    @pytest.mark.parametrize("off", [-timedelta(minutes=10), -timedelta(hours=6), timedelta(days=60)])
+    def test_takes_nothing_back(self, home: Home, off: timedelta) -> None:
+        home.promoted(b"first")
+        home.promoted(b"other", "signs")
+        with pytest.raises(WrongClock, match="set it right"):
+            reconcile(home.settings, now=utc_now() + off)
+        assert home.aliases() == home.aliases("signs") == {"champion": "1"}
+        assert reconcile(home.settings)["taken_back"] == []
+
+    def test_that_is_behind_leaves_even_a_bypass_to_the_next_run(self, home: Home) -> None:
+        home.promoted(b"first")
+        home.point("champion", home.registered(b"trojan"))
+        with pytest.raises(WrongClock):
+            reconcile(home.settings, now=utc_now() - timedelta(hours=1))
+        assert home.aliases() == {"champion": "2"}
+        assert len(reconcile(home.settings)["taken_back"]) == 1
+        assert home.aliases() == {"champion": "1"}
+
+    @pytest.mark.parametrize("ahead", [29.5, 31, 44])
+    def test_that_only_expiry_bears_out_demotes_nothing(self, home: Home, ahead: float) -> None:
+        home.promoted(b"first")
+        home.promoted(b"other", "signs", alias="challenger")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="clock within 7 days of the ledger's last entry"):
+                reconcile(home.settings, now=utc_now() + timedelta(days=ahead))
+        assert (home.aliases(), home.aliases("signs")) == ({"champion": "1"}, {"challenger": "1"})
+        assert reconcile(home.settings)["covered"] == 2
+
+    def test_that_is_in_doubt_keeps_no_bypass_and_nothing_revoked(self, home: Home) -> None:
+        home.promoted(b"first")
+        revoked = home.submit(b"other", "signs")
+        digest = home.decide(revoked, valid=timedelta(days=90))
+        promote(home.settings, "signs", revoked)
+        save_revocation(home.store, digest, "a test", None, NOW)
+        home.point("challenger", home.registered(b"trojan"))
+        with pytest.raises(StoreError, match="; 2 were taken back"):
+            reconcile(home.settings, now=utc_now() + timedelta(days=40))
+        assert (home.aliases(), home.aliases("signs")) == ({"champion": "1"}, {})
+
+    def test_of_a_gate_that_signed_ahead_is_no_fault_of_the_version(self, home: Home) -> None:
+        home.promoted(b"first")
+        manifest = home.submit(b"second")
+        home.decide(manifest)
+        promote(home.settings, "digits", manifest)
+        # not entered yet: the ledger does not say how late it is
+        later = signed_verdict(home.settings, manifest, "FAIL", issued=NOW + timedelta(hours=3))
+        save_attestation(home.store, manifest, later)
+        with pytest.raises(StoreError, match="issued by now"):
+            reconcile(home.settings)
+        assert home.aliases()["champion"] == "2"
 
 
 def test_a_revoked_verdict_is_a_demotion(home: Home) -> None:

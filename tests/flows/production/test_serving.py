@@ -22,6 +22,7 @@ from flows.production.serving import Verified, deliver, read_uri, verified_load
 from tasks.mlflow import delivery
 from tasks.mlflow.client import registry
 from tasks.records.attestations import newest_attestation, save_attestation
+from tasks.records.ledger_chain import append
 from tasks.records.ledger_entries import note
 from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings
@@ -30,8 +31,9 @@ from tasks.vetting import intake
 from tests.databases import with_registry
 from tests.production import NOW, signed_verdict, submission_at
 from vetgate.architectures import ARCHITECTURES
-from vetgate.errors import BadSubmission, Denied, Stale, StoreError
+from vetgate.errors import BadSubmission, Denied, Stale, StoreError, WrongClock
 from vetgate.trust import attest
+from vetgate.trust.keys import utc_now
 
 CHAMPION = "models:/prod.digits@champion"
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -282,6 +284,30 @@ def test_a_verdict_that_no_longer_holds_is_stale(production: Production) -> None
     production.store.create(f"revocations/{renewed}.json", b"{}")
     refused(production, "revoked", code=5)
     assert digest != renewed
+
+
+@pytest.mark.parametrize("behind", [timedelta(minutes=10), timedelta(hours=2), timedelta(days=400)])
+def test_a_clock_that_the_ledger_proves_wrong_serves_nothing(production: Production, behind: timedelta) -> None:
+    production.promoted(1)
+    with pytest.raises(WrongClock, match="set it right") as caught:
+        deliver(CHAMPION, production.settings, now=utc_now() - behind)
+    assert caught.value.exit_code == 2
+
+
+def test_on_a_clock_a_little_behind_it_is_as_late_as_the_ledger_says(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = utc_now().replace(microsecond=0)
+    then = now - timedelta(minutes=4)
+    monkeypatch.setattr("tasks.records.ledger_chain.utc_now", lambda: then)
+    manifest = production.submit(1)
+    production.decide(manifest, issued=now - timedelta(days=1), valid=timedelta(days=1) - timedelta(minutes=2))
+    promote(production.settings, "digits", manifest, now=then)
+    assert deliver(CHAMPION, production.settings, now=then).version == "1"
+    monkeypatch.undo()
+    append(production.settings, "denial", {})
+    with pytest.raises(Stale, match="expired"):
+        deliver(CHAMPION, production.settings, now=then)
 
 
 def test_a_later_fail_takes_the_model_out_of_service(production: Production) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flows.cli.status import at_a_glance
 from flows.vetting.give_up import give_up
 from flows.vetting.submit import submit
 from flows.vetting.submitted import take_version
@@ -176,6 +177,39 @@ def test_a_vetting_that_was_killed_is_tried_again_at_once(settings: Settings, tm
     assert sweep(settings, Started())["vetted"] == [record.id]
 
 
+@pytest.mark.parametrize("said", [{"until": 4e9}, {"until": 4e9, "done": True}, {"until": "x"}, {"until": 1e300}, None])
+def test_a_lease_that_is_none_is_named_and_stops_nothing(
+    settings: Settings, tmp_path: Path, said: dict[str, Any] | None
+) -> None:
+    record, other = (intake.take(settings, submission(tmp_path / name, name.encode())) for name in ("a", "b"))
+    fields = {"holder": "x", "host": "elsewhere", "pid": 1, "born": "1", "attempt": 1, "done": False}
+    data = b"junk" if said is None else json.dumps({**fields, **said}).encode()
+    open_store(settings).create(f"leases/{record.id}.json", data)
+    found = sweep(settings, Started())
+    (error,) = found["errors"]
+    assert f"leases/{record.id}.json" in error and sorted(found["vetted"]) == sorted([record.id, other.id])
+    seen = at_a_glance(settings)
+    assert seen["queue"] == {"waiting": 2, "at work": 0} and record.id in seen["errors"]["submissions"]
+    with leased(settings, record.id):
+        assert sweep(settings, Started())["errors"] == []
+
+
+@pytest.mark.parametrize("attempts", [2000, 10**6, 2**31])
+def test_any_number_of_attempts_ends_in_words_that_are_true(settings: Settings, tmp_path: Path, attempts: int) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    laid = {"holder": "x", "host": "elsewhere", "pid": 1, "born": "1", "attempt": attempts, "done": True, "until": 0}
+    open_store(settings).create(f"leases/{record.id}.json", json.dumps(laid).encode())
+    assert only_row(settings)["attempts"] == attempts
+    found = sweep(settings, Started())
+    assert (found["given_up"], found["errors"]) == ([record.id], [])
+    assert only_row(settings)["verdict"] == "INCONCLUSIVE"
+
+
+def only_row(settings: Settings) -> dict[str, Any]:
+    (row,) = at_a_glance(settings)["submissions"]
+    return dict(row)
+
+
 def test_what_dies_again_and_again_ends_inconclusive_and_signed(settings: Settings, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("name: brief\nrequired: [neural_cleanse]\nmax_attempts: 2\n")
@@ -188,7 +222,7 @@ def test_what_dies_again_and_again_ends_inconclusive_and_signed(settings: Settin
     assert (found["given_up"], found["vetted"], found["errors"]) == ([record.id], [], [])
     (key,) = open_store(settings).list(f"results/{record.id}/")
     result = json.loads(open_store(settings).read(key))
-    assert result["verdict"] == "INCONCLUSIVE" and "2 vettings of it began" in result["reasons"][0]
+    assert result["verdict"] == "INCONCLUSIVE" and "2 or more vettings of it that began" in result["reasons"][0]
     assert len(list(open_store(settings).list(f"attestations/{record.id}/"))) == 1
     assert sweep(settings, Started(), now=time.time() + 7200)["given_up"] == []
 
