@@ -8,7 +8,6 @@ from collections.abc import Callable
 from flows.production.promote import promote
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger_state import LedgerState, ledger_state
-from tasks.records.promotions import promotions_of
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -38,7 +37,7 @@ def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:
     return promote(settings, record.submission.name, manifest_sha256, alias)
 
 
-def promote_all_due(settings: Settings, wrong: Callable[[str], object]) -> list[Blob]:
+def promote_all_due(settings: Settings, wrong: Callable[[str], object] = logger.warning) -> list[Blob]:
     """What an event was lost of: every promotion that is due, oldest first, or why it was refused.
 
     `wrong` is told of each that failed; that keeps no other out.
@@ -70,7 +69,7 @@ def _settled(state: LedgerState, record: Record) -> bool:
     """Whether it is a canary, was promoted, or is older than what was promoted under its name."""
     if is_canary(state.store, record):
         return True
-    promoted = _promoted(state, record.submission.name)
+    promoted = state.promoted_of(record.submission.name)
     return any(_not_before(state.store, manifest, record) for manifest in promoted)
 
 
@@ -93,9 +92,3 @@ def _passed(state: LedgerState, record: Record) -> bool:
     if newest is None:
         return False
     return bool(newest.claims["verdict"] == "PASS" and newest.claims["name"] == record.submission.name)
-
-
-def _promoted(state: LedgerState, name: str) -> set[str]:
-    """The manifests that were promoted under a name, also where a crash left the entry out."""
-    signed = promotions_of(state.store, state.trust, name)
-    return state.promoted_of(name) | {promotion.manifest for promotion in signed}

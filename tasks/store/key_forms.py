@@ -27,7 +27,7 @@ FORMS = {
     "results": rf"{_DIGEST}/[^/]+\.json",
     "revocations": rf"{_DIGEST}\.json",
     "submissions": rf"{_DIGEST}\.json",
-    "submitters": rf"{_DIGEST}\.json",
+    "submitters": rf"{_DIGEST}/{_DIGEST}\.json",
     "tampered": rf"{_NAME}/{_VERSION}\.json",
     "waivers": rf"{_DIGEST}/{_DIGEST}\.json",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -127,7 +126,7 @@ def test_what_is_due_is_promoted_beside_it(tmp_path: Path, name: str, forged: bo
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"junk", b"[]", b"{}", *({"until": until} for until in (1e300, "x", None)), {"attempt": 10**9}, {"pid": "x"}],
+    [b"", b"junk", b"[]", b"{}", *({"until": until} for until in (1e300, "x", None)), {"pid": "x"}],
 )
 def test_what_is_no_lease_holds_nothing_up(home: Home, content: bytes | dict[str, object]) -> None:
     manifest = home.submit(b"model")
@@ -139,14 +138,3 @@ def test_what_is_no_lease_holds_nothing_up(home: Home, content: bytes | dict[str
     assert sweep(home.settings, lambda *started: None)["vetted"] == [manifest]
     with leased(home.settings, manifest) as held:
         assert held.attempt == 1
-
-
-@pytest.mark.parametrize("content", [b"junk", b"[]", b"null", b"3", b'{"batch": "2026-11-30-1"}'])
-def test_the_last_rescan_is_the_last_that_is_one(home: Home, content: bytes) -> None:
-    counts = {"checked": 1, "unchanged": 1, "stale": 0, "uncovered": 0, "taken_back": [], "errors": []}
-    batch = {"batch": "2026-01-01-1", "verdict": "DONE", **counts}
-    lay(home, "rescans/2026-01-01-1.json", json.dumps(batch).encode())
-    lay(home, "rescans/2026-01-01-2.json", content)
-    lay(home, "rescans/9999-12-31-1.json", json.dumps({**batch, "batch": "9999-12-31-1"}).encode())
-    seen = at_a_glance(home.settings)
-    assert seen["rescan"] == batch and seen["errors"] == {}

@@ -114,13 +114,7 @@ def test_exactly_the_vetted_bytes_are_let_through(home: Home) -> None:
     assert home.aliases() == {"champion": manifest}
     assert home.store.read(f"vetted/{manifest}/model.onnx") == b"honest"
     # the alias comes after everything that can be refused
-    assert steps[-5:] == [
-        "version registered",
-        "promotion signed",
-        "ledger entered",
-        "old champion kept as previous",
-        "alias set",
-    ]
+    assert steps[-3:] == ["promotion signed", "ledger entered", "alias set"]
     newest = newest_attestation(ledger_state(home.settings), manifest)
     assert newest is not None
     with registry(home.settings) as client:
@@ -213,7 +207,8 @@ def test_an_older_pass_filed_under_a_newer_name_is_denied(home: Home) -> None:
     home.decide(manifest, "FAIL")
     later = old.rpartition("/")[0] + "/99991231T000000Z-" + old.rpartition("-")[2]
     home.store.create(later, home.store.read(old))
-    refused(home, "expected .* to hold the statement that named it", submission=manifest)
+    # what lies there under a name of its own is none: the ledger says which is the newest
+    refused(home, "got FAIL", submission=manifest)
 
 
 def test_a_fail_that_was_altered_does_not_resurrect_the_pass_before_it(home: Home) -> None:
@@ -258,19 +253,21 @@ def test_a_tampered_attestation_is_denied(home: Home) -> None:
         home.stored(added).unlink()
     home.store.create(key, canonical_json(envelope))
     save_attestation(home.store, manifest, envelope | {"payload": forged["payload"]})
-    refused(home, "altered", submission=manifest)
+    refused(home, "got FAIL", submission=manifest)
     shutil.rmtree(home.stored(f"attestations/{manifest}"))
     home.store.create(key, canonical_json(envelope))
     save_attestation(home.store, manifest, forged)
-    refused(home, "key of the trust root", submission=manifest)
+    refused(home, "got FAIL", submission=manifest)
 
 
 def test_an_attestation_of_other_bytes_is_denied(home: Home) -> None:
     passed, other = home.vetted(b"good"), home.submit(b"bad")
     attestation = newest_attestation(ledger_state(home.settings), passed)
     assert attestation is not None
-    save_attestation(home.store, other, attestation.envelope)
-    refused(home, "changed: .*model.onnx", submission=other)
+    added = save_attestation(home.store, other, attestation.envelope)
+    refused(home, "expected a verdict", submission=other)
+    # nor does the gate enter it
+    assert catch_up(home.settings) == [] and ledger_state(home.settings).entered(added) is None
     for name in ("model.onnx", "submission.yaml"):
         overwrite(home.stored(f"quarantine/{other}/{name}"), home.store.read(f"quarantine/{passed}/{name}"))
     refused(home, "expected the bytes of", submission=other)
@@ -422,7 +419,9 @@ def test_a_gate_that_starts_between_the_kill_and_the_next_try_enters_the_promoti
     catch_up(home.settings)
     verify_ledger(home.settings)
     promote(home.settings, "digits", manifest)
-    (said,) = promotions(home, manifest)
+    # a gate that starts in between enters what was promoted, and the move only once it is made
+    assert len(promotions(home, manifest)) == (2 if step == "promotion signed" else 1)
+    (said,) = (said for said in promotions(home, manifest) if "alias" in said)
     assert (said["alias"], said["version"], said["old"]) == ("champion", "1", None)
 
 

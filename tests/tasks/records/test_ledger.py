@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tasks.records.attestations import save_attestation
 from tasks.records.ledger_chain import START, append, entries, entry_key, head, signing_time
 from tasks.records.ledger_entries import catch_up, note
+from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
@@ -55,7 +56,7 @@ def attested(settings: Settings, verdict: str = "PASS", days: int = 0, key: Ed25
         reference_data=None,
         calibration=None,
         sandbox_level=1,
-    )
+    ) | {"after": ledger_state(settings).last}
     envelope = attest.sign(attest.statement({"model.onnx": "b" * 64}, manifest, predicate), key or trusted)
     return save_attestation(open_store(settings), manifest, envelope)
 
@@ -310,7 +311,7 @@ def test_catching_up_of_one_submission_leaves_the_others(settings: Settings) -> 
 
 
 def test_what_is_entered_is_not_entered_again_whoever_says_what_in_the_store(settings: Settings) -> None:
-    key, other = attested(settings), attested(settings, days=1)
+    key, other = attested(settings, "FAIL"), attested(settings, "FAIL", days=1)
     # once, such a mark had the gate believe that an object was entered
     open_store(settings).create(f"ledger-index/{other}", b"{}")
     assert note(settings, key).sequence == 1
@@ -322,7 +323,7 @@ def test_what_is_entered_is_not_entered_again_whoever_says_what_in_the_store(set
 def test_noting_costs_the_same_however_long_the_ledger_is(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.store.directory import DirectoryStore
 
-    keys = [attested(settings, days=days) for days in range(25)]
+    keys = [attested(settings, "FAIL", days=days) for days in range(25)]
     touched: list[str] = []
     for kind in ("read", "list"):
         really = getattr(DirectoryStore, kind)
@@ -344,7 +345,7 @@ def test_noting_costs_the_same_however_long_the_ledger_is(settings: Settings, mo
 def test_an_index_that_is_lost_or_spoilt_is_made_anew_and_nothing_entered_twice(
     settings: Settings, tmp_path: Path, spoil: str
 ) -> None:
-    keys = [attested(settings, days=days) for days in range(3)]
+    keys = [attested(settings, "FAIL", days=days) for days in range(3)]
     for key in keys:
         note(settings, key)
     index = settings.home / "ledger-state.db"
@@ -356,7 +357,7 @@ def test_an_index_that_is_lost_or_spoilt_is_made_anew_and_nothing_entered_twice(
         # of a ledger with as many entries, which say something else
         other = Settings(home=tmp_path / "other")
         for days in range(3):
-            note(other, attested(other, verdict="FAIL", days=days))
+            note(other, attested(other, days=days))
         with (
             closing(sqlite3.connect(other.home / "ledger-state.db")) as made,
             closing(sqlite3.connect(index)) as target,
@@ -371,7 +372,7 @@ def test_an_index_that_is_lost_or_spoilt_is_made_anew_and_nothing_entered_twice(
 
 
 def test_an_entry_that_another_gate_made_since_is_found(settings: Settings, tmp_path: Path) -> None:
-    first, second = attested(settings), attested(settings, days=1)
+    first, second = attested(settings, "FAIL"), attested(settings, "FAIL", days=1)
     note(settings, first)
     elsewhere = Settings(
         home=tmp_path / "elsewhere", store=settings.store, gate_key=settings.gate_key, trust_root=settings.trust_root
