@@ -95,7 +95,7 @@ class IssuedLater(Denied):
     """The gate signed this later than it is by the clock of this host: one of the two clocks is wrong."""
 
     exit_code = 2
-    code = "clock"
+    code = "issued-later"
 
 
 class OtherName(Denied):

@@ -270,7 +270,7 @@ def test_an_attestation_of_other_bytes_is_denied(home: Home) -> None:
     assert catch_up(home.settings) == [] and ledger_state(home.settings).entered(added) is None
     for name in ("model.onnx", "submission.yaml"):
         overwrite(home.stored(f"quarantine/{other}/{name}"), home.store.read(f"quarantine/{passed}/{name}"))
-    refused(home, "expected the bytes of", submission=other)
+    refused(home, "expected a verdict", submission=other)
 
 
 def test_another_name_is_denied(home: Home) -> None:
