@@ -280,7 +280,7 @@ def test_every_manifest_has_one_night_in_thirty() -> None:
 def test_altered_bytes_are_taken_back_on_the_night_they_are_hashed(home: Home, base: Base) -> None:
     today = utc_now()
     (night,) = (today + timedelta(day) for day in range(NIGHTS) if due_for_hashing(base.honest, today + timedelta(day)))
-    home.let_in(base.honest, now=night, **pinned(home, base.honest, night - timedelta(days=1)))
+    home.let_in(base.honest, valid=timedelta(days=90), **pinned(home, base.honest, today - timedelta(minutes=1)))
     assert rescan(home.settings, examine_nothing, now=night)["hashed"] == 1
     with_bytes = home.aliases()
     (source,) = (held.source for held in _held(home))
