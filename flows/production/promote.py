@@ -18,7 +18,7 @@ from tasks import events
 from tasks.mlflow.aliases import all_names
 from tasks.mlflow.heads import publish_head, whole_ledger
 from tasks.mlflow.promoted import Promoted, register_promoted
-from tasks.records.alias_moves import AliasMove, enter_move
+from tasks.records.alias_moves import AliasMove, end_move, enter_move
 from tasks.records.attestations import newest_attestation, revocation_of
 from tasks.records.ledger_chain import append, gate_key, signing_time
 from tasks.records.ledger_entries import catch_up
@@ -102,6 +102,7 @@ def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
             record=lambda made, old: _recorded(asked, admitted, made, old),
             on_step=asked.on_step,
         )
+        end_move(ledger_state(asked.settings), asked.name, asked.alias)
     return {
         "name": asked.name,
         "model": f"prod.{asked.name}",

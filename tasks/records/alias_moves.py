@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from tasks.records.ledger_chain import append
-from tasks.records.ledger_state import LedgerState
+from tasks.records.ledger_state import LastMove, LedgerState
 from tasks.records.promotions import promotion_key
 from tasks.settings import Settings
 from vetgate.errors import Denied
@@ -49,16 +49,35 @@ def enter_move(settings: Settings, state: LedgerState, move: AliasMove) -> None:
     append(settings, "promotion", said, once=once, since=state.end)
 
 
-def misplaced(ledger: LedgerState, name: str, alias: str, version: str, now: datetime) -> Denied | None:
-    """Why an alias of prod.<name> must not be on this version; None where the gate's newest signed move put it there.
+def end_move(ledger: LedgerState, name: str, alias: str) -> None:
+    """Say in the store that the alias is set where its newest move puts it.
 
-    For a moment after a promotion is entered the alias may still be where it was.
+    Nothing is let through by that: from then on it may no longer be where it was before.
     """
     move = ledger.move(name, alias)
     if move is not None:
-        underway = move.kind == "promotion" and now < as_time(move.issued, "issued") + UNDERWAY
-        if version == move.version or (underway and version == move.before):
-            return None
+        ledger.store.create(_end_key(name, move), b"{}")
+
+
+def _underway(ledger: LedgerState, name: str, move: LastMove, now: datetime) -> bool:
+    recent = move.kind == "promotion" and now < as_time(move.issued, "issued") + UNDERWAY
+    return recent and not ledger.store.exists(_end_key(name, move))
+
+
+def _end_key(name: str, move: LastMove) -> str:
+    return f"moves/{name}/{move.sequence}.json"
+
+
+def misplaced(ledger: LedgerState, name: str, alias: str, version: str, now: datetime) -> Denied | None:
+    """Why an alias of prod.<name> must not be on this version; None where the gate's newest signed move put it there.
+
+    For a moment after a promotion is entered the alias may still be where it was, until the gate says that it is set.
+    """
+    move = ledger.move(name, alias)
+    if move is not None and (
+        version == move.version or (version == move.before and _underway(ledger, name, move, now))
+    ):
+        return None
     last = None if move is None else move.version
     where = "unset" if last is None else f"on version {last}"
     return Denied(

@@ -62,8 +62,13 @@ def _unentered(state: LedgerState, key: str) -> Attestation | None:
     return found if found.claims["verdict"] not in attest.ADMITTED else None
 
 
-def after_of(claims: Mapping[str, Any]) -> tuple[int, str]:
-    """Number and SHA-256 of the last entry of the ledger before a verdict was issued; raises Denied without them."""
+def after_of(claims: Mapping[str, Any]) -> tuple[int, str] | None:
+    """Number and SHA-256 of the last entry of the ledger before a verdict was issued; raises Denied for anything else.
+
+    None for a verdict of an earlier version, which named no ledger.
+    """
+    if claims.get("after") is None:
+        return None
     fields = as_object(claims.get("after"), {"sequence", "sha256"}, "the entry before a verdict")
     sequence = fields["sequence"]
     if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 0:
@@ -71,8 +76,10 @@ def after_of(claims: Mapping[str, Any]) -> tuple[int, str]:
     return sequence, as_sha256(fields["sha256"], "sha256")
 
 
-def check_ledger(state: LedgerState, after: tuple[int, str]) -> None:
+def check_ledger(state: LedgerState, after: tuple[int, str] | None) -> None:
     """Raise Denied unless the ledger has this very entry: a gate may keep several, and one says nothing in another."""
+    if after is None:
+        return
     sequence, sha256 = after
     entry = entry_at(state.store, state.trust, sequence) if sequence else None
     if sha256 != (START if sequence == 0 else entry.sha256 if entry is not None else None):
