@@ -24,7 +24,8 @@ from vetgate.trust import attest
 from vetgate.trust.keys import load_or_create_key, raw_public, read_trust_root, trust_key, utc_now
 from vetgate.trust.waivers import read_approval, read_waiver, sign_approval, sign_waiver
 
-NOW = utc_now().replace(microsecond=0)
+# later than any moment at which these tests run: what is asked is never before what was entered
+NOW = utc_now().replace(microsecond=0) + timedelta(hours=1)
 MANIFEST, FILES, SOURCE = "a" * 64, {"model.onnx": "b" * 64}, "s3://vetted/it"
 
 
@@ -219,7 +220,7 @@ class TestWaived:
 
 def test_the_moment_is_the_clock_s_where_none_is_given(production: Production) -> None:
     production.decide(issued=NOW - timedelta(days=31))
-    production.promote()
+    production.promote(now=utc_now())
     with pytest.raises(Stale, match="expired"):
         production.covered(now=None)
 

@@ -26,7 +26,7 @@ KEYS = {
     "results": f"{M}/20261129T120000Z-{D}.json",
     "revocations": f"{D}.json",
     "submissions": f"{M}.json",
-    "submitters": f"{M}.json",
+    "submitters": f"{M}/{M}.json",
     "tampered": "digits/12.json",
     "waivers": f"{M}/{D}.json",
 }
