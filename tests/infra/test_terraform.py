@@ -29,7 +29,7 @@ GATES_OWN = {
     "tampered", "verdicts", "vetted", "waivers",
 }  # fmt: skip
 # what changes; everything else is written once
-REPLACED = {"leases", "moves", "probe"}
+REPLACED = {"leases", "probe"}
 TO_WRITE = {"s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion", "s3:AbortMultipartUpload"}
 # a name of the store as the code writes it: a part and a slash, and then a value
 KEY = re.compile(r"([a-z-]+)/")

@@ -24,15 +24,15 @@ locals {
     gate = {
       account   = "gate"
       reads     = ["evidence", "invocations", "examinations", "repairs", "registered", "submitters"]
-      creates   = ["quarantine", "submissions", "canaries", "verdicts", "attestations", "ledger", "vetted", "promotions", "waivers", "approvals", "revocations", "rescans", "tampered", "reports", "results"]
-      replaces  = ["leases", "moves", "probe"]
+      creates   = ["quarantine", "submissions", "canaries", "verdicts", "attestations", "ledger", "vetted", "promotions", "waivers", "approvals", "revocations", "rescans", "tampered", "reports", "results", "moves"]
+      replaces  = ["leases", "probe"]
       data      = "read"
       artifacts = "write"
     }
     # loads what was vetted, and checks by itself that it was
     serving = {
       account   = "serving"
-      reads     = ["attestations", "ledger", "promotions", "revocations", "vetted"]
+      reads     = ["attestations", "ledger", "moves", "promotions", "revocations", "vetted"]
       creates   = []
       replaces  = []
       data      = "none"

@@ -50,7 +50,7 @@ data "aws_iam_policy_document" "bucket" {
   }
 
   # vetgate writes with If-None-Match; who writes without it could put a new version over an attestation or over vetted
-  # bytes. What is replaced, with If-Match: leases, the moves of aliases under way, and two probes.
+  # bytes. What is replaced, with If-Match: leases and two probes.
   dynamic "statement" {
     for_each = each.key == "store" ? ["OnlyNewNames"] : []
 
@@ -60,7 +60,6 @@ data "aws_iam_policy_document" "bucket" {
       actions = ["s3:PutObject"]
       not_resources = [
         "${aws_s3_bucket.this[each.key].arn}/leases/*",
-        "${aws_s3_bucket.this[each.key].arn}/moves/*",
         "${aws_s3_bucket.this[each.key].arn}/probe/*",
         "${aws_s3_bucket.this[each.key].arn}/.conditional-writes",
       ]
