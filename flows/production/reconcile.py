@@ -42,24 +42,27 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     answers = list(zip(held, coverages(seen, held), strict=True))
     errors: list[VetgateError] = [answer for _, answer in answers if isinstance(answer, StoreError)]
     errors += [seen.state] if isinstance(seen.state, Removed) else []
-    fine = [
-        (item, answer)
-        for item, answer in answers
-        if isinstance(answer, Coverage)
-        and all(isinstance(name.answer, Coverage) for name in standings(seen, item, answer))
-    ]
-    known = [(item, answer) for item, answer in answers if not isinstance(answer, StoreError)]
-    # one name at a time: one that the registry does not let go must not keep the others of its version
-    wrong = [
-        partial(_off, seen, item, held, answer, name)
-        for item, answer in known
-        for name in standings(seen, item, answer)
-        if isinstance(name.answer, Denied) and name.answer is not seen.state
-    ]
+    fine: list[tuple[Registered, Coverage]] = []
+    wrong: list[Callable[[], list[TakenBack]]] = []
+    for item, answer in answers:
+        if isinstance(answer, StoreError):
+            continue
+        names = standings(seen, item, answer)
+        if isinstance(answer, Coverage) and all(isinstance(name.answer, Coverage) for name in names):
+            fine.append((item, answer))
+        # one name at a time: one that the registry does not let go must not keep the others of its version
+        wrong += [
+            partial(_off, seen, item, held, answer, name, name.answer)
+            for name in names
+            if isinstance(name.answer, Denied) and name.answer is not seen.state
+        ]
     nameless = outlived(seen, [item for item in found if not item.named])
     taken: list[TakenBack] = []
     settled: list[TakenBack] = []
-    for job in chain(wrong, (partial(_unregistered, seen, item, why) for item, why in nameless)):
+    jobs: Iterator[Callable[[], list[TakenBack]]] = chain(
+        wrong, (partial(_unregistered, seen, item, why) for item, why in nameless)
+    )
+    for job in jobs:
         if done := _tried(errors, job):
             taken += done
             # at once: until the ledger has it, what an alias was put back to is not where the gate last put it
@@ -86,15 +89,12 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
 
 
 def _off(
-    seen: Watch, item: Registered, held: Iterable[Registered], answer: Coverage | Denied, name: Standing
+    seen: Watch, item: Registered, held: Iterable[Registered], answer: Coverage | Denied, name: Standing, why: Denied
 ) -> list[TakenBack]:
-    """Take off a version what resolves to it by no right.
+    """Take off a version what resolves to it by no right, for the reason that is given.
 
     An alias is put back to where the gate last put it, or to what stood there before, if that may stay.
     """
-    why = name.answer
-    if not isinstance(why, Denied):
-        return []
     kind = DEMOTION if why is answer and _by_the_gate(seen, item, why) else BYPASS
     aliases = {alias: other.version for other in held if other.name == item.name for alias in other.aliases}
     to = None if name.alias is None else _successor(seen, item, name.alias, aliases, kind)
@@ -124,12 +124,10 @@ def _by_the_gate(seen: Watch, item: Registered, why: Denied) -> bool:
 
 def _was_let_in(seen: Watch, item: Registered) -> bool:
     """Whether the gate promoted exactly this and its own later verdict is what speaks against it."""
-    if not promotable(item.name, item.version):
+    if not promotable(item.name, item.version) or isinstance(seen.state, Removed):
         return False
     try:
         promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
-        if isinstance(seen.state, Removed):
-            return False
         newest = newest_attestation(seen.state, promotion.manifest) if promotion else None
         if promotion is None or newest is None or promotion.source != item.source:
             return False

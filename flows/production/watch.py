@@ -188,9 +188,10 @@ def outlived(seen: Watch, found: Iterable[Registered]) -> Iterator[tuple[Registe
 
 def _doubtful_since(seen: Watch, item: Registered) -> datetime | None:
     """When a version ceased to be covered, as far as the ledger tells; None where it is."""
-    manifest = None if isinstance(seen.state, Removed) else seen.state.promoted(item.name, item.version)
-    if isinstance(seen.state, Removed) or manifest is None:
-        # a time to come is what somebody wrote there; clocks may differ a little
-        told = item.created if item.created <= (seen.now + SETTLING).timestamp() else 0.0
-        return datetime.fromtimestamp(told, UTC)
-    return seen.state.not_admitted_since(manifest, seen.now)
+    if not isinstance(seen.state, Removed):
+        manifest = seen.state.promoted(item.name, item.version)
+        if manifest is not None:
+            return seen.state.not_admitted_since(manifest, seen.now)
+    # a time to come is what somebody wrote there; clocks may differ a little
+    told = item.created if item.created <= (seen.now + SETTLING).timestamp() else 0.0
+    return datetime.fromtimestamp(told, UTC)

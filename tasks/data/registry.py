@@ -6,13 +6,11 @@ commit; the bytes come from the remote through DVC and count only if their SHA-2
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from tasks.data.digits import write_digits
 from tasks.data.dvc_client import Remote, ask
 from tasks.data.own_git import git
 from tasks.data.usable import check_usable
+from tasks.file_lock import locked_within
 from tasks.settings import Settings
 from vetgate.errors import BadSubmission, NotUnderstood, StoreError
 
@@ -164,18 +163,11 @@ def _locked(home: Path) -> Iterator[None]:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with open(home / "data.lock", "a") as lock:
-            end = time.monotonic() + LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise StoreError(
-                            f"expected the data registry under {home} to be free within {LOCK_SECONDS} s, got another "
-                            "process at work on it; wait until it ends"
-                        ) from None
-                    time.sleep(0.05)
+            if not locked_within(lock, LOCK_SECONDS):
+                raise StoreError(
+                    f"expected the data registry under {home} to be free within {LOCK_SECONDS} s, got another process "
+                    "at work on it; wait until it ends"
+                )
             yield
     except OSError as error:
         raise StoreError(

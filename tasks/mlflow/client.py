@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
 
+from tasks.file_lock import locked_within
 from tasks.mlflow.answers import Guarded
 from tasks.settings import Settings, location
 from tasks.sqlite import sqlite_file
@@ -77,17 +76,11 @@ def registry(settings: Settings) -> Iterator[MlflowClient]:
 
 def _hold(lock: IO[bytes]) -> None:
     """Wait until no other process of this home uses the registry; raises StoreError when that takes too long."""
-    ends = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > ends:
-                raise StoreError(
-                    f"expected {lock.name} within {WAIT_SECONDS:g} seconds, got another process that holds it; see "
-                    "with lsof which one waits for the registry, and end it"
-                ) from None
-            time.sleep(0.02)
+    if not locked_within(lock, WAIT_SECONDS):
+        raise StoreError(
+            f"expected {lock.name} within {WAIT_SECONDS:g} seconds, got another process that holds it; see with lsof "
+            "which one waits for the registry, and end it"
+        )
 
 
 def experiment(client: MlflowClient, settings: Settings, name: str) -> str:

@@ -7,7 +7,6 @@ so too: the gate publishes after every decision. In a database of this machine w
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from typing import Any
 from tasks import events
 from tasks.mlflow.answers import an_object, answer_of, objects, text
 from tasks.mlflow.client import by_server, experiment, registry
-from tasks.mlflow.reader import OTHERWISE, access, database_at
+from tasks.mlflow.reader import access, database_at, only_mlflow_knows
 from tasks.records.ledger_heads import head_at, held_against, newer, publish_where_named, read_head, signed_head
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings
@@ -60,7 +59,7 @@ def published_head(settings: Settings) -> bytes | None:
         with _client(settings) as client:
             found = _asked(client, uri)
             return None if found is None else _tag(found, uri)
-    if (path := sqlite_file(uri)) is not None and not any(os.environ.get(name) for name in OTHERWISE):
+    if (path := sqlite_file(uri)) is not None and not only_mlflow_knows():
         if not path.exists():
             return None  # a question makes no database
         with suppress(sqlite3.Error), database_at(path) as database:
@@ -130,7 +129,7 @@ def heads_found(settings: Settings, where: str | None) -> tuple[dict[str, bytes]
 
 
 def _server(settings: Settings) -> bool:
-    return by_server(settings) and not any(os.environ.get(name) for name in OTHERWISE)
+    return by_server(settings) and not only_mlflow_knows()
 
 
 def _tell_server(settings: Settings, data: bytes) -> None:

@@ -42,10 +42,15 @@ NAMES = "SELECT name FROM registered_models WHERE workspace = 'default'"
 Aliases = dict[str, dict[str, str]]
 
 
+def only_mlflow_knows() -> bool:
+    """Whether how the registry is reached is set by what only MLflow's own client reads."""
+    return any(os.environ.get(name) for name in OTHERWISE)
+
+
 def read_production(settings: Settings) -> list[Registered]:
     """What `in_production` gives; raises StoreError when the registry does not answer."""
     uri = settings.tracking_uri
-    if any(os.environ.get(name) for name in OTHERWISE):
+    if only_mlflow_knows():
         return in_production(settings)
     if uri.startswith(("http://", "https://")):
         return _named(*_from_server(uri.rstrip("/")))
@@ -64,7 +69,7 @@ def read_production(settings: Settings) -> list[Registered]:
 def read_names(settings: Settings) -> list[str]:
     """What `all_names` gives; raises StoreError when the registry does not answer."""
     uri = settings.tracking_uri
-    if not any(os.environ.get(name) for name in OTHERWISE):
+    if not only_mlflow_knows():
         if uri.startswith(("http://", "https://")):
             with _server(uri.rstrip("/")) as client:
                 return [text(m.get("name")) for m in _pages(client, "registered-models", {"max_results": MODELS})]

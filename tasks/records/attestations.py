@@ -1,18 +1,16 @@
 """Attestations in the store: each written once, under a name that its signed payload gives it.
 
-Which one is the newest, the ledger says. A name that does not fit its content means that one of the two was altered;
-then nothing about these bytes is believed any more.
+Which one is the newest, the ledger says, and what that one must hold. One whose name does not fit its content is none.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tasks.records.ledger_chain import START, entry_at, removed
-from tasks.records.ledger_state import LedgerState, Told
+from tasks.records.ledger_state import LedgerState, as_entered
 from tasks.store.base import Store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied
@@ -44,7 +42,10 @@ def newest_attestation(state: LedgerState, manifest_sha256: str) -> Attestation 
     does. Whatever else lies beside it is none.
     """
     told = state.verdict(manifest_sha256)
-    newest = None if told is None else _as_entered(state.store, told)
+    newest = None
+    if told is not None:
+        envelope = attest.read_envelope(as_entered(state.store, told))
+        newest = Attestation(told.key, envelope, attest.claims(envelope))
     for key in state.store.list(f"attestations/{manifest_sha256}/"):
         if state.entered(key) is None and (found := _unentered(state, key)) is not None:
             newest = found
@@ -84,17 +85,6 @@ def check_ledger(state: LedgerState, after: tuple[int, str] | None) -> None:
     entry = entry_at(state.store, state.trust, sequence) if sequence else None
     if sha256 != (START if sequence == 0 else entry.sha256 if entry is not None else None):
         raise Denied(f"expected a verdict of this ledger, got one after another entry {sequence}; vet it here")
-
-
-def _as_entered(store: Store, told: Told) -> Attestation:
-    try:
-        data = store.read(told.key)
-    except KeyError:
-        raise removed(f"expected {told.key}, which entry {told.sequence} tells of, got none; restore it") from None
-    if hashlib.sha256(data).hexdigest() != told.sha256:
-        raise removed(f"expected {told.key} as entry {told.sequence} tells of it, got other bytes; restore it")
-    envelope = attest.read_envelope(data)
-    return Attestation(told.key, envelope, attest.claims(envelope))
 
 
 def is_revoked(state: LedgerState, digest: str) -> bool:

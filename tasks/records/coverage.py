@@ -5,16 +5,14 @@ Promotion, reconciliation and the serving side ask the same question here, so th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from tasks.records.attestations import Attestation, newest_attestation, revocation_of
-from tasks.records.ledger_chain import removed
-from tasks.records.ledger_state import LedgerState, ledger_state
-from tasks.records.promotions import Promotion, promotion_of
+from tasks.records.ledger_state import LedgerState, as_entered, ledger_state
+from tasks.records.promotions import Promotion, promotion_in, promotion_of
 from tasks.records.proven_time import moment_after
 from tasks.records.waivers import revoked
 from tasks.settings import Settings
@@ -60,7 +58,10 @@ def covered(
     if state is None:
         state = ledger_state(settings)
         moment = moment_after(state, moment)
-    promotion = _as_entered(state, name, version, source, moment)
+    told = state.promotion(name, version)
+    entered = None if told is None else as_entered(state.store, told)
+    found = None if entered is None else promotion_in(name, version, entered, state.trust, now=moment)
+    promotion = _at(found, name, version, source)
     newest = newest_attestation(state, promotion.manifest)
     if newest is None:
         raise Denied(f"expected a verdict on {promotion.manifest}, got none; run `vetgate vet` on it")
@@ -77,28 +78,15 @@ def covered(
     return Coverage(promotion.manifest, promotion.files, newest, promotion, claims, until, grace)
 
 
-def _as_entered(state: LedgerState, name: str, version: str, source: str, now: datetime) -> Promotion:
-    """The gate's promotion of this version, as the ledger tells of it; raises Denied, or Removed when it is not so."""
-    told = state.promotion(name, version)
-    if told is not None:
-        try:
-            found = hashlib.sha256(state.store.read(told.key)).hexdigest()
-        except KeyError:
-            raise removed(f"expected {told.key}, which entry {told.sequence} tells of, got none; restore it") from None
-        if found != told.sha256:
-            raise removed(f"expected {told.key} as entry {told.sequence} tells of it, got other bytes; restore it")
-    return promoted_at(state.store, state.trust, name, version, source, now, entered=told is not None)
-
-
-def promoted_at(
-    store: Store, trust: TrustRoot, name: str, version: str, source: str, now: datetime, *, entered: bool = True
-) -> Promotion:
+def promoted_at(store: Store, trust: TrustRoot, name: str, version: str, source: str, now: datetime) -> Promotion:
     """The gate's promotion of this version of prod.<name> with its bytes at `source`; raises Denied where it has none.
 
-    It needs no ledger: what the gate never promoted is no better for a ledger that is broken. Where there is one and it
-    tells of no such promotion, it was not `entered` and is none.
+    It needs no ledger: what the gate never promoted is no better for a ledger that is broken.
     """
-    promotion = promotion_of(store, trust, name, version, now=now) if entered else None
+    return _at(promotion_of(store, trust, name, version, now=now), name, version, source)
+
+
+def _at(promotion: Promotion | None, name: str, version: str, source: str) -> Promotion:
     if promotion is None:
         raise Denied(
             f"expected version {version} of prod.{name} to be the gate's, got one it never promoted; promote it"

@@ -7,6 +7,7 @@ before it or tells it otherwise is refused. Losing the file costs one reading of
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
 import weakref
@@ -62,6 +63,17 @@ class Told:
     key: str
     sha256: str
     digest: str
+
+
+def as_entered(store: Store, told: Told) -> bytes:
+    """The bytes of the object that an entry tells of; raises Removed, with an alarm, where they are not as entered."""
+    try:
+        data = store.read(told.key)
+    except KeyError:
+        raise removed(f"expected {told.key}, which entry {told.sequence} tells of, got none; restore it") from None
+    if hashlib.sha256(data).hexdigest() != told.sha256:
+        raise removed(f"expected {told.key} as entry {told.sequence} tells of it, got other bytes; restore it")
+    return data
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from itertools import islice
 
@@ -17,8 +16,6 @@ from vetgate.trust.keys import GATE, TrustRoot, utc_now
 from vetgate.trust.statements import RESCAN, sign_statement, verify_statement
 from vetgate.trust.strict_json import time_text
 
-# a day and the number of its batch, whose tenth comes after the ninth
-NAME = re.compile(r"rescans/(\d{4}-\d{2}-\d{2})-([1-9][0-9]{0,8})\.json", re.ASCII)
 # of objects that no gate signed so many are passed over before nothing is looked for any more
 MOST = 64
 
@@ -46,11 +43,15 @@ def read_rescan(store: Store, trust: TrustRoot, key: str) -> Blob:
 
 def last_rescan(store: Store, trust: TrustRoot, wrong: Callable[[str], object]) -> Blob | None:
     """The record of the newest batch, or None; `wrong` is told of what lies there and is none."""
-    named = [(key, found) for key in store.list("rescans/") if (found := NAME.fullmatch(key))]
-    newest = sorted(named, key=lambda item: (item[1][1], int(item[1][2])), reverse=True)
-    for key, _ in islice(newest, MOST):
+    for key in islice(sorted(store.list("rescans/"), key=_order, reverse=True), MOST):
         try:
             return read_rescan(store, trust, key)
         except (Denied, KeyError) as error:
             wrong(f"{key}: {error}")
     return None
+
+
+def _order(key: str) -> tuple[str, int]:
+    # a day and the number of its batch, whose tenth comes after the ninth
+    day, _, number = key.removesuffix(".json").rpartition("-")
+    return day, int(number)

@@ -7,7 +7,6 @@ the store can lay objects beside a statement, and none in its place.
 from __future__ import annotations
 
 import hashlib
-import re
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -22,7 +21,6 @@ from vetgate.trust.statements import SUBMISSION, claimed, sign_statement, verify
 from vetgate.trust.strict_json import as_time, time_text
 
 MOST_ANCESTORS = 64
-NAME = re.compile(r"[0-9a-f]{64}\.json")
 
 
 def sign_submission(manifest_sha256: str, name: str, key: Ed25519PrivateKey) -> Envelope:
@@ -45,8 +43,6 @@ def signers_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> frozense
     """
     found: set[str] = set()
     for key in store.list(_folder(manifest_sha256)):
-        if not NAME.fullmatch(key.removeprefix(_folder(manifest_sha256))):
-            continue
         try:
             envelope = dsse.read_envelope(store.read(key))
             issued = as_time(claimed(SUBMISSION, envelope)["issued"], "issued")
