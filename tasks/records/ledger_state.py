@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tasks.file_lock import locked_within
 from tasks.records.ledger_chain import (
     NUMBERED,
     PREFIX,
@@ -40,6 +41,7 @@ from vetgate.trust.keys import GATE, TrustRoot, read_trust_root
 from vetgate.trust.strict_json import as_time
 
 FILE = "ledger-state.db"
+LOCK = "ledger-state.lock"
 TABLES = {
     "last": "store TEXT PRIMARY KEY, sequence INTEGER, sha256 TEXT, keys TEXT",
     "once": "store TEXT, name TEXT, sequence INTEGER, PRIMARY KEY (store, name)",
@@ -317,16 +319,26 @@ def _move(store: str, index: sqlite3.Connection, entry: Entry, alias: str, versi
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """The index; one that is no database begins anew."""
+    """The index; one that is no database begins anew.
+
+    One process of this home at a time: SQLite waits for nobody when two make a file at once, and none may begin anew
+    what another has just made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return _connected(path)
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError:
-        for part in (path, *(path.with_name(path.name + more) for more in ("-wal", "-shm"))):
-            part.unlink(missing_ok=True)
-        return _connected(path)
+    with open(path.with_name(LOCK), "a") as lock:
+        if not locked_within(lock, WAIT_SECONDS):
+            raise StoreError(
+                f"expected {lock.name} within {WAIT_SECONDS:g} seconds, got another process that holds it; see with "
+                "lsof which one, and end it"
+            )
+        try:
+            return _connected(path)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            for part in (path, *(path.with_name(path.name + more) for more in ("-wal", "-shm"))):
+                part.unlink(missing_ok=True)
+            return _connected(path)
 
 
 def _connected(path: Path) -> sqlite3.Connection:

@@ -18,6 +18,7 @@ from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting.results import Result
 from tests.databases import with_registry
+from tests.processes import in_processes
 from vetgate.errors import Denied, StoreError
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.plain_text import escaped
@@ -224,19 +225,12 @@ def test_a_killed_first_use_leaves_no_half_database_and_four_processes_then_make
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL and not (settings.home / "mlflow.db").exists()
-    answers = FORK.SimpleQueue()
 
-    def record(i: int) -> None:
+    def record(i: int) -> str:
         vetting = result(verdict="PASS", repair=None)
-        answers.put(record_vetting(settings, SUBMISSION, MANIFEST, vetting, {}, vetting=str(i % 2)))
+        return record_vetting(settings, SUBMISSION, MANIFEST, vetting, {}, vetting=str(i % 2))
 
-    processes = [FORK.Process(target=record, args=(i,)) for i in range(4)]
-    for process in processes:
-        process.start()
-    runs = {answers.get() for _ in processes}
-    for process in processes:
-        process.join()
-    assert len(runs) == 2
+    assert len(set(in_processes(4, record))) == 2
     with registry(settings) as client:
         assert len(client.search_model_versions("name = 'thirdparty.digits-cnn'")) == 1
 

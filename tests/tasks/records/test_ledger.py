@@ -22,6 +22,7 @@ from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
+from tests.processes import in_processes
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, WrongClock
 from vetgate.trust import attest, dsse
@@ -182,19 +183,7 @@ def test_two_processes_that_append_at_once_share_one_chain(settings: Settings, t
 
 def test_what_is_entered_once_is_entered_once_by_several_at_once_too(settings: Settings) -> None:
     key = attested(settings)
-    start, answers = FORK.Barrier(4), FORK.SimpleQueue()
-
-    def work() -> None:
-        start.wait()
-        answers.put(note(settings, key).sequence)
-
-    processes = [FORK.Process(target=work) for _ in range(4)]
-    for process in processes:
-        process.start()
-    found = {answers.get() for _ in processes}
-    for process in processes:
-        process.join()
-    assert found == {1}
+    assert set(in_processes(4, lambda _: note(settings, key).sequence)) == {1}
     assert verify_ledger(settings)["entries"] == 1
 
 

@@ -19,27 +19,11 @@ from tasks.settings import Settings
 from tasks.store.base import BadKey, Changed, Store
 from tasks.store.directory import ABANDONED_SECONDS, DirectoryStore
 from tasks.store.open import open_store
+from tests.processes import in_processes
 from vetgate.errors import StoreError
 
 FORK = multiprocessing.get_context("fork")
 MIB = 1 << 20
-
-
-def in_processes(count: int, work: Callable[[int], object]) -> list[object]:
-    """What `work(i)` returns in each of `count` processes that start it at the same moment."""
-    start, answers = FORK.Barrier(count), FORK.SimpleQueue()
-
-    def run(i: int) -> None:
-        start.wait()
-        answers.put((i, work(i)))
-
-    processes = [FORK.Process(target=run, args=(i,)) for i in range(count)]
-    for process in processes:
-        process.start()
-    found = dict(answers.get() for _ in processes)
-    for process in processes:
-        process.join()
-    return [found[i] for i in range(count)]
 
 
 def again(store: Store) -> Store:

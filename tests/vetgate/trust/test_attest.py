@@ -4,7 +4,6 @@ import base64
 import copy
 import hashlib
 import json
-import multiprocessing
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from tests.processes import in_processes
 from vetgate.errors import Denied, Stale, StoreError
 from vetgate.trust import attest
 from vetgate.trust.keys import GATE, KEY_LIFETIME, PublicKey, TrustRoot, load_or_create_key, raw_public, read_trust_root
@@ -360,19 +360,10 @@ def test_a_trust_root_that_is_there_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_eight_processes_make_one_key(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    start, answers = fork.Barrier(8), fork.SimpleQueue()
+    def make(_: int) -> bytes:
+        return raw_public(load_or_create_key(tmp_path / "k" / "key", tmp_path / "k" / "trust", now=NOW))
 
-    def make() -> None:
-        start.wait()
-        answers.put(raw_public(load_or_create_key(tmp_path / "k" / "key", tmp_path / "k" / "trust", now=NOW)))
-
-    processes = [fork.Process(target=make) for _ in range(8)]
-    for process in processes:
-        process.start()
-    found = {answers.get() for _ in processes}
-    for process in processes:
-        process.join()
+    found = set(in_processes(8, make))
     (key,) = read_trust_root(tmp_path / "k" / "trust").keys
     assert found == {key.raw}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.processes import in_processes
 from vetgate.errors import BadSubmission, Denied, StoreError
 from vetgate.trust.keys import (
     APPROVER,
@@ -106,19 +107,10 @@ def test_a_vetter_s_key_that_was_taken_out_of_the_trust_root_stays_out(root: Pat
 def test_of_processes_that_make_a_vetter_s_key_at_once_all_get_the_same_and_it_is_trusted(
     root: Path, tmp_path: Path
 ) -> None:
-    fork = multiprocessing.get_context("fork")
-    start, got = fork.Barrier(6), fork.SimpleQueue()
+    def make(_: int) -> bytes:
+        return raw_public(load_or_create_vetter(tmp_path / "vetter.ed25519", root, now=NOW))
 
-    def make() -> None:
-        start.wait()
-        got.put(raw_public(load_or_create_vetter(tmp_path / "vetter.ed25519", root, now=NOW)))
-
-    processes = [fork.Process(target=make) for _ in range(6)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    (raw,) = {got.get() for _ in range(6)}
+    (raw,) = set(in_processes(6, make))
     assert raw in {key.raw for key in read_trust_root(root).keys if key.role == VETTER}
 
 
