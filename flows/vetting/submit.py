@@ -13,12 +13,13 @@ from typing import Any
 
 from tasks import events
 from tasks.mlflow.reader import read_names
-from tasks.records.attestations import newest_attestation
+from tasks.records.attestations import Attestation, newest_attestation
 from tasks.records.ledger_state import ledger_state
 from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
+from vetgate.digest import canonical_json
 from vetgate.errors import Altered, BadSubmission, Denied, Removed, StoreError
 from vetgate.formats.model_name import alike
 from vetgate.trust.keys import load_key
@@ -92,6 +93,7 @@ class Report:
 def local_report(settings: Settings, submission: str) -> Report:
     """The report that was made here, or else the store's of the newest vetting that the ledger tells of.
 
+    One that was made here of an earlier verdict than the ledger's newest comes with a warning.
     Raises BadSubmission when there is none, Altered for a page that vetgate does not write.
     """
     from tasks.report.page import is_page
@@ -100,7 +102,11 @@ def local_report(settings: Settings, submission: str) -> Report:
     record = intake.find_record(store, submission)
     path = settings.home / "reports" / f"{record.id}.html"
     if path.exists():
-        return Report(record, path)
+        newest = newest_attestation(ledger_state(settings), record.id)
+        if newest is None or _is_of(settings, record, newest):
+            return Report(record, path)
+        verdict = newest.claims["verdict"]
+        return Report(record, path, (f"{path} is of an earlier vetting; the newest verdict is {verdict}, vet it again",))
     names = [key.removeprefix(f"reports/{record.id}/") for key in store.list(f"reports/{record.id}/")]
     stems = [name.removesuffix(".html") for name in names if PAGE.fullmatch(name)]
     state = ledger_state(settings) if stems else None
@@ -125,3 +131,12 @@ def local_report(settings: Settings, submission: str) -> Report:
     verdict = "no verdict" if newest is None else str(newest.claims["verdict"])
     warning = f"{key} comes from the store and is not signed; what counts is the ledger's newest verdict, {verdict}"
     return Report(record, path, (warning,))
+
+
+def _is_of(settings: Settings, record: intake.Record, newest: Attestation) -> bool:
+    """Whether what was made here last was made of this verdict."""
+    try:
+        made_of = (settings.home / "attestations" / f"{record.id}.json").read_bytes()
+    except OSError:
+        return False
+    return made_of == canonical_json(newest.envelope)

@@ -93,16 +93,41 @@ def test_a_page_that_vetgate_does_not_write_is_refused_and_leaves_nothing(page: 
     assert not list((home.settings.home / "reports").iterdir())
 
 
-def test_one_that_was_made_here_is_not_asked_of_the_store(home: Home) -> None:
+def made_here(home: Home, manifest: str) -> Path:
+    """A page with the attestation beside it, as `publish` leaves them, of the newest verdict in the store."""
+    page = home.settings.home / "reports" / f"{manifest}.html"
+    attestation = home.settings.home / "attestations" / f"{manifest}.json"
+    for path in (page, attestation):
+        path.parent.mkdir(exist_ok=True)
+    page.write_text("made here")
+    attestation.write_bytes(home.store.read(max(home.store.list(f"attestations/{manifest}/"))))
+    return page
+
+
+def test_one_that_was_made_here_is_not_the_store_s(home: Home) -> None:
     manifest = home.submit(b"model")
     key = vetted(home, manifest, "PASS")
     local_report(home.settings, manifest)
-    made = home.settings.home / "reports" / f"{manifest}.html"
-    assert not made.exists(), "what comes from the store takes no place of what is made here"
-    made.write_text("made here")
+    assert not (home.settings.home / "reports" / f"{manifest}.html").exists(), "a store's page takes no place of ours"
+    made = made_here(home, manifest)
     Path(home.settings.store, key).unlink()
     found = local_report(home.settings, manifest)
     assert (found.path, found.warnings) == (made, ())
+
+
+@pytest.mark.parametrize("then", ["FAIL", "INCONCLUSIVE", "PASS"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_one_of_an_earlier_verdict_says_which_is_the_newest(then: str, lost: bool, home: Home) -> None:
+    manifest = home.submit(b"model")
+    home.decide(manifest, "PASS", issued=NOW)
+    made = made_here(home, manifest)
+    assert local_report(home.settings, manifest).warnings == ()
+    if lost:
+        (home.settings.home / "attestations" / f"{manifest}.json").unlink()
+    home.decide(manifest, then, issued=NOW + timedelta(seconds=1))
+    found = local_report(home.settings, manifest)
+    assert found.path == made
+    assert found.warnings == (f"{made} is of an earlier vetting; the newest verdict is {then}, vet it again",)
 
 
 def test_nothing_is_handed_out_beside_a_ledger_that_is_broken(home: Home) -> None:
