@@ -106,7 +106,8 @@ def local_report(settings: Settings, submission: str) -> Report:
         if newest is None or _is_of(settings, record, newest):
             return Report(record, path)
         verdict = newest.claims["verdict"]
-        return Report(record, path, (f"{path} is of an earlier vetting; the newest verdict is {verdict}, vet it again",))
+        warning = f"{path} is of an earlier vetting; the newest verdict is {verdict}, vet it again"
+        return Report(record, path, (warning,))
     names = [key.removeprefix(f"reports/{record.id}/") for key in store.list(f"reports/{record.id}/")]
     stems = [name.removesuffix(".html") for name in names if PAGE.fullmatch(name)]
     state = ledger_state(settings) if stems else None
