@@ -22,9 +22,9 @@ from tasks.mlflow.promoted import PROMOTIONS
 from tasks.records.promotions import promotion_of
 from tasks.settings import location
 from tasks.store.base import fetch_all
-from tests.production import NOW, Home, home_in
+from tests.production import Home, home_in
 from vetgate.errors import Altered, StoreError
-from vetgate.trust.keys import read_trust_root
+from vetgate.trust.keys import read_trust_root, utc_now
 
 ELSEWHERE = ["gs://bucket/x", "http://127.0.0.1:9/api/2.0/mlflow-artifacts/artifacts/x", "ftp://127.0.0.1:9/x"]
 
@@ -86,7 +86,7 @@ class TestNames:
         done = reconcile(home.settings)["taken_back"]
         assert {(item["name"], item["alias"]) for item in done} == {(name, "champion"), ("digits", "champion")}
         assert home.aliases(name) == {} and home.aliases() == {"champion": "1"}
-        later = reconcile(home.settings, now=NOW + timedelta(minutes=10))["taken_back"]
+        later = reconcile(home.settings, now=utc_now() + timedelta(minutes=10))["taken_back"]
         assert {(item["name"], item["version"]) for item in later} == {(name, "1"), ("digits", evil)}
 
 
@@ -97,7 +97,7 @@ class TestRows:
         evil = home.registered(b"evil")
         written(home, "UPDATE model_versions SET creation_time = ? WHERE version = ?", moment, int(evil))
         assert at_a_glance(home.settings)["errors"] == {}
-        reconcile(home.settings, now=NOW + timedelta(minutes=10))
+        reconcile(home.settings, now=utc_now() + timedelta(minutes=10))
         assert numbers(home) == {"1"}
 
     @pytest.mark.parametrize("alias", [b"\xff\x00\xfe", "", "x\x1b[31m\n"])
@@ -123,7 +123,7 @@ class TestRows:
     def test_no_number_hides_a_version(self, home: Home, number: int) -> None:
         home.promoted(b"good")
         written(home, "UPDATE model_versions SET version = ? WHERE version = ?", number, int(home.registered(b"evil")))
-        reconcile(home.settings, now=NOW + timedelta(minutes=10))
+        reconcile(home.settings, now=utc_now() + timedelta(minutes=10))
         assert numbers(home) == {"1"}
 
 

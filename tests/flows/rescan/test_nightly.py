@@ -40,8 +40,8 @@ from vetgate.errors import StoreError
 from vetgate.trust.keys import load_or_create_key, read_trust_root, utc_now
 
 FORK = multiprocessing.get_context("fork")
-DAY = NOW.date().isoformat()
-BATCH = f"{DAY}-1"
+# the first batch of today, and of tomorrow where midnight is near
+BATCHES = sorted({f"{moment.date().isoformat()}-1" for moment in (NOW, NOW + timedelta(hours=1))})
 EXAMINING = """
 import json, sys
 from flows.rescan.local import cool, examine_locally
@@ -91,7 +91,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, honest: Path, trojaned: Path)
     load_or_create_key(home.settings.gate_key, home.settings.trust_root, now=NOW - timedelta(days=90))
     good, bad = (intake.take(home.settings, named(directory, room)).id for directory in (honest, trojaned))
     flock = [canary.manifest for canary in canaries(home.settings)]
-    wanted = [(good, ""), (bad, ""), (bad, SECOND), *((manifest, f"canary {BATCH}") for manifest in flock)]
+    wanted = [(good, ""), (bad, ""), (bad, SECOND), *((m, f"canary {batch}") for m in flock for batch in BATCHES)]
     made = Base(home.settings.home, settled, good, bad, {})
     out = room / "requests.json"
     subprocess.run(
