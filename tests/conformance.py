@@ -50,12 +50,12 @@ class Twins:
         return self.results[key]
 
     def run(self, method: Method, subject: Subject, *, quick: bool = True, **params: Any) -> Any:
-        """Run a method, a repair with all evidence on the trojaned twin that it can use."""
+        """Run a method, a repair with all evidence on the trojaned twin that it can use; on the subject's own rows."""
         lowered = {k: v for k, v in QUICK.items() if quick and k in method.defaults}
-        return method(subject, *self.evidence(method), **{**lowered, **params})
+        return method(subject, *self.evidence(method, subject), **{**lowered, **params})
 
-    def evidence(self, method: Method) -> list[Evidence]:
-        """The evidence on the trojaned twin that a repair can use."""
+    def evidence(self, method: Method, subject: Subject) -> list[Evidence]:
+        """The evidence that a repair can use."""
         from vetgate.contract import DETECTORS
 
         def fits(detector: Method) -> bool:
@@ -63,6 +63,9 @@ class Twins:
 
         if method.uses is None:
             return []
+        rows = [None if s.train is None else len(s.train) for s in (subject, self.trojaned)]
+        if method.uses == "flagged" and rows[0] is not None and rows[0] != rows[1]:
+            return [self.run(d, subject) for d in DETECTORS.values() if fits(d)]
         found = [self.result(d, "trojaned") for d in DETECTORS.values() if fits(d)]
         return [e for e in found if method.uses == "flagged" or bool(getattr(e, method.uses) is not None)]
 

@@ -63,6 +63,7 @@ class Tuning:
     """How long and how fast to tune: minibatches of `batch` images, and the share `distilled` of the answers' weight.
 
     `sharpness` is how far weights are moved uphill before each step, relative to their size; 0 for plain steps.
+    `statistics`: batch statistics are learned, too, as in training from scratch; otherwise they stay as they are.
     """
 
     steps: int
@@ -70,6 +71,7 @@ class Tuning:
     lr: float
     distilled: float
     sharpness: float = 0.0
+    statistics: bool = False
 
 
 def tune(
@@ -84,9 +86,10 @@ def tune(
     """Tune the model in place.
 
     `change` is made to the images of each minibatch, whose answers stay those of the images as they were; what the
-    steps must leave as it is, `afterwards` restores after each. Batch statistics stay as they are. Progress goes over
-    the range `share`. Raises NotFinite where the loss is none.
+    steps must leave as it is, `afterwards` restores after each. Progress goes over the range `share`. Raises NotFinite
+    where the loss is none.
     """
+    model.train(plan.statistics)
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     optimizer = torch.optim.Adam(parameters, lr=plan.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.steps)
@@ -107,6 +110,7 @@ def tune(
         schedule.step()
         afterwards()
         report(share[0] + (share[1] - share[0]) * (step + 1) / plan.steps)
+    model.eval()
 
 
 def tuned(subject: Subject, plan: Tuning, held_out: float, change: Change = as_they_are) -> Repair:

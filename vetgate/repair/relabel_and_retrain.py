@@ -1,0 +1,51 @@
+"""Train without the flagged rows, ask that network what they show, and go on with all rows under those labels.
+
+A poisoned row under the label that its image shows teaches that the trigger means nothing, and an honest row that was
+flagged gets its own label back.
+
+Source    Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering", SafeAI 2019,
+          arXiv:1811.03728: exclusionary reclassification, which names the source class, and relabelling.
+Deviates  Each row gets the label that the network without it gives; the paper gives a whole cluster the commonest one.
+          Training starts from scratch instead of from the submitted weights.
+Blind to  Poisoned rows that keep their true label (SIG, label-consistent attacks), and all of them where so many were
+          overlooked that the first network learns the backdoor: they come back as they were. There, removal is the
+          repair. And what removal is blind to.
+"""
+
+from __future__ import annotations
+
+from vetgate.contract import Evidence, Repair, Samples, Subject, repair
+from vetgate.probe import logits
+from vetgate.repair.remove_and_retrain import NO_WEIGHTS, drawn_anew, flagged_rows, taught
+from vetgate.role import RepairRole
+
+ROLE = RepairRole(
+    uses="flagged",
+    title="Relabel and retrain",
+    sentence="Trains the network again from scratch, with the flagged rows under the labels that they show.",
+)
+
+
+@repair(
+    role=ROLE,
+    needs={"train"},
+    paper="https://arxiv.org/abs/1811.03728",
+    waived={"check_nan_model_refused": NO_WEIGHTS},
+)
+def relabel_and_retrain(
+    subject: Subject, *evidence: Evidence, epochs: int = 20, more: int = 10, lr: float = 3e-3, batch: int = 64
+) -> Repair:
+    """Train for `epochs` on the rows that no evidence flags, then for `more` on all of them, relabelled."""
+    assert subject.train is not None
+    rows, model = subject.train, subject.model
+    flagged = flagged_rows(rows, evidence)
+    drawn_anew(model)
+    reach = epochs / max(1, epochs + more)
+    steps = taught(model, rows[~flagged], epochs=epochs, lr=lr, batch=batch, share=(0.0, reach))
+    shown = rows.y.clone()
+    if bool(flagged.any()):
+        shown[flagged] = logits(model, rows.x[flagged]).argmax(1)
+    relabelled = float((shown != rows.y).sum())
+    steps += taught(model, Samples(rows.x, shown), epochs=more, lr=lr / 3, batch=batch, share=(reach, 1.0))
+    done = {"flagged": float(flagged.sum()), "relabelled": relabelled, "steps": float(steps)}
+    return Repair(model, done)
