@@ -16,7 +16,7 @@ from typing import IO
 from flows.gate.issue import issue_waived
 from flows.gate.judgement import decide
 from flows.gate.question import Question
-from tasks.mlflow.heads import publish_head
+from tasks.mlflow.heads import check_end, publish_head
 from tasks.program import ended
 from tasks.records.ledger_entries import catch_up, note
 from tasks.settings import Settings, load_settings
@@ -51,6 +51,7 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
     """
     try:
         operation = request.get("op", "decide")
+        check_end(settings)
         if operation == "decide":
             question = Question.from_json({name: value for name, value in request.items() if name != "op"})
             decided = decide(settings, question, separated=separated).to_json()

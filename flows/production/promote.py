@@ -16,6 +16,7 @@ from typing import Any
 from flows.production.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
 from tasks import events
 from tasks.mlflow.aliases import all_names
+from tasks.mlflow.demote import settle
 from tasks.mlflow.heads import publish_head, whole_ledger
 from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.records.alias_moves import AliasMove, end_move, enter_move
@@ -28,8 +29,8 @@ from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
 from tasks.store.open import open_store
 from tasks.vetting.intake import workroom
-from vetgate.digest import canonical_json
-from vetgate.errors import Altered, BadSubmission, Denied, Stale, VetgateError
+from vetgate.digest import canonical_json, sha256_json
+from vetgate.errors import Altered, BadSubmission, Denied, Removed, Stale, VetgateError
 from vetgate.formats.manifest import Manifest
 from vetgate.formats.model_name import MODEL_NAME, RULE, alike
 from vetgate.trust.keys import utc_now
@@ -69,10 +70,18 @@ def promote(
 
 
 def _enter_denial(settings: Settings, name: str, alias: str, submission: str | None, error: Denied) -> None:
-    """Enter a refusal and emit it; one that cannot be entered, because the gate trusts no key, is only logged."""
+    """Enter a refusal, once a day, and emit it.
+
+    Nothing is entered at the end of a ledger that is not whole. What cannot be entered, because the gate trusts no key,
+    is only logged.
+    """
     said = {"name": name, "alias": alias, "submission": submission, "reason": str(error), "exit_code": error.exit_code}
     try:
-        append(settings, "denial", said)
+        if not isinstance(error, Removed):
+            state = ledger_state(settings)
+            once = f"denials/{utc_now().date().isoformat()}/{sha256_json(said)}"
+            if state.entered(once) is None:
+                append(settings, "denial", said, once=once, since=state.end)
     except VetgateError as other:
         logging.getLogger(__name__).warning("the refusal of %s could not be entered: %s", name, other)
     events.emit(events.PROMOTION_DENIED, f"promotion.{name}", said)
@@ -83,6 +92,8 @@ def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
         raise Denied(f"expected a name that no other reads like, got {asked.name} beside {other!r}; remove that model")
     named = None if submission is None else identified(asked, submission)
     whole_ledger(asked.settings)
+    # what a run that was killed took back comes before what is promoted now
+    settle(asked.settings)
     catch_up(asked.settings, named)
     manifest_sha256 = named or newest_admitted(asked)
     with workroom(asked.settings) as room:

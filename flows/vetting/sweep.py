@@ -31,12 +31,18 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
     """Start what was missed, and say what. `queued` are manifests whose vetting is scheduled already."""
     moment = time.time() if now is None else now
     done: Blob = {"vetted": [], "given_up": [], "taken": [], "promoted": [], "at_work": 0, "queued": 0, "errors": []}
-    most = load_policy(settings.policy).max_attempts
-    for item in queue.waiting(settings, _decided(settings, done), moment, done["errors"].append):
+    most, decided = load_policy(settings.policy).max_attempts, _decided(settings, done)
+    for item in queue.waiting(settings, decided, moment, done["errors"].append):
         if item.at_work:
             done["at_work"] += 1
         elif item.record.id in queued:
             done["queued"] += 1
+        elif item.attempts >= most and decided(item.record.id):
+            # leases and results can be anybody's, and end no verdict
+            done["errors"].append(
+                f"{item.record.id}: expected a result beside its verdict in the ledger, got none after {item.attempts} "
+                "vettings; see who can write to results/ and leases/, and run `vetgate vet` on it"
+            )
         elif item.attempts >= most:
             _tried(done, partial(_give_up, settings, item.record.id, done))
         elif item.due <= moment:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,8 +57,8 @@ class TakenBack:
         return self.name, self.version, self.alias, self.stage
 
     def to_json(self) -> dict[str, Any]:
-        """What ledger and event say."""
-        return {k: v for k, v in asdict(self).items() if k not in ("id", "since")} | {"model": f"{PREFIX}{self.name}"}
+        """What ledger and event say; the ledger goes by `since`: a later move of the alias stands."""
+        return {k: v for k, v in asdict(self).items() if k != "id"} | {"model": f"{PREFIX}{self.name}"}
 
 
 def take_back(
@@ -138,7 +139,17 @@ def _stands(client: MlflowClient, noted: TakenBack) -> bool:
 
 
 def _noted(folder: Path) -> list[tuple[Path, TakenBack]]:
-    return [(path, TakenBack(**json.loads(path.read_bytes()))) for path in sorted(folder.glob("*.json"))]
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append((path, TakenBack(**json.loads(path.read_bytes()))))
+        except (ValueError, TypeError):
+            aside = path.with_suffix(".unread")
+            path.rename(aside)
+            logging.getLogger(__name__).warning(
+                "expected what was taken back in %s, got another form; it is set aside as %s", path, aside
+            )
+    return found
 
 
 def _last_entry(settings: Settings) -> int:

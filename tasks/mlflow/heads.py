@@ -20,7 +20,7 @@ from tasks.records.ledger_heads import head_at, held_against, newer, publish_whe
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
-from vetgate.errors import Denied, StoreError, VetgateError
+from vetgate.errors import Denied, Removed, StoreError, VetgateError
 from vetgate.trust.keys import TrustRoot, read_trust_root
 from vetgate.verdict.policy import load_policy
 
@@ -44,7 +44,7 @@ def publish_head(settings: Settings, *, quickly: bool = False) -> None:
         if _server(settings):
             _tell_server(settings, data)
         # asked first: where nothing was entered since, MLflow is not imported for it
-        elif not quickly and newer(data, published_head(settings), ledger_state(settings).trust):
+        elif not quickly and newer(ledger_state(settings), data, published_head(settings), MLFLOW):
             with registry(settings) as client:
                 where = experiment(client, settings, EXPERIMENT)
                 client.set_experiment_tag(where, TAG, data.decode())
@@ -99,6 +99,25 @@ def whole_ledger(settings: Settings) -> LedgerState:
     return held_against(state, _signed(published, state.trust)[0], MLFLOW)
 
 
+def check_end(settings: Settings) -> None:
+    """Raise Removed where the ledger ends before any published head: nothing is to be signed after such an end.
+
+    A head that cannot be read is logged: who is asked for a verdict cannot wait for a registry.
+    """
+    found, unread = heads_found(settings, None)
+    for wrong in unread:
+        logging.getLogger(__name__).warning("a published head of the ledger could not be read: %s", wrong)
+    if found:
+        state = ledger_state(settings)
+        for where, data in found.items():
+            try:
+                held_against(state, data, where)
+            except Removed:
+                raise
+            except Denied as error:
+                logging.getLogger(__name__).warning("the head in %s says nothing: %s", where, error)
+
+
 def heads_found(settings: Settings, where: str | None) -> tuple[dict[str, bytes], list[str]]:
     """The published heads by where they are, and what could not be read; with `where`, that one, or StoreError."""
     if where is not None:
@@ -141,7 +160,7 @@ def _tell_server(settings: Settings, data: bytes) -> None:
         known = text(found.get("experiment_id"))
         if found.get("lifecycle_stage") == "deleted":
             _answered(client, uri, "post", "experiments/restore", json={"experiment_id": known})
-        if newer(data, _tag(found, uri), ledger_state(settings).trust):
+        if newer(ledger_state(settings), data, _tag(found, uri), MLFLOW):
             said = {"experiment_id": known, "key": TAG, "value": data.decode()}
             _answered(client, uri, "post", "experiments/set-experiment-tag", json=said)
 

@@ -21,7 +21,8 @@ from tasks.records.revocations import said_by
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from vetgate.errors import Denied
+from vetgate.errors import Denied, Removed
+from vetgate.formats.plain_text import escaped
 from vetgate.shape import Blob
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import GATE, TrustRoot
@@ -41,6 +42,7 @@ class Statement:
 
 KINDS = {"attestations": "verdict", "waivers": "waiver", "approvals": "approval"}
 DIGEST_LENGTH = 64
+LONGEST_REASON = 1000
 
 
 def note(settings: Settings, key: str, data: bytes | None = None) -> Entry:
@@ -77,17 +79,22 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
             kind, subject = _about(state.store, trust, key)
             _check_order(state, kind, subject)
             _check_known(kind, subject, known)
+            added.append(append(settings, kind, subject, once=key, since=state.end))
+        except Removed:
+            raise
         except (Denied, KeyError):
             continue  # `verify_ledger` tells of it
-        added.append(append(settings, kind, subject, once=key, since=state.end))
     return added
 
 
 def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = False) -> None:
     """Raise Denied for a verdict of another ledger, or one that lets through and was issued before the newest one here.
 
-    One of before the first entry names no ledger: it counts only while this one is empty, or `fresh` from the gate.
+    One of before the first entry names no ledger: it counts only while this one is empty, or `fresh` from the gate. A
+    promotion is of the ledger that its verdict is of.
     """
+    if kind == "promotion":
+        _check_verdict_known(state, subject)
     if kind != "verdict":
         return
     after = after_of(subject)
@@ -101,6 +108,15 @@ def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = 
         raise Denied(
             f"expected a {subject['verdict']} issued after entry {newest.sequence} of the ledger, got one of before; "
             f"remove {subject['key']} and vet again"
+        )
+
+
+def _check_verdict_known(state: LedgerState, subject: Blob) -> None:
+    told = state.objects(f"attestations/{subject['manifest']}")
+    if not any(key.endswith(f"-{subject['attestation']}.json") for key in told):
+        raise Denied(
+            f"expected a promotion by a verdict of this ledger, got one by {subject['attestation']}; remove "
+            f"{subject['key']} and promote here"
         )
 
 
@@ -189,7 +205,9 @@ def _approval(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[st
 
 def _revocation(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str, Blob]:
     reason, keyid = said_by(trust, data)
-    return "revocation", {"digest": key.split("/")[1].removesuffix(".json"), "reason": reason, "by": keyid}
+    # what anybody wrote there must not keep it out of the ledger
+    brief = None if reason is None else escaped(reason)[:LONGEST_REASON]
+    return "revocation", {"digest": key.split("/")[1].removesuffix(".json"), "reason": brief, "by": keyid}
 
 
 _READERS: dict[str, Callable[[Store, TrustRoot, str, bytes], tuple[str, Blob]]] = {

@@ -11,7 +11,6 @@ from pathlib import Path
 from tasks.records.ledger_chain import Entry, entry_at, gate_key, removed
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings, location
-from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
@@ -56,12 +55,20 @@ def read_head(data: bytes, trust: TrustRoot) -> Head:
     return Head(said["sequence"], as_sha256(said["sha256"], "sha256"))
 
 
-def newer(data: bytes, published: bytes | None, trust: TrustRoot) -> bool:
-    """Whether a head goes further than what is published; what no gate signed is replaced."""
+def newer(state: LedgerState, data: bytes, published: bytes | None, where: str) -> bool:
+    """Whether a head goes further than what is published somewhere; what no gate signed is replaced.
+
+    Raises Removed, with an alarm, where the ledger does not hold the entry of which the published one tells: it was cut
+    off and went on from there, and a newer head would hide that.
+    """
+    if published is None:
+        return True
     try:
-        return published is None or read_head(data, trust).sequence > read_head(published, trust).sequence
+        before = read_head(published, state.trust)
     except Denied:
         return True
+    check_head(before, entry_at(state.store, state.trust, before.sequence), where)
+    return read_head(data, state.trust).sequence > before.sequence
 
 
 def check_head(head: Head, entry: Entry | None, where: str) -> None:
@@ -86,10 +93,15 @@ def held_against(state: LedgerState, data: bytes | None, where: str) -> LedgerSt
 
 
 def publish_where_named(settings: Settings, data: bytes) -> None:
-    """Write a signed head to the locations that the policy names; raises StoreError."""
-    trust = ledger_state(settings).trust
+    """Write a signed head to the locations that the policy names; raises StoreError, and Removed as `newer` does."""
+    state = ledger_state(settings)
     for where in load_policy(settings.policy).ledger.heads:
-        _publish(open_store(where, endpoint=settings.s3_endpoint), data, trust)
+        store = open_store(where, endpoint=settings.s3_endpoint)
+        if store.create(KEY, data):
+            continue
+        published, etag = store.read_tagged(KEY)
+        if newer(state, data, published, where):
+            store.replace(KEY, data, if_match=etag)
 
 
 def head_at(settings: Settings, where: str) -> bytes | None:
@@ -106,11 +118,3 @@ def head_at(settings: Settings, where: str) -> bytes | None:
         return None
     except OSError as error:
         raise StoreError(f"expected to read the head in {where}, got {error.strerror}; name its file") from error
-
-
-def _publish(store: Store, data: bytes, trust: TrustRoot) -> None:
-    if store.create(KEY, data):
-        return
-    published, etag = store.read_tagged(KEY)
-    if newer(data, published, trust):
-        store.replace(KEY, data, if_match=etag)

@@ -73,6 +73,8 @@ def as_entered(store: Store, told: Told) -> bytes:
         data = store.read(told.key)
     except KeyError:
         raise removed(f"expected {told.key}, which entry {told.sequence} tells of, got none; restore it") from None
+    except Denied as error:
+        raise removed(f"expected {told.key} as entry {told.sequence} tells of it, got: {error}") from error
     if hashlib.sha256(data).hexdigest() != told.sha256:
         raise removed(f"expected {told.key} as entry {told.sequence} tells of it, got other bytes; restore it")
     return data
@@ -307,14 +309,20 @@ def _take_in(store: str, index: sqlite3.Connection, entry: Entry) -> None:
             if said["alias"] == "champion" and said["old"] not in (None, said["version"]):
                 _move(store, index, entry, "previous", said["old"])
     elif entry.kind in ("demotion", "bypass") and said["alias"] is not None:
-        _move(store, index, entry, said["alias"], said["to"])
+        # one that a killed run left is entered late; where the alias was moved after it, that stands
+        _move(store, index, entry, said["alias"], said["to"], before=said.get("since") or entry.sequence)
 
 
-def _move(store: str, index: sqlite3.Connection, entry: Entry, alias: str, version: str | None) -> None:
+def _move(
+    store: str, index: sqlite3.Connection, entry: Entry, alias: str, version: str | None, *, before: int | None = None
+) -> None:
+    """Take in a move of an alias; with `before`, unless one with a higher number than that is known."""
     place = (store, entry.subject["name"], alias)
-    known = index.execute("SELECT version FROM moves WHERE store = ? AND name = ? AND alias = ?", place).fetchone()
-    before = None if known is None else known[0]
-    row = (*place, entry.sequence, entry.kind, version, before, entry.issued)
+    asked = "SELECT version, sequence FROM moves WHERE store = ? AND name = ? AND alias = ?"
+    version_before, sequence = index.execute(asked, place).fetchone() or (None, 0)
+    if before is not None and sequence > before:
+        return
+    row = (*place, entry.sequence, entry.kind, version, version_before, entry.issued)
     index.execute("INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 

@@ -117,5 +117,7 @@ def _check_object(store: Store, entry: Entry) -> None:
         found = hashlib.sha256(store.read(str(key))).hexdigest()
     except KeyError:
         raise removed(f"expected {key}, which entry {entry.sequence} tells of, got none: it was removed") from None
+    except Denied as error:
+        raise removed(f"expected {key} as entry {entry.sequence} tells of it, got: {error}") from error
     if found != entry.subject.get("sha256"):
         raise removed(f"expected {key} as entry {entry.sequence} tells of it, got other bytes: it was changed")

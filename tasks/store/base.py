@@ -11,10 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from vetgate.errors import StoreError
+from vetgate.errors import Denied, StoreError
 
 CHUNK = 1 << 20
 MAX_KEY_BYTES = 1024
+# what is larger is fetched into a file; nobody's memory is filled by what a stranger laid into the store
+LARGEST_READ = 256 << 20
 MAX_PART_BYTES = 255
 
 
@@ -44,10 +46,10 @@ class Store(Protocol):
         """Replace an object whose etag is still `if_match`, return the new etag; raises Changed."""
 
     def read(self, key: str) -> bytes:
-        """The object's bytes; raises KeyError when there is none."""
+        """The object's bytes; raises KeyError when there is none, Denied for more than `LARGEST_READ`."""
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        """The object's bytes and the etag of exactly these bytes; raises KeyError."""
+        """The object's bytes and the etag of exactly these bytes; raises KeyError and Denied, as `read` does."""
 
     def etag(self, key: str) -> str:
         """What `replace` expects as `if_match`; raises KeyError."""
@@ -112,6 +114,12 @@ def check_key(key: str) -> str:
     if bad:
         raise BadKey(f"expected a store key of plain names joined by '/', got {key!r} with {bad}; rename the file")
     return key
+
+
+def check_size(key: str, size: int) -> None:
+    """Raise Denied for an object that is too large to be read at once: vetgate writes none that is."""
+    if size > LARGEST_READ:
+        raise Denied(f"expected an object of at most {LARGEST_READ} bytes under {key}, got {size}; it is none of ours")
 
 
 def check_prefix(prefix: str) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from tasks.store.base import CHUNK, Changed, check_key, check_prefix, passed_over
+from tasks.store.base import CHUNK, LARGEST_READ, Changed, check_key, check_prefix, check_size, passed_over
 from tasks.store.directory import check_digest, write_whole
 from tasks.store.key_forms import keys_among
 from vetgate.errors import StoreError
@@ -91,7 +91,9 @@ class S3Store:
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         with self._explained():
             answer = self._get(key)
-            return bytes(answer["Body"].read()), str(answer["ETag"])
+            with closing(answer["Body"]) as body:
+                check_size(key, int(answer["ContentLength"]))
+                return bytes(body.read(LARGEST_READ + 1)), str(answer["ETag"])
 
     def etag(self, key: str) -> str:
         head = self._head(check_key(key))

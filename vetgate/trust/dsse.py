@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSignature, Denied, IssuedLater
 from vetgate.trust.keys import GATE, PublicKey, TrustRoot, key_id
-from vetgate.trust.strict_json import as_base64, as_list, as_object, as_text, parse, time_text
+from vetgate.trust.strict_json import MAX_BYTES, as_base64, as_list, as_object, as_text, parse, time_text
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -27,14 +27,20 @@ Envelope = dict[str, Any]
 
 
 def sign(statement: Mapping[str, Any], key: Ed25519PrivateKey) -> Envelope:
-    """The statement's DSSE envelope, with one signature."""
-    payload = canonical_json(statement)
+    """The statement's DSSE envelope, with one signature; raises Denied for one that nobody could read again."""
+    try:
+        payload = canonical_json(statement)
+    except UnicodeEncodeError as error:
+        raise Denied(f"expected text in a statement, got {error.object[error.start]!r}; write it out") from error
     signature = key.sign(pre_authentication(PAYLOAD_TYPE, payload))
-    return {
+    envelope = {
         "payloadType": PAYLOAD_TYPE,
         "payload": base64.b64encode(payload).decode(),
         "signatures": [{"keyid": key_id(key), "sig": base64.b64encode(signature).decode()}],
     }
+    if (size := len(canonical_json(envelope))) > MAX_BYTES:
+        raise Denied(f"expected a statement of at most {MAX_BYTES} bytes once it is signed, got {size}; say it in less")
+    return envelope
 
 
 def pre_authentication(payload_type: str, payload: bytes) -> bytes:
