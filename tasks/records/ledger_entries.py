@@ -77,7 +77,8 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
     for key in missing:
         try:
             kind, subject = _about(state.store, trust, key)
-            _check_order(state, kind, subject)
+            # its verdict may have been entered a moment ago
+            _check_order(ledger_state(settings) if kind == "promotion" else state, kind, subject)
             _check_known(kind, subject, known)
             added.append(append(settings, kind, subject, once=key, since=state.end))
         except Removed:

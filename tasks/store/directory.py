@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks.store.base import CHUNK, LARGEST_READ, BadKey, Changed, check_key, check_prefix, check_size, passed_over
+from tasks.store.base import CHUNK, BadKey, Changed, check_key, check_prefix, check_size, passed_over
 from tasks.store.key_forms import keys_among
 from vetgate.errors import StoreError
 
@@ -72,7 +72,7 @@ class DirectoryStore:
     def read(self, key: str) -> bytes:
         with self._open(key) as file:
             check_size(key, os.fstat(file.fileno()).st_size)
-            return file.read(LARGEST_READ + 1)
+            return file.read()
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         data = self.read(key)

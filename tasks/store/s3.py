@@ -24,7 +24,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from tasks.store.base import CHUNK, LARGEST_READ, Changed, check_key, check_prefix, check_size, passed_over
+from tasks.store.base import CHUNK, Changed, check_key, check_prefix, check_size, passed_over
 from tasks.store.directory import check_digest, write_whole
 from tasks.store.key_forms import keys_among
 from vetgate.errors import StoreError
@@ -93,7 +93,7 @@ class S3Store:
             answer = self._get(key)
             with closing(answer["Body"]) as body:
                 check_size(key, int(answer["ContentLength"]))
-                return bytes(body.read(LARGEST_READ + 1)), str(answer["ETag"])
+                return bytes(body.read()), str(answer["ETag"])
 
     def etag(self, key: str) -> str:
         head = self._head(check_key(key))

@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.gate.decide import answer, make_ready
 from flows.gate.judged import NOT_SIGNED
+from tasks.mlflow.heads import publish_head
 from tasks.records.attestations import attestation_at, newest_attestation, save_attestation
 from tasks.records.coverage import admitted_until
-from tasks.records.ledger_chain import entries
+from tasks.records.ledger_chain import entries, entry_key
 from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
 from tasks.vetting import signed_results
@@ -64,6 +65,28 @@ def stored(court: Court) -> set[str]:
 
 class TestSubmission:
     """What the gate answers to a first vetting."""
+
+    @pytest.mark.parametrize("gone", [(2,), (1, 2)])
+    @pytest.mark.parametrize("named", [False, True])
+    def test_nothing_is_signed_after_an_end_that_was_cut_off_before_a_published_head(
+        self, court: Court, gone: tuple[int, ...], named: bool
+    ) -> None:
+        """Asked of a home of the gate that did not see the end, as one that was restored from a backup."""
+        court.settings.policy.write_text(
+            court.settings.policy.read_text() + f"\nledger: {{heads: [{court.room / 'heads'}]}}\n"
+        )
+        manifest = court.submit(b"clean")
+        asked(court, manifest, CLEAN)
+        asked(court, court.submit(b"another"), CLEAN)
+        publish_head(court.settings)
+        for number in gone:
+            Path(court.settings.store, entry_key(number)).unlink()
+        late = court.settings.model_copy(
+            update={"home": court.room / "late"} | ({"tracking_uri": f"sqlite:///{court.room}/no.db"} if named else {})
+        )
+        before = stored(court)
+        said = answer(late, court.request(manifest, CLEAN))
+        assert said["kind"] == "Removed" and stored(court) == before
 
     def test_a_verdict_is_signed_kept_and_entered(self, court: Court) -> None:
         manifest = court.submit(b"clean")

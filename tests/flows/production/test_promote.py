@@ -7,6 +7,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.production.promote import promote
+from flows.production.reconcile import reconcile
 from flows.production.verify import verify
 from tasks.mlflow.client import registry
+from tasks.mlflow.demote import settle, take_back
+from tasks.mlflow.heads import published_head
 from tasks.records.attestations import newest_attestation, save_attestation
 from tasks.records.coverage import covered
-from tasks.records.ledger_chain import entries
+from tasks.records.ledger_chain import entries, entry_key
 from tasks.records.ledger_entries import catch_up, note
 from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
@@ -29,7 +33,7 @@ from tasks.vetting import intake
 from tests.databases import with_registry
 from tests.production import NOW, signed_verdict, submission_at
 from vetgate.digest import canonical_json
-from vetgate.errors import BadSubmission, Denied, Stale
+from vetgate.errors import BadSubmission, Denied, Removed, Stale
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.plain_text import steering
 from vetgate.trust import attest
@@ -474,6 +478,58 @@ def test_every_refusal_is_in_the_ledger(home: Home) -> None:
     assert denial.subject["submission"] == manifest
     assert "got FAIL" in denial.subject["reason"]
     assert denial.subject["exit_code"] == 1
+
+
+def test_the_same_refusal_is_in_the_ledger_once_a_day_and_another_beside_it(home: Home) -> None:
+    manifest = home.vetted(b"weights", "FAIL")
+    for _ in range(3):
+        refused(home, "got FAIL", submission=manifest)
+    refused(home, "got FAIL", submission=manifest, alias="challenger")
+    said = [entry.subject["alias"] for entry in entries(home.store) if entry.kind == "denial"]
+    assert said == ["champion", "challenger"]
+
+
+def test_nothing_is_entered_at_the_end_of_a_ledger_that_was_cut_off(home: Home) -> None:
+    """By a home that did not see the end: a refusal would take the place of what was cut off, and be published."""
+    manifest = home.vetted(b"weights")
+    promote(home.settings, "digits", manifest)
+    late = ledger_state(home.settings).end
+    other = home.settings.model_copy(update={"home": home.room / "other"})
+    before = published_head(home.settings)
+    Path(home.settings.store, entry_key(late)).unlink()
+    for _ in range(2):
+        with pytest.raises(Removed, match="its end was cut off"):
+            promote(other, "digits", manifest)
+    assert len(list(home.store.list("ledger/"))) == late - 1 and published_head(home.settings) == before
+
+
+def test_what_a_killed_run_took_back_before_a_promotion_does_not_undo_it(home: Home) -> None:
+    """Its note is entered late: the newest move of the alias stays the promotion's."""
+    first, second = home.vetted(b"first"), home.vetted(b"second")
+    promote(home.settings, "digits", first)
+    with registry(home.settings) as client:
+        client.create_model_version("prod.digits", source="file:///nowhere")
+        client.set_registered_model_alias("prod.digits", "champion", "2")
+    done = take_back(home.settings, "digits", "2", kind="bypass", reason="a test", alias="champion", to="1")
+    assert done is not None
+    version = promote(home.settings, "digits", second)["version"]
+    assert [e.kind for e in entries(home.store)][-2:] == ["bypass", "promotion"], "promoting settles first"
+    (home.settings.home / "demotions" / f"{done.id}.json").write_bytes(
+        canonical_json(asdict(replace(done, id="f" * 32)))
+    )
+    (entered,) = settle(home.settings)
+    assert entered.since == done.since
+    move = ledger_state(home.settings).move("digits", "champion")
+    assert move is not None and (move.version, move.kind) == (version, "promotion")
+    assert reconcile(home.settings)["taken_back"] == [] and home.aliases()["champion"] == second
+
+
+@pytest.mark.parametrize("laid", [b"{}", b"no json", b'{"id": "x", "kind": "bypass"}'])
+def test_a_note_of_what_was_taken_back_in_another_form_is_set_aside(home: Home, laid: bytes) -> None:
+    (home.settings.home / "demotions").mkdir(parents=True)
+    (home.settings.home / "demotions" / "0.json").write_bytes(laid)
+    assert settle(home.settings) == [] and settle(home.settings) == []
+    assert (home.settings.home / "demotions" / "0.unread").read_bytes() == laid
 
 
 def test_a_trust_root_that_was_taken_away_is_not_made_anew_by_a_refusal(home: Home) -> None:

@@ -19,6 +19,7 @@ from flows.vetting.sweep import sweep
 from flows.vetting.vet import last_result
 from tasks.mlflow import submitted as registered
 from tasks.mlflow.client import registry
+from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings
 from tasks.store.lease import leased
 from tasks.store.open import open_store
@@ -203,6 +204,22 @@ def test_any_number_of_attempts_ends_in_words_that_are_true(settings: Settings, 
     found = sweep(settings, Started())
     assert (found["given_up"], found["errors"]) == ([record.id], [])
     assert only_row(settings)["verdict"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("attempts", [10, 50, 2**31])
+def test_what_the_ledger_has_decided_is_not_given_up_whoever_took_its_result_away(
+    settings: Settings, tmp_path: Path, attempts: int
+) -> None:
+    record = intake.take(settings, submission(tmp_path / "one", b"one"))
+    give_up(settings, record.id)
+    newest = ledger_state(settings).verdict(record.id)
+    for key in list(open_store(settings).list(f"results/{record.id}/")):
+        Path(settings.store, key).unlink()
+    laid = {"holder": "x", "host": "elsewhere", "pid": 1, "born": "1", "attempt": attempts, "done": True, "until": 0}
+    Path(settings.store, f"leases/{record.id}.json").write_text(json.dumps(laid))
+    found = sweep(settings, Started())
+    assert found["given_up"] == [] and ledger_state(settings).verdict(record.id) == newest is not None
+    assert "expected a result beside its verdict" in "".join(found["errors"])
 
 
 def only_row(settings: Settings) -> dict[str, Any]:

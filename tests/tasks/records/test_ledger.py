@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import multiprocessing
 import sqlite3
@@ -26,9 +27,18 @@ from tests.processes import in_processes
 from vetgate.digest import canonical_json
 from vetgate.errors import Denied, WrongClock
 from vetgate.trust import attest, dsse
-from vetgate.trust.keys import load_or_create_key, read_trust_root, utc_now
-from vetgate.trust.statements import LEDGER, claimed, sign_statement
-from vetgate.trust.strict_json import as_time
+from vetgate.trust.keys import (
+    SUBMITTER,
+    key_id,
+    load_or_create_key,
+    new_key,
+    raw_public,
+    read_trust_root,
+    trust_key,
+    utc_now,
+)
+from vetgate.trust.statements import LEDGER, WAIVER, claimed, sign_statement
+from vetgate.trust.strict_json import as_time, time_text
 
 FORK = multiprocessing.get_context("fork")
 NOW = utc_now().replace(microsecond=0)
@@ -63,7 +73,11 @@ def attested(settings: Settings, verdict: str = "PASS", days: int = 0, key: Ed25
 
 
 def promoted(settings: Settings, version: str = "1") -> str:
-    """A promotion in the store that the ledger does not know of; its key."""
+    """A promotion in the store that the ledger does not know of, by a verdict that it knows; its key."""
+    if (verdict := ledger_state(settings).verdict(MANIFEST)) is None:
+        note(settings, attested(settings))
+        verdict = ledger_state(settings).verdict(MANIFEST)
+    assert verdict is not None
     key = key_of(settings)
     save_promotion(
         open_store(settings),
@@ -75,7 +89,7 @@ def promoted(settings: Settings, version: str = "1") -> str:
         files={"model.onnx": "b" * 64},
         source="file:///somewhere",
         run_id="r",
-        attestation="c" * 64,
+        attestation=verdict.digest,
         now=NOW,
     )
     return promotion_key("digits", version)
@@ -285,18 +299,29 @@ def test_an_object_without_an_entry_is_found_until_the_gate_catches_up(
     key_of(settings)
     append(settings, "rescan", {})
     key = make(settings)
+    before = head(settings)
     broken(settings, f"got none for 1: {key}")
     (entry,) = catch_up(settings)
     assert entry.subject["key"] == key
-    assert verify_ledger(settings)["entries"] == 2
+    assert verify_ledger(settings)["entries"] == before + 1
     assert catch_up(settings) == [] and note(settings, key) == entry
 
 
 def test_catching_up_of_one_submission_leaves_the_others(settings: Settings) -> None:
-    attested(settings)
     promoted(settings)
-    assert [entry.kind for entry in catch_up(settings, MANIFEST)] == ["verdict"]
+    attested(settings, days=1)
+    assert catch_up(settings, MANIFEST) == []
+    assert [entry.kind for entry in catch_up(settings, f"{1:064x}")] == ["verdict"]
     assert [entry.kind for entry in catch_up(settings)] == ["promotion"]
+
+
+def test_a_promotion_and_its_verdict_are_caught_up_at_once(settings: Settings, tmp_path: Path) -> None:
+    """As where a ledger is lost with what a crash left out of it: the verdict is entered first."""
+    promoted(settings)
+    for file in Path(settings.store, "ledger").iterdir():
+        file.unlink()
+    anew = settings.model_copy(update={"home": tmp_path / "anew"})
+    assert [entry.kind for entry in catch_up(anew)] == ["verdict", "promotion"]
 
 
 def test_what_is_entered_is_not_entered_again_whoever_says_what_in_the_store(settings: Settings) -> None:
@@ -523,3 +548,67 @@ class TestClock:
         list(store.list(""))
         theirs = store.clock()
         assert theirs is None if store.url("x").startswith("file") else abs(theirs - utc_now()) < timedelta(minutes=1)
+
+
+class TestWhatCannotBeEntered:
+    """What a stranger lays into the store is passed over where no entry can hold it: the ledger stays readable."""
+
+    @pytest.mark.parametrize("reason", ["x" * 7_000_000, "\ud800", "\x1b[31m" * 500])
+    def test_a_revocation_is_entered_with_a_brief_reason_in_plain_text(self, settings: Settings, reason: str) -> None:
+        key = attested(settings)
+        note(settings, key)
+        digest = key.removesuffix(".json")[-64:]
+        laid = {"digest": digest, "reason": reason, "issued": "2026-01-01T00:00:00Z"}
+        open_store(settings).create(f"revocations/{digest}.json", json.dumps(laid).encode())
+        (entry,) = catch_up(settings)
+        assert len(entry.subject["reason"]) <= 1000 and "\x1b" not in entry.subject["reason"]
+        assert verify_ledger(settings)["entries"] == 2 and ledger_state(settings).revocation(digest) is not None
+
+    @pytest.mark.parametrize("reason", ["r" * 6_290_600, "\ud800", "\udfff words"])
+    def test_a_waiver_that_no_entry_can_hold_is_passed_over(self, settings: Settings, reason: str) -> None:
+        note(settings, attested(settings))
+        key = new_key(settings.home / "sam")
+        now = utc_now()
+        trust_key(settings.trust_root, raw_public(key), SUBMITTER, now=now, valid=timedelta(days=2))
+        said = {
+            "manifest": "c" * 64,
+            "finding": "x",
+            "reason": "R",
+            "requested_by": key_id(key),
+            "issued": time_text(now),
+            "expires": time_text(now + timedelta(days=1)),
+        }
+        # as its own program would sign it: ours refuses to
+        payload = dsse.statement_in(sign_statement(WAIVER, said, key))
+        text = json.dumps(payload, sort_keys=True, separators=(",", ":")).replace('"R"', json.dumps(reason)).encode()
+        envelope = {
+            "payloadType": dsse.PAYLOAD_TYPE,
+            "payload": base64.b64encode(text).decode(),
+            "signatures": [
+                {
+                    "keyid": key_id(key),
+                    "sig": base64.b64encode(key.sign(dsse.pre_authentication(dsse.PAYLOAD_TYPE, text))).decode(),
+                }
+            ],
+        }
+        place = f"waivers/{'c' * 64}/{dsse.digest(envelope)}.json"
+        assert open_store(settings).create(place, json.dumps(envelope, separators=(",", ":")).encode())
+        assert catch_up(settings) == []
+        append(settings, "rescan", {})
+        assert ledger_state(settings).end == 2
+
+
+def test_a_promotion_by_a_verdict_of_another_ledger_is_not_entered(settings: Settings, tmp_path: Path) -> None:
+    """One gate keeps two stores; what it let into production by the one says nothing in the other."""
+    other = settings.model_copy(update={"home": tmp_path / "other", "store": str(tmp_path / "other-store")})
+    note(settings, attested(settings))
+    append(other, "rescan", {})
+    theirs = promoted(other)
+    assert note(other, theirs).kind == "promotion"
+    data = open_store(other).read(theirs)
+    assert open_store(settings).create(theirs, data)
+    assert catch_up(settings) == []
+    with pytest.raises(Denied, match="expected a promotion by a verdict of this ledger"):
+        note(settings, theirs)
+    _, name, file = theirs.split("/")
+    assert ledger_state(settings).promoted(name, file.removesuffix(".json")) is None

@@ -122,9 +122,23 @@ def test_what_no_gate_signed_is_no_head(settings: Settings, said: dict[str, obje
 def test_one_is_replaced_by_a_later_one_only(settings: Settings) -> None:
     old = entered(settings)
     new = entered(settings, 1)
-    trust = read_trust_root(settings.trust_root)
-    assert newer(new, old, trust) and newer(old, None, trust) and newer(old, b"garbage", trust)
-    assert not newer(old, new, trust) and not newer(new, new, trust)
+    state = ledger_state(settings)
+    assert all(newer(state, new, before, "a place") for before in (old, None, b"garbage"))
+    assert not newer(state, old, new, "a place") and not newer(state, new, new, "a place")
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_none_is_replaced_by_one_of_a_ledger_that_was_cut_off_and_went_on(settings: Settings, more: int) -> None:
+    before = entered(settings)
+    cut(settings, 3)
+    # another home of the gate that had not seen the end
+    other = settings.model_copy(update={"home": settings.home.parent / "other"})
+    for turn in range(more):
+        append(other, "rescan", {"another": turn})
+    after = signed_head(other)
+    assert after is not None
+    with pytest.raises(Removed, match="entry 3 of the ledger"):
+        newer(ledger_state(other), after, before, "a place")
 
 
 class TestWhereThePolicyNames:
@@ -145,6 +159,17 @@ class TestWhereThePolicyNames:
                 assert data is not None
                 head = read_head(data, read_trust_root(settings.trust_root))
                 assert head == Head(end, ledger_head(settings))
+
+    def test_what_contradicts_it_does_not_replace_it(self, settings: Settings, tmp_path: Path) -> None:
+        named = self.named(settings, (tmp_path / "first").as_uri())
+        before = entered(named)
+        publish_where_named(named, before)
+        cut(named, 3)
+        other = named.model_copy(update={"home": tmp_path / "other"})
+        after = entered(other)
+        with pytest.raises(Removed, match="as the head in"):
+            publish_where_named(other, after)
+        assert head_at(named, str(tmp_path / "first")) == before
 
     def test_it_is_kept_in_every_kind_of_store(
         self, settings: Settings, store: object, request: pytest.FixtureRequest

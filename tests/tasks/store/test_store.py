@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from tasks.settings import Settings
+from tasks.store import base
 from tasks.store.base import BadKey, Changed, Store
 from tasks.store.directory import ABANDONED_SECONDS, DirectoryStore
 from tasks.store.open import open_store
 from tests.processes import in_processes
-from vetgate.errors import StoreError
+from vetgate.errors import Denied, StoreError
 
 FORK = multiprocessing.get_context("fork")
 MIB = 1 << 20
@@ -421,3 +422,21 @@ def test_urls_and_settings_open_the_same_store(tmp_path: Path, s3_endpoint: str)
     for wrong in ("https://vetgate/x", "s3://", "file://host/x"):
         with pytest.raises(StoreError, match="expected"):
             open_store(wrong)
+
+
+def test_what_is_too_large_to_be_read_at_once_is_none_of_ours(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.create("a/small", b"x" * 10)
+    store.create("a/large", b"x" * 11)
+    monkeypatch.setattr(base, "LARGEST_READ", 10)
+    assert store.read("a/small") == store.read_tagged("a/small")[0] == b"x" * 10
+    for read in (store.read, store.read_tagged):
+        with pytest.raises(Denied, match="expected an object of at most 10 bytes under a/large, got 11"):
+            read("a/large")
+
+
+def test_a_file_that_holds_nothing_but_its_size_fills_no_memory(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    with (tmp_path / "hollow").open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(Denied, match="got 4398046511104; it is none of ours"):
+        store.read("hollow")

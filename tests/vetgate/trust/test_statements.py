@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from vetgate.digest import canonical_json
 from vetgate.errors import Denied
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, VETTER, PublicKey, TrustRoot, key_id, raw_public
@@ -22,7 +23,7 @@ from vetgate.trust.statements import (
     sign_statement,
     verify_statement,
 )
-from vetgate.trust.strict_json import time_text
+from vetgate.trust.strict_json import MAX_BYTES, time_text
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -119,3 +120,20 @@ def test_a_statement_without_its_time_or_of_no_kind_is_not_made() -> None:
         sign_statement(APPROVAL, {"digest": "a" * 64}, KEY)
     with pytest.raises(ValueError, match="expected one of"):
         sign_statement("receipt", SAID, KEY)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\udcff" * 3])
+def test_what_is_no_text_is_not_signed(text: str) -> None:
+    with pytest.raises(Denied, match="expected text in a statement"):
+        sign_statement(APPROVAL, {"issued": time_text(NOW), "reason": text}, KEY)
+
+
+@pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES * 3 // 4, 50 << 20])
+def test_what_nobody_could_read_again_is_not_signed(size: int) -> None:
+    with pytest.raises(Denied, match=f"expected a statement of at most {MAX_BYTES} bytes"):
+        sign_statement(APPROVAL, {"issued": time_text(NOW), "reason": "x" * size}, KEY)
+
+
+def test_what_is_just_small_enough_is_read_again() -> None:
+    envelope = sign_statement(APPROVAL, {"issued": time_text(NOW), "reason": "x" * (MAX_BYTES * 3 // 4 - 1000)}, KEY)
+    assert dsse.read_envelope(canonical_json(envelope)) == envelope
