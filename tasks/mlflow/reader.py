@@ -29,6 +29,7 @@ from tasks.mlflow.client import ENVIRONMENT
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
 from vetgate.errors import StoreError
+from vetgate.formats.plain_text import escaped
 
 # authentication by a plugin, and workspaces, are MLflow's to know
 OTHERWISE = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")
@@ -128,7 +129,7 @@ def _server(url: str) -> Iterator[Any]:
             yield client
     except (httpx.HTTPError, ValueError) as error:
         got = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StoreError(f"expected the registry at {url} to answer, got {got:.300}; check it") from error
+        raise StoreError(f"expected the registry at {url} to answer, got {escaped(got):.300}; check it") from error
 
 
 def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
