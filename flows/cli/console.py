@@ -19,7 +19,7 @@ from rich.console import Console
 from flows.cli.terminal import Output, PlainConsole, standard_streams
 from tasks.program import plain_logs
 from vetgate.errors import VetgateError
-from vetgate.formats.plain_text import escaped_lines
+from vetgate.formats.plain_text import escaped_lines, without_secrets
 from vetgate.shape import Blob
 
 
@@ -59,8 +59,9 @@ def carry_out(command: Callable[[], Outcome], *, as_json: bool) -> int:
 
 
 def json_text(blob: Blob) -> str:
-    """A JSON object on one line of ASCII without controls."""
-    return json.dumps(blob, allow_nan=False).replace("\x7f", "\\u007f")
+    """A JSON object on one line of ASCII without controls, and without passwords in URLs."""
+    # between two texts there is always a space, which none of these passwords has
+    return without_secrets(json.dumps(blob, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def _outcome_of(error: BaseException) -> Outcome:

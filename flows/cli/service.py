@@ -11,6 +11,7 @@ import typer
 from flows.cli.console import Outcome, carry_out, json_text
 from flows.cli.console import run as command_line
 from vetgate.errors import VetgateError
+from vetgate.formats.plain_text import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,10 +63,10 @@ def _announce(about: dict[str, Any], *, as_json: bool) -> None:
         print(json_text(about))
         return
     for name in ("prefect", "mlflow", "receiver", "gate", "store"):
-        print(f"{name:<9} {about[name]}")
+        print(f"{name:<9} {without_secrets(about[name])}")
     print(f"up after {about['seconds']:.0f} s; commands use it with these variables:")
     for name in ("PREFECT_API_URL", "VETGATE_HOME", "VETGATE_TRACKING_URI", "VETGATE_GATE_URL"):
-        print(f"export {name}={quote(about['environment'][name])}")
+        print(f"export {name}={quote(without_secrets(about['environment'][name]))}")
 
 
 def _raise(error: VetgateError) -> Outcome:

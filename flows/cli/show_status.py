@@ -15,17 +15,18 @@ ALARM, WARNING = "bold red", "yellow"
 
 def show_status(console: Console, seen: dict[str, Any]) -> None:
     """Submissions, production, waivers and the last rescan; parts with nothing in them are left out."""
-    console.print(_submissions(seen["submissions"]))
+    if seen["submissions"] is not None:
+        console.print(_submissions(seen["submissions"]))
     if seen["production"]:
         console.print(_production(seen["production"]))
     if seen["waivers"]:
         console.print(_waivers(seen["waivers"]))
     if seen["rescan"] is not None:
         console.print(_rescan(seen["rescan"]))
-    for name in seen["strange"]:
+    for name in seen["strange"] or ():
         console.print(Text(f"strange in the store, and passed over: {name}", style=WARNING))
     for part, message in seen["errors"].items():
-        console.print(Text(f"{part}: not known, {message}", style=ALARM))
+        console.print(Text(f"{part}: {'not known, ' * (part in seen['unknown'])}{message}", style=ALARM))
 
 
 def _submissions(rows: list[dict[str, Any]]) -> Table:

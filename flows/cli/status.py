@@ -1,7 +1,7 @@
 """Status: at a glance what waits, what was decided, what is in production until when, and what is about to run out.
 
-Everything is read from store and registry as it is now. A part that cannot be read says so under `errors`, and the rest
-is shown all the same.
+Everything is read from store and registry as it is now. A part that cannot be read is None, and named under `unknown`;
+`errors` says why, and what was passed over in a part that can be read. The rest is shown all the same.
 """
 
 from __future__ import annotations
@@ -41,26 +41,34 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
     """Queue, verdicts, production, waivers and the last rescan, each with what its people ask about it first."""
     moment, store = now or utc_now(), open_store(settings)
     errors: dict[str, str] = {}
+    unknown: list[str] = []
 
-    def part(name: str, read: Callable[[], Any], otherwise: Any) -> Any:
+    def part(name: str, read: Callable[[Callable[[str], object]], Any]) -> Any:
+        wrong: dict[str, None] = {}
         try:
-            return read()
+            return read(wrong.setdefault)
         except VetgateError as error:
-            errors[name] = str(error)
-            return otherwise
+            unknown.append(name)
+            wrong[str(error)] = None
+        finally:
+            if wrong:
+                errors[name] = "; ".join(wrong)
 
-    wrong: dict[str, None] = {}
-    submissions = part("submissions", lambda: _submissions(settings, moment, lambda said: wrong.setdefault(said)), [])
-    if wrong:
-        errors["submissions"] = "; ".join(wrong)
+    submissions = part("submissions", lambda wrong: _submissions(settings, moment, wrong))
+    rows = submissions or ()
+    counts = {state: sum(row["state"] == state for row in rows) for state in ("waiting", "at work")}
+    production = part("production", lambda wrong: _production(settings, moment))
+    if any(row["covered"] is None for row in production or ()):
+        unknown.append("production")
     return {
         "submissions": submissions,
-        "queue": {state: sum(row["state"] == state for row in submissions) for state in ("waiting", "at work")},
-        "verdicts": dict(Counter(row["verdict"] for row in submissions if row["verdict"])),
-        "production": part("production", lambda: _production(settings, moment), []),
-        "waivers": part("waivers", lambda: _waivers(settings, store, moment), []),
-        "rescan": _last_rescan(settings, store, errors),
-        "strange": part("strange", lambda: strange_objects(store), []),
+        "queue": None if submissions is None else counts,
+        "verdicts": None if submissions is None else dict(Counter(row["verdict"] for row in rows if row["verdict"])),
+        "production": production,
+        "waivers": part("waivers", lambda wrong: _waivers(settings, store, moment)),
+        "rescan": part("rescan", lambda wrong: _last_rescan(settings, store, wrong)),
+        "strange": part("strange", lambda wrong: strange_objects(store)),
+        "unknown": unknown,
         "errors": errors,
     }
 
@@ -150,17 +158,14 @@ def _waiver(waiver: Waiver, approvals: int, why: Reason | None, now: datetime) -
     }
 
 
-def _last_rescan(settings: Settings, store: Store, errors: dict[str, str]) -> Blob | None:
-    wrong: list[str] = []
+def _last_rescan(settings: Settings, store: Store, wrong: Callable[[str], object]) -> Blob | None:
     # an installation that decided nothing has no keys yet, and no rescan
     if next(iter(store.list("rescans/")), None) is None:
         return None
-    try:
-        found = last_rescan(store, read_trust_root(settings.trust_root), wrong.append)
-    except Denied as error:
-        found, wrong = None, [str(error)]
-    if wrong:
-        errors["rescan"] = "; ".join(wrong[:3])
+    passed_over: list[str] = []
+    found = last_rescan(store, read_trust_root(settings.trust_root), passed_over.append)
+    for said in passed_over[:3]:
+        wrong(said)
     return found
 
 

@@ -70,7 +70,10 @@ def verify(
 
 @app.command()
 def status(json: AsJson = False) -> int:
-    """Show the queue, the verdicts, what is in production until when, waivers and the last rescan."""
+    """Show the queue, the verdicts, what is in production until when, waivers and the last rescan.
+
+    Exits with 0, or 2 where something of it cannot be known: with --json that is null, and named under `unknown`.
+    """
 
     def command() -> Outcome:
         from flows.cli.show_status import show_status
@@ -78,7 +81,7 @@ def status(json: AsJson = False) -> int:
         from tasks.settings import load_settings
 
         seen = at_a_glance(load_settings())
-        return Outcome(0, seen, lambda console: show_status(console, seen))
+        return Outcome(2 if seen["unknown"] else 0, seen, lambda console: show_status(console, seen))
 
     return carry_out(command, as_json=json)
 

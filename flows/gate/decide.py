@@ -20,8 +20,13 @@ from tasks.mlflow.heads import check_end, publish_head
 from tasks.program import ended
 from tasks.records.ledger_entries import catch_up, note
 from tasks.settings import Settings, load_settings
+from tasks.store.key_forms import well_formed
+from tasks.store.open import open_store
 from vetgate.errors import BadSubmission, VetgateError
 from vetgate.shape import Blob
+from vetgate.trust.strict_json import SHA256
+
+PEOPLE_SIGN = ("approvals", "revocations", "waivers")
 
 
 def main() -> None:
@@ -58,7 +63,7 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
             publish_head(settings, quickly=True)
             return decided
         if operation == "record":
-            return record(settings, str(request["key"]), request.get("manifest"))
+            return record(settings, *_signed_by_people(settings, request))
         raise BadSubmission(
             f"expected the operation decide or record, got {operation!r:.80}; ask with flows.gate.client"
         )
@@ -67,6 +72,18 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
     except Exception as error:
         traceback.print_exc()
         return {"error": f"the gate met {type(error).__name__}: {error}; see its log", "kind": "StoreError"}
+
+
+def _signed_by_people(settings: Settings, request: Blob) -> tuple[str, str | None]:
+    """Key and manifest of a request to record something; raises BadSubmission where no such thing can be recorded."""
+    key, manifest = request.get("key"), request.get("manifest")
+    if not isinstance(key, str) or key.partition("/")[0] not in PEOPLE_SIGN or not well_formed(key):
+        raise BadSubmission(f"expected the key of a waiver, approval or revocation, got {key!r:.120}; store it first")
+    if not (manifest is None or (isinstance(manifest, str) and SHA256.fullmatch(manifest))):
+        raise BadSubmission(f"expected the SHA-256 of a manifest, got {manifest!r:.120}; ask with flows.gate.client")
+    if not open_store(settings).exists(key):
+        raise BadSubmission(f"expected what a person signed under {key}, got nothing there; store it first")
+    return key, manifest
 
 
 def record(settings: Settings, key: str, manifest: str | None = None) -> Blob:

@@ -27,6 +27,7 @@ from tasks.settings import Settings
 from tasks.vetting.intake import seeds_of
 from tasks.vetting.signed_results import vetter_key
 from vetgate.errors import StoreError
+from vetgate.formats.plain_text import without_secrets
 from vetgate.shape import Blob
 
 WATCH_SECONDS = 1.0
@@ -98,7 +99,7 @@ def _watch(settings: Settings, count: int, announce: Callable[[Blob], None], end
         if not announced and all(part.healthy for part in check(settings)):
             announced = True
             about = description(settings)
-            (settings.home / "run" / "service.json").write_text(json.dumps(about))
+            (settings.home / "run" / "service.json").write_text(without_secrets(json.dumps(about)))
             announce(about | {"seconds": round(time.monotonic() - since, 1)})
 
 

@@ -16,6 +16,7 @@ from tasks.settings import Settings, location
 from tasks.sqlite import sqlite_file
 from tasks.templates import make
 from vetgate.errors import StoreError
+from vetgate.formats.plain_text import escaped
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -71,7 +72,7 @@ def registry(settings: Settings) -> Iterator[MlflowClient]:
             if uri.startswith(("http://", "https://"))
             else "check it and its disk"
         )
-        raise StoreError(f"expected the registry at {uri} to answer, got {first:.300}; {remedy}") from error
+        raise StoreError(f"expected the registry at {uri} to answer, got {escaped(first):.300}; {remedy}") from error
 
 
 def _hold(lock: IO[bytes]) -> None:

@@ -21,6 +21,7 @@ from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
 from vetgate.errors import Denied, Removed, StoreError, VetgateError
+from vetgate.formats.plain_text import escaped
 from vetgate.trust.keys import TrustRoot, read_trust_root
 from vetgate.verdict.policy import load_policy
 
@@ -206,5 +207,5 @@ def _formed(uri: str) -> Iterator[None]:
     except (httpx.HTTPError, ValueError) as error:
         got = str(error).strip() or type(error).__name__
         raise StoreError(
-            f"expected the registry at {uri} to answer, got {got.splitlines()[0]:.300}; check it ({PLACE})"
+            f"expected the registry at {uri} to answer, got {escaped(got.splitlines()[0]):.300}; check it ({PLACE})"
         ) from error

@@ -29,9 +29,16 @@ from tasks.mlflow.client import ENVIRONMENT
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
 from vetgate.errors import StoreError
+from vetgate.formats.plain_text import escaped
 
 # authentication by a plugin, and workspaces, are MLflow's to know
 OTHERWISE = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")
+REACHED_BY = (
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
+)
 WAIT_SECONDS = 30.0
 ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
 NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creation_time FROM model_versions v
@@ -128,7 +135,7 @@ def _server(url: str) -> Iterator[Any]:
             yield client
     except (httpx.HTTPError, ValueError) as error:
         got = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StoreError(f"expected the registry at {url} to answer, got {got:.300}; check it") from error
+        raise StoreError(f"expected the registry at {url} to answer, got {escaped(got):.300}; check it") from error
 
 
 def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -142,7 +149,17 @@ def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[
 
 
 def access() -> dict[str, Any]:
-    """How the server is reached, by the variables that MLflow reads."""
+    """How the server is reached, by the variables that MLflow reads; raises StoreError where one makes no sense."""
+    try:
+        return _access()
+    except (OSError, ValueError) as error:
+        got = ", ".join(f"{name}={os.environ[name]}" for name in REACHED_BY if os.environ.get(name))
+        raise StoreError(
+            f"expected certificates that are there and numbers, got {got} ({error}); correct it"
+        ) from error
+
+
+def _access() -> dict[str, Any]:
     import httpx
 
     given = os.environ

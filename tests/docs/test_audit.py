@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import copy
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.exceptions import VerificationError
 
 from flows.gate.decide import answer
+from flows.production.verify import verify
 from tests.deciding import BACKDOORED, CLEAN, Court
+from vetgate.errors import VetgateError
 from vetgate.shipped import ROOT
 from vetgate.trust import attest
 from vetgate.trust.keys import load_key, read_trust_root, trust_key, utc_now
+from vetgate.trust.strict_json import time_text
 
 SCRIPT = ROOT / "docs" / "examples" / "audit.py"
 
 
-def _audit() -> Callable[[Path, Path, Path], dict[str, Any]]:
+def _audit() -> Callable[[Path, Path, Path, str], dict[str, Any]]:
     spec = importlib.util.spec_from_file_location("audit", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -48,8 +53,16 @@ class Case:
         self.trust.write_bytes(court.settings.trust_root.read_bytes())
         shutil.copytree(Path(court.settings.store, "quarantine", self.manifest), self.files)
 
+    def copied(self, folder: Path) -> Case:
+        """The same in another folder."""
+        handed = copy(self)
+        handed.files = Path(shutil.copytree(self.files, folder / "files"))
+        handed.attestation = Path(shutil.copy(self.attestation, folder))
+        handed.trust = Path(shutil.copy(self.trust, folder))
+        return handed
+
     def verdict(self) -> dict[str, Any]:
-        return audit(self.trust, self.attestation, self.files)
+        return audit(self.trust, self.attestation, self.files, "digits")
 
     def alter(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Change the envelope, its signature staying what it was."""
@@ -64,6 +77,19 @@ class Case:
         change(statement)
         altered = attest.sign(statement, key or Ed25519PrivateKey.generate())
         self.attestation.write_text(json.dumps(altered if key else {**envelope, "payload": altered["payload"]}))
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """One that every test copies."""
+    room = tmp_path_factory.mktemp("decided")
+    return Case(Court(room / "home", room), room, CLEAN)
+
+
+@pytest.fixture
+def handed(decided: Case, tmp_path: Path) -> Case:
+    """A copy of what an auditor is handed."""
+    return decided.copied(tmp_path)
 
 
 @pytest.fixture
@@ -126,7 +152,7 @@ def test_a_key_that_is_no_gate_s_does_not_count(case: Case, tmp_path: Path) -> N
     raw = stranger.public_key().public_bytes_raw()
     trust_key(case.trust, raw, "gate", now=utc_now() - timedelta(days=9), valid=timedelta(days=8))
     case.state(lambda statement: None, stranger)
-    with pytest.raises(VerificationError):
+    with pytest.raises(ValueError, match="window of its key"):
         case.verdict()
     trust_key(case.trust, raw, "gate", now=utc_now(), valid=timedelta(days=1))
     case.state(lambda statement: None, stranger)
@@ -168,8 +194,165 @@ def test_what_was_signed_for_another_purpose_or_no_longer_holds_is_no_verdict(ca
 
 
 def test_as_a_program_it_ends_with_the_verdict(case: Case) -> None:
-    line = [sys.executable, str(SCRIPT), str(case.trust), str(case.attestation), str(case.files)]
+    line = [sys.executable, str(SCRIPT), str(case.trust), str(case.attestation), str(case.files), "digits"]
     done = subprocess.run(line, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "digits PASS\n"), done.stderr
+    for wrong in (line[:-1], [*line[:-1], "another"]):
+        assert subprocess.run(wrong, capture_output=True).returncode == 1
     case.alter(lambda envelope: envelope.update(payloadType="text/plain"))
     assert subprocess.run(line, capture_output=True).returncode == 1
+
+
+def later(**ahead: float) -> str:
+    """The time in so many days or minutes."""
+    return time_text(utc_now() + timedelta(**ahead))
+
+
+def says(**fields: Any) -> Callable[[Case], None]:
+    """A verdict of the gate that says this, beside what it says."""
+    return lambda case: case.state(lambda s: s["predicate"].update(fields), load_key(case.court.settings.gate_key))
+
+
+def waived(*, expires: float = 3, **fields: Any) -> Callable[[Case], None]:
+    """A verdict of the gate that was waived for so many days."""
+    waiver = {"digest": "ab" * 32, "finding": "backdoor:label-3", "expires": later(days=expires)}
+    approval = {"digest": "cd" * 32, "of": "ab" * 32, "keyid": "ef" * 32}
+    return says(**{"verdict": "WAIVED", "waivers": [waiver], "approvals": [approval], **fields})
+
+
+def states(change: Callable[[dict[str, Any]], Any]) -> Callable[[Case], None]:
+    """A statement of the gate that was changed before it was signed."""
+    return lambda case: case.state(change, load_key(case.court.settings.gate_key))
+
+
+def revokes(digest: str | None = None) -> Callable[[Case], None]:
+    """A trust root in which this, or else the verdict, is revoked."""
+
+    def change(case: Case) -> None:
+        revoked = digest or attest.digest(attest.read_envelope(case.attestation.read_bytes()))
+        case.trust.write_text(json.dumps({**json.loads(case.trust.read_text()), "revoked": [revoked]}))
+
+    return change
+
+
+def trusts(change: Callable[[dict[str, Any]], object]) -> Callable[[Case], None]:
+    """A trust root whose every key was changed."""
+
+    def changed(case: Case) -> None:
+        root = json.loads(case.trust.read_text())
+        for key in root["keys"]:
+            change(key)
+        case.trust.write_text(json.dumps(root))
+
+    return changed
+
+
+def holds(change: Callable[[Path], object]) -> Callable[[Case], None]:
+    """Files of which one is changed."""
+
+    def changed(case: Case) -> None:
+        case.files.chmod(0o755)
+        model = case.files / "model.onnx"
+        model.chmod(0o644)
+        change(model)
+
+    return changed
+
+
+def leads_elsewhere(model: Path) -> None:
+    model.rename(model.parents[1] / "elsewhere")
+    model.symlink_to(model.parents[1] / "elsewhere")
+
+
+def is_a_pipe(model: Path) -> None:
+    model.unlink()
+    os.mkfifo(model)
+
+
+def both(*changes: Callable[[Case], None]) -> Callable[[Case], None]:
+    """One after the other."""
+
+    def change(case: Case) -> None:
+        for one in changes:
+            one(case)
+
+    return change
+
+
+GOOD: dict[str, Callable[[Case], None]] = {
+    "as it was signed": lambda case: None,
+    "a waived one": waived(),
+    "a clock that is four minutes ahead": says(issued=later(minutes=4)),
+    "something else was revoked": revokes("99" * 32),
+    "a trust root behind a link": lambda case: case.trust.symlink_to(case.trust.rename(case.trust.with_name("root"))),
+}
+REFUSED: dict[str, Callable[[Case], None]] = {
+    "a fail": says(verdict="FAIL"),
+    "an inconclusive one": says(verdict="INCONCLUSIVE"),
+    "of another name": says(name="another"),
+    "expired": says(expires=later(minutes=-1)),
+    "expired before it was issued": says(issued=later(minutes=4), expires=later(minutes=3)),
+    "issued in time to come": says(issued=later(minutes=10)),
+    "issued after its key": both(
+        says(issued=later(minutes=4)), trusts(lambda key: key.update(not_after=later(minutes=1)))
+    ),
+    "issued before its key": says(issued=later(days=-9)),
+    "its key ran out": trusts(lambda key: key.update(not_after=later(minutes=-1))),
+    "its key is not valid yet": trusts(lambda key: key.update(not_before=later(minutes=1))),
+    "its key is an approver's": trusts(lambda key: key.update(role="approver")),
+    "its key bears another id": trusts(lambda key: key.update(keyid="0" * 64)),
+    "revoked": revokes(),
+    "its waiver was revoked": both(waived(), revokes("ab" * 32)),
+    "its approval was revoked": both(waived(), revokes("cd" * 32)),
+    "its waiver ran out": waived(expires=-1),
+    "without a waiver": waived(waivers=[]),
+    "without an approval": waived(approvals=[]),
+    "an approval without a digest": waived(approvals=[{"of": "ab" * 32}]),
+    "of another manifest": states(lambda s: s["subject"][0]["digest"].update(sha256="0" * 64)),
+    "a file is stated twice": states(lambda s: s["subject"].append(s["subject"][0])),
+    "of no manifest": states(lambda s: s["subject"].pop(0)),
+    "no verdict": states(lambda s: s.update(predicateType="https://vetgate.dev/promotion/v1")),
+    "with a second signature": lambda case: case.alter(lambda e: e["signatures"].append({"keyid": "0", "sig": "AAAA"})),
+    "with a second payload": lambda case: case.attestation.write_text(
+        case.attestation.read_text().replace("{", '{"payload": "e30=", ', 1)
+    ),
+    "with more than an envelope has": lambda case: case.alter(lambda e: e.update(more=1)),
+    "with more than a signature has": lambda case: case.alter(lambda e: e["signatures"][0].update(more=1)),
+    "altered": holds(lambda model: model.write_bytes(b"other")),
+    "a file is missing": holds(lambda model: model.unlink()),
+    "a file too many": holds(lambda model: (model.parent / "more").write_bytes(b"")),
+    "a file is a link": holds(leads_elsewhere),
+    "a file is a pipe": holds(is_a_pipe),
+    "a file is a directory": holds(lambda model: (model.unlink(), model.mkdir())),
+    "a file has another name elsewhere": holds(lambda model: (model.parents[1] / "other").hardlink_to(model)),
+    "no attestation": lambda case: case.attestation.unlink(),
+    "no trust root": lambda case: case.trust.unlink(),
+}
+
+
+class TestTheSameAnswer:
+    """What `vetgate verify` refuses is refused by their code too, whatever it is."""
+
+    @pytest.mark.parametrize("what", sorted(GOOD))
+    def test_where_it_holds(self, what: str, handed: Case) -> None:
+        GOOD[what](handed)
+        assert self.theirs(handed) == self.ours(handed) == "yes"
+
+    @pytest.mark.parametrize("what", sorted(REFUSED))
+    def test_where_it_does_not(self, what: str, handed: Case) -> None:
+        REFUSED[what](handed)
+        assert (self.ours(handed), self.theirs(handed)) == ("no", "no")
+
+    def ours(self, case: Case) -> str:
+        try:
+            verify(case.files, attestation=case.attestation, name="digits", trust_root=case.trust)
+        except VetgateError:
+            return "no"
+        return "yes"
+
+    def theirs(self, case: Case) -> str:
+        """What the program ends with, 1 for any error."""
+        try:
+            return "yes" if case.verdict()["verdict"] in ("PASS", "WAIVED") else "no"
+        except Exception:
+            return "no"

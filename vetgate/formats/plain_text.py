@@ -2,6 +2,7 @@
 
 Those are the controls C0, DEL and C1, the bidirectional controls, separators of lines and paragraphs, and characters
 that cannot be seen. What joins letters in Persian, in Indic scripts and in emoji (U+200C, U+200D) is left as it is.
+Whatever is shown passes here, so here passwords and tokens in URLs are taken out too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ STEERING = (
 )
 ONE_LINE = re.compile(f"[{STEERING}]")
 LINES = re.compile(f"(?![\n\t])[{STEERING}]")
+# before the host of a URL, where a password may hold anything and digits alone are a port; or among its parameters
+SECRET = re.compile(
+    r"""(?<=://)(?:[^\s/?#@:]{1,1000}(?=@)|[^\s/?#@:]{0,1000}:(?!\d+(?:[/,;"'?#)\s]|$))\S{0,1000}(?=@))"""
+    r"""|(?<=[?&])(\w{0,40}(?:password|token|secret)\w{0,40}=)[^\s&"']+"""
+)
 
 
 def steering(text: str) -> str | None:
@@ -34,12 +40,17 @@ def steering_line(text: str) -> tuple[int, str] | None:
 
 def escaped(text: str) -> str:
     """The text on one line, each steering character written as Python writes it, such as \\x1b or \\u202e."""
-    return ONE_LINE.sub(_written, text)
+    return without_secrets(ONE_LINE.sub(_written, text))
 
 
 def escaped_lines(text: str) -> str:
     """As `escaped`, but what is on several lines, or has tabs, stays so."""
-    return LINES.sub(_written, text)
+    return without_secrets(LINES.sub(_written, text))
+
+
+def without_secrets(text: str) -> str:
+    """The text with *** for what stands before the host of each URL in it, and for passwords in its parameters."""
+    return SECRET.sub(r"\g<1>***", text)
 
 
 def _written(found: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied, StoreError
-from vetgate.trust.named_file import MOST, read_named
+from vetgate.trust.named_file import read_named, read_with_mode
 from vetgate.trust.root import (
     APPROVER,
     GATE,
@@ -127,10 +127,7 @@ def key_id(key: Ed25519PrivateKey) -> str:
 def load_key(path: Path) -> Ed25519PrivateKey:
     """The private key in a file; raises Denied for one that others could have read or that holds no Ed25519 key."""
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-            # a key has some hundred bytes
-            pem = file.read(MOST)
+        pem, mode = read_with_mode(path)
     except OSError as error:
         raise StoreError(f"expected to read the key {path}, got {error.strerror}; check the file") from error
     if mode & 0o077:

@@ -9,9 +9,11 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tasks.mlflow.webhooks import MAX_BODY_BYTES, Deliveries, Refused, TooLarge
 from vetgate.errors import StoreError
@@ -74,4 +76,19 @@ def service(endpoints: Mapping[str, Endpoint], health: Callable[[], Blob] = dict
 
     made = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
     routes = [Route("/health", healthy, methods=["GET"]), *made]
-    return Starlette(routes=routes, exception_handlers={ClientDisconnect: gone})
+    middleware = [Middleware(_OneLength)]
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={ClientDisconnect: gone})
+
+
+class _OneLength:
+    """Refuses a request that tells two lengths, of which a proxy before us may have gone by the other, and closes."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = self._application
+        if {b"content-length", b"transfer-encoding"} <= {name.lower() for name, _ in scope.get("headers", ())}:
+            said = {"error": "expected a length or chunks, got both; send one"}
+            answer = JSONResponse(said, 400, headers={"connection": "close"})
+        await answer(scope, receive, send)

@@ -18,6 +18,7 @@ from flows.cli.verify import app
 from flows.production.promote import promote
 from tasks.mlflow.aliases import rehash
 from tasks.mlflow.client import registry
+from tasks.mlflow.heads import published_head
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.rescans import record_key, save_rescan
 from tasks.records.submitters import save_submitter, sign_submission
@@ -57,6 +58,7 @@ def test_an_empty_installation_has_nothing_to_say_and_asks_no_registry(productio
         "waivers": [],
         "rescan": None,
         "strange": [],
+        "unknown": [],
         "errors": {},
     }
     assert not (production.settings.home / "mlflow.db").exists()
@@ -127,8 +129,9 @@ def test_what_is_in_production_is_shown_with_what_covers_it_until_when(productio
     later = at_a_glance(production.settings, now=NOW + timedelta(days=23))
     assert only(later["production"])["soon"]
     # nothing was signed for a month: that the verdict expired, only this clock says
-    doubted = only(at_a_glance(production.settings, now=NOW + timedelta(days=30))["production"])
-    assert doubted["covered"] is None and "clock" in doubted["why"]
+    seen = at_a_glance(production.settings, now=NOW + timedelta(days=30))
+    doubted = only(seen["production"])
+    assert doubted["covered"] is None and "clock" in doubted["why"] and seen["unknown"] == ["production"]
     production.decide(manifest, issued=NOW, valid=timedelta(days=3))
     expired = only(at_a_glance(production.settings, now=NOW + timedelta(days=4))["production"])
     assert expired["covered"] is False and "expired" in expired["why"]
@@ -138,7 +141,9 @@ def test_what_is_in_production_is_shown_with_what_covers_it_until_when(productio
 def test_a_clock_behind_the_ledger_shows_nothing_as_covered(production: Production, behind: timedelta) -> None:
     production.promoted(1)
     seen = at_a_glance(production.settings, now=utc_now() - behind)
-    assert seen["production"] == [] and "expected a clock after the ledger's last entry" in seen["errors"]["production"]
+    assert (
+        seen["production"] is None and "expected a clock after the ledger's last entry" in seen["errors"]["production"]
+    )
 
 
 def test_every_alias_has_its_row_and_a_bypass_stands_out(production: Production) -> None:
@@ -195,17 +200,19 @@ def test_with_the_registry_away_the_rest_is_shown(production: Production, monkey
     manifest = production.promoted(1)
     away = production.settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
     seen = at_a_glance(away)
-    assert seen["production"] == [] and "http://127.0.0.1:9" in seen["errors"]["production"]
+    assert seen["production"] is None and "http://127.0.0.1:9" in seen["errors"]["production"]
     assert only(seen["submissions"])["manifest_sha256"] == manifest
     assert "production: not known" in shown(seen)
 
 
-def test_without_its_store_there_is_no_status(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_store_nothing_of_it_is_known(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     away = {"store": "s3://vetgate", "s3_endpoint": "http://127.0.0.1:9"}
-    with pytest.raises(StoreError):
-        at_a_glance(production.settings.model_copy(update=away))
+    seen = at_a_glance(production.settings.model_copy(update={**away, "remote_seconds": 1}))
+    parts = ("submissions", "waivers", "rescan", "strange")
+    assert seen["unknown"] == list(seen["errors"]) == list(parts)
+    assert [seen[part] for part in (*parts, "queue", "verdicts")] == [None] * 6 and "not known" in shown(seen)
 
 
 class TestWaivers:
@@ -289,7 +296,7 @@ class TestWaivers:
         waive("one", "two", days=20)
         production.settings.trust_root.unlink()
         seen = at_a_glance(production.settings)
-        assert seen["waivers"] == [] and "expected a trust root" in seen["errors"]["waivers"]
+        assert seen["waivers"] is None and "expected a trust root" in seen["errors"]["waivers"]
 
 
 @pytest.mark.parametrize("hostile", ["A\x1b[2J\x1b]0;title\x07B", "B\u202eTSENOH\u202c", "a\x00\x9b1m", "[red]a[/red]"])
@@ -346,3 +353,51 @@ def test_the_command_prints_one_object(
     assert only(blob["production"])["covered"] and only(blob["submissions"])["verdict"] == "PASS"
     assert app(["status"], standalone_mode=False) == 0
     assert "prod.digits" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [
+        ("production", {"VETGATE_TRACKING_URI": "http://127.0.0.1:9"}),
+        ("production", {"VETGATE_TRACKING_URI": "https://x", "MLFLOW_TRACKING_SERVER_CERT_PATH": "/none/cert.pem"}),
+        ("production", {"VETGATE_TRACKING_URI": "https://x", "MLFLOW_TRACKING_SERVER_CERT_PATH": __file__}),
+        ("production", {"VETGATE_TRACKING_URI": "https://x", "MLFLOW_TRACKING_CLIENT_CERT_PATH": "/none/cert.pem"}),
+        ("production", {"VETGATE_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_TIMEOUT": "soon"}),
+        ("submissions", {"VETGATE_TRUST_ROOT": "/none/trust.json"}),
+        ("waivers", {"VETGATE_POLICY": "/none/policy.yaml"}),
+    ],
+)
+def test_what_cannot_be_known_is_null_named_and_ends_with_2(
+    production: Production,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    part: str,
+    setting: dict[str, str],
+) -> None:
+    production.promoted(1)
+    production.store.create(f"waivers/{'0' * 64}/{'0' * 64}.json", b"{}")
+    for name, value in {"VETGATE_HOME": str(production.settings.home), **setting}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert app(["status", "--json"], standalone_mode=False) == 2
+    blob = json.loads(capfd.readouterr().out)
+    assert blob[part] is None and part in blob["unknown"] and blob["errors"][part].startswith("expected ")
+    assert all(value in blob["errors"][part] for name, value in setting.items() if name.startswith("MLFLOW_"))
+    assert app(["status"], standalone_mode=False) == 2
+    assert f"{part}: not known, expected" in capfd.readouterr().out
+
+
+def test_what_was_passed_over_leaves_nothing_unknown(production: Production) -> None:
+    production.promoted(1)
+    production.store.create("rescans/2026-01-02-1.json", b"{}")
+    seen = at_a_glance(production.settings)
+    assert seen["unknown"] == [] and list(seen["errors"]) == ["rescan"] and "not known" not in shown(seen)
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH"])
+def test_a_certificate_that_is_not_there_is_an_error_of_ours_for_heads_too(
+    production: Production, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "/none/cert.pem")
+    with pytest.raises(StoreError, match=f"{variable}=/none/cert.pem"):
+        published_head(production.settings.model_copy(update={"tracking_uri": "https://x"}))

@@ -21,6 +21,8 @@ from tasks.records.coverage import admitted_until
 from tasks.records.ledger_chain import entries, entry_key
 from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
+from tasks.settings import Settings
+from tasks.store.open import open_store
 from tasks.vetting import signed_results
 from tasks.vetting.intake import read_record, seed_of
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, TARGET, Court
@@ -61,6 +63,9 @@ def stored(court: Court) -> set[str]:
     """Everything in the store that the gate writes."""
     written = ("verdicts/", "attestations/", "ledger/")
     return {key for folder in written for key in court.store.list(folder)}
+
+
+LAID = f"revocations/{'1' * 64}.json"
 
 
 class TestSubmission:
@@ -147,6 +152,36 @@ class TestSubmission:
         assert (
             answer(court.settings, court.request(manifest, CLEAN) | {"manifest": "0" * 64})["kind"] == "BadSubmission"
         )
+
+    @pytest.mark.parametrize(
+        "asked_for",
+        [
+            {},
+            {"key": None},
+            {"key": ["waivers"]},
+            {"key": "../../keys/gate.ed25519"},
+            {"key": "waivers/\ud800.json"},
+            {"key": f"waivers/{'0' * 64}.json"},
+            {"key": f"ledger/{0:012}.json"},
+            {"key": "submissions/"},
+            {"key": f"revocations/{'0' * 64}.json"},
+            {"key": LAID, "manifest": {"a": 1}},
+            {"key": LAID, "manifest": "x"},
+        ],
+    )
+    def test_what_is_nothing_to_record_is_the_caller_s_error(
+        self, court: Court, asked_for: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        court.store.create(LAID, b"{}")
+        answered = answer(court.settings, {"op": "record", **asked_for})
+        assert answered["kind"] == "BadSubmission" and answered["error"].startswith("expected ")
+        assert "Traceback" not in capfd.readouterr().err
+
+    def test_junk_to_record_is_denied_also_before_there_is_any_key(self, tmp_path: Path) -> None:
+        settings = Settings(home=tmp_path)
+        open_store(settings).create(LAID, b"{}")
+        answered = answer(settings, {"op": "record", "key": LAID})
+        assert "the gate met" not in answered["error"] and answered["kind"] in ("Denied", "BadSignature")
 
     def test_the_attestation_says_whether_duties_are_separated(self, court: Court) -> None:
         for separated in (False, True):

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from vetgate.errors import Denied, VetgateError
-from vetgate.formats.plain_text import escaped, escaped_lines, steering
+from vetgate.formats.plain_text import escaped, escaped_lines, steering, without_secrets
 
 STRANGE = {
     "a terminal's title": ("a\x1b]0;title\x07b", "a\\x1b]0;title\\x07b"),
@@ -56,3 +56,42 @@ def test_no_control_and_no_bidirectional_character_of_unicode_is_missed() -> Non
 @pytest.mark.parametrize("kind", [VetgateError, Denied])
 def test_an_error_that_quotes_a_stranger_is_one_plain_line(kind: type[VetgateError]) -> None:
     assert str(kind("got \x1b[2J\nPASS")) == "got \\x1b[2J\\nPASS"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:secret@host:5000/x", "http://***@host:5000/x"),
+        ("http://user:12secret@host", "http://***@host"),
+        ("https://token-secret@host/x", "https://***@host/x"),
+        ("postgresql+psycopg2://user:a/secret@b?#secret@host/db", "postgresql+psycopg2://***@host/db"),
+        ("http://:secret@host", "http://***@host"),
+        ("postgresql://host/db?user=u&password=secret&sslmode=x", "postgresql://host/db?user=u&password=***&sslmode=x"),
+        ("https://host/x?access_token=secret", "https://host/x?access_token=***"),
+    ],
+)
+def test_no_secret_of_a_url_is_shown(url: str, shown: str) -> None:
+    text = f"expected the registry at {url} to answer, got ({url!r}, {url} ), it is {url}"
+    expected = text.replace(url, shown)
+    assert without_secrets(text) == escaped(text) == escaped_lines(text) == str(VetgateError(text)) == expected
+    assert without_secrets(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models:/prod.digits@champion",
+        "http://127.0.0.1:5000/#/models/prod.digits@champion",
+        "http://host:5000, or ask a@b.c",
+        "s3://bucket/a@b",
+        "file:///home/a@b/store",
+        "repo@commit:path",
+        "https://host/x?page_token",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+def test_a_long_text_takes_no_long_time() -> None:
+    assert len(escaped("://a:" * 100_000)) == 500_000

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -14,6 +20,7 @@ from tasks.records.ledger_heads import head_at
 from tasks.secret_file import secret_at
 from tasks.settings import load_settings
 from vetgate.errors import VetgateError
+from vetgate.trust import named_file
 from vetgate.trust.keys import load_key, read_public, read_trust_root
 from vetgate.trust.named_file import MOST, read_named
 from vetgate.trust.root import TrustRoot
@@ -42,6 +49,43 @@ def test_a_sparse_image_of_a_disk_takes_no_memory(tmp_path: Path) -> None:
         read_named(tmp_path / "image")
 
 
+class TestPipes:
+    """A pipe is read like a file while something writes into it, and never waited for without end."""
+
+    @pytest.mark.parametrize("parts", [[b""], [b"whole"], [b"in ", b"many ", b"parts" * 50_000]])
+    def test_one_that_delivers_is_read_whole(self, parts: list[bytes], tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+
+        def write() -> None:
+            with (tmp_path / "pipe").open("wb") as pipe:
+                for part in parts:
+                    pipe.write(part)
+                    pipe.flush()
+
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            assert read_named(tmp_path / "pipe") == b"".join(parts)
+            writing.result()
+
+    def test_what_a_shell_substitutes_is_read(self) -> None:
+        program = "import sys, pathlib, vetgate.trust.named_file as n; print(n.read_named(pathlib.Path(sys.argv[1])))"
+        line = f"exec {quote(sys.executable)} -c {quote(program)} <(sleep 0.2; echo -n fetched)"
+        assert subprocess.check_output(["bash", "-c", line], text=True) == "b'fetched'\n"
+
+    def test_one_that_does_not_end_is_no_longer_read(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self.write_for_ever, tmp_path / "pipe")
+            with pytest.raises(OSError, match="more than 1000 bytes"):
+                read_named(tmp_path / "pipe", 1000)
+            writing.result()
+
+    def write_for_ever(self, path: Path) -> None:
+        with suppress(BrokenPipeError), path.open("wb", buffering=0) as pipe:
+            while True:
+                pipe.write(b"a" * 1000)
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "attestation": lambda path: verify(path.parent, attestation=path, name="digits", trust_root=TrustRoot(())),
     "trust root": read_trust_root,
@@ -55,11 +99,16 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("what", sorted(READERS))
-@pytest.mark.parametrize("kind", ["endless", "large", "no text"])
-def test_every_reader_ends_with_an_error_of_ours_that_names_the_file(what: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["endless", "large", "no text", "silent"])
+def test_every_reader_ends_with_an_error_of_ours_that_names_the_file(
+    what: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(named_file, "SECONDS", 0.1)
     path = tmp_path / "file"
     if kind == "endless":
         path = ENDLESS
+    elif kind == "silent":
+        os.mkfifo(path)
     elif kind == "large":
         with path.open("wb") as file:
             file.truncate(1 << 36)

@@ -210,3 +210,27 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+        b"Content-Length: 4\r\nContent-Length: 5\r\n",
+        b"Content-Length: -1\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+    ],
+)
+@pytest.mark.parametrize("path", [b"/slow", b"/health"])
+def test_a_request_of_two_lengths_is_refused_and_what_follows_it_is_no_request(
+    served: Served, lengths: bytes, path: bytes
+) -> None:
+    served.go.set()
+    smuggled = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    verb = b"GET " if path == b"/health" else b"POST "
+    sent = verb + path + b" HTTP/1.1\r\nHost: x\r\n" + lengths + b"\r\n0\r\n\r\n" + smuggled
+    with served.connect(sent) as connection:
+        got = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert got.count(b"HTTP/1.1") == 1 and got.split()[1] in (b"400", b"501")
+    assert healthy(served.port)
