@@ -90,14 +90,18 @@ def _signed(data: bytes | None, trust: TrustRoot) -> tuple[bytes | None, str | N
 
 
 def whole_ledger(settings: Settings) -> LedgerState:
-    """The state of the ledger, which goes at least as far as a gate says in MLflow; raises Removed, Denied, StoreError.
+    """The state of the ledger, which goes at least as far as a gate says in MLflow and where the policy names.
 
-    A head that no gate signed is told of, and counts as none.
+    Raises Removed, Denied, BadPolicy, and StoreError where MLflow cannot be read. A head that no gate signed, or that
+    cannot be read where the policy names, is told of and counts as none.
     """
-    # the head first: what is entered meanwhile is beyond it
+    # the heads first: what is entered meanwhile is beyond them
     published = published_head(settings)
+    named, unread = _heads_where_named(settings)
     state = ledger_state(settings)
-    return held_against(state, _signed(published, state.trust)[0], MLFLOW)
+    held_against(state, _signed(published, state.trust)[0], MLFLOW)
+    _hold_against(state, named, unread)
+    return state
 
 
 def check_end(settings: Settings) -> None:
@@ -106,17 +110,20 @@ def check_end(settings: Settings) -> None:
     A head that cannot be read is logged: who is asked for a verdict cannot wait for a registry.
     """
     found, unread = heads_found(settings, None)
+    _hold_against(ledger_state(settings) if found else None, found, unread)
+
+
+def _hold_against(state: LedgerState | None, found: dict[str, bytes], unread: list[str]) -> None:
     for wrong in unread:
         logging.getLogger(__name__).warning("a published head of the ledger could not be read: %s", wrong)
-    if found:
-        state = ledger_state(settings)
-        for where, data in found.items():
-            try:
+    for where, data in found.items():
+        try:
+            if state is not None:
                 held_against(state, data, where)
-            except Removed:
-                raise
-            except Denied as error:
-                logging.getLogger(__name__).warning("the head in %s says nothing: %s", where, error)
+        except Removed:
+            raise
+        except Denied as error:
+            logging.getLogger(__name__).warning("the head in %s says nothing: %s", where, error)
 
 
 def heads_found(settings: Settings, where: str | None) -> tuple[dict[str, bytes], list[str]]:
@@ -132,20 +139,29 @@ def heads_found(settings: Settings, where: str | None) -> tuple[dict[str, bytes]
                 wrong or f"expected a published head of the ledger in {where}, got none; name another place"
             )
         return {where: data}, []
-    found: dict[str, bytes | None] = {}
+    found: dict[str, bytes] = {}
     unread = []
     try:
         if (published := published_head(settings)) is not None:
-            found[MLFLOW], wrong = _signed(published, read_trust_root(settings.trust_root))
+            signed, wrong = _signed(published, read_trust_root(settings.trust_root))
+            found |= {} if signed is None else {MLFLOW: signed}
             unread += [] if wrong is None else [wrong]
     except StoreError as error:
         unread.append(str(error))
+    named, wrongs = _heads_where_named(settings)
+    return found | named, unread + wrongs
+
+
+def _heads_where_named(settings: Settings) -> tuple[dict[str, bytes], list[str]]:
+    found: dict[str, bytes] = {}
+    unread = []
     for place in load_policy(settings.policy).ledger.heads:
         try:
-            found[place] = head_at(settings, place)
+            if (data := head_at(settings, place)) is not None:
+                found[place] = data
         except StoreError as error:
             unread.append(str(error))
-    return {place: data for place, data in found.items() if data is not None}, unread
+    return found, unread
 
 
 def _server(settings: Settings) -> bool:

@@ -13,8 +13,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.mlflow.client import registry
-from tasks.mlflow.heads import EXPERIMENT, MLFLOW, TAG, heads_found, publish_head, published_head, whole_ledger
+from tasks.mlflow.heads import (
+    EXPERIMENT,
+    MLFLOW,
+    TAG,
+    check_end,
+    heads_found,
+    publish_head,
+    published_head,
+    whole_ledger,
+)
 from tasks.records.ledger_chain import append, entry_key
+from tasks.records.ledger_heads import KEY
 from tasks.settings import Settings
 from tests.databases import with_registry
 from vetgate.digest import canonical_json
@@ -198,3 +208,53 @@ def test_the_heads_that_are_found_are_named_by_where_they_are(settings: Settings
     assert [*heads_found(named, MLFLOW)[0]] == [MLFLOW]
     with pytest.raises(StoreError, match="got none"):
         heads_found(named, str(tmp_path / "none"))
+
+
+class TestWhereThePolicyNames:
+    """A head of another owner shows an end that was cut off to whoever loads, promotes or reconciles."""
+
+    @pytest.fixture
+    def named(self, settings: Settings, tmp_path: Path) -> Settings:
+        """Three entries; MLflow's head tells of two of them, those of the policy's places of all."""
+        policy = tmp_path / "policy.yaml"
+        places = json.dumps([str(tmp_path / "one"), str(tmp_path / "two")])
+        policy.write_text(f"name: p\nrequired: [abs]\nledger: {{heads: {places}}}\n")
+        named = settings.model_copy(update={"policy": policy})
+        for turn in range(3):
+            append(named, "rescan", {"turn": turn})
+            publish_head(named if turn == 2 else settings, quickly=turn == 2)
+        return named
+
+    def new(self, named: Settings) -> Settings:
+        """A host that never saw the ledger, with this policy."""
+        return elsewhere(named).model_copy(update={"policy": named.policy})
+
+    @pytest.mark.parametrize("left", [("one", "two"), ("one",), ("two",)])
+    def test_an_end_that_was_cut_off_is_noticed(self, named: Settings, tmp_path: Path, left: tuple[str, ...]) -> None:
+        for gone in {"one", "two"} - set(left):
+            (tmp_path / gone / KEY).unlink()
+        assert whole_ledger(self.new(named)).end == 3
+        Path(named.store, entry_key(3)).unlink()
+        new = self.new(named).model_copy(update={"home": tmp_path / "new"})
+        with pytest.raises(Removed, match=f"which the head in {tmp_path / left[0]} names"):
+            whole_ledger(new)
+        with pytest.raises(Removed):
+            check_end(new)
+
+    @pytest.mark.parametrize("head", [None, b"garbage", b"{}"])
+    def test_one_that_says_nothing_keeps_nobody_from_loading_and_is_told_of(
+        self, named: Settings, tmp_path: Path, head: bytes | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        file = tmp_path / "one" / KEY
+        file.unlink()
+        if head is None:
+            file.parent.joinpath(".partial").rmdir()
+            file.parent.rmdir()
+            file.parent.write_bytes(b"no directory")
+        else:
+            file.write_bytes(head)
+        assert whole_ledger(self.new(named)).end == 3
+        assert str(tmp_path / "one") in caplog.text
+        Path(named.store, entry_key(3)).unlink()
+        with pytest.raises(Removed, match=str(tmp_path / "two")):
+            whole_ledger(self.new(named).model_copy(update={"home": tmp_path / "new"}))
