@@ -14,8 +14,8 @@ from datetime import datetime
 from functools import partial
 from itertools import chain
 
-from flows.production.watch import VERSION, Standing, Watch, coverage, coverages, outlived, promotable, standings, watch
-from tasks.mlflow.aliases import Registered, registered, source_of, tagged_as_prompts
+from flows.production.watch import Standing, Watch, coverage, coverages, outlived, standings, watch
+from tasks.mlflow.aliases import Registered, promotable, registered, source_of, tagged_as_prompts
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
 from tasks.mlflow.heads import publish_head
 from tasks.mlflow.listing import IS_PROMPT
@@ -142,7 +142,7 @@ def _was_let_in(seen: Watch, item: Registered) -> bool:
     try:
         promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
         newest = newest_attestation(seen.state, promotion.manifest) if promotion else None
-        if promotion is None or newest is None or promotion.source != item.source:
+        if promotion is None or newest is None or promotion.source != item.place:
             return False
         verified = attest.verify(
             newest.envelope,
@@ -164,7 +164,7 @@ def _successor(seen: Watch, item: Registered, alias: str, aliases: dict[str, str
         return None
     other = aliases.get(CHAMPION) if alias == CHALLENGER else None
     for version in dict.fromkeys(_candidates(seen, item.name, alias, aliases, kind)):
-        if not VERSION.fullmatch(version) or version in (item.version, other):
+        if not promotable(item.name, version) or version in (item.version, other):
             continue
         source = source_of(seen.settings, item.name, version)
         if source is None:

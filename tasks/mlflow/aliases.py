@@ -22,6 +22,7 @@ from tasks.mlflow.listing import (
     every_version,
     listed,
     listed_tagged,
+    loaded_from,
     model_at,
     models_of,
     version_at,
@@ -36,6 +37,7 @@ from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
 from vetgate.formats.manifest import hash_directory
+from vetgate.formats.model_name import MODEL_NAME
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -51,7 +53,8 @@ TAMPERED = "tampered/"
 class Registered:
     """One version of prod.<name>: its source, and the aliases and the stage that resolve to it; None is no stage.
 
-    `created` is in seconds since 1970. Of a version that an alias names and the registry lacks all but that is empty.
+    `created` is in seconds since 1970. `loads` is where MLflow loads it from, None where that is its source. Of a
+    version that an alias names and the registry lacks all but that is empty.
     """
 
     name: str
@@ -60,6 +63,12 @@ class Registered:
     aliases: tuple[str, ...] = ()
     stage: str | None = None
     created: float = 0.0
+    loads: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where its bytes are: its source, or words for that and the other place, which are no promoted source."""
+        return self.source if self.loads is None else f"{self.source}, loaded from {self.loads!r:.300}"
 
     @property
     def named(self) -> bool:
@@ -68,7 +77,7 @@ class Registered:
 
 
 def registered(settings: Settings, name: str | None = None) -> list[Registered]:
-    """Every version of a prod.* model, or of prod.<name>, in order: in a few calls, unless some are hidden from them.
+    """Every version of a prod.* model, or of prod.<name>, in order.
 
     Raises StoreError when the registry does not answer.
     """
@@ -76,12 +85,12 @@ def registered(settings: Settings, name: str | None = None) -> list[Registered]:
         one = None if name is None else model_at(client, f"{PREFIX}{name}")
         models = every_model(client, PREFIX) if name is None else [one] if one else []
         aliases = {text(m.name if name is None else f"{PREFIX}{name}"): _aliases(m) for m in models}
-        found = {(item.name, item.version): item for item in _versions(client, models, name)}
+        found = {(item.name, item.version): located(client, item) for item in _versions(client, models, name)}
         for model, held in aliases.items():
             for version in held.values():
                 key = (model.removeprefix(PREFIX), version)
-                # what cannot have been promoted need not be asked for
-                if key not in found and NUMBER.fullmatch(version) and (item := version_of(client, *key)):
+                # what cannot have been promoted is covered by nothing, wherever it is
+                if key not in found and promotable(*key) and (item := version_of(client, *key)):
                     found[key] = item
     return with_aliases(aliases, found.values())
 
@@ -138,16 +147,29 @@ def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
 
 
 def source_of(settings: Settings, name: str, version: str) -> str | None:
-    """Where the registry says that the bytes of a version lie; None when it has no such version."""
+    """The place of a version, as `Registered` has it; None when the registry has no such version."""
     with registry(settings) as client:
         found = version_of(client, name, version)
-    return None if found is None else found.source
+    return None if found is None else found.place
 
 
 def version_of(client: MlflowClient, name: str, version: str) -> Registered | None:
     """A version of prod.<name>, without its aliases; None when the registry has no such version."""
     found = version_at(client, f"{PREFIX}{name}", version)
-    return None if found is None else _as_registered(found)
+    return None if found is None else located(client, _as_registered(found))
+
+
+def promotable(name: str, version: str) -> bool:
+    """Whether the gate could ever have promoted something as this: only then is there a key of the store for it."""
+    return bool(MODEL_NAME.fullmatch(name) and NUMBER.fullmatch(version))
+
+
+def located(client: MlflowClient, item: Registered) -> Registered:
+    """The version with where MLflow loads it from, which a writer of its database can set apart from the source."""
+    if not promotable(item.name, item.version):
+        return item
+    loads = loaded_from(client, f"{PREFIX}{item.name}", item.version)
+    return item if loads in (None, item.source) else replace(item, loads=loads)
 
 
 def check_bytes(settings: Settings, promotion: Promotion) -> int:
@@ -187,10 +209,14 @@ def _as_registered(found: ModelVersion) -> Registered:
     return as_registered(found.name, found.version, found.source, found.current_stage, found.creation_timestamp)
 
 
-def as_registered(model: object, version: object, source: object, stage: object, created: object) -> Registered:
+def as_registered(
+    model: object, version: object, source: object, stage: object, created: object, loads: object = None
+) -> Registered:
     """A version from what MLflow says of it: `created` is in milliseconds, and a stage may be the word None."""
     named = None if text(stage) in ("", NO_STAGE) else text(stage)
-    return Registered(text(model).removeprefix(PREFIX), text(version), text(source), (), named, seconds(created))
+    place, loaded = text(source), text(loads)
+    elsewhere = loaded if loaded not in ("", place) else None
+    return Registered(text(model).removeprefix(PREFIX), text(version), place, (), named, seconds(created), elsewhere)
 
 
 def _from_store(store: Store, home: str, promotion: Promotion, room: Path) -> Path:

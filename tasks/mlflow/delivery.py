@@ -12,9 +12,10 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tasks.mlflow.aliases import PREFIX, version_of
 from tasks.mlflow.answers import text
 from tasks.mlflow.client import registry
-from tasks.mlflow.listing import model_at, version_at
+from tasks.mlflow.listing import model_at
 from tasks.mlflow.promoted import MODEL
 from tasks.records.coverage import Coverage
 from tasks.settings import Settings
@@ -28,13 +29,13 @@ OTHER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 
 
 def registered_version(settings: Settings, model: str, alias: str | None, number: str | None) -> tuple[str, str]:
-    """The version and its source, as the registry says; nothing of it is believed yet."""
+    """The version and its place, as the registry says; nothing of it is believed yet."""
     with registry(settings) as client:
         known = None if alias is None else model_at(client, model)
         wanted = number if known is None else known.aliases.get(alias)
-        found = None if wanted is None else version_at(client, model, text(wanted))
+        found = None if wanted is None else version_of(client, model.removeprefix(PREFIX), text(wanted))
     if found is not None:
-        return text(found.version), text(found.source)
+        return found.version, found.place
     what = f"version {number}" if alias is None else f"alias {alias}"
     raise Denied(f"expected {model} to have {what}, got none; promote a model that passed, or name another")
 

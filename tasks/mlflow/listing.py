@@ -119,3 +119,15 @@ def version_at(client: MlflowClient, model: str, version: str) -> ModelVersion |
         got = f"version {text(found.version)!r:.40} of {found.name!r:.80}"
         raise OddAnswer(f"{got} where version {version} of {model} was asked for")
     return found
+
+
+def loaded_from(client: MlflowClient, model: str, version: str) -> str | None:
+    """Where MLflow loads a version from; None when the registry has no such version."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return text(client.get_model_version_download_uri(model, version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None

@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from tasks.mlflow.aliases import (
     all_names,
     as_registered,
     in_production,
+    promotable,
     with_aliases,
 )
 from tasks.mlflow.answers import answer_of, objects, pages, text
 from tasks.mlflow.client import ENVIRONMENT
-from tasks.mlflow.listing import MODELS, NUMBER, VERSIONS, Search, listed
+from tasks.mlflow.listing import MODELS, VERSIONS, Search, listed
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
 from vetgate.errors import StoreError
@@ -34,11 +36,13 @@ from vetgate.errors import StoreError
 OTHERWISE = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")
 WAIT_SECONDS = 30.0
 ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
-NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creation_time FROM model_versions v
+NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creation_time, v.storage_location
+    FROM model_versions v
     LEFT JOIN registered_model_aliases a ON a.workspace = v.workspace AND a.name = v.name AND a.version = v.version
     WHERE v.workspace = 'default' AND v.current_stage != 'Deleted_Internal'
     AND (a.alias IS NOT NULL OR v.current_stage != 'None')"""
 NAMES = "SELECT name FROM registered_models WHERE workspace = 'default'"
+FIELDS = ("name", "version", "source", "current_stage", "creation_timestamp")
 Aliases = dict[str, dict[str, str]]
 
 
@@ -116,11 +120,11 @@ def _from_server(url: str) -> tuple[Aliases, list[Registered]]:
             rows += page
         found = {(text(row.get("name")), text(row.get("version"))) for row in rows}
         for name, version in ((name, version) for name, held in aliases.items() for version in held.values()):
-            if (name, version) not in found and NUMBER.fullmatch(version):
+            if (name, version) not in found and promotable(name.removeprefix(PREFIX), version):
                 rows += _version(client, name, version)
-    fields = ("name", "version", "source", "current_stage", "creation_timestamp")
-    named = [[row.get(field) for field in fields] for row in rows if text(row.get("name")).startswith(PREFIX)]
-    return aliases, [as_registered(*row) for row in named]
+        known = [as_registered(*map(row.get, FIELDS)) for row in rows if text(row.get("name")).startswith(PREFIX)]
+        named = _named(aliases, known)
+        return aliases, [_located(client, item) for item in named]
 
 
 @contextmanager
@@ -152,17 +156,32 @@ def _page(
     return objects(answer.get(what.replace("-", "_")), what), text(answer.get("next_page_token"))
 
 
+def _located(client: Any, item: Registered) -> Registered:
+    """The version with where MLflow loads it from."""
+    if not promotable(item.name, item.version):
+        return item
+    asked = {"name": f"{PREFIX}{item.name}", "version": item.version}
+    found = _found(client, "model-versions/get-download-uri", asked)
+    loads = None if found is None else text(found.get("artifact_uri"))
+    return item if loads in (None, item.source) else replace(item, loads=loads)
+
+
 def _version(client: Any, name: str, version: str) -> list[dict[str, Any]]:
     """The version that is asked for, if there is one."""
+    found = _found(client, "model-versions/get", {"name": name, "version": version}) or {}
+    return objects([found["model_version"]] if "model_version" in found else None, "a version")
+
+
+def _found(client: Any, path: str, asked: dict[str, str]) -> dict[str, Any] | None:
+    """What the server answers about one thing; None where it has no such thing."""
     import httpx
 
     try:
-        answer = answer_of(client, "GET", "model-versions/get", params={"name": name, "version": version})
+        return answer_of(client, "GET", path, params=asked)
     except httpx.HTTPStatusError as error:
         if error.response.status_code == 404:
-            return []
+            return None
         raise
-    return objects([answer["model_version"]] if "model_version" in answer else None, "a version")
 
 
 def access() -> dict[str, Any]:

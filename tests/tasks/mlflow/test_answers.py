@@ -142,6 +142,24 @@ class TestVersions:
             registered_version(asking(tmp_path, url), "prod.digits", None, "1")
 
 
+class TestLoadedFrom:
+    @pytest.mark.parametrize("said", [{"artifact_uri": "s3://evil"}, {"artifact_uri": ""}, {}])
+    def test_what_a_server_loads_from_another_place_is_said(self, tmp_path: Path, said: dict[str, str]) -> None:
+        answers = {
+            MODELS: as_bytes({"registered_models": [ALIASED]}),
+            VERSIONS: as_bytes({"model_versions": [VERSION]}),
+            "registered-models/get": as_bytes({"registered_model": ALIASED}),
+            "model-versions/get": as_bytes({"model_version": VERSION}),
+            "model-versions/get-download-uri": as_bytes(said),
+        }
+        place = f"s3://x/y, loaded from {said.get('artifact_uri', '')!r}"
+        with says(answers) as url:
+            settings = asking(tmp_path, url)
+            assert [item.place for item in read_production(settings)] == [place]
+            assert [item.place for item in in_production(settings)] == [place]
+            assert registered_version(settings, "prod.digits", "champion", None) == ("1", place)
+
+
 class TestWaiting:
     def test_for_the_registry_ends_and_names_lock_and_bound(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
