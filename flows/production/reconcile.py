@@ -16,7 +16,7 @@ from itertools import chain
 
 from flows.production.watch import Standing, Watch, coverage, coverages, outlived, standings, watch
 from tasks.mlflow.aliases import Registered, promotable, registered, source_of, tagged_as_prompts
-from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
+from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, standing_again, take_back
 from tasks.mlflow.heads import publish_head
 from tasks.mlflow.listing import IS_PROMPT
 from tasks.records.attestations import newest_attestation, revocation_of
@@ -74,6 +74,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
             settled += _tried(errors, partial(settle, settings))
     # what a run that was killed left
     settled += _tried(errors, partial(settle, settings))
+    errors += _stood_again(settings, taken)
     publish_head(settings)
     if errors:
         raise (Removed if isinstance(seen.state, Removed) else StoreError)(
@@ -91,6 +92,13 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
         "taken_back": [item.to_json() for item in taken],
         "recorded": len(settled),
     }
+
+
+def _stood_again(settings: Settings, taken: Iterable[TakenBack]) -> list[StoreError]:
+    try:
+        return standing_again(settings, taken) if taken else []
+    except StoreError as error:
+        return [error]
 
 
 def _shown_again(settings: Settings, name: str, version: str) -> list[TakenBack]:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +21,12 @@ from tasks import events
 from tasks.mlflow.aliases import NO_STAGE, PREFIX, aliases_of, list_tagged, version_of
 from tasks.mlflow.client import registry
 from tasks.records.ledger_chain import append, head
+from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings
 from tasks.store.directory import write_whole
-from vetgate.digest import canonical_json
+from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import StoreError, VetgateError
+from vetgate.trust.keys import utc_now
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -103,26 +105,29 @@ def take_back(
     return done
 
 
+def _named(done: TakenBack) -> str:
+    of = f"version {done.version} of prod.{done.name!r:.80}" if done.version else f"prod.{done.name!r:.80}"
+    for what, value in (("alias", done.alias), ("stage", done.stage), ("tag", done.tag)):
+        if value is not None:
+            return f"{what} {value!r:.80} of {of}"
+    return of
+
+
 @contextmanager
 def _naming(done: TakenBack) -> Iterator[None]:
     """The registry's errors say nothing of what it was asked."""
-    what = "version"
-    if done.alias is not None:
-        what = f"alias {done.alias!r:.80} of version"
-    elif done.stage is not None:
-        what = f"stage {done.stage!r:.80} of version"
-    elif done.tag is not None:
-        what = f"tag {done.tag} of version" if done.version else f"tag {done.tag}"
     try:
         yield
     except StoreError as error:
-        raise StoreError(
-            f"expected to take back {' '.join((what, done.version)).strip()} of prod.{done.name!r:.80}, got: {error}"
-        ) from error
+        raise StoreError(f"expected to take back {_named(done)}, got: {error}") from error
 
 
 def settle(settings: Settings) -> list[TakenBack]:
-    """Enter into the ledger, once, and tell of everything that was taken back, also by a run that was killed."""
+    """Enter into the ledger, once, and tell of everything that was taken back, also by a run that was killed.
+
+    What stands all the same is entered as well, once a day: who sets it again at once neither keeps it out of the
+    ledger nor fills that.
+    """
     entered = []
     with _alone(settings) as folder:
         for path, noted in _noted(folder):
@@ -130,12 +135,36 @@ def settle(settings: Settings) -> list[TakenBack]:
                 stands = _stands(client, noted)
             if not stands:
                 append(settings, noted.kind, noted.to_json(), once=noted.id, since=noted.since)
-                entered.append(noted)
+            elif (state := ledger_state(settings)).entered(once := _once_a_day(noted)) is None:
+                append(settings, noted.kind, noted.to_json(), once=once, since=state.end)
+            entered.append(noted)
             path.unlink()
     for noted in entered:
         # a hint only: the ledger holds it
         events.emit(EVENTS[noted.kind], f"model.{PREFIX}{noted.name}", noted.to_json(), once=noted.id)
     return entered
+
+
+def _once_a_day(noted: TakenBack) -> str:
+    return f"standing/{utc_now().date().isoformat()}/{sha256_json([noted.kind, *noted.what, noted.to])}"
+
+
+def standing_again(settings: Settings, taken: Iterable[TakenBack]) -> list[StoreError]:
+    """An error for each that was taken back and stands all the same, with an alarm: somebody sets it again.
+
+    Raises StoreError when the registry does not answer.
+    """
+    with registry(settings) as client:
+        found = [item for item in taken if _stands(client, item)]
+    for item in found:
+        events.emit(events.BYPASS_REPEATED, f"model.{PREFIX}{item.name}", item.to_json())
+    return [
+        StoreError(
+            f"expected {_named(item)} to be gone, got it again right after it was taken back; "
+            "find who writes the registry, and stop that"
+        )
+        for item in found
+    ]
 
 
 def _stands(client: MlflowClient, noted: TakenBack) -> bool:
