@@ -17,11 +17,15 @@ from tasks.mlflow.answers import MOST_PAGES, OddAnswer, pages, seconds, text
 from tasks.mlflow.client import is_ours, registry
 from tasks.mlflow.delivery import registered_version
 from tasks.mlflow.reader import read_names, read_production
+from tasks.mlflow.webhooks import register_webhook
 from tasks.settings import Settings
 from vetgate.errors import StoreError
 
 MODELS, VERSIONS = "registered-models/search", "model-versions/search"
 VERSION = {"name": "prod.digits", "version": "1", "source": "s3://x/y", "current_stage": "None"}
+HOOK = {"webhook_id": "w", "name": "another", "url": "https://x/", "status": "ACTIVE"} | {
+    "events": [{"entity": "MODEL_VERSION", "action": "CREATED"}]
+}
 ALIASED = {"name": "prod.digits", "aliases": [{"alias": "champion", "version": "1"}]}
 
 
@@ -112,6 +116,12 @@ class TestPages:
         endless = {MODELS: b'{"registered_models": [], "next_page_token": "x"}'}
         with says(endless) as url, pytest.raises(StoreError, match=f"{url} .*no end"):
             ask(asking(tmp_path, url))
+
+    @pytest.mark.parametrize("hooks", [[], [HOOK], [HOOK] * 20])
+    def test_nor_has_a_list_of_webhooks(self, tmp_path: Path, hooks: list[dict[str, Any]]) -> None:
+        endless = as_bytes({"webhooks": hooks, "next_page_token": "x"})
+        with says({"webhooks": endless}) as url, pytest.raises(StoreError, match=f"{url} .*no end"):
+            register_webhook(asking(tmp_path, url), "vetgate", "https://gate/mlflow", ["model_version.created"])
 
     def test_also_when_each_has_a_token_of_its_own(self) -> None:
         with pytest.raises(OddAnswer, match="no end"):
