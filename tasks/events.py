@@ -22,6 +22,7 @@ PROMOTION_GRANTED = "vetgate.promotion.granted"
 PROMOTION_DENIED = "vetgate.promotion.denied"
 MODEL_DEMOTED = "vetgate.model.demoted"
 BYPASS_DETECTED = "vetgate.gate.bypass_detected"
+BYPASS_REPEATED = "vetgate.gate.bypass_repeated"
 LEDGER_BROKEN = "vetgate.ledger.broken"
 
 

@@ -105,7 +105,9 @@ def _show_reconciled(console: Console, blob: dict[str, Any]) -> None:
 
 def _line(item: dict[str, Any]) -> str:
     model, version = item["model"], item["version"]
-    if item["stage"] is not None:
+    if item["tag"] is not None:
+        said = f"{' version '.join(filter(None, (model, version)))}, tag {item['tag']} taken off"
+    elif item["stage"] is not None:
         said = f"{model}, stage {item['stage']}, was version {version}, ended"
     elif item["alias"] is None:
         said = f"{model} version {version}, removed from the registry"

@@ -1,9 +1,10 @@
 """Reconcile: whatever resolves to a version in production and is not the gate's doing, or not covered, is taken back.
 
-The registry lets every writer move an alias, set a stage and add a version, and does not say who did. So every alias is
-held against the gate's newest signed move of it and what the gate says of its version now, soon after it was moved and
-again every few minutes. The gate sets no stage. A version that it never promoted, or that nothing covers any more, is
-removed, because its number and perhaps `latest` would resolve to it.
+The registry lets every writer move an alias, set a stage, add a version and hide a model from its lists, and does not
+say who did. So every alias is held against the gate's newest signed move of it and what the gate says of its version
+now, soon after it was moved and again every few minutes. The gate sets no stage and hides nothing. A version that it
+never promoted, or that nothing covers any more, is removed, because its number and perhaps `latest` would resolve to
+it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from datetime import datetime
 from functools import partial
 from itertools import chain
 
-from flows.production.watch import VERSION, Standing, Watch, coverage, coverages, outlived, promotable, standings, watch
-from tasks.mlflow.aliases import Registered, registered, source_of
-from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, take_back
+from flows.production.watch import Standing, Watch, coverage, coverages, outlived, standings, watch
+from tasks.mlflow.aliases import Registered, promotable, registered, source_of, tagged_as_prompts
+from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, standing_again, take_back
 from tasks.mlflow.heads import publish_head
+from tasks.mlflow.listing import IS_PROMPT
 from tasks.records.attestations import newest_attestation, revocation_of
 from tasks.records.coverage import Coverage
 from tasks.records.promotions import promotion_of, promotions_of
@@ -37,6 +39,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     WrongClock before anything is taken back.
     """
     seen = watch(settings, now)
+    hidden = tagged_as_prompts(settings, name)
     found = registered(settings, name)
     held = [item for item in found if item.named]
     answers = list(zip(held, coverages(seen, held), strict=True))
@@ -60,7 +63,9 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     taken: list[TakenBack] = []
     settled: list[TakenBack] = []
     jobs: Iterator[Callable[[], list[TakenBack]]] = chain(
-        wrong, (partial(_unregistered, seen, item, why) for item, why in nameless)
+        wrong,
+        (partial(_shown_again, settings, *item) for item in hidden),
+        (partial(_unregistered, seen, item, why) for item, why in nameless),
     )
     for job in jobs:
         if done := _tried(errors, job):
@@ -69,6 +74,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
             settled += _tried(errors, partial(settle, settings))
     # what a run that was killed left
     settled += _tried(errors, partial(settle, settings))
+    errors += _stood_again(settings, taken)
     publish_head(settings)
     if errors:
         raise (Removed if isinstance(seen.state, Removed) else StoreError)(
@@ -86,6 +92,21 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
         "taken_back": [item.to_json() for item in taken],
         "recorded": len(settled),
     }
+
+
+def _stood_again(settings: Settings, taken: Iterable[TakenBack]) -> list[StoreError]:
+    try:
+        return standing_again(settings, taken) if taken else []
+    except StoreError as error:
+        return [error]
+
+
+def _shown_again(settings: Settings, name: str, version: str) -> list[TakenBack]:
+    """Take off a model or a version the tag by which MLflow's searches leave it out."""
+    what = f"version {version} of prod.{name}" if version else f"prod.{name}"
+    reason = f"expected {what} to be a model, got one that MLflow is told to hide as a prompt; take tag {IS_PROMPT} off"
+    done = take_back(settings, name, version, kind=BYPASS, reason=reason, tag=IS_PROMPT)
+    return [] if done is None else [done]
 
 
 def _off(
@@ -129,7 +150,7 @@ def _was_let_in(seen: Watch, item: Registered) -> bool:
     try:
         promotion = promotion_of(seen.store, seen.trust, item.name, item.version, now=seen.now)
         newest = newest_attestation(seen.state, promotion.manifest) if promotion else None
-        if promotion is None or newest is None or promotion.source != item.source:
+        if promotion is None or newest is None or promotion.source != item.place:
             return False
         verified = attest.verify(
             newest.envelope,
@@ -151,7 +172,7 @@ def _successor(seen: Watch, item: Registered, alias: str, aliases: dict[str, str
         return None
     other = aliases.get(CHAMPION) if alias == CHALLENGER else None
     for version in dict.fromkeys(_candidates(seen, item.name, alias, aliases, kind)):
-        if not VERSION.fullmatch(version) or version in (item.version, other):
+        if not promotable(item.name, version) or version in (item.version, other):
             continue
         source = source_of(seen.settings, item.name, version)
         if source is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tasks.mlflow.aliases import TAMPERED, Registered, untampered
+from tasks.mlflow.aliases import TAMPERED, Registered, promotable, untampered
 from tasks.mlflow.heads import whole_ledger
 from tasks.records.alias_moves import misplaced
 from tasks.records.coverage import Coverage, covered, promoted_at
@@ -19,7 +18,6 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from vetgate.errors import Denied, IssuedLater, Removed, StoreError, WrongClock
-from vetgate.formats.model_name import MODEL_NAME
 from vetgate.trust.keys import TrustRoot, utc_now
 from vetgate.trust.strict_json import as_time, time_text
 
@@ -28,7 +26,6 @@ READERS = 16
 OUTAGE = 10
 # a version is registered a moment before it is signed, and one whose verdict has just ended may get another
 SETTLING = timedelta(minutes=5)
-VERSION = re.compile(r"[1-9][0-9]{0,8}")
 # what nightly rescans keep in force is vetted again longer than this before it expires
 TRUSTED_QUIET = timedelta(days=7)
 
@@ -85,7 +82,7 @@ def coverages(seen: Watch, held: Iterable[Registered]) -> list[Coverage | Denied
         if len(failed) >= OUTAGE:
             return failed[0]
         try:
-            return coverage(seen, item.name, item.version, item.source)
+            return coverage(seen, item.name, item.version, item.place)
         except Denied as error:
             return error
         except WrongClock as error:
@@ -125,11 +122,6 @@ def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
         ) from None
     untampered(seen.settings, seen.store, found.promotion)
     return found
-
-
-def promotable(name: str, version: str) -> bool:
-    """Whether the gate could ever have promoted something as this: only then is there a key of the store for it."""
-    return bool(MODEL_NAME.fullmatch(name) and VERSION.fullmatch(version))
 
 
 def _covered(seen: Watch, name: str, version: str, source: str, moment: datetime) -> Coverage:
@@ -173,12 +165,14 @@ def outlived(seen: Watch, found: Iterable[Registered]) -> Iterator[tuple[Registe
     altered = {key.removesuffix(".json") for key in seen.store.list(TAMPERED)}
     for item in found:
         doubtful = _doubtful_since(seen, item)
-        if f"{TAMPERED}{item.name}/{item.version}" not in altered and (
-            doubtful is None or seen.now - doubtful < SETTLING
+        if (
+            item.loads is None
+            and f"{TAMPERED}{item.name}/{item.version}" not in altered
+            and (doubtful is None or seen.now - doubtful < SETTLING)
         ):
             continue
         try:
-            coverage(seen, item.name, item.version, item.source)
+            coverage(seen, item.name, item.version, item.place)
         except Denied as why:
             if why is not seen.state:
                 yield item, why

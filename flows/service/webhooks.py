@@ -14,7 +14,7 @@ from tasks.mlflow.webhooks import ALIAS_CREATED, ALIAS_DELETED, VERSION_CREATED,
 from tasks.settings import Settings
 from vetgate.errors import VetgateError
 
-# what is as it should be costs one listing
+# what is as it should be costs a listing, and the secret, which cannot be read back, is set again
 RETRY_SECONDS, CHECK_SECONDS = 1.0, 60.0
 logger = logging.getLogger("vetgate.service")
 

@@ -10,11 +10,24 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tasks.mlflow.answers import OddAnswer, pages, seconds, text
+from tasks.mlflow.answers import seconds, text
 from tasks.mlflow.client import registry
+from tasks.mlflow.listing import (
+    NUMBER,
+    every_model,
+    every_version,
+    listed,
+    listed_tagged,
+    loaded_from,
+    model_at,
+    models_of,
+    version_at,
+    versions_of,
+)
 from tasks.mlflow.promoted import MODEL
 from tasks.records.promotions import Promotion
 from tasks.settings import Settings
@@ -24,24 +37,24 @@ from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
 from vetgate.formats.manifest import hash_directory
+from vetgate.formats.model_name import MODEL_NAME
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.tracking import MlflowClient
 
 PREFIX = "prod."
 NO_STAGE = "None"
 # where versions whose bytes were found altered are noted
 TAMPERED = "tampered/"
-# as many as one call may ask for
-MODELS, VERSIONS = 1000, 10_000
 
 
 @dataclass(frozen=True)
 class Registered:
     """One version of prod.<name>: its source, and the aliases and the stage that resolve to it; None is no stage.
 
-    `created` is in seconds since 1970. Of a version that an alias names and the registry lacks all but that is empty.
+    `created` is in seconds since 1970. `loads` is where MLflow loads it from, None where that is its source. Of a
+    version that an alias names and the registry lacks all but that is empty.
     """
 
     name: str
@@ -50,6 +63,12 @@ class Registered:
     aliases: tuple[str, ...] = ()
     stage: str | None = None
     created: float = 0.0
+    loads: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where its bytes are: its source, or words for that and the other place, which are no promoted source."""
+        return self.source if self.loads is None else f"{self.source}, loaded from {self.loads!r:.300}"
 
     @property
     def named(self) -> bool:
@@ -58,25 +77,46 @@ class Registered:
 
 
 def registered(settings: Settings, name: str | None = None) -> list[Registered]:
-    """Every version of a prod.* model, or of prod.<name>, in order: in a few calls however many there are.
+    """Every version of a prod.* model, or of prod.<name>, in order.
 
     Raises StoreError when the registry does not answer.
     """
     with registry(settings) as client:
-        aliases = dict(_aliases(client) if name is None else [(f"{PREFIX}{name}", aliases_of(client, name))])
-        found = list(_versions(client, "" if name is None else f"{PREFIX}{name}"))
-    return with_aliases(aliases, found)
+        one = None if name is None else model_at(client, f"{PREFIX}{name}")
+        models = every_model(client, PREFIX) if name is None else [one] if one else []
+        aliases = {text(m.name if name is None else f"{PREFIX}{name}"): _aliases(m) for m in models}
+        found = {(item.name, item.version): located(client, item) for item in _versions(client, models, name)}
+        for model, held in aliases.items():
+            for version in held.values():
+                key = (model.removeprefix(PREFIX), version)
+                # what cannot have been promoted is covered by nothing, wherever it is
+                if key not in found and promotable(*key) and (item := version_of(client, *key)):
+                    found[key] = item
+    return with_aliases(aliases, found.values())
 
 
 def all_names(settings: Settings) -> list[str]:
     """The names of all registered models, also of others'; raises StoreError when the registry does not answer."""
     with registry(settings) as client:
+        return list(dict.fromkeys(text(model.name) for model in listed(models_of(client))))
 
-        def page(token: str | None) -> tuple[Any, str | None]:
-            found = client.search_registered_models(max_results=MODELS, page_token=token)
-            return found, found.token
 
-        return [text(model.name) for found in pages(page) for model in found]
+def tagged_as_prompts(settings: Settings, name: str | None = None) -> list[tuple[str, str]]:
+    """Which prod.* models, or which of prod.<name>, MLflow may hide: name and version, empty for the model itself.
+
+    Raises StoreError when the registry does not answer.
+    """
+    with registry(settings) as client:
+        return list_tagged(client, name)
+
+
+def list_tagged(client: MlflowClient, name: str | None = None) -> list[tuple[str, str]]:
+    """What `tagged_as_prompts` gives; raises OddAnswer."""
+    which = _filter(name)
+    models = ((text(model.name), "") for model in listed_tagged(models_of(client), which))
+    versions = ((text(version.name), text(version.version)) for version in listed_tagged(versions_of(client), which))
+    found = dict.fromkeys(chain(models, versions))
+    return [(model.removeprefix(PREFIX), version) for model, version in found if _is_asked_for(model, name)]
 
 
 def in_production(settings: Settings, name: str | None = None) -> list[Registered]:
@@ -102,36 +142,34 @@ def with_aliases(aliases: dict[str, dict[str, str]], found: Iterable[Registered]
 
 def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
     """Alias to version of prod.<name>; empty when there is no such model."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_registered_model(f"{PREFIX}{name}").aliases
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
-    return {text(alias): text(version) for alias, version in found.items()}
+    found = model_at(client, f"{PREFIX}{name}")
+    return {} if found is None else _aliases(found)
 
 
 def source_of(settings: Settings, name: str, version: str) -> str | None:
-    """Where the registry says that the bytes of a version lie; None when it has no such version."""
+    """The place of a version, as `Registered` has it; None when the registry has no such version."""
     with registry(settings) as client:
         found = version_of(client, name, version)
-    return None if found is None else found.source
+    return None if found is None else found.place
 
 
 def version_of(client: MlflowClient, name: str, version: str) -> Registered | None:
     """A version of prod.<name>, without its aliases; None when the registry has no such version."""
-    from mlflow.exceptions import MlflowException
+    found = version_at(client, f"{PREFIX}{name}", version)
+    return None if found is None else located(client, _as_registered(found))
 
-    try:
-        found = client.get_model_version(f"{PREFIX}{name}", version)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    check_answered(found, f"{PREFIX}{name}", version)
-    return as_registered(found.name, found.version, found.source, found.current_stage, found.creation_timestamp)
+
+def promotable(name: str, version: str) -> bool:
+    """Whether the gate could ever have promoted something as this: only then is there a key of the store for it."""
+    return bool(MODEL_NAME.fullmatch(name) and NUMBER.fullmatch(version))
+
+
+def located(client: MlflowClient, item: Registered) -> Registered:
+    """The version with where MLflow loads it from, which a writer of its database can set apart from the source."""
+    if not promotable(item.name, item.version):
+        return item
+    loads = loaded_from(client, f"{PREFIX}{item.name}", item.version)
+    return item if loads in (None, item.source) else replace(item, loads=loads)
 
 
 def check_bytes(settings: Settings, promotion: Promotion) -> int:
@@ -148,51 +186,37 @@ def check_bytes(settings: Settings, promotion: Promotion) -> int:
     return hashed
 
 
-def _aliases(client: MlflowClient) -> Iterator[tuple[str, dict[str, str]]]:
-    def page(token: str | None) -> tuple[Any, str | None]:
-        # ordered by what does not change, so that no page skips a model that is written to meanwhile
-        found = client.search_registered_models(
-            f"name LIKE '{PREFIX}%'", max_results=MODELS, order_by=["name ASC"], page_token=token
-        )
-        return found, found.token
-
-    for found in pages(page):
-        for model in found:
-            # LIKE is blind to case in SQLite
-            if text(model.name).startswith(PREFIX) and model.aliases:
-                yield text(model.name), {text(alias): text(version) for alias, version in model.aliases.items()}
+def _aliases(model: RegisteredModel) -> dict[str, str]:
+    return {text(alias): text(version) for alias, version in model.aliases.items()}
 
 
-def _versions(client: MlflowClient, model: str) -> Iterator[Registered]:
-    """Every version of a model, or of all in production where it is empty."""
-    which = f"name = '{model}'" if model and "'" not in model else f"name LIKE '{PREFIX}%'"
-
-    def page(token: str | None) -> tuple[Any, str | None]:
-        found: Any = client.search_model_versions(
-            which, max_results=VERSIONS, order_by=["name ASC", "version_number DESC"], page_token=token
-        )
-        return found, found.token
-
-    for found in pages(page):
-        for version in found:
-            # LIKE is blind to case in SQLite
-            if version.name == model or (not model and text(version.name).startswith(PREFIX)):
-                yield as_registered(
-                    version.name, version.version, version.source, version.current_stage, version.creation_timestamp
-                )
+def _versions(client: MlflowClient, models: Iterable[RegisteredModel], name: str | None) -> Iterator[Registered]:
+    for version in every_version(client, models, _filter(name)):
+        if _is_asked_for(text(version.name), name):
+            yield _as_registered(version)
 
 
-def as_registered(model: object, version: object, source: object, stage: object, created: object) -> Registered:
+def _filter(name: str | None) -> str:
+    return f"name LIKE '{PREFIX}%'" if name is None or "'" in name else f"name = '{PREFIX}{name}'"
+
+
+def _is_asked_for(model: str, name: str | None) -> bool:
+    # LIKE is blind to case in SQLite
+    return model.startswith(PREFIX) if name is None else model == f"{PREFIX}{name}"
+
+
+def _as_registered(found: ModelVersion) -> Registered:
+    return as_registered(found.name, found.version, found.source, found.current_stage, found.creation_timestamp)
+
+
+def as_registered(
+    model: object, version: object, source: object, stage: object, created: object, loads: object = None
+) -> Registered:
     """A version from what MLflow says of it: `created` is in milliseconds, and a stage may be the word None."""
     named = None if text(stage) in ("", NO_STAGE) else text(stage)
-    return Registered(text(model).removeprefix(PREFIX), text(version), text(source), (), named, seconds(created))
-
-
-def check_answered(found: ModelVersion, model: str, version: str) -> None:
-    """Raise OddAnswer where the registry answers with another version than the one that it was asked for."""
-    if (found.name, text(found.version)) != (model, version):
-        got = f"version {text(found.version)!r:.40} of {found.name!r:.80}"
-        raise OddAnswer(f"{got} where version {version} of {model} was asked for")
+    place, loaded = text(source), text(loads)
+    elsewhere = loaded if loaded not in ("", place) else None
+    return Registered(text(model).removeprefix(PREFIX), text(version), place, (), named, seconds(created), elsewhere)
 
 
 def _from_store(store: Store, home: str, promotion: Promotion, room: Path) -> Path:

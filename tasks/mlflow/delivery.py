@@ -12,9 +12,10 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tasks.mlflow.aliases import check_answered
+from tasks.mlflow.aliases import PREFIX, version_of
 from tasks.mlflow.answers import text
 from tasks.mlflow.client import registry
+from tasks.mlflow.listing import model_at
 from tasks.mlflow.promoted import MODEL
 from tasks.records.coverage import Coverage
 from tasks.settings import Settings
@@ -28,20 +29,13 @@ OTHER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 
 
 def registered_version(settings: Settings, model: str, alias: str | None, number: str | None) -> tuple[str, str]:
-    """The version and its source, as the registry says; nothing of it is believed yet."""
+    """The version and its place, as the registry says; nothing of it is believed yet."""
     with registry(settings) as client:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            known = {} if alias is None else client.get_registered_model(model).aliases
-            wanted = number if alias is None else known.get(alias)
-            if wanted is not None:
-                found = client.get_model_version(model, text(wanted))
-                check_answered(found, model, text(wanted))
-                return text(found.version), text(found.source)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        known = None if alias is None else model_at(client, model)
+        wanted = number if known is None else known.aliases.get(alias)
+        found = None if wanted is None else version_of(client, model.removeprefix(PREFIX), text(wanted))
+    if found is not None:
+        return found.version, found.place
     what = f"version {number}" if alias is None else f"alias {alias}"
     raise Denied(f"expected {model} to have {what}, got none; promote a model that passed, or name another")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tasks.mlflow.answers import OddAnswer
 from tasks.mlflow.client import is_ours, own_experiment, registry
+from tasks.mlflow.listing import loaded_from
 from tasks.mlflow.vettings import MANIFEST_TAG, registered_model, run_with, versions
 from tasks.records.promotions import Taken
 from tasks.settings import Settings
@@ -109,10 +110,11 @@ def _set_alias(
 def _promoted_version(
     client: MlflowClient, settings: Settings, model: str, manifest: Manifest, taken: Collection[str]
 ) -> ModelVersion | None:
-    """The version whose bytes are these and whose number is not taken; one that only its tag claims is passed over."""
+    """The version that is loaded as these bytes and whose number is not taken; what a tag claims is nothing."""
     vetted = open_store(settings).url(f"vetted/{manifest.sha256}")
     for version in versions(client, model, manifest.sha256):
-        if str(version.version) in taken:
+        number = str(version.version)
+        if number in taken or loaded_from(client, model, number) != version.source:
             continue
         if vetted.startswith("s3://"):
             if version.source == vetted:

@@ -10,22 +10,24 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from tasks.mlflow.aliases import (
-    MODELS,
     PREFIX,
-    VERSIONS,
     Registered,
     all_names,
     as_registered,
     in_production,
+    promotable,
     with_aliases,
 )
 from tasks.mlflow.answers import answer_of, objects, pages, text
 from tasks.mlflow.client import ENVIRONMENT
+from tasks.mlflow.listing import MODELS, VERSIONS, Search, listed
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
 from vetgate.errors import StoreError
@@ -41,11 +43,13 @@ REACHED_BY = (
 )
 WAIT_SECONDS = 30.0
 ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
-NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creation_time FROM model_versions v
+NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creation_time, v.storage_location
+    FROM model_versions v
     LEFT JOIN registered_model_aliases a ON a.workspace = v.workspace AND a.name = v.name AND a.version = v.version
     WHERE v.workspace = 'default' AND v.current_stage != 'Deleted_Internal'
     AND (a.alias IS NOT NULL OR v.current_stage != 'None')"""
 NAMES = "SELECT name FROM registered_models WHERE workspace = 'default'"
+FIELDS = ("name", "version", "source", "current_stage", "creation_timestamp")
 Aliases = dict[str, dict[str, str]]
 
 
@@ -79,7 +83,7 @@ def read_names(settings: Settings) -> list[str]:
     if not only_mlflow_knows():
         if uri.startswith(("http://", "https://")):
             with _server(uri.rstrip("/")) as client:
-                return [text(m.get("name")) for m in _pages(client, "registered-models", {"max_results": MODELS})]
+                return list(dict.fromkeys(text(model.get("name")) for model in listed(_models(client))))
         if (path := sqlite_file(uri)) is not None:
             if not path.exists():
                 return []  # nothing was ever registered
@@ -109,20 +113,25 @@ def _from_database(path: Path) -> tuple[Aliases, list[Registered]]:
 
 
 def _from_server(url: str) -> tuple[Aliases, list[Registered]]:
+    """The aliases, and the versions as far as a search finds them, they are the latest of a stage, or an alias is."""
+    which = f"name LIKE '{PREFIX}%'"
+    aliases: Aliases = {}
+    rows: list[dict[str, Any]] = []
     with _server(url) as client:
-        names = {"filter": f"name LIKE '{PREFIX}%'", "max_results": MODELS, "order_by": "name ASC"}
-        models = _pages(client, "registered-models", names)
-        held = {text(m.get("name")): objects(m.get("aliases"), "aliases") for m in models}
-        aliases = {
-            name: {text(item.get("alias")): text(item.get("version")) for item in found}
-            for name, found in held.items()
-            if found and name.startswith(PREFIX)
-        }
-        versions = {"filter": f"name LIKE '{PREFIX}%'", "max_results": VERSIONS}
-        found = _pages(client, "model-versions", versions)
-        fields = ("name", "version", "source", "current_stage", "creation_timestamp")
-        rows = ([item.get(field) for field in fields] for item in found)
-        return aliases, [as_registered(*row) for row in rows if text(row[0]).startswith(PREFIX)]
+        for model in listed(_models(client), which):
+            held = objects(model.get("aliases"), "aliases")
+            aliases[text(model.get("name"))] = {text(item.get("alias")): text(item.get("version")) for item in held}
+            rows += objects(model.get("latest_versions"), "versions")
+        aliases = {name: held for name, held in aliases.items() if held and name.startswith(PREFIX)}
+        for page in pages(partial(_versions(client), which)):
+            rows += page
+        found = {(text(row.get("name")), text(row.get("version"))) for row in rows}
+        for name, version in ((name, version) for name, held in aliases.items() for version in held.values()):
+            if (name, version) not in found and promotable(name.removeprefix(PREFIX), version):
+                rows += _version(client, name, version)
+        known = [as_registered(*map(row.get, FIELDS)) for row in rows if text(row.get("name")).startswith(PREFIX)]
+        named = _named(aliases, known)
+        return aliases, [_located(client, item) for item in named]
 
 
 @contextmanager
@@ -138,14 +147,48 @@ def _server(url: str) -> Iterator[Any]:
         raise StoreError(f"expected the registry at {url} to answer, got {escaped(got):.300}; check it") from error
 
 
-def _pages(client: Any, what: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    def page(token: str | None) -> tuple[list[dict[str, Any]], str | None]:
-        asked = parameters | ({"page_token": token} if token else {})
-        answer = answer_of(client, "GET", f"{what}/search", params=asked)
-        return objects(answer.get(what.replace("-", "_")), what), text(answer.get("next_page_token"))
+def _models(client: Any) -> Search:
+    return partial(_page, client, "registered-models", {"max_results": MODELS, "order_by": "name ASC"})
 
-    for found in pages(page):
-        yield from found
+
+def _versions(client: Any) -> Search:
+    return partial(_page, client, "model-versions", {"max_results": VERSIONS})
+
+
+def _page(
+    client: Any, what: str, parameters: dict[str, Any], which: str, token: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    asked = parameters | ({"filter": which} if which else {}) | ({"page_token": token} if token else {})
+    answer = answer_of(client, "GET", f"{what}/search", params=asked)
+    return objects(answer.get(what.replace("-", "_")), what), text(answer.get("next_page_token"))
+
+
+def _located(client: Any, item: Registered) -> Registered:
+    """The version with where MLflow loads it from."""
+    if not promotable(item.name, item.version):
+        return item
+    asked = {"name": f"{PREFIX}{item.name}", "version": item.version}
+    found = _found(client, "model-versions/get-download-uri", asked)
+    loads = None if found is None else text(found.get("artifact_uri"))
+    return item if loads in (None, item.source) else replace(item, loads=loads)
+
+
+def _version(client: Any, name: str, version: str) -> list[dict[str, Any]]:
+    """The version that is asked for, if there is one."""
+    found = _found(client, "model-versions/get", {"name": name, "version": version}) or {}
+    return objects([found["model_version"]] if "model_version" in found else None, "a version")
+
+
+def _found(client: Any, path: str, asked: dict[str, str]) -> dict[str, Any] | None:
+    """What the server answers about one thing; None where it has no such thing."""
+    import httpx
+
+    try:
+        return answer_of(client, "GET", path, params=asked)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == 404:
+            return None
+        raise
 
 
 def access() -> dict[str, Any]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.mlflow.answers import pages, text
+from tasks.mlflow.answers import text
 from tasks.mlflow.client import registry
+from tasks.mlflow.listing import every_model, every_version
 from tasks.settings import Settings, location
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 PREFIX = "thirdparty."
 MODEL = re.compile(rf"thirdparty\.{MODEL_NAME.pattern}")
-PAGE = 1000
 ADVICE = "log the directory with submission.yaml as artifacts of a run and register runs' artifact URI as the source"
 
 
@@ -47,18 +47,13 @@ class Supplied:
 def unknown_versions(settings: Settings) -> Iterator[Supplied]:
     """Every version of a thirdparty model that nothing is noted of."""
     with registry(settings) as client:
-
-        def page(token: str | None) -> tuple[Any, str | None]:
-            found = client.search_model_versions(f"name LIKE '{PREFIX}%'", max_results=PAGE, page_token=token)
-            return found, found.token
-
-        for found in pages(page):
-            # notes come after versions: read before them, they would lack those of whatever was registered meanwhile
-            known = set(open_store(settings).list("registered/"))
-            for version in found:
-                model = text(version.name)
-                if note_key(model, str(version.version)) not in known and MODEL.fullmatch(model):
-                    yield _registered(version)
+        found = list(every_version(client, every_model(client, PREFIX), f"name LIKE '{PREFIX}%'"))
+        # notes come after versions: read before them, they would lack those of whatever was registered meanwhile
+        known = set(open_store(settings).list("registered/"))
+        for version in found:
+            model = text(version.name)
+            if note_key(model, str(version.version)) not in known and MODEL.fullmatch(model):
+                yield _registered(version)
 
 
 def download(settings: Settings, model: str, version: str, room: Path) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.mlflow.client import is_ours, own_experiment, registry
+from tasks.mlflow.listing import every_version, model_at
 from tasks.mlflow.submitted import note, noted
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_all
@@ -155,4 +156,6 @@ def registered_model(client: MlflowClient, model: str) -> None:
 
 def versions(client: MlflowClient, model: str, manifest_sha256: str) -> list[ModelVersion]:
     """The versions of a registered model that say by their tag that they are these bytes."""
-    return list(client.search_model_versions(f"name = '{model}' and tags.`{MANIFEST_TAG}` = '{manifest_sha256}'"))
+    known = model_at(client, model)
+    found = every_version(client, [known] if known else [], f"name = '{model}'")
+    return [version for version in found if version.tags.get(MANIFEST_TAG) == manifest_sha256]

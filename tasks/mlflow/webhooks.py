@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tasks.mlflow.answers import pages
 from tasks.mlflow.client import registry
 from tasks.secret_file import secret_at
 from tasks.settings import Settings
@@ -114,15 +115,16 @@ class Deliveries:
 
 
 def register_webhook(settings: Settings, name: str, url: str, events: Sequence[str]) -> bool:
-    """Have MLflow send `events` to `url`, signed with the installation's secret; whether anything had to be changed.
+    """Have MLflow send `events` to `url`, signed with the installation's secret; whether anything looked otherwise.
 
-    However often it is called, MLflow has one webhook of this name.
+    However often it is called, MLflow has one webhook of this name. Its secret, which cannot be read back and which
+    whoever writes the registry can exchange, is set each time. Raises StoreError.
     """
     from mlflow.entities.webhook import WebhookEvent
 
     wanted = {WebhookEvent(*event.split(".")) for event in events}
     secret = secret_at(settings.webhook_secret)
-    # what cannot be read back is told apart by this: a secret that was exchanged must reach MLflow
+    # for people, who cannot read the secret there
     about = f"vetgate; secret {hmac.digest(secret.encode(), name.encode(), 'sha256').hex()[:16]}"
     with registry(settings) as client:
         found = [hook for hook in _webhooks(client) if hook.name == name]
@@ -132,20 +134,16 @@ def register_webhook(settings: Settings, name: str, url: str, events: Sequence[s
             client.create_webhook(name, url, list(wanted), description=about, secret=secret)
             return True
         hook = found[0]
-        if hook.url == url and set(hook.events) == wanted and hook.description == about and hook.status.is_active():
-            return len(found) > 1
         client.update_webhook(
             hook.webhook_id, url=url, events=list(wanted), description=about, secret=secret, status="ACTIVE"
         )
-    return True
+    same = hook.url == url and set(hook.events) == wanted and hook.description == about and hook.status.is_active()
+    return not same or len(found) > 1
 
 
 def _webhooks(client: MlflowClient) -> list[Webhook]:
-    found: list[Webhook] = []
-    token = None
-    while True:
-        page = client.list_webhooks(max_results=100, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    def page(token: str | None) -> tuple[Any, str | None]:
+        found = client.list_webhooks(max_results=100, page_token=token)
+        return found, found.token
+
+    return [hook for found in pages(page) for hook in found]

@@ -15,15 +15,16 @@ from flows.production.automatic import promote_all_due
 from flows.production.promote import promote
 from flows.production.reconcile import reconcile
 from flows.production.serving import deliver
-from tasks.mlflow.aliases import check_bytes
+from tasks.mlflow.aliases import check_bytes, in_production
 from tasks.mlflow.client import registry
 from tasks.mlflow.heads import EXPERIMENT, TAG
 from tasks.mlflow.promoted import PROMOTIONS
+from tasks.mlflow.reader import read_production
 from tasks.records.promotions import promotion_of
 from tasks.settings import location
 from tasks.store.base import fetch_all
 from tests.production import Home, home_in
-from vetgate.errors import Altered, StoreError
+from vetgate.errors import Altered, Denied, StoreError
 from vetgate.trust.keys import read_trust_root, utc_now
 
 ELSEWHERE = ["gs://bucket/x", "http://127.0.0.1:9/api/2.0/mlflow-artifacts/artifacts/x", "ftp://127.0.0.1:9/x"]
@@ -125,6 +126,51 @@ class TestRows:
         written(home, "UPDATE model_versions SET version = ? WHERE version = ?", number, int(home.registered(b"evil")))
         reconcile(home.settings, now=utc_now() + timedelta(minutes=10))
         assert numbers(home) == {"1"}
+
+
+class TestLoadedFrom:
+    """The database has a column of its own for where MLflow loads a version from, beside the source that it shows."""
+
+    def led(self, home: Home, where: str, version: str) -> None:
+        """Lead MLflow away from the source of a version, or write down what says no more than the source."""
+        places = {"elsewhere": (home.room / "evil").as_uri(), "another": "s3://evil/model", "none": None, "empty": ""}
+        written(home, "UPDATE model_versions SET storage_location = ? WHERE version = ?", places[where], int(version))
+
+    @pytest.mark.parametrize("where", ["elsewhere", "another"])
+    def test_another_place_than_the_source_serves_nothing_and_is_taken_back(self, home: Home, where: str) -> None:
+        home.promoted(b"first")
+        home.promoted(b"second")
+        self.led(home, where, "2")
+        assert read_production(home.settings) == in_production(home.settings)
+        assert [item["covered"] for item in at_a_glance(home.settings)["production"]] == [True, False]
+        for uri in ("models:/prod.digits@champion", "models:/prod.digits/2"):
+            with pytest.raises(Denied, match="loaded from"):
+                deliver(uri, home.settings)
+        (done,) = reconcile(home.settings)["taken_back"]
+        assert (done["kind"], done["version"], done["to"]) == ("bypass", "2", "1") and "loaded from" in done["reason"]
+        # then its number resolves to it and nothing else does
+        (done,) = reconcile(home.settings)["taken_back"]
+        assert (done["kind"], done["version"], done["alias"]) == ("bypass", "2", None)
+        assert deliver("models:/prod.digits@champion", home.settings).version == "1" and numbers(home) == {"1"}
+
+    @pytest.mark.parametrize("where", ["elsewhere", "another"])
+    def test_an_alias_does_not_go_back_there_nor_is_it_promoted_again(self, home: Home, where: str) -> None:
+        manifest = home.submit(b"good")
+        home.let_in(manifest)
+        home.point("champion", home.registered(b"evil"))
+        self.led(home, where, "1")
+        (done,) = reconcile(home.settings)["taken_back"][:1]
+        assert (done["version"], done["to"]) == ("2", None) and home.aliases() == {}
+        assert promote(home.settings, "digits", manifest)["version"] == "3"
+        assert deliver("models:/prod.digits@champion", home.settings).version == "3"
+
+    @pytest.mark.parametrize("where", ["none", "empty"])
+    def test_no_place_of_its_own_is_the_source(self, home: Home, where: str) -> None:
+        home.promoted(b"good")
+        self.led(home, where, "1")
+        assert read_production(home.settings) == in_production(home.settings)
+        assert reconcile(home.settings)["covered"] == 1
+        assert deliver("models:/prod.digits@champion", home.settings).version == "1"
 
 
 class TestPlaces:

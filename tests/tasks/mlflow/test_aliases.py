@@ -101,8 +101,8 @@ def test_models_outside_production_are_not_looked_at(home: Home) -> None:
 
 
 def test_many_models_are_read_in_pages(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.mlflow.aliases.MODELS", 2)
-    monkeypatch.setattr("tasks.mlflow.aliases.VERSIONS", 3)
+    monkeypatch.setattr("tasks.mlflow.listing.MODELS", 2)
+    monkeypatch.setattr("tasks.mlflow.listing.VERSIONS", 3)
     with registry(home.settings) as client:
         for number in range(5):
             client.create_registered_model(f"prod.m{number}")

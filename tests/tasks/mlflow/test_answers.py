@@ -17,11 +17,15 @@ from tasks.mlflow.answers import MOST_PAGES, OddAnswer, pages, seconds, text
 from tasks.mlflow.client import is_ours, registry
 from tasks.mlflow.delivery import registered_version
 from tasks.mlflow.reader import read_names, read_production
+from tasks.mlflow.webhooks import register_webhook
 from tasks.settings import Settings
 from vetgate.errors import StoreError
 
 MODELS, VERSIONS = "registered-models/search", "model-versions/search"
 VERSION = {"name": "prod.digits", "version": "1", "source": "s3://x/y", "current_stage": "None"}
+HOOK = {"webhook_id": "w", "name": "another", "url": "https://x/", "status": "ACTIVE"} | {
+    "events": [{"entity": "MODEL_VERSION", "action": "CREATED"}]
+}
 ALIASED = {"name": "prod.digits", "aliases": [{"alias": "champion", "version": "1"}]}
 
 
@@ -113,6 +117,12 @@ class TestPages:
         with says(endless) as url, pytest.raises(StoreError, match=f"{url} .*no end"):
             ask(asking(tmp_path, url))
 
+    @pytest.mark.parametrize("hooks", [[], [HOOK], [HOOK] * 20])
+    def test_nor_has_a_list_of_webhooks(self, tmp_path: Path, hooks: list[dict[str, Any]]) -> None:
+        endless = as_bytes({"webhooks": hooks, "next_page_token": "x"})
+        with says({"webhooks": endless}) as url, pytest.raises(StoreError, match=f"{url} .*no end"):
+            register_webhook(asking(tmp_path, url), "vetgate", "https://gate/mlflow", ["model_version.created"])
+
     def test_also_when_each_has_a_token_of_its_own(self) -> None:
         with pytest.raises(OddAnswer, match="no end"):
             list(pages(lambda token: ([], f"{token}x")))
@@ -140,6 +150,24 @@ class TestVersions:
     ) -> None:
         with says({"model-versions/get": said}) as url, pytest.raises(StoreError, match=url):
             registered_version(asking(tmp_path, url), "prod.digits", None, "1")
+
+
+class TestLoadedFrom:
+    @pytest.mark.parametrize("said", [{"artifact_uri": "s3://evil"}, {"artifact_uri": ""}, {}])
+    def test_what_a_server_loads_from_another_place_is_said(self, tmp_path: Path, said: dict[str, str]) -> None:
+        answers = {
+            MODELS: as_bytes({"registered_models": [ALIASED]}),
+            VERSIONS: as_bytes({"model_versions": [VERSION]}),
+            "registered-models/get": as_bytes({"registered_model": ALIASED}),
+            "model-versions/get": as_bytes({"model_version": VERSION}),
+            "model-versions/get-download-uri": as_bytes(said),
+        }
+        place = f"s3://x/y, loaded from {said.get('artifact_uri', '')!r}"
+        with says(answers) as url:
+            settings = asking(tmp_path, url)
+            assert [item.place for item in read_production(settings)] == [place]
+            assert [item.place for item in in_production(settings)] == [place]
+            assert registered_version(settings, "prod.digits", "champion", None) == ("1", place)
 
 
 class TestWaiting:

@@ -20,8 +20,10 @@ import pytest
 
 from flows.production.serving import deliver
 from tasks.mlflow import delivery
-from tasks.mlflow.aliases import in_production
-from tasks.mlflow.reader import read_production
+from tasks.mlflow.aliases import all_names, in_production
+from tasks.mlflow.client import registry
+from tasks.mlflow.listing import IS_PROMPT
+from tasks.mlflow.reader import read_names, read_production
 from tasks.settings import Settings
 from tests.databases import with_registry
 from tests.flows.production.test_serving import CHAMPION, Production, weights
@@ -108,6 +110,13 @@ def test_bytes_that_the_registry_s_server_hands_out_are_delivered_or_refused(tmp
     assert delivered.coverage.promotion.source.startswith("mlflow-artifacts:")
     assert read_production(settings) == in_production(settings) != []
     assert delivered.members["model.safetensors"] == weights(1)
+    held = in_production(settings)
+    with registry(settings) as client:
+        client.set_registered_model_tag(f"prod.{held[0].name}", IS_PROMPT, "true")
+        client.set_model_version_tag(f"prod.{held[0].name}", "1", IS_PROMPT, "true")
+    assert read_production(settings) == in_production(settings) == held
+    assert read_names(settings) == all_names(settings) != []
+    assert deliver(CHAMPION, settings).version == "1"
 
     (file,) = (tmp_path / "artifacts").rglob("model.safetensors")
     file.write_bytes(weights(2))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.mlflow.client import registry
 from tasks.mlflow.webhooks import (
     MAX_BODY_BYTES,
     WINDOW_SECONDS,
@@ -18,9 +19,12 @@ from tasks.mlflow.webhooks import (
     Refused,
     Replayed,
     TooLarge,
+    register_webhook,
     signature,
 )
 from tasks.secret_file import secret_at
+from tasks.settings import Settings
+from tests.databases import with_registry
 from vetgate.errors import StoreError
 
 SECRET = "a secret of more than sixteen characters"
@@ -150,3 +154,53 @@ def test_a_secret_that_is_none_is_refused_without_being_told(tmp_path):
     assert "secret" not in str(refused.value).replace(str(tmp_path), "")
     with pytest.raises(StoreError):
         secret_at(Path("/dev/null/withheld"))
+
+
+URL, EVENTS = "http://127.0.0.1:8480/mlflow", ["model_version.created"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http,https")
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
+    return Settings(home=with_registry(tmp_path / "home"))
+
+
+def hooks(settings):
+    """URL, events, state and secret of each webhook that MLflow has under our name."""
+    with registry(settings) as client:
+        found = [hook for hook in client.list_webhooks() if hook.name == "vetgate"]
+    return [(hook.url, len(hook.events), hook.status.is_active(), hook.secret) for hook in found]
+
+
+def test_mlflow_has_one_webhook_of_a_name_with_our_secret(settings):
+    assert register_webhook(settings, "vetgate", URL, EVENTS)
+    assert not register_webhook(settings, "vetgate", URL, EVENTS)
+    assert hooks(settings) == [(URL, 1, True, secret_at(settings.webhook_secret))]
+
+
+@pytest.mark.parametrize(
+    ("change", "shows"),
+    [
+        ({"secret": "another's"}, False),
+        ({"secret": "another's", "description": "vetgate"}, True),
+        ({"secret": "another's", "url": "http://127.0.0.1:1/"}, True),
+        ({"status": "DISABLED"}, True),
+    ],
+)
+def test_what_another_changed_is_set_right_and_the_secret_whether_or_not_it_shows(settings, change, shows):
+    register_webhook(settings, "vetgate", URL, EVENTS)
+    with registry(settings) as client:
+        client.update_webhook(client.list_webhooks()[0].webhook_id, **change)
+    assert register_webhook(settings, "vetgate", URL, EVENTS) is shows
+    assert hooks(settings) == [(URL, 1, True, secret_at(settings.webhook_secret))]
+
+
+def test_one_too_many_is_deleted(settings):
+    from mlflow.entities.webhook import WebhookEvent
+
+    with registry(settings) as client:
+        for _ in range(3):
+            client.create_webhook("vetgate", URL, [WebhookEvent("model_version", "created")], secret="another's")
+    assert register_webhook(settings, "vetgate", URL, EVENTS)
+    assert hooks(settings) == [(URL, 1, True, secret_at(settings.webhook_secret))]
