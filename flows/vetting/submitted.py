@@ -29,9 +29,7 @@ def take_version(settings: Settings, model: str, version: str) -> Blob:
         return registered.noted(store, model, version)
     try:
         with intake.workroom(settings) as room:
-            target = room / "downloaded"
-            target.mkdir()
-            given = registered.download(settings, model, version, target)
+            given = registered.download(settings, model, version, room / "downloaded")
             name = model.removeprefix(registered.PREFIX)
             record = intake.take(settings, given, name=name, check_name=partial(refuse_alike, settings))
     except (BadSubmission, NotUnderstood) as error:
