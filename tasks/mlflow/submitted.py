@@ -63,14 +63,19 @@ def unknown_versions(settings: Settings) -> Iterator[Supplied]:
 
 def download(settings: Settings, model: str, version: str, room: Path) -> Path:
     """The submission directory of a version, copied to the new `room`; raises BadSubmission or NotUnderstood."""
-    if not MODEL.fullmatch(model) or not re.fullmatch(r"[1-9][0-9]{0,8}", version):
-        raise BadSubmission(
-            f"expected thirdparty.<name> and a version, got {model!r} and {version!r}; name it by our rules"
-        )
     with registry(settings) as client:
         found = _registered(client.get_model_version(model, version))
         _check_place(settings, client, found)
         return fetch_place(settings, found.source, room)
+
+
+def work_of(model: str, version: str) -> str:
+    """Under what name a version is leased to whoever takes it in; raises BadSubmission for a name of none."""
+    if not MODEL.fullmatch(model) or not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+        raise BadSubmission(
+            f"expected thirdparty.<name> and a version, got {model!r} and {version!r}; name it by our rules"
+        )
+    return f"{model}-{version}"
 
 
 def tag(settings: Settings, model: str, version: str, tags: dict[str, str]) -> None:
@@ -109,7 +114,16 @@ def _check_place(settings: Settings, client: MlflowClient, found: Supplied) -> N
     """Refuse a source that is not among the artifacts of its own run, in a place of this installation."""
     if not found.run_id:
         raise NotUnderstood(f"expected a version with a run, got the source {found.source!r} without one; {ADVICE}")
-    root = place_of(client, found.run_id)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        root = place_of(client, found.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise NotUnderstood(
+            f"expected a version with a run, got {found.run_id!r:.80}, which is none; {ADVICE}"
+        ) from error
     inside = found.source.removeprefix(f"{root}/").strip("/")
     if not found.source.startswith(f"{root}/") or not inside or ".." in inside.split("/"):
         raise NotUnderstood(f"expected a source below {root}, got {found.source!r}; {ADVICE}")
