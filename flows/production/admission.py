@@ -15,7 +15,7 @@ from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approved
 from tasks.settings import Settings
-from tasks.store.base import Store, fetch_all
+from tasks.store.base import Store, fetch_files
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, beginning_with
 from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderstood, Stale
 from vetgate.formats.manifest import Manifest, hash_directory
@@ -84,7 +84,8 @@ def admitted_by(asked: Request, manifest_sha256: str, room: Path) -> Admitted:
     newest = newest_attestation(state, manifest_sha256)
     if newest is None:
         raise Denied(f"expected a verdict on {manifest_sha256}, got none; run `vetgate vet` on it")
-    manifest = hashed(fetch_all(asked.store, f"quarantine/{manifest_sha256}", room))
+    named = attest.files_of(newest.envelope)
+    manifest = hashed(fetch_files(asked.store, f"quarantine/{manifest_sha256}", room, named, most=MAX_BYTES))
     digest = attest.digest(newest.envelope)
     stated = attest.verify(
         newest.envelope,

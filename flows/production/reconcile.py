@@ -9,12 +9,22 @@ it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from itertools import chain
 
-from flows.production.watch import Standing, Watch, coverage, coverages, outlived, standings, watch
+from flows.production.watch import (
+    Standing,
+    Watch,
+    coverage,
+    coverages,
+    outlived,
+    standings,
+    unforeseen,
+    watch,
+)
 from tasks.mlflow.aliases import Registered, promotable, registered, source_of, tagged_as_prompts
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, standing_again, take_back
 from tasks.mlflow.heads import publish_head
@@ -23,11 +33,12 @@ from tasks.records.attestations import newest_attestation, revocation_of
 from tasks.records.coverage import Coverage
 from tasks.records.promotions import promotion_of, promotions_of
 from tasks.settings import Settings
-from vetgate.errors import Denied, Removed, Stale, StoreError, VetgateError, WrongClock
+from vetgate.errors import Denied, Removed, Stale, StoreError, VetgateError
 from vetgate.formats.model_name import MODEL_NAME
 from vetgate.shape import Blob
 from vetgate.trust import attest
 
+logger = logging.getLogger(__name__)
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
@@ -50,7 +61,11 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     for item, answer in answers:
         if isinstance(answer, StoreError):
             continue
-        names = standings(seen, item, answer)
+        try:
+            names = standings(seen, item, answer)
+        except Exception as error:
+            errors.append(unforeseen(item, error))
+            continue
         if isinstance(answer, Coverage) and all(isinstance(name.answer, Coverage) for name in names):
             fine.append((item, answer))
         # one name at a time: one that the registry does not let go must not keep the others of its version
@@ -59,7 +74,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
             for name in names
             if isinstance(name.answer, Denied) and name.answer is not seen.state
         ]
-    nameless = outlived(seen, [item for item in found if not item.named])
+    nameless = outlived(seen, [item for item in found if not item.named], errors.append)
     taken: list[TakenBack] = []
     settled: list[TakenBack] = []
     jobs: Iterator[Callable[[], list[TakenBack]]] = chain(
@@ -180,7 +195,7 @@ def _successor(seen: Watch, item: Registered, alias: str, aliases: dict[str, str
         try:
             if not coverage(seen, item.name, version, source).grace:
                 return version
-        except (Denied, StoreError, WrongClock):
+        except Exception:
             # what cannot be read now is nothing to go back to, and no reason to leave in place what nothing covers
             continue
     return None
@@ -219,6 +234,9 @@ def _tried(errors: list[VetgateError], work: Callable[[], list[TakenBack]]) -> l
         errors.append(StoreError(str(error)))
     except StoreError as error:
         errors.append(error)
+    except Exception as error:
+        logger.exception("not foreseen", exc_info=error)
+        errors.append(StoreError(f"expected to take back what is wrong, got {error!r:.300}; see the log"))
     else:
         return found
     return []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from vetgate.errors import Denied, IssuedLater, Removed, StoreError, WrongClock
 from vetgate.trust.keys import TrustRoot, utc_now
 from vetgate.trust.strict_json import as_time, time_text
 
+logger = logging.getLogger(__name__)
 READERS = 16
 # so many answers that fail are an outage: asking for the rest would take hours and find nothing out
 OUTAGE = 10
@@ -91,9 +93,20 @@ def coverages(seen: Watch, held: Iterable[Registered]) -> list[Coverage | Denied
         except StoreError as error:
             failed.append(error)
             return error
+        except Exception as error:
+            return unforeseen(item, error)
 
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(ask, held))
+
+
+def unforeseen(item: Registered, error: Exception) -> StoreError:
+    """What kept us from knowing of one version, whatever it is: it must not keep us from knowing of the others."""
+    logger.exception("version %r of prod.%r", item.version, item.name, exc_info=error)
+    return StoreError(
+        f"expected an answer for version {item.version!r:.40} of prod.{item.name!r:.80}, got {error!r:.300}; see what "
+        "store and registry hold of it"
+    )
 
 
 def coverage(seen: Watch, name: str, version: str, source: str) -> Coverage:
@@ -157,27 +170,31 @@ def standings(seen: Watch, item: Registered, answer: Coverage | Denied | StoreEr
     return found
 
 
-def outlived(seen: Watch, found: Iterable[Registered]) -> Iterator[tuple[Registered, Denied]]:
+def outlived(
+    seen: Watch, found: Iterable[Registered], failed: Callable[[StoreError], object]
+) -> Iterator[tuple[Registered, Denied]]:
     """The versions that only their number, or `latest`, resolves to, and that nothing has covered for a while; and why.
 
-    Raises no StoreError: what cannot be read now stays until it can be.
+    What cannot be read now stays until it can be; `failed` is told of what was not foreseen.
     """
     altered = {key.removesuffix(".json") for key in seen.store.list(TAMPERED)}
     for item in found:
-        doubtful = _doubtful_since(seen, item)
-        if (
-            item.loads is None
-            and f"{TAMPERED}{item.name}/{item.version}" not in altered
-            and (doubtful is None or seen.now - doubtful < SETTLING)
-        ):
-            continue
         try:
+            doubtful = _doubtful_since(seen, item)
+            if (
+                item.loads is None
+                and f"{TAMPERED}{item.name}/{item.version}" not in altered
+                and (doubtful is None or seen.now - doubtful < SETTLING)
+            ):
+                continue
             coverage(seen, item.name, item.version, item.place)
         except Denied as why:
             if why is not seen.state:
                 yield item, why
         except (StoreError, WrongClock):
             continue
+        except Exception as error:
+            failed(unforeseen(item, error))
 
 
 def _doubtful_since(seen: Watch, item: Registered) -> datetime | None:

@@ -14,7 +14,7 @@ from flows.production.automatic import promote_all_due
 from flows.vetting import runtime
 from flows.vetting.result import refused
 from flows.vetting.submit import refuse_alike
-from flows.vetting.sweep import sweep
+from flows.vetting.sweep import sweep, tried
 from tasks.importing import importing
 from tasks.mlflow import client as mlflow_client
 from tasks.mlflow.heads import publish_head
@@ -25,7 +25,7 @@ from tasks.vetting import intake
 from tasks.vetting.intake import Record
 from tasks.vetting.results import NotTakenIn, Result
 from tasks.vetting.workplace import cool, warm
-from vetgate.errors import NotUnderstood, VetgateError
+from vetgate.errors import NotUnderstood, StoreError, VetgateError
 from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
 from vetgate.verdict.reasons import of_error
@@ -72,24 +72,30 @@ def sweep_locally(settings: Settings) -> Blob:
         return done
     ready = start_all(settings)
     try:
-        from flows.vetting.submitted import take_version
-        from flows.vetting.vet import vet
-
         ready()
         for deployment, parameters in todo:
-            if deployment == "take-registered/default":
-                taken = take_version(settings, **parameters)
-                if "refused" in taken:
-                    continue
-                parameters = {"manifest_sha256": taken["manifest_sha256"], "unless_vetted": True}
-            try:
-                vet(**parameters)
-            except VetgateError as error:
-                done["errors"].append(f"{parameters['manifest_sha256']}: {error}")
+            tried(done, partial(_done_here, settings, deployment, parameters))
     finally:
         cool()
     done["promoted"] += promote_all_due(settings, done["errors"].append)
     return done
+
+
+def _done_here(settings: Settings, deployment: str, parameters: Blob) -> None:
+    """One thing that a sweep starts, in this process; raises StoreError that says for what."""
+    from flows.vetting.submitted import take_version
+    from flows.vetting.vet import vet
+
+    what = " ".join(str(value) for value in parameters.values() if isinstance(value, str))
+    try:
+        if deployment == "take-registered/default":
+            taken = take_version(settings, **parameters)
+            if "refused" in taken:
+                return
+            parameters = {"manifest_sha256": taken["manifest_sha256"], "unless_vetted": True}
+        vet(**parameters)
+    except VetgateError as error:
+        raise StoreError(f"{what}: {error}") from error
 
 
 def start_all(settings: Settings, *, fresh: bool = True) -> Callable[[], None]:

@@ -16,9 +16,10 @@ from flows.vetting.give_up import give_up
 from tasks.mlflow import submitted as registered
 from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings
+from tasks.store.lease import read_lease
 from tasks.store.open import open_store
 from tasks.vetting import queue
-from vetgate.errors import VetgateError
+from vetgate.errors import BadSubmission, VetgateError
 from vetgate.shape import Blob
 from vetgate.verdict.policy import load_policy
 
@@ -44,13 +45,13 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
                 "vettings; see who can write to results/ and leases/, and run `vetgate vet` on it"
             )
         elif item.attempts >= most:
-            _tried(done, partial(_give_up, settings, item.record.id, done))
+            tried(done, partial(_give_up, settings, item.record.id, done))
         elif item.due <= moment:
             parameters = {"manifest_sha256": item.record.id, "unless_vetted": True}
             start("vet/default", parameters, f"vet:{item.record.id}:{item.attempts + 1}:{_period(moment)}")
             done["vetted"].append(item.record.id)
-    _tried(done, lambda: done["taken"].extend(_take_versions(settings, start, moment)))
-    _tried(done, lambda: done["promoted"].extend(promote_all_due(settings, done["errors"].append)))
+    tried(done, lambda: done["taken"].extend(_take_versions(settings, start, moment)))
+    tried(done, lambda: done["promoted"].extend(promote_all_due(settings, done["errors"].append)))
     return done
 
 
@@ -71,11 +72,21 @@ def _give_up(settings: Settings, manifest_sha256: str, done: Blob) -> None:
 def _take_versions(settings: Settings, start: Start, moment: float) -> list[str]:
     taken = []
     for found in list(registered.unknown_versions(settings)):
-        if not _note_own_version(settings, found):
+        if not _note_own_version(settings, found) and _is_due(settings, found, moment):
             parameters = {"model": found.model, "version": found.version}
             start("take-registered/default", parameters, f"take:{found.model}:{found.version}:{_period(moment)}")
             taken.append(f"{found.model}/{found.version}")
     return taken
+
+
+def _is_due(settings: Settings, found: registered.Supplied, moment: float) -> bool:
+    """Whether nobody is taking a version in, and the pause after the last try is over."""
+    try:
+        work = registered.work_of(found.model, found.version)
+    except BadSubmission:
+        return True
+    lease = read_lease(open_store(settings), work, settings.lease_seconds, moment)
+    return lease is None or not (lease.live(moment) or queue.due_after(lease) > moment)
 
 
 def _note_own_version(settings: Settings, found: registered.Supplied) -> bool:
@@ -98,9 +109,9 @@ def _period(moment: float) -> int:
     return int(moment // RETRY_SECONDS)
 
 
-def _tried(done: Blob, work: Callable[[], object]) -> None:
+def tried(done: Blob, work: Callable[[], object]) -> None:
     """One part that fails must not keep the others from being done; the sweep still ends as failed."""
     try:
         work()
-    except VetgateError as error:
-        done["errors"].append(str(error))
+    except Exception as error:
+        done["errors"].append(str(error) if isinstance(error, VetgateError) else repr(error))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.mlflow.answers import seconds, text
+from tasks.mlflow.artifacts import fetch_place, place_of
 from tasks.mlflow.client import registry
 from tasks.mlflow.listing import (
     NUMBER,
@@ -31,11 +32,11 @@ from tasks.mlflow.listing import (
 from tasks.mlflow.promoted import MODEL
 from tasks.records.promotions import Promotion
 from tasks.settings import Settings
-from tasks.store.base import Store, fetch_all, files_among
+from tasks.store.base import Store, check_files, fetch_files
 from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
 from vetgate.digest import canonical_json
-from vetgate.errors import Altered, Denied, NotUnderstood, StoreError
+from vetgate.errors import Altered, Denied, NotUnderstood
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.model_name import MODEL_NAME
 
@@ -179,7 +180,9 @@ def check_bytes(settings: Settings, promotion: Promotion) -> int:
     """
     store, home = open_store(settings), f"vetted/{promotion.manifest}"
     with workroom(settings) as room:
-        hashed = _hashed(_from_store(store, home, promotion, room / "vetted"), promotion)
+        check_files(store, home, promotion.files)
+        vetted = fetch_files(store, home, room / "vetted", promotion.files, most=MAX_BYTES)
+        hashed = _hashed(vetted, promotion)
         # a registry that may not point into a directory store keeps a copy; that one is what others load
         if promotion.source != store.url(home):
             hashed += _hashed(_from_run(settings, promotion, room / "run"), promotion)
@@ -219,33 +222,12 @@ def as_registered(
     return Registered(text(model).removeprefix(PREFIX), text(version), place, (), named, seconds(created), elsewhere)
 
 
-def _from_store(store: Store, home: str, promotion: Promotion, room: Path) -> Path:
-    # one more than there may be is enough to know
-    strange: list[str] = []
-    keys = [key for _, key in zip(range(MAX_FILES + 1), store.list(f"{home}/", strange.append), strict=False)]
-    _check_names({key.removeprefix(f"{home}/") for key in [*keys, *files_among(strange)]}, home, promotion)
-    return fetch_all(store, home, room)
-
-
 def _from_run(settings: Settings, promotion: Promotion, room: Path) -> Path:
-    room.mkdir()
     with registry(settings) as client:
-        where = f"{client.get_run(promotion.run_id).info.artifact_uri}/{MODEL}"
+        where = f"{place_of(client, promotion.run_id)}/{MODEL}"
         if where != promotion.source:
             raise Altered(f"expected the run of {promotion.source} to keep it, got {where!r:.200}; promote again")
-        listed = client.list_artifacts(promotion.run_id, MODEL)
-        _check_names({item.path.removeprefix(f"{MODEL}/") for item in listed}, promotion.source, promotion)
-        if sum(item.file_size or 0 for item in listed) > MAX_BYTES:
-            raise Denied(f"expected at most {MAX_BYTES} bytes in {promotion.source}, got more; restore the vetted ones")
-        return Path(client.download_artifacts(promotion.run_id, MODEL, str(room)))
-
-
-def _check_names(found: set[str], where: str, promotion: Promotion) -> None:
-    if not found:
-        # a disk that is not mounted must not demote what lies on it; loading from there gives nothing anyway
-        raise StoreError(f"expected the vetted bytes in {where}, got no file at all; mount the disk or restore them")
-    if wrong := sorted(found ^ set(promotion.files)):
-        raise Altered(f"expected exactly the promoted files in {where}, got others: {', '.join(wrong)[:300]}")
+        return fetch_place(settings, where, room, promotion.files)
 
 
 def _hashed(folder: Path, promotion: Promotion) -> int:

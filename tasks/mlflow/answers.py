@@ -65,10 +65,15 @@ def answer_of(client: Any, method: str, path: str, **asked: Any) -> dict[str, An
             data += part
             if len(data) > MOST_BYTES or time.monotonic() > ends:
                 raise ValueError(f"an answer of more than {MOST_BYTES} bytes or {MOST_SECONDS:g} seconds to {path}")
+    return json_object(data, f"an answer to {path}")
+
+
+def json_object(data: bytes | bytearray, what: str) -> dict[str, Any]:
+    """The JSON object in an answer; raises ValueError."""
     try:
-        return an_object(json.loads(data), "an answer")
-    except RecursionError as error:
-        raise ValueError(f"an answer that is nested too deeply to {path}") from error
+        return an_object(json.loads(data), what)
+    except (RecursionError, ValueError) as error:
+        raise OddAnswer(f"{what} that is no JSON object: {error}") from error
 
 
 def pages(ask: Callable[[str | None], tuple[Any, str | None]]) -> Iterator[Any]:

@@ -130,11 +130,19 @@ def by_server(settings: Settings) -> bool:
 def is_ours(settings: Settings, place: object) -> bool:
     """Whether artifacts at a place are in this installation's: who writes the registry can name any other."""
     where = str(place or "")
-    if ".." in unquote(where).split("/"):
-        return False
-    if by_server(settings) and urlsplit(where).scheme in ("mlflow-artifacts", "s3"):
-        return True
     try:
-        return f"{location(where)}/".startswith(f"{settings.artifacts.rstrip('/')}/")
+        scheme, host = urlsplit(where)[:2]
+        own = ("", urlsplit(settings.tracking_uri).netloc.rpartition("@")[2])
+        served = by_server(settings) and (scheme == "s3" or (scheme == "mlflow-artifacts" and host in own))
     except ValueError:
         return False
+    return is_below(settings, where) or (served and ".." not in unquote(where).split("/"))
+
+
+def is_below(settings: Settings, place: str) -> bool:
+    """Whether a place is below this installation's artifacts themselves."""
+    try:
+        below = f"{location(place)}/".startswith(f"{settings.artifacts.rstrip('/')}/")
+    except ValueError:
+        return False
+    return below and ".." not in unquote(place).split("/")

@@ -14,14 +14,15 @@ from urllib.parse import unquote, urlsplit
 
 from tasks.mlflow.aliases import PREFIX, version_of
 from tasks.mlflow.answers import text
+from tasks.mlflow.artifacts import fetch_place, place_of
 from tasks.mlflow.client import registry
 from tasks.mlflow.listing import model_at
 from tasks.mlflow.promoted import MODEL
 from tasks.records.coverage import Coverage
 from tasks.settings import Settings
-from tasks.store.base import Store, files_among
+from tasks.store.base import check_files, fetch_files
 from tasks.store.open import open_store
-from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
+from tasks.vetting.intake import MAX_BYTES, workroom
 from vetgate.errors import Altered, Denied, StoreError
 from vetgate.formats.manifest import FILE_NAME
 
@@ -44,7 +45,10 @@ def attested_bytes(settings: Settings, coverage: Coverage) -> dict[str, bytes]:
     """The attested bytes, from where the promoted version's source points to; the vetted copy must hold them too."""
     store, home, source = open_store(settings), f"vetted/{coverage.manifest}", coverage.promotion.source
     with workroom(settings) as room:
-        vetted = _local(store.url(home)) or _from_store(store, home, coverage, room / "vetted")
+        vetted = _local(store.url(home))
+        if vetted is None:
+            check_files(store, home, coverage.files)
+            vetted = fetch_files(store, home, room / "vetted", coverage.files, most=MAX_BYTES)
         members = _read_once(vetted, coverage)
         if source != store.url(home):
             # a registry that may not point into a directory store keeps a copy; that one is what others load
@@ -57,35 +61,12 @@ def _local(url: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
-def _from_store(store: Store, home: str, coverage: Coverage, room: Path) -> Path:
-    strange: list[str] = []
-    keys = [key for _, key in zip(range(MAX_FILES + 1), store.list(f"{home}/", strange.append), strict=False)]
-    _same_names({key.removeprefix(f"{home}/") for key in [*keys, *files_among(strange)]}, coverage)
-    room.mkdir()
-    for key in keys:
-        try:
-            store.fetch(key, room / key.removeprefix(f"{home}/"))
-        except KeyError as error:
-            raise StoreError(
-                f"expected {key} to be readable, got nothing; another process removes what was vetted"
-            ) from error
-    return room
-
-
 def _from_run(settings: Settings, coverage: Coverage, room: Path) -> Path:
-    run_id, source = coverage.promotion.run_id, coverage.promotion.source
-    room.mkdir()
+    source = coverage.promotion.source
     with registry(settings) as client:
-        where = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
-        if source != where:
+        if source != f"{place_of(client, coverage.promotion.run_id)}/{MODEL}":
             raise Denied(f"expected a source in the vetted store or in its own run, got {source!r:.300}; promote again")
-        listed = client.list_artifacts(run_id, MODEL)
-        _same_names({item.path.removeprefix(f"{MODEL}/") for item in listed}, coverage)
-        if (size := sum(item.file_size or 0 for item in listed)) > MAX_BYTES:
-            raise Altered(
-                f"expected exactly the attested files, got {size} bytes at {source}; restore the vetted bytes"
-            )
-        return Path(client.download_artifacts(run_id, MODEL, str(room)))
+        return fetch_place(settings, source, room, coverage.files)
 
 
 def _read_once(folder: Path, coverage: Coverage) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.mlflow.answers import OddAnswer
+from tasks.mlflow.artifacts import fetch_place, place_of
 from tasks.mlflow.client import is_ours, own_experiment, registry
 from tasks.mlflow.listing import loaded_from
 from tasks.mlflow.vettings import MANIFEST_TAG, registered_model, run_with, versions
@@ -120,7 +121,7 @@ def _promoted_version(
             if version.source == vetted:
                 return version
         elif _is_promotion(client, settings, version) and version.source == _bytes_of_run(
-            client, str(version.run_id), manifest
+            client, settings, str(version.run_id), manifest
         ):
             return version
     return None
@@ -164,7 +165,7 @@ def _promotion_run(
             # a server refuses paths outside a run's artifacts, so the bytes go there, and are hashed there
             client.log_artifacts(run_id, str(directory), MODEL)
             on_step("bytes logged")
-            source = _bytes_of_run(client, run_id, manifest)
+            source = _bytes_of_run(client, settings, run_id, manifest)
         client.set_terminated(run_id, "FINISHED" if source else "FAILED")
         on_step("promotion run finished")
         if source:
@@ -172,20 +173,15 @@ def _promotion_run(
     raise StoreError(f"expected run {run_id} to hold the vetted bytes, got others; check the disk of the artifacts")
 
 
-def _bytes_of_run(client: MlflowClient, run_id: str, manifest: Manifest) -> str | None:
+def _bytes_of_run(client: MlflowClient, settings: Settings, run_id: str, manifest: Manifest) -> str | None:
     """Where a run keeps the promoted bytes, if they are exactly these."""
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as room:
         try:
-            root = client.get_run(run_id).info.artifact_uri
-            # the sizes first: what is listed is what may be fetched
-            listed = {item.path: item.file_size for item in client.list_artifacts(run_id, MODEL)}
-            if listed != {f"{MODEL}/{entry.path}": entry.size for entry in manifest.files}:
-                return None
-            there = hash_directory(
-                Path(client.download_artifacts(run_id, MODEL, room)), max_bytes=MAX_BYTES, max_files=MAX_FILES
-            )
+            where = f"{place_of(client, run_id)}/{MODEL}"
+            found = fetch_place(settings, where, Path(room, MODEL), manifest.digests, most=manifest.size)
+            there = hash_directory(found, max_bytes=MAX_BYTES, max_files=MAX_FILES)
         except (VetgateError, MlflowException, OSError):
             return None
-    return f"{root}/{MODEL}" if there == manifest else None
+    return where if there == manifest else None

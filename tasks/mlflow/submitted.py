@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.mlflow.answers import text
-from tasks.mlflow.client import registry
+from tasks.mlflow.artifacts import fetch_place, place_of
+from tasks.mlflow.client import is_below, is_ours, registry
 from tasks.mlflow.listing import every_model, every_version
-from tasks.settings import Settings, location
+from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.vetting.intake import MAX_BYTES, MAX_FILES
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.model_name import MODEL_NAME
@@ -57,16 +57,20 @@ def unknown_versions(settings: Settings) -> Iterator[Supplied]:
 
 
 def download(settings: Settings, model: str, version: str, room: Path) -> Path:
-    """The submission directory of a version, copied below `room`; raises BadSubmission or NotUnderstood."""
+    """The submission directory of a version, copied to the new `room`; raises BadSubmission or NotUnderstood."""
+    with registry(settings) as client:
+        found = _registered(client.get_model_version(model, version))
+        _check_place(settings, client, found)
+        return fetch_place(settings, found.source, room)
+
+
+def work_of(model: str, version: str) -> str:
+    """Under what name a version is leased to whoever takes it in; raises BadSubmission for a name of none."""
     if not MODEL.fullmatch(model) or not re.fullmatch(r"[1-9][0-9]{0,8}", version):
         raise BadSubmission(
             f"expected thirdparty.<name> and a version, got {model!r} and {version!r}; name it by our rules"
         )
-    with registry(settings) as client:
-        found = _registered(client.get_model_version(model, version))
-        path = _path_in_run(settings, client, found)
-        _check_size(client, found, path)
-        return Path(client.download_artifacts(found.run_id, path, str(room)))
+    return f"{model}-{version}"
 
 
 def tag(settings: Settings, model: str, version: str, tags: dict[str, str]) -> None:
@@ -101,37 +105,24 @@ def _registered(version: ModelVersion) -> Supplied:
     return Supplied(version.name, str(version.version), str(version.source or ""), str(version.run_id or ""))
 
 
-def _path_in_run(settings: Settings, client: MlflowClient, found: Supplied) -> str:
-    """Where the source lies in the artifacts of its run; anything else is no place of this installation."""
+def _check_place(settings: Settings, client: MlflowClient, found: Supplied) -> None:
+    """Refuse a source that is not among the artifacts of its own run, in a place of this installation."""
     if not found.run_id:
         raise NotUnderstood(f"expected a version with a run, got the source {found.source!r} without one; {ADVICE}")
-    root = str(client.get_run(found.run_id).info.artifact_uri or "").rstrip("/")
+    from mlflow.exceptions import MlflowException
+
+    try:
+        root = place_of(client, found.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise NotUnderstood(
+            f"expected a version with a run, got {found.run_id!r:.80}, which is none; {ADVICE}"
+        ) from error
     inside = found.source.removeprefix(f"{root}/").strip("/")
     if not found.source.startswith(f"{root}/") or not inside or ".." in inside.split("/"):
         raise NotUnderstood(f"expected a source below {root}, got {found.source!r}; {ADVICE}")
-    # a run may name any path of this machine or any bucket as its place
-    if not root.startswith("mlflow-artifacts:") and not _is_below(root, settings.artifacts):
+    # a run may name any path of this machine, any server or any bucket as its place
+    served = found.source.startswith("mlflow-artifacts:") and is_ours(settings, found.source)
+    if not served and not is_below(settings, found.source):
         raise NotUnderstood(f"expected artifacts that the tracking server keeps, got {root!r}; {ADVICE}")
-    return inside
-
-
-def _is_below(root: str, artifacts: str) -> bool:
-    try:
-        return ".." not in root.split("/") and location(root).startswith(f"{artifacts.rstrip('/')}/")
-    except ValueError:
-        return False
-
-
-def _check_size(client: MlflowClient, found: Supplied, path: str) -> None:
-    """Refuse what is too large before a byte of it is copied."""
-    files, size, todo = 0, 0, [path]
-    while todo:
-        for item in client.list_artifacts(found.run_id, todo.pop()):
-            if item.is_dir:
-                raise NotUnderstood(f"expected plain files in {found.source}, got the folder {item.path}; remove it")
-            files, size = files + 1, size + int(item.file_size or 0)
-    if not 0 < files <= MAX_FILES or size > MAX_BYTES:
-        raise NotUnderstood(
-            f"expected 1 to {MAX_FILES} files of together at most {MAX_BYTES} bytes in {found.source}, "
-            f"got {files} of {size}; {ADVICE}"
-        )

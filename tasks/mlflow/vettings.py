@@ -16,8 +16,9 @@ from tasks.mlflow.client import is_ours, own_experiment, registry
 from tasks.mlflow.listing import every_version, model_at
 from tasks.mlflow.submitted import note, noted
 from tasks.settings import Settings
-from tasks.store.base import Store, fetch_all
+from tasks.store.base import Store
 from tasks.store.open import open_store
+from tasks.vetting.intake import fetch, read_record
 from tasks.vetting.results import Result
 from vetgate.digest import sha256_json
 from vetgate.formats.plain_text import escaped
@@ -119,7 +120,9 @@ def _made(
     """A version whose bytes lie in the store's quarantine, or in the run where a server refuses such a source."""
     if not source.startswith("s3://"):
         with tempfile.TemporaryDirectory() as room:
-            submitted = fetch_all(store, f"quarantine/{manifest_sha256}", Path(room, "submission"))
+            submitted = Path(room, "submission")
+            # no other file than was submitted, whatever lies beside it
+            fetch(store, read_record(store, manifest_sha256), submitted)
             client.log_artifacts(run_id, str(submitted), "submission")
     return client.create_model_version(model, source=source, run_id=run_id, tags={MANIFEST_TAG: manifest_sha256})
 

@@ -6,17 +6,20 @@ overwritten; the few objects that change are replaced only if they are still wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from vetgate.errors import Denied, StoreError
+from vetgate.errors import Altered, Denied, StoreError
 
 CHUNK = 1 << 20
 MAX_KEY_BYTES = 1024
 # what is larger is fetched into a file; nobody's memory is filled by what a stranger laid into the store
 LARGEST_READ = 256 << 20
+# of one folder of files: one more than any submission may hold tells as much as a million
+MOST_NAMES = 1000
 MAX_PART_BYTES = 255
 
 
@@ -67,8 +70,11 @@ class Store(Protocol):
     def copy_in_file(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
         """`create` from a file, streaming; a file that is not `sha256` is refused and nothing stored."""
 
-    def fetch(self, key: str, path: Path) -> str:
-        """Write the object to `path`, streaming, whole or not at all; its SHA-256 in hex. Raises KeyError."""
+    def fetch(self, key: str, path: Path, *, most: int = LARGEST_READ) -> str:
+        """Write the object to `path`, streaming, whole or not at all; its SHA-256 in hex.
+
+        Raises KeyError when there is none, Denied for more than `most` bytes, before or as they are written.
+        """
 
     def clock(self) -> datetime | None:
         """The moment as the store's last answer told it; None for a store without a clock of its own."""
@@ -77,20 +83,37 @@ class Store(Protocol):
         """Where others find the object: a file:// or s3:// URL; `key` may be a prefix without its last slash."""
 
 
-def fetch_all(store: Store, prefix: str, destination: Path) -> Path:
-    """The new directory `destination`, with every object below `prefix/` in it; raises StoreError for a strange one."""
-    destination.mkdir(parents=True)
+def check_files(store: Store, prefix: str, names: Collection[str]) -> None:
+    """Raise Altered unless exactly files of these names lie below `prefix/`, StoreError where there is none at all."""
     strange: list[str] = []
-    keys = list(store.list(f"{prefix}/", strange.append))
-    if odd := files_among(strange):
-        raise StoreError(f"expected files of plain names in {prefix}, got {odd[0]!r}; remove it")
-    for key in keys:
-        path = destination / key.removeprefix(f"{prefix}/")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    keys = list(islice(store.list(f"{prefix}/", strange.append), MOST_NAMES))
+    check_names({key.removeprefix(f"{prefix}/") for key in [*keys, *files_among(strange)]}, prefix, names)
+
+
+def check_names(found: Collection[str], where: str, names: Collection[str]) -> None:
+    """Raise Altered unless the names found are these, StoreError where none was found at all."""
+    if not found:
+        # a disk that is not mounted must not demote what lies on it; loading from there gives nothing anyway
+        raise StoreError(f"expected the vetted bytes in {where}, got no file at all; mount the disk or restore them")
+    if wrong := sorted(set(found) ^ set(names)):
+        raise Altered(
+            f"expected exactly the promoted files in {where}, got others: {', '.join(wrong)[:300]}; "
+            "restore the vetted bytes"
+        )
+
+
+def fetch_files(store: Store, prefix: str, destination: Path, names: Collection[str], *, most: int) -> Path:
+    """The new directory `destination` with the files of these names below `prefix/`, of together at most `most` bytes.
+
+    Whatever else lies there is left. Raises Denied for more bytes, StoreError where one is not there.
+    """
+    destination.mkdir(parents=True, mode=0o700)
+    for name in names:
         try:
-            store.fetch(key, path)
+            store.fetch(f"{prefix}/{name}", destination / name, most=most)
         except KeyError as error:
-            raise StoreError(f"expected {key} to be readable, got nothing; check what lies there") from error
+            raise StoreError(f"expected {prefix} to hold {name}, got nothing; another process removed it") from error
+        most -= (destination / name).stat().st_size
     return destination
 
 
@@ -116,10 +139,10 @@ def check_key(key: str) -> str:
     return key
 
 
-def check_size(key: str, size: int) -> None:
-    """Raise Denied for an object that is too large to be read at once: vetgate writes none that is."""
-    if size > LARGEST_READ:
-        raise Denied(f"expected an object of at most {LARGEST_READ} bytes under {key}, got {size}; it is none of ours")
+def check_size(key: str, size: int, most: int = LARGEST_READ) -> None:
+    """Raise Denied for an object that is larger than it may be."""
+    if size > most:
+        raise Denied(f"expected an object of at most {most} bytes under {key}, got {size}; it is none of ours")
 
 
 def check_prefix(prefix: str) -> str:

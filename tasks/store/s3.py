@@ -24,7 +24,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from tasks.store.base import CHUNK, Changed, check_key, check_prefix, check_size, passed_over
+from tasks.store.base import CHUNK, LARGEST_READ, Changed, check_key, check_prefix, check_size, passed_over
 from tasks.store.directory import check_digest, write_whole
 from tasks.store.key_forms import keys_among
 from vetgate.errors import StoreError
@@ -111,11 +111,13 @@ class S3Store:
                 names = [item["Key"].removeprefix(self.prefix) for item in page.get("Contents", [])]
                 yield from keys_among((name for name in names if not name.startswith(".")), strange)
 
-    def fetch(self, key: str, path: Path) -> str:
+    def fetch(self, key: str, path: Path, *, most: int = LARGEST_READ) -> str:
         with self._explained():
-            body = self._get(key)["Body"]
+            answer = self._get(key)
             try:
-                return write_whole(path, lambda file: _drain(body, file))
+                with closing(answer["Body"]) as body:
+                    check_size(key, int(answer["ContentLength"]), most)
+                    return write_whole(path, lambda file: _drain(body, file, key, most))
             except OSError as error:
                 raise StoreError(f"expected to write {path}, got {error.strerror}; check the disk") from error
 
@@ -235,9 +237,11 @@ def _rewound(file: IO[bytes]) -> IO[bytes]:
     return file
 
 
-def _drain(body: Any, target: IO[bytes]) -> str:
-    digest = hashlib.sha256()
+def _drain(body: Any, target: IO[bytes], key: str, most: int) -> str:
+    digest, size = hashlib.sha256(), 0
     for chunk in body.iter_chunks(CHUNK):
+        size += len(chunk)
+        check_size(key, size, most)
         digest.update(chunk)
         target.write(chunk)
     return digest.hexdigest()

@@ -97,7 +97,13 @@ def _waiting(record: Record, now: float, lease: Lease | None) -> Waiting:
         return Waiting(record, None, False, 0.0)
     if lease.live(now):
         return Waiting(record, lease, True, lease.until)
+    return Waiting(record, lease, False, due_after(lease))
+
+
+def due_after(lease: Lease) -> float:
+    """When work whose lease is no longer live is to be tried again, in seconds since the epoch."""
     # one that was killed ended before its lease ran out; when exactly is unknown
+    if not lease.done:
+        return 0.0
     doubled = 2.0 ** min(max(lease.attempt - 1, 0), 16)
-    pause = min(FIRST_PAUSE_SECONDS * doubled, LONGEST_PAUSE_SECONDS) if lease.done else 0.0
-    return Waiting(record, lease, False, lease.until + pause if lease.done else 0.0)
+    return lease.until + min(FIRST_PAUSE_SECONDS * doubled, LONGEST_PAUSE_SECONDS)

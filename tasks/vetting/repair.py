@@ -11,7 +11,7 @@ from typing import Any
 from tasks.progress import progress_of
 from tasks.sandbox.host import SandboxError
 from tasks.settings import Settings
-from tasks.store.base import Store
+from tasks.store.base import Store, fetch_files
 from tasks.store.open import open_store
 from tasks.vetting import signed_results
 from tasks.vetting.evaluate import Evaluated, area, cut, evaluate, lost, natural_success, reinvert, smallest
@@ -126,9 +126,7 @@ def restore(settings: Settings, case: Case, record: RepairRecord, destination: P
     store = open_store(settings)
     manifest = Manifest.from_json(record.files)
     shutil.rmtree(destination, ignore_errors=True)
-    destination.mkdir(parents=True)
-    for entry in manifest.files:
-        store.fetch(_file(case, record.method, manifest, entry.path), destination / entry.path)
+    fetch_files(store, _home(case, record.method, manifest), destination, manifest.digests, most=manifest.size)
     if hash_directory(destination).sha256 != manifest.sha256:
         raise StoreError(f"the repaired bytes of {case.manifest} are not those written; the store was tampered with")
 
@@ -165,10 +163,11 @@ def _both(case: Case, repaired: Case, before: Triggers, after: Triggers, purpose
 def _keep(store: Store, case: Case, method: str, directory: Path) -> Manifest:
     manifest = hash_directory(directory)
     for entry in manifest.files:
-        store.copy_in_file(_file(case, method, manifest, entry.path), directory / entry.path, sha256=entry.sha256)
+        key = f"{_home(case, method, manifest)}/{entry.path}"
+        store.copy_in_file(key, directory / entry.path, sha256=entry.sha256)
     return manifest
 
 
-def _file(case: Case, method: str, repaired: Manifest, path: str) -> str:
+def _home(case: Case, method: str, repaired: Manifest) -> str:
     # nobody can lay other files here before it is known what comes out
-    return f"repairs/{case.manifest}/{method}/{repaired.sha256}/{path}"
+    return f"repairs/{case.manifest}/{method}/{repaired.sha256}"

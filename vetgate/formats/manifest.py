@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ class Manifest:
         """Path to SHA-256, for signing and verifying."""
         return {entry.path: entry.sha256 for entry in self.files}
 
+    @property
+    def size(self) -> int:
+        """Of all files together, in bytes."""
+        return sum(entry.size for entry in self.files)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
         return {"files": [asdict(entry) for entry in self.files]}
@@ -74,13 +80,23 @@ class Manifest:
         return cls(files)
 
 
-def take_in(source: Path, destination: Path, *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> Manifest:
+def take_in(
+    source: Path,
+    destination: Path,
+    *,
+    within: Path | None = None,
+    check: Callable[[list[str]], object] | None = None,
+    max_bytes: int = MAX_BYTES,
+    max_files: int = MAX_FILES,
+) -> Manifest:
     """Copy a flat directory of plain files into the new directory `destination`, hashing what is copied.
 
-    No link is followed and no file with a second name is taken. The copies are read-only and on disk on return; after
-    an error nothing is left. Raises NotUnderstood for what a submission may not hold, StoreError when writing fails.
+    No link is followed and no file with a second name is taken; nor is a link on the way from `within`, where that is
+    given, to `source`. `check` is told the names before anything is copied. The copies are read-only and on disk on
+    return; after an error nothing is left. Raises NotUnderstood for what a submission may not hold, StoreError when
+    writing fails, BadSubmission where there is no directory.
     """
-    with _listed(source, max_files) as (folder, names):
+    with _listed(source, max_files, within, check) as (folder, names):
         try:
             destination.mkdir(parents=True)
             entries: list[FileEntry] = []
@@ -137,20 +153,42 @@ def open_plain(name: str, folder: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _listed(directory: Path, max_files: int) -> Iterator[tuple[int, list[str]]]:
+def _listed(
+    directory: Path,
+    max_files: int,
+    within: Path | None = None,
+    check: Callable[[list[str]], object] | None = None,
+) -> Iterator[tuple[int, list[str]]]:
     try:
-        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = _open_folder(directory, within)
     except OSError as error:
-        raise BadSubmission(f"expected a directory with a submission, got {directory} ({error.strerror})") from error
+        # only of a way that others can lay links on is it said that it is none: a mistyped path is a matter of usage
+        wrong = NotUnderstood if within is not None and error.errno in (errno.ELOOP, errno.ENOTDIR) else BadSubmission
+        raise wrong(f"expected a directory with a submission, got {directory} ({error.strerror})") from error
     try:
         names = sorted(os.listdir(folder))
-        _check_names(names, max_files)
+        if check is not None:
+            check(names)
+        check_file_names(names, max_files)
         yield folder, names
     finally:
         os.close(folder)
 
 
-def _check_names(names: list[str], max_files: int) -> None:
+def _open_folder(directory: Path, within: Path | None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    folder = os.open(directory if within is None else within, flags)
+    for part in () if within is None else directory.relative_to(within).parts:
+        try:
+            below = os.open(part, flags | os.O_NOFOLLOW, dir_fd=folder)
+        finally:
+            os.close(folder)
+        folder = below
+    return folder
+
+
+def check_file_names(names: Collection[str], max_files: int = MAX_FILES) -> None:
+    """Raise NotUnderstood for names of files that a submission may not have, and for more of them than it may."""
     if len(names) > max_files:
         raise NotUnderstood(f"expected at most {max_files} files, got {len(names)}; hand in the model's files only")
     for name in names:

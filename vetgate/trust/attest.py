@@ -137,6 +137,12 @@ def manifest_of(envelope: Envelope) -> str:
     return as_sha256(subjects.get(MANIFEST_SUBJECT), MANIFEST_SUBJECT)
 
 
+def files_of(envelope: Envelope) -> dict[str, str]:
+    """Path to SHA-256 of the files that it speaks of, its signature NOT verified; raises Denied."""
+    subjects, _ = _predicate(statement_in(envelope))
+    return {name: sha256 for name, sha256 in subjects.items() if name != MANIFEST_SUBJECT}
+
+
 def verify(
     envelope: Envelope,
     trust: TrustRoot,

@@ -22,7 +22,7 @@ from tasks.mlflow.promoted import PROMOTIONS
 from tasks.mlflow.reader import read_production
 from tasks.records.promotions import promotion_of
 from tasks.settings import location
-from tasks.store.base import fetch_all
+from tasks.vetting.intake import fetch, read_record
 from tests.production import Home, home_in
 from vetgate.errors import Altered, Denied, StoreError
 from vetgate.trust.keys import read_trust_root, utc_now
@@ -184,7 +184,8 @@ class TestPlaces:
 
     def test_so_is_one_with_the_exact_bytes(self, home: Home) -> None:
         manifest = home.submit(b"good")
-        files = fetch_all(home.store, f"quarantine/{manifest}", home.room / "fetched")
+        files = home.room / "fetched"
+        fetch(home.store, read_record(home.store, manifest), files)
         theirs = home.room / "theirs"
         source = claimed(home, manifest, theirs.as_uri(), files=files)
         home.decide(manifest)

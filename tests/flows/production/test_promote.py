@@ -33,7 +33,7 @@ from tasks.vetting import intake
 from tests.databases import with_registry
 from tests.production import NOW, signed_verdict, submission_at
 from vetgate.digest import canonical_json
-from vetgate.errors import BadSubmission, Denied, Removed, Stale
+from vetgate.errors import BadSubmission, Denied, Removed, Stale, StoreError
 from vetgate.formats.manifest import hash_directory
 from vetgate.formats.plain_text import steering
 from vetgate.trust import attest
@@ -229,18 +229,26 @@ def test_tampered_bytes_in_quarantine_are_denied(home: Home) -> None:
     model = home.stored(f"quarantine/{manifest}/model.onnx")
     overwrite(model, b"Weights")
     refused(home, r"changed: .*model.onnx", submission=manifest)
-    overwrite(model, b"weights")
-    (model.parent / "extra").write_bytes(b"")
-    refused(home, "not attested: extra", submission=manifest)
-    (model.parent / "extra").unlink()
-    (model.parent / "below").mkdir()
-    (model.parent / "below" / "extra").write_bytes(b"")
-    refused(home, "plain file", submission=manifest)
-    shutil.rmtree(model.parent / "below")
+    with model.open("wb") as sparse:
+        sparse.truncate(1 << 42)
+    refused(home, f"got {1 << 42}; it is none of ours", submission=manifest)
     model.unlink()
-    refused(home, "missing: model.onnx", submission=manifest)
-    shutil.rmtree(model.parent)
-    refused(home, "missing: model.onnx", submission=manifest)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"to hold model\.onnx"):
+            promote(home.settings, "digits", manifest)
+        shutil.rmtree(model.parent, ignore_errors=True)
+    assert home.aliases() == {}
+
+
+@pytest.mark.parametrize("name", ["extra", "below/extra", "e\nxtra"])
+def test_what_lies_beside_a_submission_in_quarantine_is_neither_copied_nor_promoted(home: Home, name: str) -> None:
+    manifest = home.vetted(b"weights")
+    beside = home.stored(f"quarantine/{manifest}") / name
+    beside.parent.mkdir(exist_ok=True)
+    with beside.open("wb") as sparse:
+        sparse.truncate(1 << 42)
+    promote(home.settings, "digits", manifest)
+    assert sorted(os.listdir(home.stored(f"vetted/{manifest}"))) == ["model.onnx", "submission.yaml"]
 
 
 def test_a_tampered_attestation_is_denied(home: Home) -> None:

@@ -14,10 +14,12 @@ import pytest
 from flows.gate.revoke import revoke
 from flows.production.promote import promote
 from flows.production.reconcile import reconcile
+from tasks.mlflow.client import registry
 from tasks.records.attestations import save_attestation
 from tasks.records.ledger_chain import Entry, entries
 from tasks.records.ledger_verify import verify_ledger
 from tasks.records.revocations import save_revocation
+from tasks.store.directory import DirectoryStore
 from tests.production import NOW, Home, home_in, signed_verdict
 from vetgate.errors import Removed, StoreError, WrongClock
 from vetgate.trust.keys import utc_now
@@ -153,6 +155,36 @@ def test_when_everything_expired_nothing_stays(home: Home) -> None:
     home.promoted(b"second", valid=timedelta(days=3))
     assert len(reconcile(home.settings, now=NOW + timedelta(days=6))["taken_back"]) == 2
     assert home.aliases() == {}
+
+
+ERRORS = (MemoryError(), RecursionError("too deep"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "what nobody foresaw"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("error", ERRORS, ids=[type(error).__name__ for error in ERRORS])
+def test_whatever_one_version_makes_fail_keeps_no_other_in_production(
+    home: Home, monkeypatch: pytest.MonkeyPatch, error: Exception, named: bool
+) -> None:
+    manifest = home.submit(b"good", "alpha")
+    home.let_in(manifest)
+    home.promoted(b"good too", name="beta")
+    if not named:
+        with registry(home.settings) as client:
+            client.delete_registered_model_alias("prod.alpha", "champion")
+        home.decide(manifest, "FAIL")
+    home.point("champion", home.registered(b"evil", name="beta"), name="beta")
+    read = DirectoryStore.read
+
+    def failing(store: DirectoryStore, key: str) -> bytes:
+        if key == "promotions/alpha/1.json":
+            raise error
+        return read(store, key)
+
+    monkeypatch.setattr(DirectoryStore, "read", failing)
+    with pytest.raises(StoreError, match=f"version '1' of prod.'alpha', got {type(error).__name__}") as caught:
+        reconcile(home.settings, now=None if named else utc_now() + timedelta(minutes=10))
+    assert caught.value.exit_code == 2
+    assert home.aliases("beta") == {"champion": "1"}
 
 
 class TestAWrongClock:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from flows.cli.status import at_a_glance
 from flows.vetting.give_up import give_up
+from flows.vetting.local import sweep_locally
 from flows.vetting.submit import submit
 from flows.vetting.submitted import take_version
 from flows.vetting.sweep import sweep
@@ -20,12 +23,13 @@ from flows.vetting.vet import last_result
 from tasks.mlflow import submitted as registered
 from tasks.mlflow.client import registry
 from tasks.records.ledger_state import ledger_state
-from tasks.settings import Settings
+from tasks.settings import Settings, location
 from tasks.store.lease import leased
 from tasks.store.open import open_store
 from tasks.vetting import intake, queue
 from tests.databases import with_registry
-from vetgate.errors import BadSubmission
+from vetgate.errors import BadSubmission, StoreError
+from vetgate.formats.manifest import hash_directory
 
 YAML = """
 name: {name}
@@ -340,7 +344,8 @@ def test_a_part_that_fails_does_not_keep_the_others_from_being_done(settings: Se
 def register(settings: Settings, given: Path, model: str) -> str:
     """Register a directory as a supplier with access to MLflow would; the version."""
     with registry(settings) as client:
-        home = client.create_experiment("suppliers", artifact_location=Path(settings.artifacts).as_uri() + "/suppliers")
+        place = f"{Path(settings.artifacts).as_uri()}/suppliers"
+        home = client.create_experiment(f"suppliers of {model}", artifact_location=place)
         run = client.create_run(home)
         client.log_artifacts(run.info.run_id, str(given), "submission")
         client.create_registered_model(model)
@@ -359,6 +364,88 @@ def test_a_description_that_is_not_understood_is_refused_once(settings: Settings
     assert "submission.yaml: expected plain" in take_version(settings, "thirdparty.digits", version)["refused"]
     assert list(registered.unknown_versions(settings)) == []
     assert not list(open_store(settings).list("submissions/"))
+
+
+def a_pipe(there: Path) -> None:
+    os.mkfifo(there / "README")
+
+
+def a_link(there: Path) -> None:
+    (there / "README").symlink_to("/etc/hostname")
+
+
+def a_folder(there: Path) -> None:
+    (there / "README").mkdir()
+
+
+def nothing(there: Path) -> None:
+    shutil.rmtree(there)
+
+
+def in_artifacts(settings: Settings, model: str, version: str) -> Path:
+    with registry(settings) as client:
+        return Path(location(client.get_model_version(model, version).source))
+
+
+@pytest.mark.parametrize("spoil", [a_pipe, a_link, a_folder, nothing])
+def test_a_supplied_version_that_cannot_be_taken_in_is_refused_once(
+    settings: Settings, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    version = register(settings, submission(tmp_path / "one", b"one"), "thirdparty.digits")
+    spoil(in_artifacts(settings, "thirdparty.digits", version))
+    refused = take_version(settings, "thirdparty.digits", version)
+    assert "expected" in refused["refused"] and take_version(settings, "thirdparty.digits", version) == refused
+    assert sweep(settings, Started())["taken"] == []
+
+
+def test_one_of_a_run_that_there_is_not_is_refused_once(settings: Settings) -> None:
+    with registry(settings) as client:
+        client.create_registered_model("thirdparty.digits")
+        client.create_model_version("thirdparty.digits", f"{settings.artifacts}/1/x", run_id="0" * 32)
+    assert "which is none" in take_version(settings, "thirdparty.digits", "1")["refused"]
+
+
+def occupied(settings: Settings, given: Path) -> None:
+    """What keeps the bytes of a submission from being stored, as a disk that fails would."""
+    manifest = hash_directory(given).sha256
+    Path(settings.store, "quarantine", manifest, "model.onnx").mkdir(parents=True)
+
+
+def test_what_fails_again_and_again_is_tried_after_longer_and_longer_pauses_and_then_refused(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.vetting.submitted.MOST_TRIES", 3)
+    given = submission(tmp_path / "one", b"one")
+    version = register(settings, given, "thirdparty.digits")
+    occupied(settings, given)
+    for pause in (30, 60):
+        with pytest.raises(StoreError, match="prefix of others"):
+            take_version(settings, "thirdparty.digits", version)
+        now = time.time()
+        assert sweep(settings, Started(), now=now + pause - 10)["taken"] == []
+        assert sweep(settings, Started(), now=now + pause + 1)["taken"] == [f"thirdparty.digits/{version}"]
+    assert "3 failures, the last: " in take_version(settings, "thirdparty.digits", version)["refused"]
+    assert sweep(settings, Started())["taken"] == []
+
+
+def test_in_one_process_too_a_version_that_fails_keeps_no_other_out(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # neither a Prefect server nor a sandbox is needed for what is not vetted in the end
+    monkeypatch.setattr("flows.vetting.local.start_all", lambda settings: lambda: None)
+    names = ("first", "second", "third")
+    for name in names:
+        given = submission(tmp_path / name, name.encode(), name=name)
+        version = register(settings, given, f"thirdparty.{name}")
+        if name == "second":
+            occupied(settings, given)
+        else:
+            a_pipe(in_artifacts(settings, f"thirdparty.{name}", version))
+    done = sweep_locally(settings)
+    (error,) = done["errors"]
+    assert "thirdparty.second 1: " in error
+    store = open_store(settings)
+    assert [registered.is_noted(store, f"thirdparty.{name}", "1") for name in names] == [True, False, True]
 
 
 def test_versions_of_other_models_are_no_submissions(settings: Settings, tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def test_an_object_that_vanishes_between_listing_and_reading_is_an_error(
     manifest = on_s3.promoted(1)
     objects: Any = boto3.resource("s3", endpoint_url=s3_endpoint).Bucket("vetgate")
     home = f"{on_s3.settings.store.removeprefix('s3://vetgate/')}/vetted/{manifest}"
-    same_names = delivery._same_names
+    check_files = delivery.check_files
 
-    def vanishing(*found: Any) -> None:
-        same_names(*found)
+    def vanishing(*asked: Any) -> None:
+        check_files(*asked)
         objects.Object(f"{home}/model.safetensors").delete()
 
-    monkeypatch.setattr(delivery, "_same_names", vanishing)
-    with pytest.raises(StoreError, match="another process removes what was vetted"):
+    monkeypatch.setattr(delivery, "check_files", vanishing)
+    with pytest.raises(StoreError, match="another process removed it"):
         deliver(CHAMPION, on_s3.settings)
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ from tasks.mlflow.submitted import noted
 from tasks.mlflow.vettings import record_vetting
 from tasks.settings import Settings
 from tasks.store.open import open_store
+from tasks.vetting.intake import Record
 from tasks.vetting.results import Result
 from tests.databases import with_registry
 from tests.processes import in_processes
+from vetgate.digest import canonical_json
 from vetgate.errors import Denied, StoreError
-from vetgate.formats.manifest import hash_directory
+from vetgate.formats.manifest import FileEntry, Manifest, hash_directory
 from vetgate.formats.plain_text import escaped
 from vetgate.formats.submission import Submission
 
-MANIFEST = "a" * 64
+DESCRIPTION = "name: digits-cnn"
+FILES = {"model.onnx": b"weights", "submission.yaml": DESCRIPTION.encode()}
+HANDED_IN = Manifest(tuple(FileEntry(name, len(data), sha256(data).hexdigest()) for name, data in FILES.items()))
+MANIFEST = HANDED_IN.sha256
 SUBMISSION = Submission(
     name="digits-cnn",
     supplier="Some & Co",
@@ -83,9 +89,15 @@ def test_no_control_of_a_stranger_reaches_mlflow(settings: Settings, hostile: st
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=with_registry(tmp_path / "home"))
-    open_store(settings).create(f"quarantine/{MANIFEST}/model.onnx", b"weights")
-    open_store(settings).create(f"quarantine/{MANIFEST}/submission.yaml", b"name: digits-cnn")
+    hand_in(settings)
     return settings
+
+
+def hand_in(settings: Settings) -> None:
+    store, record = open_store(settings), Record(DESCRIPTION, HANDED_IN, "2026-01-01T00:00:00+00:00")
+    for name, data in FILES.items():
+        store.create(f"quarantine/{MANIFEST}/{name}", data)
+    store.create(f"submissions/{MANIFEST}.json", canonical_json(record.to_json()))
 
 
 @pytest.fixture
@@ -215,7 +227,7 @@ def test_with_an_s3_store_prod_points_at_the_vetted_copy_and_no_version_elsewher
 
 def test_a_killed_first_use_leaves_no_half_database_and_four_processes_then_make_one(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
-    open_store(settings).create(f"quarantine/{MANIFEST}/model.onnx", b"weights")
+    hand_in(settings)
 
     def die_before_it_is_there() -> None:
         os.link = lambda draft, path: os.kill(os.getpid(), signal.SIGKILL)

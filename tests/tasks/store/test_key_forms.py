@@ -7,11 +7,11 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tasks.store.base import Store, fetch_all
+from tasks.store.base import Store, check_files
 from tasks.store.directory import DirectoryStore
 from tasks.store.key_forms import FORMS, strange_objects, well_formed
 from tasks.store.s3 import S3Store
-from vetgate.errors import StoreError
+from vetgate.errors import Altered
 
 M, D = "a" * 64, "b" * 64
 KEYS = {
@@ -93,5 +93,5 @@ def test_a_strange_file_beside_vetted_ones_is_not_left_unsaid(tmp_path: Path, na
     store = DirectoryStore(tmp_path / "store")
     store.create("quarantine/m/model.onnx", b"model")
     lay(store, f"quarantine/m/{name}")
-    with pytest.raises(StoreError, match="expected files of plain names in quarantine/m"):
-        fetch_all(store, "quarantine/m", tmp_path / "out")
+    with pytest.raises(Altered, match="expected exactly the promoted files in quarantine/m"):
+        check_files(store, "quarantine/m", ["model.onnx"])

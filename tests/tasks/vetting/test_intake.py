@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tasks.settings import Settings
-from tasks.store.base import Changed
+from tasks.store.base import LARGEST_READ, Changed
 from tasks.store.directory import DirectoryStore
 from tasks.store.open import open_store
 from tasks.vetting import intake
@@ -21,6 +21,7 @@ from tasks.vetting.intake import Record, Unproven, read_record, seed_of, seeds_o
 from tasks.vetting.queue import waiting
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import BadSubmission, StoreError, VetgateError
+from vetgate.formats.manifest import hash_directory
 
 YAML = """
 name: digits-cnn
@@ -112,6 +113,45 @@ def test_a_record_that_does_not_follow_from_the_bytes_is_refused_and_replaced(
 
     assert (record.id, record.submission.supplier, record.submission.layer) == (manifest, "Example Vision Ltd", None)
     assert read_record(open_store(settings), manifest) == record
+
+
+@pytest.mark.parametrize("size", [LARGEST_READ + 1, 1 << 42])
+def test_a_record_of_terabytes_is_replaced(
+    settings: Settings, handed_in: Path, honest: dict[str, Any], size: int
+) -> None:
+    manifest = sha256_json(honest["manifest"])
+    path = Path(settings.store, "submissions", f"{manifest}.json")
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as sparse:
+        sparse.truncate(size)
+    with pytest.raises(Unproven):
+        read_record(open_store(settings), manifest)
+    record = intake.take(settings, handed_in)
+    assert read_record(open_store(settings), manifest) == record
+
+
+class TestFetch:
+    """What a vetting gets are the submitted bytes, whatever was laid beside or in the place of them."""
+
+    def test_what_lies_beside_them_stays_there(self, settings: Settings, handed_in: Path, tmp_path: Path) -> None:
+        record = intake.take(settings, handed_in)
+        with Path(settings.store, "quarantine", record.id, "extra.bin").open("wb") as sparse:
+            sparse.truncate(1 << 42)
+        intake.fetch(open_store(settings), record, tmp_path / "out")
+        assert hash_directory(tmp_path / "out") == record.manifest
+
+    @pytest.mark.parametrize("size", [0, 8, 1 << 42])
+    def test_others_are_refused_without_being_copied(
+        self, settings: Settings, handed_in: Path, tmp_path: Path, size: int
+    ) -> None:
+        record = intake.take(settings, handed_in)
+        file = Path(settings.store, "quarantine", record.id, "model.safetensors")
+        file.chmod(0o644)
+        with file.open("wb") as sparse:
+            sparse.truncate(size)
+        with pytest.raises(StoreError, match=f"quarantine/{record.id}, got others .* tampered with"):
+            intake.fetch(open_store(settings), record, tmp_path / "out")
+        assert sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) <= record.manifest.size
 
 
 def test_a_store_that_lets_nothing_be_replaced_says_what_to_remove(

@@ -135,3 +135,28 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(source: Path, tmp_path: Pat
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("swapped", ["file", "folder", "above"])
+def test_what_is_exchanged_for_a_link_while_it_is_copied_leads_nowhere(tmp_path: Path, swapped: str) -> None:
+    within, elsewhere = tmp_path / "artifacts", tmp_path / "keys" / "given"
+    source = within / "run" / "given"
+    for folder, data in ((source, b"handed in"), (elsewhere, b"a secret")):
+        folder.mkdir(parents=True)
+        (folder / "README").write_bytes(data)
+
+    def swap(names: list[str]) -> None:
+        what = {"file": source / "README", "folder": source, "above": source.parent}[swapped]
+        other = {"file": elsewhere / "README", "folder": elsewhere, "above": elsewhere.parent}[swapped]
+        what.rename(within / "aside")
+        what.symlink_to(other)
+
+    if swapped == "file":
+        with pytest.raises(NotUnderstood, match="a symbolic link"):
+            take_in(source, tmp_path / "out", within=within, check=swap)
+        return
+    take_in(source, tmp_path / "out", within=within, check=swap)
+    assert (tmp_path / "out" / "README").read_bytes() == b"handed in"
+    with pytest.raises(NotUnderstood, match="expected a directory"):
+        take_in(source, tmp_path / "again", within=within)
+    assert not (tmp_path / "again").exists()
