@@ -100,6 +100,16 @@ def is_revoked(state: LedgerState, digest: str) -> bool:
     return True
 
 
+def taken_back(state: LedgerState, manifest_sha256: str) -> bool:
+    """Whether the newest verdict on these bytes was revoked: then they are vetted anew only when a person asks."""
+    told = state.verdict(manifest_sha256)
+    if told is None:
+        return False
+    # a revocation whose object is gone is one all the same
+    known = told.digest in state.trust.revoked or state.revocation(told.digest) is not None
+    return known or state.store.exists(revocation_key(told.digest))
+
+
 def revocation_of(state: LedgerState, envelope: attest.Envelope) -> frozenset[str]:
     """The digest of a statement if it is revoked, as `attest.verify` takes it."""
     digest = attest.digest(envelope)

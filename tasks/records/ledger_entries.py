@@ -88,7 +88,7 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
 
 
 def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = False) -> None:
-    """Raise Denied for a verdict of another ledger, or one that lets through and was issued before the newest one here.
+    """Raise Denied for a verdict of another ledger, or for a PASS of before the newest verdict here or its revocation.
 
     One of before the first entry names no ledger: it counts only while this one is empty, or `fresh` from the gate. A
     promotion is of the ledger that its verdict is of.
@@ -108,6 +108,12 @@ def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = 
         raise Denied(
             f"expected a {subject['verdict']} issued after entry {newest.sequence} of the ledger, got one of before; "
             f"remove {subject['key']} and vet again"
+        )
+    gone = None if newest is None else state.revocation(newest.digest)
+    if gone is not None and (after is None or after[0] < gone.sequence):
+        raise Denied(
+            f"expected a {subject['verdict']} issued after entry {gone.sequence}, a revocation of the one before, "
+            f"got one of before; remove {subject['key']} and vet again"
         )
 
 

@@ -206,7 +206,7 @@ def test_a_waiver_of_other_bytes_or_of_another_finding_lets_nothing_pass(trial: 
     trial.judge(BACKDOORED)
     assert trial.newest()["verdict"] == "FAIL"
     trial.manifest = bad
-    trial.judge(CLEAN, evidence={}, failures={METHOD: "out of memory"})
+    trial.judge(CLEAN, evidence={}, failures={METHOD: "out of memory"}, asked=True)
     assert trial.newest()["verdict"] == "INCONCLUSIVE"
 
 
@@ -230,14 +230,15 @@ def test_an_expired_waiver_can_neither_be_approved_nor_counted(trial: Trial) -> 
 
 def test_vetting_again_keeps_a_waiver_and_a_clean_verdict_needs_none(trial: Trial) -> None:
     made = trial.waived()
-    again = trial.judge(BACKDOORED)
+    again = trial.judge(BACKDOORED, asked=True)
     assert again["verdict"]["decision"] == "FAIL"
     assert trial.newest()["verdict"] == "WAIVED"
-    assert trial.judge(BACKDOORED)["attestation"] == again["attestation"]
+    assert trial.judge(BACKDOORED, asked=True)["attestation"] == again["attestation"]
+    assert trial.judge(CLEAN)["attestation"] == again["attestation"]
     run(trial, "revoke", made["waiver"], "--reason", "enough")
-    trial.judge(BACKDOORED)
+    trial.judge(BACKDOORED, asked=True)
     assert trial.newest()["verdict"] == "FAIL"
-    trial.judge(CLEAN)
+    trial.judge(CLEAN, asked=True)
     assert trial.newest()["verdict"] == "PASS"
 
 
