@@ -121,7 +121,7 @@ def _row(held: Registered, name: Standing, now: datetime) -> Blob:
 
 
 def _waivers(settings: Settings, store: Store, now: datetime) -> list[Blob]:
-    """Every waiver that a trusted key signed, the first to run out first."""
+    """Every waiver in this ledger that a trusted key signed, the first to run out first."""
     manifests = dict.fromkeys(key.split("/")[1] for key in store.list("waivers/"))
     if not manifests:
         return []
@@ -130,8 +130,8 @@ def _waivers(settings: Settings, store: Store, now: datetime) -> list[Blob]:
     gone = revoked(state)
     rows = []
     for manifest in manifests:
-        submitters = submitters_of(store, trust, manifest)
-        for waiver in waivers_of(store, trust, manifest, now):
+        submitters = submitters_of(state, manifest)
+        for waiver in waivers_of(state, manifest, now):
             given = counted(approvals_of(store, trust, waiver.digest, now), waiver.digest, submitters, gone)
             why = why_never(waiver.finding, policy, submitters) or why_not(waiver, policy, now, gone)
             rows.append(_waiver(waiver, len(given), why or too_few(len(given), policy), now))

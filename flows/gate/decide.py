@@ -71,6 +71,8 @@ def answer(settings: Settings, request: Blob, *, separated: bool = False) -> Blo
 
 def record(settings: Settings, key: str, manifest: str | None = None) -> Blob:
     """Enter what a person signed and stored, and issue the WAIVED verdict that is then due, or say what is lacking."""
+    if manifest is not None:
+        catch_up(settings, manifest)
     entry = note(settings, key)
     waived = None if manifest is None else issue_waived(settings, manifest)
     publish_head(settings, quickly=True)

@@ -87,6 +87,12 @@ def check_ledger(state: LedgerState, after: tuple[int, str] | None) -> None:
         raise Denied(f"expected a verdict of this ledger, got one after another entry {sequence}; vet it here")
 
 
+def check_named(state: LedgerState, ledger: str) -> None:
+    """Raise Denied unless this is the ledger that a person named by its first entry."""
+    if not state.end or ledger != state.id:
+        raise Denied(f"expected what was signed for this ledger, {state.id}, got it for {ledger}; sign it here")
+
+
 def is_revoked(state: LedgerState, digest: str) -> bool:
     """Whether the statement with this digest is revoked: in the ledger, or in the store by whoever can write there.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,10 @@ from vetgate.trust.statements import LEDGER, claimed, sign_statement, verify_sta
 from vetgate.trust.strict_json import as_object, as_sha256, as_text, as_time, parse, time_text
 from vetgate.verdict.policy import load_policy
 
-KINDS = ("verdict", "promotion", "denial", "demotion", "bypass", "waiver", "approval", "revocation", "rescan")
+KINDS = (
+    *("verdict", "promotion", "denial", "demotion", "bypass"),
+    *("waiver", "approval", "revocation", "rescan", "submitter"),
+)
 PREFIX = "ledger/"
 NUMBERED = re.compile(PREFIX + r"(\d{12})\.json")
 START = "0" * 64
@@ -279,7 +283,8 @@ def _signed(
         "sequence": _number(last) + 1,
         "previous": last.sha256 if last else START,
         "kind": kind,
-        "subject": dict(subject),
+        # the first entry names its ledger: two of one gate may begin with the same decision in the same second
+        "subject": dict(subject) if last else {**subject, "begun": secrets.token_hex(16)},
         "once": once,
         "issued": time_text(now),
     }

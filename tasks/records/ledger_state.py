@@ -57,6 +57,7 @@ TABLES = {
     " digest TEXT, PRIMARY KEY (store, name, version)",
     "moves": "store TEXT, name TEXT, alias TEXT, sequence INTEGER, kind TEXT, version TEXT, before TEXT, issued TEXT,"
     " PRIMARY KEY (store, name, alias)",
+    "submitters": "store TEXT, manifest TEXT, keyid TEXT, sequence INTEGER, PRIMARY KEY (store, manifest, keyid)",
 }
 FACTS = [table for table in TABLES if table != "read_so_far"]
 # every row holds the number of its entry: of rows of two moments these do not come out as they were left
@@ -208,6 +209,12 @@ class LedgerState:
         asked = "SELECT manifest FROM promotions WHERE store = ? AND name = ?"
         with self._guard, _explained(self.settings):
             return {row[0] for row in self._index.execute(asked, (self.settings.store, name))}
+
+    def signers(self, manifest: str) -> frozenset[str]:
+        """The ids of the keys that are entered as those that signed a submission."""
+        asked = "SELECT keyid FROM submitters WHERE store = ? AND manifest = ?"
+        with self._guard, _explained(self.settings):
+            return frozenset(row[0] for row in self._index.execute(asked, (self.settings.store, manifest)))
 
     def _row(self, asked: str, *about: str) -> tuple[Any, ...] | None:
         with self._guard, _explained(self.settings):
@@ -385,6 +392,9 @@ def _take_in(store: str, index: sqlite3.Connection, entry: Entry) -> None:
     elif entry.kind == "revocation":
         revoked = (store, said["digest"], number, said["key"], said["sha256"], entry.issued)
         index.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?, ?, ?, ?, ?)", revoked)
+    elif entry.kind == "submitter":
+        signed = (store, said["manifest"], said["keyid"], number)
+        index.execute("INSERT OR IGNORE INTO submitters VALUES (?, ?, ?, ?)", signed)
     elif entry.kind == "promotion":
         by = (number, said["key"], said["sha256"], said["attestation"])
         promoted = (store, said["name"], said["version"], said["manifest"], *by)

@@ -22,6 +22,7 @@ from vetgate.errors import Removed, StoreError
 from vetgate.trust.dsse import read_envelope
 from vetgate.trust.keys import raw_public, trust_key, utc_now
 from vetgate.trust.statements import LEDGER, claimed, sign_statement
+from vetgate.trust.strict_json import as_time
 
 A, B = "a" * 64, "b" * 64
 
@@ -275,14 +276,20 @@ class TestIndex:
         assert len(summed) == 1
 
 
-def test_a_ledger_is_named_by_its_first_entry(settings: Settings, tmp_path: Path) -> None:
+def test_a_ledger_is_named_by_its_first_entry(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert ledger_state(settings).id == "0" * 64
     verdict(settings, A, 1)
     first, other = ledger_state(settings).id, settings.model_copy(update={"store": str(tmp_path / "other")})
-    assert first == next(entries(open_store(settings))).sha256
+    began = next(entries(open_store(settings)))
+    assert first == began.sha256
     verdict(settings, B, 2)
     assert ledger_state(settings).id == first == ledger_state(elsewhere(settings, "serving")).id
-    verdict(other, B, 2)
+    # also where both begin with the same in the same second
+    monkeypatch.setattr("tasks.records.ledger_chain.utc_now", lambda: as_time(began.issued, "issued"))
+    verdict(other, A, 1)
+    assert next(entries(open_store(other))).issued == began.issued
     assert ledger_state(other).id not in (first, "0" * 64)
 
 
