@@ -114,6 +114,14 @@ def not_before(last: Entry, now: datetime) -> datetime:
     return max(now, proven)
 
 
+def check_clock(store: Store, now: datetime) -> datetime | None:
+    """The store's own clock, None for one that has none; raises WrongClock where it contradicts `now`."""
+    theirs = store.clock()
+    if theirs is not None and abs(now - theirs) > MAX_CLOCK_SKEW:
+        raise WrongClock(f"expected the clock of the store, {time_text(theirs)}, got {time_text(now)}; set this one")
+    return theirs
+
+
 def gate_key(settings: Settings) -> tuple[Ed25519PrivateKey, TrustRoot]:
     """The gate's key and the trust root, which must hold it; both are made when neither is there. Raises Denied."""
     if settings.gate_key.exists():
@@ -255,9 +263,7 @@ def _end(settings: Settings) -> Entry | None:
 
 
 def _dated(settings: Settings, store: Store, last: Entry | None, now: datetime) -> datetime:
-    theirs = store.clock()
-    if theirs is not None and abs(now - theirs) > MAX_CLOCK_SKEW:
-        raise WrongClock(f"expected the clock of the store, {time_text(theirs)}, got {time_text(now)}; set this one")
+    theirs = check_clock(store, now)
     if last is None:
         return now
     left = as_time(last.issued, "issued")
