@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from flows.production.watch import Standing, coverages, standings, watch
 from flows.vetting.submit import queue
 from tasks.mlflow.aliases import Registered
 from tasks.mlflow.reader import read_production
+from tasks.records.attestations import taken_back
 from tasks.records.coverage import Coverage
 from tasks.records.ledger_state import ledger_state
 from tasks.records.rescans import last_rescan
@@ -76,7 +78,8 @@ def at_a_glance(settings: Settings, *, now: datetime | None = None) -> Blob:
 def _submissions(settings: Settings, now: datetime, wrong: Callable[[str], object]) -> list[Blob]:
     """Every submission, oldest first: its newest verdict, or since when it waits and who is at work on it."""
     state = ledger_state(settings)
-    left = waiting(settings, lambda manifest: state.verdict(manifest) is not None, now.timestamp(), wrong)
+    revoked_ones = partial(taken_back, state)
+    left = waiting(settings, lambda manifest: state.verdict(manifest) is not None, now.timestamp(), wrong, revoked_ones)
     unfinished = {item.record.id: item for item in left}
     rows = []
     for row in queue(settings, wrong):
@@ -126,7 +129,7 @@ def _row(held: Registered, name: Standing, now: datetime) -> Blob:
 
 
 def _waivers(settings: Settings, store: Store, now: datetime) -> list[Blob]:
-    """Every waiver that a trusted key signed, the first to run out first."""
+    """Every waiver in this ledger that a trusted key signed, the first to run out first."""
     manifests = dict.fromkeys(key.split("/")[1] for key in store.list("waivers/"))
     if not manifests:
         return []
@@ -135,8 +138,8 @@ def _waivers(settings: Settings, store: Store, now: datetime) -> list[Blob]:
     gone = revoked(state)
     rows = []
     for manifest in manifests:
-        submitters = submitters_of(store, trust, manifest)
-        for waiver in waivers_of(store, trust, manifest, now):
+        submitters = submitters_of(state, manifest)
+        for waiver in waivers_of(state, manifest, now):
             given = counted(approvals_of(store, trust, waiver.digest, now), waiver.digest, submitters, gone)
             why = why_never(waiver.finding, policy, submitters) or why_not(waiver, policy, now, gone)
             rows.append(_waiver(waiver, len(given), why or too_few(len(given), policy), now))

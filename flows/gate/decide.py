@@ -88,6 +88,8 @@ def _signed_by_people(settings: Settings, request: Blob) -> tuple[str, str | Non
 
 def record(settings: Settings, key: str, manifest: str | None = None) -> Blob:
     """Enter what a person signed and stored, and issue the WAIVED verdict that is then due, or say what is lacking."""
+    if manifest is not None:
+        catch_up(settings, manifest)
     entry = note(settings, key)
     waived = None if manifest is None else issue_waived(settings, manifest)
     publish_head(settings, quickly=True)

@@ -15,17 +15,18 @@ from tasks.records.attestations import (
     newest_attestation,
     revocation_of,
     save_attestation,
+    taken_back,
 )
 from tasks.records.ledger_chain import signing_time
 from tasks.records.ledger_entries import note
-from tasks.records.ledger_state import ledger_state
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.waivers import waived_by
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, read_record
 from vetgate.digest import canonical_json
-from vetgate.errors import Denied, Stale
+from vetgate.errors import Denied, Revoked, Stale
 from vetgate.shape import Blob
 from vetgate.trust import attest
 from vetgate.trust.keys import TrustRoot, load_or_create_key, read_trust_root, utc_now
@@ -60,14 +61,17 @@ def signing_context(settings: Settings, manifest_sha256: str) -> SigningContext:
     )
 
 
-def issue(context: SigningContext, predicate: Callable[[datetime, str | None], Blob]) -> str:
+def issue(context: SigningContext, predicate: Callable[[datetime, str | None], Blob], *, asked: bool = False) -> str:
     """Sign, keep and enter the predicate that is made of the moment and the digest before it; its attestation's key.
 
-    It also says after which entry of the ledger it was issued.
+    It also says after which entry of the ledger it was issued. Raises Revoked where the newest verdict on these bytes
+    was revoked, unless a person `asked` for another.
     """
     record, settings = context.record, context.settings
     key = load_or_create_key(settings.gate_key, settings.trust_root, now=utc_now())
     state = ledger_state(settings)
+    if not asked:
+        check_not_taken_back(state, record.id)
     now = signing_time(settings, utc_now()).replace(microsecond=0)
     try:
         newest = newest_attestation(state, record.id)
@@ -81,6 +85,15 @@ def issue(context: SigningContext, predicate: Callable[[datetime, str | None], B
     # what was signed is entered, not what is read back: who removes it in between must not lose a FAIL
     note(settings, saved, canonical_json(envelope))
     return saved
+
+
+def check_not_taken_back(state: LedgerState, manifest_sha256: str) -> None:
+    """Raise Revoked where the newest verdict on these bytes was revoked."""
+    if taken_back(state, manifest_sha256):
+        raise Revoked(
+            f"expected nobody to have revoked the newest verdict on {manifest_sha256}, got a revocation; run "
+            "`vetgate vet` on it if it is to be vetted again"
+        )
 
 
 def newest_verified(context: SigningContext) -> tuple[Attestation, Blob] | None:

@@ -9,6 +9,7 @@ from flows.gate.decided import Answer, Confirmation, Decided
 from flows.gate.issue import SigningContext, issue, newest_verified, signing_context, waived_predicate, waivers_on
 from flows.gate.judged import NOT_SIGNED, Judged, decided_of, judged_of, methods_of, second_of
 from flows.gate.question import FIRST, Question
+from flows.gate.standing import decided_before
 from tasks.records.ledger_chain import append
 from tasks.records.ledger_entries import catch_up
 from tasks.settings import Settings
@@ -49,6 +50,7 @@ class Ruling:
 def decide(settings: Settings, question: Question, *, separated: bool = False) -> Answer:
     """Judge the evidence that a question names, keep and sign the verdict; its record, with its attestation's key.
 
+    What the ledger has decided stands, unless a person asks anew; raises Revoked where that was revoked.
     What is not signed has the attestation None; a rescan that alone raises an alarm also has `wants_second`.
     """
     context = signing_context(settings, question.manifest)
@@ -58,6 +60,8 @@ def decide(settings: Settings, question: Question, *, separated: bool = False) -
         raise BadSubmission(f"expected the purpose submission or rescan, got {purpose!r:.80}")
     if signed:
         catch_up(settings, context.record.id)
+        if purpose == "submission" and not question.asked and (before := decided_before(context)) is not None:
+            return before
     judged = judged_of(context, question)
     if purpose == "rescan":
         return _rescan(context, judged, signed, separated)
@@ -171,7 +175,8 @@ def _sign(ruling: Ruling) -> str:
     decided, context = ruling.decided, ruling.context
     dated = {**decided.to_json(), "decided_at": datetime.now(UTC).isoformat(timespec="microseconds")}
     context.store.create(f"verdicts/{context.record.id}/{decided.key}.json", canonical_json(dated))
-    return issue(context, lambda now, previous: _predicate(ruling, now, previous))
+    asked = ruling.judged.question.asked and decided.purpose == "submission"
+    return issue(context, lambda now, previous: _predicate(ruling, now, previous), asked=asked)
 
 
 def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:

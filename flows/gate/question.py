@@ -18,7 +18,8 @@ class Question(Shaped):
 
     `evidence` holds the keys of what detectors found, `failures` why others found nothing and `failure_codes` the kinds
     of these, all by method. `run` names an independent repetition, `refused` says that the files were not understood;
-    `second` confirms a rescan's alarm, and without `sign` nothing is written.
+    `second` confirms a rescan's alarm, and without `sign` nothing is written. `asked` says that a person asks for a
+    verdict anew: otherwise one that is in the ledger stands.
     """
 
     WHAT = "a question to the gate"
@@ -34,9 +35,10 @@ class Question(Shaped):
     purpose: str = "submission"
     sign: bool = True
     second: Question | None = None
+    asked: bool = False
 
     def to_json(self) -> Blob:
-        """A JSON object that `from_json` reads; purpose, sign and second are left out where they are the usual."""
+        """A JSON object that `from_json` reads; what is as usual of the last four is left out."""
         blob: Blob = {
             "manifest": self.manifest,
             "run": self.run,
@@ -53,11 +55,14 @@ class Question(Shaped):
             blob["sign"] = False
         if self.second is not None:
             blob["second"] = self.second.to_json()
+        if self.asked:
+            blob["asked"] = True
         return blob
 
     def only_says_what_was_found(self, manifest: str, run: str) -> bool:
         """Whether it only says what was found of this run; whoever asks adds what for."""
-        return self == replace(self, manifest=manifest, run=run, purpose="submission", sign=True, second=None)
+        found = replace(self, manifest=manifest, run=run, purpose="submission", sign=True, second=None, asked=False)
+        return self == found
 
 
 def examination(manifest: str, run: str, key: str) -> Blob:

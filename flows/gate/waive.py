@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.gate.records import notify_gate
 from tasks import events
-from tasks.records.attestations import newest_attestation
+from tasks.records.attestations import check_named, newest_attestation
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approvals_of, approved, revoked, save_approval, save_waiver
@@ -68,10 +68,13 @@ def waive(settings: Settings, submission: str, finding: str | None, reason: str,
         raise Denied(f"expected a waiver for 1 to {most} days, got {days}; the policy's waivers.max_days says so")
     if not reason.strip():
         raise BadSubmission("expected a reason for the waiver, got none; say why the finding may pass")
-    if never := why_never(finding, signer.policy.waivers, submitters_of(store, signer.trust, record.id)):
+    if never := why_never(finding, signer.policy.waivers, submitters_of(state, record.id)):
         raise Denied(f"expected a finding that can be waived, got: {render(never)}")
+    if not state.end:
+        raise Denied(f"expected the verdict on {record.id} in the ledger, got none; `vetgate sweep` has it entered")
+    valid = timedelta(days=days)
     envelope = sign_waiver(
-        signer.key, manifest=record.id, finding=finding, reason=reason, now=signer.now, valid=timedelta(days=days)
+        signer.key, ledger=state.id, manifest=record.id, finding=finding, reason=reason, now=signer.now, valid=valid
     )
     made = read_waiver(envelope, signer.trust, signer.now)
     answered = notify_gate(settings, save_waiver(store, record.id, envelope), record.id)
@@ -85,7 +88,7 @@ def approve(settings: Settings, digest: str, key: Path) -> Blob:
     """
     signer = _signer(settings, key, {APPROVER})
     of, manifest, waiver = _statement(signer, digest)
-    submitters = submitters_of(signer.store, signer.trust, manifest)
+    submitters = submitters_of(signer.state, manifest)
     if waiver is not None:
         _check_waiver(signer, waiver, submitters)
     if not submitters:
@@ -129,6 +132,7 @@ def _statement(signer: Signer, prefix: str) -> tuple[str, str, Waiver | None]:
         if file.startswith(prefix):
             try:
                 waiver = read_waiver(dsse.read_envelope(signer.store.read(key)), signer.trust, signer.now)
+                check_named(signer.state, waiver.ledger)
             except (Denied, KeyError) as error:
                 # anyone may have laid it there: it is told of where nothing else is meant
                 unread = error if isinstance(error, Denied) else None

@@ -122,7 +122,7 @@ def _approvals(
         return ()
     keys = tuple(a.keyid for a in approved(state, digest, manifest_sha256, asked.now))
     if len(keys) < policy.promotion.approvals:
-        signed = bool(submitters_of(asked.store, state.trust, manifest_sha256))
+        signed = bool(submitters_of(state, manifest_sha256))
         why = "" if signed else ": the submission is not signed, so that its submitter is unknown"
         raise Denied(
             f"expected {policy.promotion.approvals} approvals of attestation {digest}, got {len(keys)}{why}; "

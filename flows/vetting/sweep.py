@@ -14,6 +14,7 @@ from functools import partial
 from flows.production.automatic import promote_all_due
 from flows.vetting.give_up import give_up
 from tasks.mlflow import submitted as registered
+from tasks.records.attestations import taken_back
 from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings
 from tasks.store.lease import read_lease
@@ -32,8 +33,8 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
     """Start what was missed, and say what. `queued` are manifests whose vetting is scheduled already."""
     moment = time.time() if now is None else now
     done: Blob = {"vetted": [], "given_up": [], "taken": [], "promoted": [], "at_work": 0, "queued": 0, "errors": []}
-    most, decided = load_policy(settings.policy).max_attempts, _decided(settings, done)
-    for item in queue.waiting(settings, decided, moment, done["errors"].append):
+    most, (decided, revoked) = load_policy(settings.policy).max_attempts, _asked_of_the_ledger(settings, done)
+    for item in queue.waiting(settings, decided, moment, done["errors"].append, revoked):
         if item.at_work:
             done["at_work"] += 1
         elif item.record.id in queued:
@@ -55,14 +56,15 @@ def sweep(settings: Settings, start: Start, queued: Collection[str] = (), now: f
     return done
 
 
-def _decided(settings: Settings, done: Blob) -> Callable[[str], bool]:
+def _asked_of_the_ledger(settings: Settings, done: Blob) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
+    """Whether it has a verdict on a manifest, and whether that was revoked."""
     try:
         state = ledger_state(settings)
     except VetgateError as error:
         # nothing is vetted twice for a ledger that is broken
         done["errors"].append(str(error))
-        return lambda manifest: True
-    return lambda manifest: state.verdict(manifest) is not None
+        return lambda manifest: True, lambda manifest: False
+    return lambda manifest: state.verdict(manifest) is not None, partial(taken_back, state)
 
 
 def _give_up(settings: Settings, manifest_sha256: str, done: Blob) -> None:

@@ -6,18 +6,21 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from prefect import flow
 
 from flows.gate.client import gate
 from flows.gate.decided import Answer
+from flows.gate.issue import check_not_taken_back
 from flows.params import uses
 from flows.vetting.examine import Vetting, inspect_submission, opened, request_of
 from flows.vetting.repair import repair_submission
 from flows.vetting.result import Repaired, Restored, publish, result_of
 from tasks import events
-from tasks.records.attestations import attestation_at
+from tasks.records.attestations import attestation_at, taken_back
+from tasks.records.ledger_state import ledger_state
 from tasks.settings import Settings, load_settings
 from tasks.store.lease import LeaseHeld, leased
 from tasks.store.open import open_store
@@ -39,7 +42,8 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
     """The result of vetting a submission: design.md's object, its verdict signed and kept in the store.
 
     What an earlier run of the same submission finished is not done again. `unless_vetted` is for runs that an event or
-    a sweep started: a submission that has its result, or is being vetted by another, is left alone.
+    a sweep started: a submission that has its result, or is being vetted by another, is left alone, and a verdict in
+    the ledger stands. They raise Revoked where that was revoked: only a person who asks has such bytes vetted anew.
     """
     settings = load_settings()
     policy = load_policy(settings.policy)
@@ -51,6 +55,8 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
     stored = last_result(settings, record.id) if unless_vetted else None
     if stored is not None:
         return stored
+    if unless_vetted:
+        check_not_taken_back(ledger_state(settings), record.id)
     if wait_seconds is None:
         wait_seconds = 0.0 if unless_vetted else WAIT_SECONDS
     try:
@@ -94,7 +100,7 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         vetting, seen = inspect_submission(vetting, workplace)
         # a process that lost the lease must not write a second verdict
         check()
-        question = request_of(vetting, seen, workplace.sandbox.level)
+        question = replace(request_of(vetting, seen, workplace.sandbox.level), asked=not unless_vetted)
         ruling = Answer.from_json(steps.decide(gate(settings).ask, question.to_json()))
         tried = repair_submission(vetting, seen, ruling)
     repaired = _vet_again(vetting, tried, unless_vetted) if isinstance(tried, Restored) else tried
@@ -112,4 +118,6 @@ def _vet_again(vetting: Vetting, restored: Restored, unless_vetted: bool) -> Rep
     submission = record.submission
     if submission.parent != vetting.record.id or submission.name != vetting.record.submission.name:
         raise StoreError(f"expected a repair of {vetting.record.id}, got one of {submission.parent}; it is refused")
-    return Repaired(restored, record, Result.from_json(vet(record.id, unless_vetted, WAIT_SECONDS)))
+    # who asks for the model has not asked for a repair of it that was revoked
+    by_itself = unless_vetted or taken_back(ledger_state(vetting.settings), record.id)
+    return Repaired(restored, record, Result.from_json(vet(record.id, by_itself, WAIT_SECONDS)))

@@ -87,6 +87,12 @@ def check_ledger(state: LedgerState, after: tuple[int, str] | None) -> None:
         raise Denied(f"expected a verdict of this ledger, got one after another entry {sequence}; vet it here")
 
 
+def check_named(state: LedgerState, ledger: str) -> None:
+    """Raise Denied unless this is the ledger that a person named by its first entry."""
+    if not state.end or ledger != state.id:
+        raise Denied(f"expected what was signed for this ledger, {state.id}, got it for {ledger}; sign it here")
+
+
 def is_revoked(state: LedgerState, digest: str) -> bool:
     """Whether the statement with this digest is revoked: in the ledger, or in the store by whoever can write there.
 
@@ -98,6 +104,16 @@ def is_revoked(state: LedgerState, digest: str) -> bool:
     if not state.store.exists(told.key):
         raise removed(f"expected {told.key}, by which entry {told.sequence} revokes it, got none; restore it")
     return True
+
+
+def taken_back(state: LedgerState, manifest_sha256: str) -> bool:
+    """Whether the newest verdict on these bytes was revoked: then they are vetted anew only when a person asks."""
+    told = state.verdict(manifest_sha256)
+    if told is None:
+        return False
+    # a revocation whose object is gone is one all the same
+    known = told.digest in state.trust.revoked or state.revocation(told.digest) is not None
+    return known or state.store.exists(revocation_key(told.digest))
 
 
 def revocation_of(state: LedgerState, envelope: attest.Envelope) -> frozenset[str]:

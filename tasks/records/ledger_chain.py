@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,10 @@ from vetgate.trust.statements import LEDGER, claimed, sign_statement, verify_sta
 from vetgate.trust.strict_json import as_object, as_sha256, as_text, as_time, parse, time_text
 from vetgate.verdict.policy import load_policy
 
-KINDS = ("verdict", "promotion", "denial", "demotion", "bypass", "waiver", "approval", "revocation", "rescan")
+KINDS = (
+    *("verdict", "promotion", "denial", "demotion", "bypass"),
+    *("waiver", "approval", "revocation", "rescan", "submitter"),
+)
 PREFIX = "ledger/"
 NUMBERED = re.compile(PREFIX + r"(\d{12})\.json")
 START = "0" * 64
@@ -108,6 +112,14 @@ def not_before(last: Entry, now: datetime) -> datetime:
             f"expected a clock after the ledger's last entry, of {last.issued}, got {time_text(now)}; set it right"
         )
     return max(now, proven)
+
+
+def check_clock(store: Store, now: datetime) -> datetime | None:
+    """The store's own clock, None for one that has none; raises WrongClock where it contradicts `now`."""
+    theirs = store.clock()
+    if theirs is not None and abs(now - theirs) > MAX_CLOCK_SKEW:
+        raise WrongClock(f"expected the clock of the store, {time_text(theirs)}, got {time_text(now)}; set this one")
+    return theirs
 
 
 def gate_key(settings: Settings) -> tuple[Ed25519PrivateKey, TrustRoot]:
@@ -251,9 +263,7 @@ def _end(settings: Settings) -> Entry | None:
 
 
 def _dated(settings: Settings, store: Store, last: Entry | None, now: datetime) -> datetime:
-    theirs = store.clock()
-    if theirs is not None and abs(now - theirs) > MAX_CLOCK_SKEW:
-        raise WrongClock(f"expected the clock of the store, {time_text(theirs)}, got {time_text(now)}; set this one")
+    theirs = check_clock(store, now)
     if last is None:
         return now
     left = as_time(last.issued, "issued")
@@ -279,7 +289,8 @@ def _signed(
         "sequence": _number(last) + 1,
         "previous": last.sha256 if last else START,
         "kind": kind,
-        "subject": dict(subject),
+        # the first entry names its ledger: two of one gate may begin with the same decision in the same second
+        "subject": dict(subject) if last else {**subject, "begun": secrets.token_hex(16)},
         "once": once,
         "issued": time_text(now),
     }

@@ -1,4 +1,4 @@
-"""Entries about what lies in the store: one for each verdict, promotion, waiver, approval and revocation.
+"""Entries about what lies in the store: one for each verdict, promotion, waiver, approval, revocation, submitter.
 
 The object comes first and its entry after it. Whatever a crash left without an entry is found by asking the ledger for
 each object that is there.
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tasks.records.attestations import after_of, attestation_in, check_ledger
+from tasks.records.attestations import after_of, attestation_in, check_ledger, check_named
 from tasks.records.ledger_chain import Entry, append, gate_key, read_entry
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.promotions import promotion_of
 from tasks.records.revocations import said_by
+from tasks.records.submitters import read_submitter
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -57,12 +58,12 @@ def note(settings: Settings, key: str, data: bytes | None = None) -> Entry:
     kind, subject = _about(state.store, trust, key, data)
     _check_order(state, kind, subject, fresh=data is not None)
     _check_known(kind, subject, lambda: _digests(state))
-    return append(settings, kind, subject, once=key, since=state.end)
+    return append(settings, kind, subject, once=_once(kind, subject), since=state.end)
 
 
 def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
     """Enter what a crash left out, of one submission or of everything; what the gate should not sign is passed over."""
-    folders = [f"{kind}/{manifest}/" if manifest else f"{kind}/" for kind in ("attestations", "waivers")]
+    folders = [f"{kind}/{manifest}/" if manifest else f"{kind}/" for kind in ("attestations", "waivers", "submitters")]
     folders += [] if manifest else ["promotions/", "approvals/", "revocations/"]
     keys = [key for folder in folders for key in open_store(settings).list(folder)]
     if not keys:
@@ -80,7 +81,7 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
             # its verdict may have been entered a moment ago
             _check_order(ledger_state(settings) if kind == "promotion" else state, kind, subject)
             _check_known(kind, subject, known)
-            added.append(append(settings, kind, subject, once=key, since=state.end))
+            added.append(append(settings, kind, subject, once=_once(kind, subject), since=state.end))
         except Removed:
             raise
         except (Denied, KeyError):
@@ -89,13 +90,17 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
 
 
 def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = False) -> None:
-    """Raise Denied for a verdict of another ledger, or one that lets through and was issued before the newest one here.
+    """Raise Denied for a verdict of another ledger, or for a PASS of before the newest verdict here or its revocation.
 
     One of before the first entry names no ledger: it counts only while this one is empty, or `fresh` from the gate. A
-    promotion is of the ledger that its verdict is of.
+    promotion is of the ledger that its verdict is of, a waiver of the one that it names. A submitter is entered once.
     """
     if kind == "promotion":
         _check_verdict_known(state, subject)
+    if kind == "waiver":
+        check_named(state, subject["ledger"])
+    if kind == "submitter" and subject["keyid"] in state.signers(subject["manifest"]):
+        raise Denied(f"expected a submitter who is not known yet, got {subject['keyid']}; one signature is enough")
     if kind != "verdict":
         return
     after = after_of(subject)
@@ -109,6 +114,12 @@ def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = 
         raise Denied(
             f"expected a {subject['verdict']} issued after entry {newest.sequence} of the ledger, got one of before; "
             f"remove {subject['key']} and vet again"
+        )
+    gone = None if newest is None else state.revocation(newest.digest)
+    if gone is not None and (after is None or after[0] < gone.sequence):
+        raise Denied(
+            f"expected a {subject['verdict']} issued after entry {gone.sequence}, a revocation of the one before, "
+            f"got one of before; remove {subject['key']} and vet again"
         )
 
 
@@ -188,6 +199,16 @@ def _promotion(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[s
     return "promotion", {k: v for k, v in found.predicate().items() if k not in ("files", "issued")}
 
 
+def _submitter(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str, Blob]:
+    manifest = key.split("/")[1]
+    return "submitter", {"manifest": manifest, "keyid": read_submitter(trust, manifest, data)}
+
+
+def _once(kind: str, subject: Blob) -> str:
+    """What must not be entered twice: the object, or that this key signed this submission."""
+    return f"submitter/{subject['manifest']}/{subject['keyid']}" if kind == "submitter" else subject["key"]
+
+
 def _waiver(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str, Blob]:
     envelope = dsse.read_envelope(data)
     found = read_waiver(envelope, trust, as_time(claimed(WAIVER, envelope)["issued"], "issued"))
@@ -215,6 +236,7 @@ _READERS: dict[str, Callable[[Store, TrustRoot, str, bytes], tuple[str, Blob]]] 
     "attestations": _verdict,
     "promotions": _promotion,
     "waivers": _waiver,
+    "submitters": _submitter,
     "approvals": _approval,
     "revocations": _revocation,
 }

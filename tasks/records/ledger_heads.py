@@ -22,6 +22,7 @@ from vetgate.trust.strict_json import as_object, as_sha256, as_time
 from vetgate.verdict.policy import load_policy
 
 KEY = "ledger-head.json"
+ELSE = "or, where another store publishes its head there, give each store a registry and places of its own"
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ def check_head(head: Head, entry: Entry | None, where: str) -> None:
     if entry is None:
         raise removed(
             f"expected entry {head.sequence} of the ledger, which the head in {where} names, got none: its end was cut "
-            "off; restore it"
+            f"off; restore it, {ELSE}"
         )
     if entry.sha256 != head.sha256:
         raise removed(
-            f"expected entry {head.sequence} of the ledger as the head in {where} says, got another; restore the ledger"
+            f"expected entry {head.sequence} of the ledger as the head in {where} says, got another; restore the "
+            f"ledger, {ELSE}"
         )
 
 

@@ -2,17 +2,20 @@
 
 A cache in this home of entries that were read and verified in their order, each once; a question reads what was entered
 since. Who writes the store cannot write here. What was read once must still stand in the store: a ledger that ends
-before it or tells it otherwise is refused. Losing the file costs one reading of everything.
+before it or tells it otherwise is refused. Losing the file costs one reading of everything, and so does a file that is
+not as it was left, such as one of a backup beside what a killed process had not yet written into it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -40,10 +43,11 @@ from vetgate.trust import attest
 from vetgate.trust.keys import GATE, TrustRoot, read_trust_root
 from vetgate.trust.strict_json import as_time
 
+logger = logging.getLogger(__name__)
 FILE = "ledger-state.db"
 LOCK = "ledger-state.lock"
 TABLES = {
-    "last": "store TEXT PRIMARY KEY, sequence INTEGER, sha256 TEXT, keys TEXT",
+    "read_so_far": "store TEXT PRIMARY KEY, sequence INTEGER, sha256 TEXT, keys TEXT, first TEXT, sums TEXT",
     "once": "store TEXT, name TEXT, sequence INTEGER, PRIMARY KEY (store, name)",
     "verdicts": "store TEXT, manifest TEXT, sequence INTEGER, key TEXT, sha256 TEXT, digest TEXT, name TEXT,"
     " verdict TEXT, issued TEXT, expires TEXT, PRIMARY KEY (store, manifest)",
@@ -53,8 +57,16 @@ TABLES = {
     " digest TEXT, PRIMARY KEY (store, name, version)",
     "moves": "store TEXT, name TEXT, alias TEXT, sequence INTEGER, kind TEXT, version TEXT, before TEXT, issued TEXT,"
     " PRIMARY KEY (store, name, alias)",
+    "submitters": "store TEXT, manifest TEXT, keyid TEXT, sequence INTEGER, PRIMARY KEY (store, manifest, keyid)",
 }
+FACTS = [table for table in TABLES if table != "read_so_far"]
+# every row holds the number of its entry: of rows of two moments these do not come out as they were left
+SUMS = " UNION ALL ".join(
+    f"SELECT count(*), sum(sequence), sum(sequence * sequence) FROM {table} WHERE store = :store" for table in FACTS
+)
 WAIT_SECONDS = 60.0
+# the files whose sums this process found right, as they were then
+_proved: dict[tuple[Path, str], list[tuple[int, ...]]] = {}
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,17 @@ class LastMove:
 
 @dataclass(frozen=True, eq=False)
 class LedgerState:
-    """The verified ledger of a store, at least up to entry `end`, with its SHA-256. Several threads may ask it."""
+    """The verified ledger of a store, at least up to entry `end`, with its SHA-256. Several threads may ask it.
+
+    `id` names the ledger: it is the SHA-256 of its first entry.
+    """
 
     settings: Settings
     store: Store
     trust: TrustRoot
     end: int
     sha256: str
+    id: str
     _index: sqlite3.Connection
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -194,6 +210,12 @@ class LedgerState:
         with self._guard, _explained(self.settings):
             return {row[0] for row in self._index.execute(asked, (self.settings.store, name))}
 
+    def signers(self, manifest: str) -> frozenset[str]:
+        """The ids of the keys that are entered as those that signed a submission."""
+        asked = "SELECT keyid FROM submitters WHERE store = ? AND manifest = ?"
+        with self._guard, _explained(self.settings):
+            return frozenset(row[0] for row in self._index.execute(asked, (self.settings.store, manifest)))
+
     def _row(self, asked: str, *about: str) -> tuple[Any, ...] | None:
         with self._guard, _explained(self.settings):
             row: tuple[Any, ...] | None = self._index.execute(asked, (self.settings.store, *about)).fetchone()
@@ -208,21 +230,56 @@ def ledger_state(settings: Settings) -> LedgerState:
     store = open_store(settings)
     trust = _trust(settings, store)
     with _explained(settings):
-        index = _opened(settings.home / FILE)
         try:
-            # one process of this home at a time: the others find what it has read
-            index.execute("BEGIN IMMEDIATE")
-            try:
-                end, sha256 = _read_on(settings, index, store, trust)
-            except Removed:
-                raise
-            except Denied as error:
-                raise removed(str(error)) from error
-            index.execute("COMMIT")
-        except BaseException:
-            index.close()
+            return _state(settings, store, trust, _opened(settings.home / FILE))
+        except sqlite3.OperationalError:
             raise
-    return LedgerState(settings, store, trust, end, sha256, index)
+        except sqlite3.DatabaseError as error:
+            # pages of two moments need not even make a database
+            logger.warning("%s is read anew: %s", settings.home / FILE, error)
+            return _state(settings, store, trust, _opened(settings.home / FILE, anew=True))
+
+
+def _state(settings: Settings, store: Store, trust: TrustRoot, index: sqlite3.Connection) -> LedgerState:
+    try:
+        # one process of this home at a time: the others find what it has read
+        index.execute("BEGIN IMMEDIATE")
+        try:
+            last, first = _read_on(settings, index, store, trust)
+        except Removed:
+            raise
+        except Denied as error:
+            raise removed(str(error)) from error
+        index.execute("COMMIT")
+    except BaseException:
+        index.close()
+        raise
+    end, sha256 = (last.sequence, last.sha256) if last else (0, START)
+    return LedgerState(settings, store, trust, end, sha256, first, index)
+
+
+def check_index(state: LedgerState, chain: Sequence[Entry]) -> None:
+    """Raise StoreError unless this home's index says what the entries say; `chain` are those from the first on."""
+    index, entries = state._index, list(chain)
+    with state._guard, _explained(state.settings), closing(_with_tables(sqlite3.connect(":memory:"))) as expected:
+        index.execute("BEGIN")
+        try:
+            ((end,),) = index.execute("SELECT sequence FROM read_so_far WHERE store = ?", (state.settings.store,))
+            if end > len(entries):
+                # entered since
+                entries += following(state.store, state.trust, entries[-1] if entries else None)
+            for entry in entries[:end]:
+                _take_in(state.settings.store, expected, entry)
+            for table in FACTS:
+                asked = f"SELECT * FROM {table} WHERE store = ? ORDER BY 1, 2, 3"
+                told, found = (it.execute(asked, (state.settings.store,)).fetchall() for it in (expected, index))
+                if told != found:
+                    raise StoreError(
+                        f"expected {state.settings.home / FILE} to say of {table} what the ledger does, got "
+                        f"{len(set(found) ^ set(told))} rows that differ; remove that file, it is made anew"
+                    )
+        finally:
+            index.execute("COMMIT")
 
 
 def _trust(settings: Settings, store: Store) -> TrustRoot:
@@ -234,11 +291,11 @@ def _trust(settings: Settings, store: Store) -> TrustRoot:
         return TrustRoot(())  # nothing was decided here yet
 
 
-def _read_on(settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot) -> tuple[int, str]:
-    """Take in what was entered since; the number of the last entry."""
+def _read_on(settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot) -> tuple[Entry | None, str]:
+    """Take in what was entered since; the last entry, and the SHA-256 of the first."""
     memory, keys = remembered(settings), sha256_json([k.to_json() for k in trust.keys if k.role == GATE])
-    last = _last(settings, index, store, trust, keys)
-    cold = last is None
+    known, first = _last(settings, index, store, trust, keys)
+    last, cold = known, known is None
     for entry in following(store, trust, last):
         _check_memory(entry, memory)
         try:
@@ -247,7 +304,7 @@ def _read_on(settings: Settings, index: sqlite3.Connection, store: Store, trust:
             raise Denied(
                 f"expected entry {entry.sequence} of the ledger to say its {error.args[0]}, got none"
             ) from None
-        last = entry
+        last, first = entry, entry.sha256 if entry.sequence == 1 else first
     end = last.sequence if last else 0
     if memory is not None and end < memory[0]:
         raise removed(f"expected {memory[0]} entries in the ledger, got {end}: its end was cut off; restore it")
@@ -256,31 +313,66 @@ def _read_on(settings: Settings, index: sqlite3.Connection, store: Store, trust:
         if listed > end and entry_at(store, trust, end + 1) is None:
             raise removed(f"expected entry {end + 1} of the ledger, got none, and {listed} entries: it was removed")
     if last is None:
-        return 0, START
+        return None, START
     _check_memory(last, memory)
-    index.execute("INSERT OR REPLACE INTO last VALUES (?, ?, ?, ?)", (settings.store, end, last.sha256, keys))
+    if last is not known:
+        row = (settings.store, end, last.sha256, keys, first, _sums(settings, index))
+        index.execute("INSERT OR REPLACE INTO read_so_far VALUES (?, ?, ?, ?, ?, ?)", row)
     remember(settings, last)
-    return end, last.sha256
+    return last, first
 
 
-def _last(settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot, keys: str) -> Entry | None:
-    """The last entry that was taken in, if it still stands in the store; None where all must be read anew."""
-    known = index.execute("SELECT sequence, sha256, keys FROM last WHERE store = ?", (settings.store,)).fetchone()
-    if known is None:
-        return None
-    entry = entry_at(store, trust, known[0]) if known[2] == keys else None
-    if entry is not None and entry.sha256 == known[1]:
-        return entry
-    memory = remembered(settings)
-    if known[2] == keys and (memory is None or memory[0] < known[0]):
-        raise removed(
-            f"expected entry {known[0]} of the ledger as it was read, got {'another' if entry else 'none'}; restore "
-            f"the ledger, or remove {settings.home / FILE} if this store was made anew"
-        )
-    # the keys are others, or the file was made of another ledger than what this home remembers
+def _last(
+    settings: Settings, index: sqlite3.Connection, store: Store, trust: TrustRoot, keys: str
+) -> tuple[Entry | None, str]:
+    """The last entry that was taken in, if it still stands in the store, and the SHA-256 of the first one.
+
+    None where all must be read anew.
+    """
+    asked = "SELECT sequence, sha256, keys, first, sums FROM read_so_far WHERE store = ?"
+    known = index.execute(asked, (settings.store,)).fetchone()
+    if known is not None and _is_as_left(settings, index, known[4]):
+        entry = entry_at(store, trust, known[0]) if known[2] == keys else None
+        if entry is not None and entry.sha256 == known[1]:
+            return entry, known[3]
+        memory = remembered(settings)
+        if known[2] == keys and (memory is None or memory[0] < known[0]):
+            raise removed(
+                f"expected entry {known[0]} of the ledger as it was read, got {'another' if entry else 'none'}; "
+                f"restore the ledger, or remove {settings.home / FILE} if this store was made anew"
+            )
+    # the keys are others, or the file is not as it was left, or of another ledger than what this home remembers
     for table in TABLES:
         index.execute(f"DELETE FROM {table} WHERE store = ?", (settings.store,))
-    return None
+    return None, START
+
+
+def _is_as_left(settings: Settings, index: sqlite3.Connection, sums: str) -> bool:
+    """Whether all rows are of one moment; they are looked at again when the file has changed."""
+    path = settings.home / FILE
+    now, place = _stats(path), (path, settings.store)
+    if _proved.get(place) == now:
+        return True
+    if sums != _sums(settings, index):
+        logger.warning("%s is not as it was left, as if restored over a process that was killed; it is read anew", path)
+        return False
+    _proved[place] = now
+    return True
+
+
+def _sums(settings: Settings, index: sqlite3.Connection) -> str:
+    return sha256_json(index.execute(SUMS, {"store": settings.store}).fetchall())
+
+
+def _stats(path: Path) -> list[tuple[int, ...]]:
+    """What changes with the content of the index and of what is not yet written into it."""
+    found: list[tuple[int, ...]] = []
+    for part in (path, path.with_name(f"{path.name}-wal")):
+        with suppress(FileNotFoundError):
+            stat = os.stat(part)
+            # an empty one is made and removed by whoever only reads
+            found += [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)] if stat.st_size else []
+    return found
 
 
 def _check_memory(entry: Entry, memory: tuple[int, str] | None) -> None:
@@ -300,6 +392,9 @@ def _take_in(store: str, index: sqlite3.Connection, entry: Entry) -> None:
     elif entry.kind == "revocation":
         revoked = (store, said["digest"], number, said["key"], said["sha256"], entry.issued)
         index.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?, ?, ?, ?, ?)", revoked)
+    elif entry.kind == "submitter":
+        signed = (store, said["manifest"], said["keyid"], number)
+        index.execute("INSERT OR IGNORE INTO submitters VALUES (?, ?, ?, ?)", signed)
     elif entry.kind == "promotion":
         by = (number, said["key"], said["sha256"], said["attestation"])
         promoted = (store, said["name"], said["version"], said["manifest"], *by)
@@ -326,7 +421,7 @@ def _move(
     index.execute("INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _opened(path: Path, *, anew: bool = False) -> sqlite3.Connection:
     """The index; one that is no database begins anew.
 
     One process of this home at a time: SQLite waits for nobody when two make a file at once, and none may begin anew
@@ -340,6 +435,8 @@ def _opened(path: Path) -> sqlite3.Connection:
                 "lsof which one, and end it"
             )
         try:
+            if anew:
+                raise sqlite3.DatabaseError("it is to be made anew")
             return _connected(path)
         except sqlite3.OperationalError:
             raise
@@ -355,11 +452,15 @@ def _connected(path: Path) -> sqlite3.Connection:
         # a power cut may lose the last entries, which are then read again, and nothing else
         index.execute("PRAGMA journal_mode = WAL")
         index.execute("PRAGMA synchronous = NORMAL")
-        for table, columns in TABLES.items():
-            index.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns}) WITHOUT ROWID")
+        return _with_tables(index)
     except sqlite3.Error:
         index.close()
         raise
+
+
+def _with_tables(index: sqlite3.Connection) -> sqlite3.Connection:
+    for table, columns in TABLES.items():
+        index.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns}) WITHOUT ROWID")
     return index
 
 

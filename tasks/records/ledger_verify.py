@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks.records.ledger_chain import PREFIX, Entry, check_link, entry_key, read_entry, remember, remembered, removed
 from tasks.records.ledger_heads import check_head, read_head
-from tasks.records.ledger_state import FILE, ledger_state
+from tasks.records.ledger_state import FILE, check_index, ledger_state
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.key_forms import strange_objects
@@ -45,7 +45,7 @@ def verify_ledger(settings: Settings, heads: Mapping[str, bytes] | None = None) 
         head = read_head(data, trust)
         check_head(head, chain[head.sequence - 1] if 0 < head.sequence <= len(chain) else None, where)
     if chain and (settings.home / FILE).exists():
-        ledger_state(settings)
+        check_index(ledger_state(settings), chain)
     for entry in chain:
         _check_object(store, entry)
     if unknown:

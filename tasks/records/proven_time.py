@@ -1,15 +1,19 @@
-"""What a verified ledger proves about the time: it is not before the last entry."""
+"""What a verified ledger and its store prove about the time: it is not before the last entry, and as the store says."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from tasks.records.ledger_chain import Entry, not_before, read_entry, removed
+from tasks.records.ledger_chain import Entry, check_clock, not_before, read_entry, removed
 from tasks.records.ledger_state import LedgerState
 
 
 def moment_after(state: LedgerState, now: datetime) -> datetime:
-    """`now`, and never before the ledger's last entry; raises WrongClock for a clock that is further behind."""
+    """`now`, and never before the ledger's last entry.
+
+    Raises WrongClock for a clock that is further behind, or that the store's own contradicts.
+    """
+    check_clock(state.store, now)
     last = last_of(state)
     return now if last is None else not_before(last, now)
 

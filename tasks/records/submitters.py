@@ -1,15 +1,18 @@
 """Who submitted a model: statements signed by submitters, each beside the submission under its own digest.
 
 They decide whose approval does not count, so nothing but a verified signature is believed on it; whoever can write to
-the store can lay objects beside a statement, and none in its place.
+the store can lay objects beside a statement, and none in its place. The gate enters them before its verdict: one that
+is removed after that still names its submitter.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tasks.records.ledger_state import LedgerState
 from tasks.store.base import Store
 from tasks.vetting.intake import read_record
 from vetgate.digest import canonical_json
@@ -36,25 +39,29 @@ def save_submitter(store: Store, manifest_sha256: str, envelope: Envelope) -> No
     store.create(f"{_folder(manifest_sha256)}{hashlib.sha256(data).hexdigest()}.json", data)
 
 
-def signers_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> frozenset[str]:
-    """The ids of the trusted keys that signed this very submission.
+def read_submitter(trust: TrustRoot, manifest_sha256: str, data: bytes) -> str:
+    """The id of the trusted key that signed this very submission; raises Denied for anything else.
 
     An approver may submit too; a key that ran out since still names him.
     """
-    found: set[str] = set()
-    for key in store.list(_folder(manifest_sha256)):
-        try:
-            envelope = dsse.read_envelope(store.read(key))
-            issued = as_time(claimed(SUBMISSION, envelope)["issued"], "issued")
-            signed = verify_statement(envelope, trust, SUBMISSION, {SUBMITTER, APPROVER}, issued)
-        except (KeyError, Denied):
-            continue
-        if signed.predicate.get("manifest") == manifest_sha256:
-            found.add(signed.keyid)
+    envelope = dsse.read_envelope(data)
+    issued = as_time(claimed(SUBMISSION, envelope)["issued"], "issued")
+    signed = verify_statement(envelope, trust, SUBMISSION, {SUBMITTER, APPROVER}, issued)
+    if signed.predicate.get("manifest") != manifest_sha256:
+        raise Denied(f"expected a submitter of {manifest_sha256}, got one of other bytes; remove it")
+    return signed.keyid
+
+
+def signers_of(state: LedgerState, manifest_sha256: str) -> frozenset[str]:
+    """The ids of the trusted keys that signed this very submission, those that are entered included."""
+    found = set(state.signers(manifest_sha256))
+    for key in state.store.list(_folder(manifest_sha256)):
+        with suppress(KeyError, Denied):
+            found.add(read_submitter(state.trust, manifest_sha256, state.store.read(key)))
     return frozenset(found)
 
 
-def submitters_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> frozenset[str]:
+def submitters_of(state: LedgerState, manifest_sha256: str) -> frozenset[str]:
     """The keys that signed this submission and those that it was repaired from; none when any of them is unsigned.
 
     One whose submitter is unknown may be an approver's.
@@ -64,12 +71,12 @@ def submitters_of(store: Store, trust: TrustRoot, manifest_sha256: str) -> froze
     for _ in range(MOST_ANCESTORS):
         if manifest is None:
             return frozenset(found)
-        signers = signers_of(store, trust, manifest)
+        signers = signers_of(state, manifest)
         if not signers:
             return frozenset()
         found |= signers
         try:
-            manifest = read_record(store, manifest).submission.parent
+            manifest = read_record(state.store, manifest).submission.parent
         except BadSubmission:
             return frozenset()
     return frozenset()

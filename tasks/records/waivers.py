@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-from tasks.records.attestations import is_revoked
+from tasks.records.attestations import check_named, is_revoked
 from tasks.records.ledger_state import LedgerState
 from tasks.records.submitters import submitters_of
 from tasks.store.base import Store
@@ -33,12 +33,14 @@ def save_approval(store: Store, of: str, keyid: str, envelope: Envelope) -> str:
     return key
 
 
-def waivers_of(store: Store, trust: TrustRoot, manifest_sha256: str, now: datetime) -> list[Waiver]:
-    """The waivers on these bytes that a trusted key signed, revoked and expired ones included."""
+def waivers_of(state: LedgerState, manifest_sha256: str, now: datetime) -> list[Waiver]:
+    """The waivers on these bytes in this ledger that a trusted key signed, revoked and expired ones included."""
     found = []
-    for key in store.list(f"waivers/{manifest_sha256}/"):
+    for key in state.store.list(f"waivers/{manifest_sha256}/"):
         with suppress(Denied, KeyError):
-            found.append(read_waiver(dsse.read_envelope(store.read(key)), trust, now))
+            waiver = read_waiver(dsse.read_envelope(state.store.read(key)), state.trust, now)
+            check_named(state, waiver.ledger)
+            found.append(waiver)
     return [waiver for waiver in found if waiver.manifest == manifest_sha256]
 
 
@@ -53,7 +55,7 @@ def approvals_of(store: Store, trust: TrustRoot, of: str, now: datetime) -> list
 
 def approved(state: LedgerState, of: str, manifest_sha256: str, now: datetime) -> tuple[Approval, ...]:
     """The approvals of a statement about these bytes that count."""
-    submitters = submitters_of(state.store, state.trust, manifest_sha256)
+    submitters = submitters_of(state, manifest_sha256)
     return counted(approvals_of(state.store, state.trust, of, now), of, submitters, revoked(state))
 
 
@@ -66,14 +68,14 @@ def waived_by(
 ) -> Waived:
     """What covers all these findings on these bytes; raises Denied with what is lacking."""
     store, trust = state.store, state.trust
-    waivers = waivers_of(store, trust, manifest_sha256, now)
+    waivers = waivers_of(state, manifest_sha256, now)
     return waived(
         findings,
         waivers,
         [approval for waiver in waivers for approval in approvals_of(store, trust, waiver.digest, now)],
         manifest=manifest_sha256,
         policy=policy,
-        submitters=submitters_of(store, trust, manifest_sha256),
+        submitters=submitters_of(state, manifest_sha256),
         now=now,
         revoked=revoked(state),
     )

@@ -45,12 +45,13 @@ def waiting(
     decided: Callable[[str], bool],
     now: float | None = None,
     wrong: Callable[[str], object] = logger.warning,
+    taken_back: Callable[[str], bool] = lambda manifest: False,
 ) -> Iterator[Waiting]:
     """Every submission without a result, oldest first; canaries are vetted with their batch only.
 
-    `decided` says whether the ledger holds a verdict on a manifest: a result alone may be anybody's. `wrong` is told of
-    those whose record does not follow from their bytes, of leases that can be none, and of marks that keep nothing from
-    being vetted.
+    `decided` says whether the ledger holds a verdict on a manifest: a result alone may be anybody's. What was
+    `taken_back` by a revocation waits for a person. `wrong` is told of those whose record does not follow from their
+    bytes, of leases that can be none, and of marks that keep nothing from being vetted.
     """
     store = open_store(settings)
     moment = time.time() if now is None else now
@@ -63,7 +64,8 @@ def waiting(
     done |= _canaries(store, set(left) - done, wrong)
     settled.add(done)
     for record in records(store, (manifest for manifest in left if manifest not in done), wrong):
-        yield _waiting(record, moment, read_lease(store, record.id, settings.lease_seconds, moment, wrong))
+        if not taken_back(record.id):
+            yield _waiting(record, moment, read_lease(store, record.id, settings.lease_seconds, moment, wrong))
 
 
 def is_canary(store: Store, record: Record) -> bool:

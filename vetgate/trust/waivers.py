@@ -28,9 +28,13 @@ IsRevoked = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Waiver:
-    """A signed request that a finding on the bytes of this manifest be let pass; `digest` names it."""
+    """A signed request that a finding on the bytes of this manifest be let pass; `digest` names it.
+
+    `ledger` is the SHA-256 of the first entry of the one ledger in which it counts.
+    """
 
     digest: str
+    ledger: str
     manifest: str
     finding: str
     reason: str
@@ -67,10 +71,11 @@ class Waived:
 
 
 def sign_waiver(
-    key: Ed25519PrivateKey, *, manifest: str, finding: str, reason: str, now: datetime, valid: timedelta
+    key: Ed25519PrivateKey, *, ledger: str, manifest: str, finding: str, reason: str, now: datetime, valid: timedelta
 ) -> Envelope:
-    """A waiver, signed by the one who asks for it."""
+    """A waiver in a ledger, signed by the one who asks for it."""
     predicate = {
+        "ledger": as_sha256(ledger, "ledger"),
         "manifest": as_sha256(manifest, "manifest"),
         "finding": as_text(finding, "finding"),
         "reason": as_text(reason, "reason"),
@@ -90,13 +95,14 @@ def sign_approval(key: Ed25519PrivateKey, *, of: str, now: datetime) -> Envelope
 def read_waiver(envelope: Envelope, trust: TrustRoot, now: datetime) -> Waiver:
     """The waiver in an envelope, which a submitter or approver signed himself; raises Denied."""
     signed = verify_statement(envelope, trust, WAIVER, {APPROVER, SUBMITTER}, now)
-    names = {"manifest", "finding", "reason", "requested_by", "issued", "expires"}
+    names = {"ledger", "manifest", "finding", "reason", "requested_by", "issued", "expires"}
     fields = {k: as_text(v, k) for k, v in as_object(signed.predicate, names, "a waiver").items()}
     if fields["requested_by"] != signed.keyid:
         raise Denied(f"expected a waiver requested by key {signed.keyid}, got {fields['requested_by']}; sign it anew")
     if as_time(fields["expires"], "expires") <= as_time(fields["issued"], "issued"):
         raise Denied(f"expected an expiry after {fields['issued']}, got {fields['expires']}; sign it anew")
-    as_sha256(fields["manifest"], "manifest")
+    for field in ("ledger", "manifest"):
+        as_sha256(fields[field], field)
     return Waiver(digest=signed.digest, **fields)
 
 

@@ -19,6 +19,7 @@ from flows.production.promote import promote
 from tasks.mlflow.aliases import rehash
 from tasks.mlflow.client import registry
 from tasks.mlflow.heads import published_head
+from tasks.records.ledger_state import ledger_state
 from tasks.records.promotions import Promotion, promotion_of
 from tasks.records.rescans import record_key, save_rescan
 from tasks.records.submitters import save_submitter, sign_submission
@@ -242,6 +243,7 @@ class TestWaivers:
             manifest = only(at_a_glance(production.settings)["submissions"])["manifest_sha256"]
             wish = sign_waiver(
                 keys["one"],
+                ledger=ledger_state(production.settings).id,
                 manifest=manifest,
                 finding=self.FINDING,
                 reason="seen in the clean data too",

@@ -113,11 +113,13 @@ class TestSubmission:
         assert answer(court.settings, request)["verdict"]["decision"] == "INCONCLUSIVE"
         assert newest(court, manifest)["findings"][:2] == ["not-understood", f"inconclusive:{METHOD}"]
 
-    def test_asking_again_gives_the_same_attestation_and_other_evidence_a_new_one(self, court: Court) -> None:
+    def test_asking_again_gives_the_same_attestation_and_a_person_with_other_evidence_a_new_one(
+        self, court: Court
+    ) -> None:
         manifest = court.submit(b"clean")
         first, again = asked(court, manifest, CLEAN), asked(court, manifest, CLEAN)
         assert first["attestation"] == again["attestation"]
-        other = asked(court, manifest, BACKDOORED)
+        other = asked(court, manifest, BACKDOORED, asked=True)
         assert other["attestation"] != first["attestation"]
         assert newest(court, manifest)["verdict"] == "FAIL"
         assert newest(court, manifest)["previous"] == first["attestation"].rpartition("-")[2].removesuffix(".json")
@@ -126,9 +128,9 @@ class TestSubmission:
     def test_of_two_decisions_within_a_second_the_second_is_the_newer(self, court: Court) -> None:
         manifest = court.submit(b"weights")
         asked(court, manifest, BACKDOORED)
-        asked(court, manifest, CLEAN)
+        asked(court, manifest, CLEAN, asked=True)
         assert newest(court, manifest)["verdict"] == "PASS"
-        asked(court, manifest, BACKDOORED)
+        asked(court, manifest, BACKDOORED, asked=True)
         assert newest(court, manifest)["verdict"] == "FAIL"
 
     def test_unsigned_nothing_is_written_at_all(self, court: Court) -> None:
@@ -470,7 +472,7 @@ class TestClock:
         manifest = court.submit(b"weights")
         before = asked(court, manifest, CLEAN)
         self.at(monkeypatch, -timedelta(minutes=minutes))
-        asked(court, manifest, BACKDOORED, run="again")
+        asked(court, manifest, BACKDOORED, run="again", asked=True)
         claims = newest(court, manifest)
         assert (claims["verdict"], claims["after"]["sequence"]) == ("FAIL", 1)
         assert claims["issued"] >= court_claims(court, before)["issued"]
@@ -483,7 +485,7 @@ class TestClock:
         asked(court, manifest, CLEAN)
         before = {key for key in stored(court) if not key.startswith("verdicts/")}
         self.at(monkeypatch, ahead)
-        answered = answer(court.settings, court.request(manifest, BACKDOORED, "again"))
+        answered = answer(court.settings, court.request(manifest, BACKDOORED, "again", asked=True))
         assert answered["kind"] == "WrongClock" and "expected a clock" in answered["error"]
         assert {key for key in stored(court) if not key.startswith("verdicts/")} == before
 

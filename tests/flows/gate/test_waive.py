@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from flows.cli.gate import app
+from flows.cli.status import at_a_glance
+from flows.gate.decide import answer
 from flows.gate.issue import newest_verified, signing_context
 from flows.gate.waive import UnknownFinding, approve, waive
 from flows.production.promote import promote
@@ -20,13 +23,14 @@ from tasks.records.coverage import covered
 from tasks.records.ledger_chain import append, entries, entry_key
 from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
-from tasks.records.submitters import save_submitter, sign_submission
+from tasks.records.submitters import read_submitter, save_submitter, sign_submission
 from tests.databases import with_registry
 from tests.deciding import BACKDOORED, CLEAN, METHOD, TARGET, Court
 from vetgate.digest import canonical_json
-from vetgate.errors import BadSubmission, Denied, Stale
+from vetgate.errors import BadSubmission, Denied, Removed, Stale
 from vetgate.trust import attest
-from vetgate.trust.keys import key_id, load_key, new_key, raw_public, trust_key, utc_now
+from vetgate.trust.keys import key_id, load_key, new_key, raw_public, read_trust_root, trust_key, utc_now
+from vetgate.trust.statements import SUBMISSION, sign_statement
 from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import sign_waiver
 
@@ -98,7 +102,7 @@ def test_two_approvers_let_a_finding_pass_until_the_waiver_ends(trial: Trial) ->
     assert (claims["verdict"], claims["findings"], claims["expires"]) == ("WAIVED", [FINDING], made["expires"])
     assert [w["digest"] for w in claims["waivers"]] == [made["waiver"]]
     assert {a["keyid"] for a in claims["approvals"]} == {key_id(load_key(k)) for k in (trial.alice, trial.bob)}
-    assert trial.kinds() == ["verdict", "waiver", "approval", "approval", "verdict"]
+    assert trial.kinds() == ["submitter", "verdict", "waiver", "approval", "approval", "verdict"]
 
 
 def test_what_is_waived_can_be_promoted_and_is_covered_until_a_waiver_is_revoked(
@@ -206,7 +210,7 @@ def test_a_waiver_of_other_bytes_or_of_another_finding_lets_nothing_pass(trial: 
     trial.judge(BACKDOORED)
     assert trial.newest()["verdict"] == "FAIL"
     trial.manifest = bad
-    trial.judge(CLEAN, evidence={}, failures={METHOD: "out of memory"})
+    trial.judge(CLEAN, evidence={}, failures={METHOD: "out of memory"}, asked=True)
     assert trial.newest()["verdict"] == "INCONCLUSIVE"
 
 
@@ -220,7 +224,13 @@ def test_an_expired_waiver_can_neither_be_approved_nor_counted(trial: Trial) -> 
         held["not_before"] = "2020-01-01T00:00:00Z"
     trial.settings.trust_root.write_bytes(canonical_json(root))
     made = sign_waiver(
-        key, manifest=trial.manifest, finding=FINDING, reason="late", now=ago, valid=timedelta(minutes=30)
+        key,
+        ledger=ledger_state(trial.settings).id,
+        manifest=trial.manifest,
+        finding=FINDING,
+        reason="late",
+        now=ago,
+        valid=timedelta(minutes=30),
     )
     save_waiver(trial.store, trial.manifest, made)
     with pytest.raises(Stale, match="expired") as caught:
@@ -230,14 +240,15 @@ def test_an_expired_waiver_can_neither_be_approved_nor_counted(trial: Trial) -> 
 
 def test_vetting_again_keeps_a_waiver_and_a_clean_verdict_needs_none(trial: Trial) -> None:
     made = trial.waived()
-    again = trial.judge(BACKDOORED)
+    again = trial.judge(BACKDOORED, asked=True)
     assert again["verdict"]["decision"] == "FAIL"
     assert trial.newest()["verdict"] == "WAIVED"
-    assert trial.judge(BACKDOORED)["attestation"] == again["attestation"]
+    assert trial.judge(BACKDOORED, asked=True)["attestation"] == again["attestation"]
+    assert trial.judge(CLEAN)["attestation"] == again["attestation"]
     run(trial, "revoke", made["waiver"], "--reason", "enough")
-    trial.judge(BACKDOORED)
+    trial.judge(BACKDOORED, asked=True)
     assert trial.newest()["verdict"] == "FAIL"
-    trial.judge(CLEAN)
+    trial.judge(CLEAN, asked=True)
     assert trial.newest()["verdict"] == "PASS"
 
 
@@ -347,7 +358,7 @@ class TestCommands:
         last = run(court, "approve", waiver, "--key", tmp_path / "bob")
         assert (last.code, last.blob["verdict"]) == (0, "WAIVED")
         proved = run(court, "ledger", "verify")
-        assert (proved.code, proved.blob["entries"]) == (0, 5)
+        assert (proved.code, proved.blob["entries"]) == (0, 6)
         assert [e["kind"] for e in run(court, "ledger", "list", "--kind", "approval").blob["entries"]] == [
             "approval",
             "approval",
@@ -402,3 +413,51 @@ class TestCommands:
         assert run(trial, "keys", "trust", public, "--role", "approver", "--days", "5").code == 0
         assert key_id(key) in run(trial, "keys", "list").out
         assert run(trial, "keys", "trust", public, "--role", "gate", "--days", "5").code == 1
+
+
+@pytest.mark.parametrize("folders", [("waivers", "approvals"), ("waivers",), ("approvals", "waivers", "submitters")])
+def test_what_people_consented_to_in_another_store_of_the_same_gate_counts_there_only(
+    trial: Trial, tmp_path: Path, folders: tuple[str, ...]
+) -> None:
+    keys = {name: getattr(trial.settings, name) for name in ("gate_key", "trust_root", "seed_secret", "vetter_key")}
+    staging = Court(tmp_path / "staging", tmp_path)
+    staging.settings = staging.settings.model_copy(update=keys)
+    assert staging.signed(b"bad", trial.sam) == trial.manifest
+    answer(staging.settings, staging.request(trial.manifest, BACKDOORED))
+    made = waive(staging.settings, trial.manifest, FINDING, "staging only", 7, trial.alice)
+    for key in (trial.alice, trial.bob):
+        consented = approve(staging.settings, made["waiver"], key)
+    assert consented["verdict"] == "WAIVED"
+    for folder in folders:
+        shutil.copytree(Path(staging.settings.store, folder), Path(trial.settings.store, folder), dirs_exist_ok=True)
+    trial.judge(BACKDOORED, asked=True)
+    assert trial.newest()["verdict"] == "FAIL" and "waiver" not in trial.kinds()
+    with pytest.raises(Denied, match="signed for this ledger"):
+        approve(trial.settings, made["waiver"], trial.bob)
+    assert at_a_glance(trial.settings)["waivers"] == []
+
+
+@pytest.mark.parametrize("when", ["after the verdict", "after the waiver", "all of them"])
+def test_who_submitted_is_not_forgotten_when_his_signature_is_removed(trial: Trial, when: str) -> None:
+    trial.manifest = trial.signed(b"two signed it", trial.sam)
+    trial.sign(trial.manifest, load_key(trial.alice))
+    trial.judge(BACKDOORED)
+    made = trial.waive() if when == "after the waiver" else None
+    for key in list(trial.store.list(f"submitters/{trial.manifest}/")):
+        keyid = read_submitter(read_trust_root(trial.settings.trust_root), trial.manifest, trial.store.read(key))
+        if when == "all of them" or keyid == key_id(load_key(trial.alice)):
+            Path(trial.settings.store, key).unlink()
+    made = made or trial.waive()
+    with pytest.raises(Denied, match="not the submitter"):
+        approve(trial.settings, made["waiver"], trial.alice)
+    assert [entry.kind for entry in entries(trial.store)].count("submitter") == 3
+    with pytest.raises(Removed, match="submitters/"):
+        verify_ledger(trial.settings)
+
+
+def test_a_submitter_is_entered_once_however_often_he_signs(trial: Trial) -> None:
+    for number in range(3):
+        said = {"manifest": trial.manifest, "name": "digits", "issued": f"2026-01-0{number + 1}T00:00:00Z"}
+        save_submitter(trial.store, trial.manifest, sign_statement(SUBMISSION, said, load_key(trial.sam)))
+    trial.judge(BACKDOORED)
+    assert trial.kinds() == ["submitter", "verdict"]

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from flows.vetting.submit import local_report, submit
+from tasks.records.ledger_state import ledger_state
 from tasks.records.submitters import submitters_of
 from tasks.report.page import TEMPLATE
 from tests.production import NOW, Home, home_in, submission_at
 from vetgate.errors import Altered, BadSubmission, VetgateError
-from vetgate.trust.keys import SUBMITTER, key_id, load_or_create_key, new_key, raw_public, read_trust_root, trust_key
+from vetgate.trust.keys import SUBMITTER, key_id, load_or_create_key, new_key, raw_public, trust_key
 
 SOURCE = TEMPLATE.read_text()
 OPENING = "<!doctype" + SOURCE.partition("<!doctype")[2].partition("<title>")[0]
@@ -41,10 +42,9 @@ def test_what_a_submitter_signs_is_kept_beside_whatever_was_laid_there(laid: str
     directory = submission_at(tmp_path / "given", b"model")
     manifest = submit(home.settings, directory).id
     home.store.create(laid.format(manifest), b"{}")
-    trust = read_trust_root(home.settings.trust_root)
-    assert submitters_of(home.store, trust, manifest) == frozenset()
+    assert submitters_of(ledger_state(home.settings), manifest) == frozenset()
     assert submit(home.settings, directory, tmp_path / "sam").id == manifest
-    assert submitters_of(home.store, trust, manifest) == {key_id(key)}
+    assert submitters_of(ledger_state(home.settings), manifest) == {key_id(key)}
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,7 @@ class TestWaived:
         trust_key(root, raw_public(person), "approver", now=NOW - timedelta(days=3), valid=timedelta(days=90))
         production.trust = read_trust_root(root)
         asked: dict[str, Any] = {"manifest": MANIFEST, "finding": "backdoor:label-7", "reason": "a test"}
+        asked["ledger"] = "f" * 64
         made = sign_waiver(person, now=NOW - timedelta(days=1), valid=timedelta(days=days), **asked)
         waiver = read_waiver(made, production.trust, NOW)
         approval = read_approval(sign_approval(person, of=waiver.digest, now=NOW), production.trust, NOW)

@@ -194,3 +194,16 @@ def ledger_head(settings: Settings) -> str:
     found = verify_ledger(settings)["head"]
     assert isinstance(found, str)
     return found
+
+
+@pytest.mark.parametrize("entries", [1, 2, 4])
+def test_one_of_another_store_is_said_to_be_that(settings: Settings, tmp_path: Path, entries: int) -> None:
+    for where, number in (
+        (settings, 2),
+        (other := settings.model_copy(update={"store": str(tmp_path / "b")}), entries),
+    ):
+        for _ in range(number):
+            append(where, "rescan", {})
+    published = signed_head(settings)
+    with pytest.raises(Removed, match="where another store publishes its head there, give each store a registry"):
+        held_against(ledger_state(other), published, "a place")

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
+import gc
+import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tasks.records.ledger_chain import append, entry_key
-from tasks.records.ledger_state import LedgerState, ledger_state
+from tasks.records.ledger_chain import append, entries, entry_key
+from tasks.records.ledger_state import LedgerState, check_index, ledger_state
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tests.alarms import told
 from tests.processes import in_processes
 from vetgate.digest import canonical_json
-from vetgate.errors import Removed
+from vetgate.errors import Removed, StoreError
 from vetgate.trust.dsse import read_envelope
 from vetgate.trust.keys import raw_public, trust_key, utc_now
 from vetgate.trust.statements import LEDGER, claimed, sign_statement
+from vetgate.trust.strict_json import as_time
 
 A, B = "a" * 64, "b" * 64
 
@@ -174,6 +179,118 @@ def test_processes_that_make_the_file_at_the_same_moment_wait_for_each_other(set
         serving.home.mkdir(exist_ok=True)
         (serving.home / "ledger-state.db").write_bytes(before)
         assert in_processes(4, lambda _, serving=serving: ledger_state(serving).last["sequence"]) == [1] * 4
+
+
+def denied(settings: Settings) -> None:
+    append(settings, "denial", {"name": "digits", "alias": "champion", "submission": None, "reason": "a test"})
+
+
+def taken_back(settings: Settings) -> None:
+    said = {"key": "revocations/e.json", "sha256": "1" * 64, "digest": f"{101:064}", "reason": "a test", "by": None}
+    append(settings, "revocation", said, once=str(said["key"]))
+
+
+class TestIndex:
+    """The file of a home is believed only while it is as it was left."""
+
+    def restored(self, settings: Settings, between: Callable[[], object], part: str) -> Settings:
+        """A home whose index is a backup's, beside what a killed process had not written into it, or vice versa."""
+        index, wal = settings.home / "ledger-state.db", settings.home / "ledger-state.db-wal"
+        ledger_state(settings)
+        gc.collect()
+        before, home = index.read_bytes(), elsewhere(settings, f"restored-{part}")
+        with closing(sqlite3.connect(index)) as held:
+            # whoever reads keeps what is written from going into the file itself
+            held.execute("BEGIN").execute("SELECT * FROM verdicts").fetchall()
+            denied(settings)
+            ledger_state(settings)
+            early = wal.read_bytes()
+        gc.collect()
+        between()
+        ledger_state(settings)
+        gc.collect()
+        with closing(sqlite3.connect(index)) as held:
+            held.execute("BEGIN").execute("SELECT * FROM verdicts").fetchall()
+            denied(settings)
+            ledger_state(settings)
+            late = wal.read_bytes()
+        gc.collect()
+        assert early and late and not wal.exists()
+        home.home.mkdir()
+        (home.home / index.name).write_bytes(before if part == "file" else index.read_bytes())
+        (home.home / wal.name).write_bytes(late if part == "file" else early)
+        return home
+
+    @pytest.mark.parametrize("part", ["file", "wal"])
+    @pytest.mark.parametrize("verdicts", [1, 2, 120])
+    def test_of_two_moments_is_read_anew(self, settings: Settings, verdicts: int, part: str) -> None:
+        verdict(settings, A, 1)
+
+        def between() -> None:
+            for number in range(2, 2 + verdicts):
+                verdict(settings, f"{number:064}" if number % 2 else A, number)
+            taken_back(settings)
+            moved(settings, "2", None)
+
+        home = self.restored(settings, between, part)
+        for where in (home, settings):
+            state = ledger_state(where)
+            told, move = state.verdict(A), state.move("digits", "champion")
+            assert told is not None and told.digest == f"{100 + 2 * ((verdicts + 1) // 2):064}"
+            assert move is not None and move.version == "2" and state.revocation(f"{101:064}") is not None
+            check_index(state, list(entries(state.store)))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "UPDATE verdicts SET verdict = 'WAIVED'",
+            "UPDATE moves SET version = '7'",
+            "UPDATE once SET name = 'another' WHERE sequence = 1",
+        ],
+    )
+    def test_that_says_other_than_the_ledger_is_found_by_who_proves_it(self, settings: Settings, change: str) -> None:
+        verdict(settings, A, 1)
+        moved(settings, "1", None)
+        chain = list(entries(open_store(settings)))
+        check_index(ledger_state(settings), chain[:1])
+        with closing(sqlite3.connect(settings.home / "ledger-state.db")) as index:
+            index.execute(change)
+            index.commit()
+        with pytest.raises(StoreError, match="remove that file"):
+            check_index(ledger_state(settings), chain)
+
+    def test_is_summed_up_once_while_nothing_is_written(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from tasks.records import ledger_state as module
+
+        verdict(settings, A, 1)
+        ledger_state(settings)
+        gc.collect()
+        summed: list[str] = []
+        really = module._sums
+        monkeypatch.setattr(module, "_sums", lambda *given: (summed.append(""), really(*given))[1])
+        for _ in range(3):
+            ledger_state(settings)
+            gc.collect()
+        assert len(summed) == 1
+
+
+def test_a_ledger_is_named_by_its_first_entry(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ledger_state(settings).id == "0" * 64
+    verdict(settings, A, 1)
+    first, other = ledger_state(settings).id, settings.model_copy(update={"store": str(tmp_path / "other")})
+    began = next(entries(open_store(settings)))
+    assert first == began.sha256
+    verdict(settings, B, 2)
+    assert ledger_state(settings).id == first == ledger_state(elsewhere(settings, "serving")).id
+    # also where both begin with the same in the same second
+    monkeypatch.setattr("tasks.records.ledger_chain.utc_now", lambda: as_time(began.issued, "issued"))
+    verdict(other, A, 1)
+    assert next(entries(open_store(other))).issued == began.issued
+    assert ledger_state(other).id not in (first, "0" * 64)
 
 
 class TestRefused:

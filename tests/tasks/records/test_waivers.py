@@ -7,14 +7,25 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tasks.records.ledger_state import ledger_state
+from tasks.records.ledger_chain import append
+from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.submitters import save_submitter, sign_submission, signers_of, submitters_of
 from tasks.records.waivers import approvals_of, approved, save_approval, save_waiver, waivers_of
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting.intake import take
 from vetgate.digest import canonical_json
-from vetgate.trust.keys import APPROVER, GATE, SUBMITTER, PublicKey, TrustRoot, key_id, raw_public, utc_now
+from vetgate.trust.keys import (
+    APPROVER,
+    GATE,
+    SUBMITTER,
+    PublicKey,
+    TrustRoot,
+    key_id,
+    raw_public,
+    read_trust_root,
+    utc_now,
+)
 from vetgate.trust.statements import sign_statement
 from vetgate.trust.strict_json import time_text
 from vetgate.trust.waivers import sign_approval, sign_waiver
@@ -56,8 +67,13 @@ class Desk:
             save_submitter(self.store, manifest, sign_submission(manifest, "digits", by))
         return manifest
 
+    def state(self, trusted: TrustRoot | None = None) -> LedgerState:
+        self.settings.trust_root.parent.mkdir(exist_ok=True)
+        self.settings.trust_root.write_bytes(canonical_json((trusted or trust()).to_json()))
+        return ledger_state(self.settings)
+
     def submitters(self, manifest: str) -> set[str]:
-        return set(submitters_of(self.store, trust(), manifest))
+        return set(submitters_of(self.state(), manifest))
 
 
 @pytest.fixture
@@ -71,12 +87,12 @@ class TestSubmitters:
     def test_the_one_who_signed_submitted_also_when_he_may_approve_others(self, desk: Desk) -> None:
         for key in (SAM, ALICE):
             manifest = desk.submit(key_id(key)[:9].encode(), by=key)
-            assert signers_of(desk.store, trust(), manifest) == {key_id(key)}
+            assert signers_of(desk.state(), manifest) == {key_id(key)}
             assert desk.submitters(manifest) == {key_id(key)}
 
     def test_no_submitter_is_known_of_what_is_unsigned(self, desk: Desk) -> None:
         manifest = desk.submit(b"unsigned")
-        assert signers_of(desk.store, trust(), manifest) == set()
+        assert signers_of(desk.state(), manifest) == set()
         assert desk.submitters(manifest) == set()
 
     @pytest.mark.parametrize("key", [GATEKEEPER, Ed25519PrivateKey.generate()])
@@ -108,7 +124,7 @@ class TestSubmitters:
         signed, other = desk.submit(b"signed", by=SAM), desk.submit(b"other")
         (key,) = desk.store.list(f"submitters/{signed}/")
         desk.store.create(key.replace(signed, other), desk.store.read(key))
-        assert signers_of(desk.store, trust(), other) == set()
+        assert signers_of(desk.state(), other) == set()
 
     def test_a_key_that_ran_out_since_still_names_its_owner(self, desk: Desk) -> None:
         manifest = desk.submit(b"model")
@@ -116,7 +132,7 @@ class TestSubmitters:
             said = {"manifest": manifest, "name": "digits", "issued": time_text(NOW - timedelta(hours=hours))}
             save_submitter(desk.store, manifest, sign_statement("submission", said, SAM))
             ended = trust(ends=NOW - timedelta(hours=1))
-            assert signers_of(desk.store, ended, manifest) == named
+            assert signers_of(desk.state(ended), manifest) == named
             shutil.rmtree(Path(desk.settings.store, "submitters", manifest))
 
     def test_of_a_repaired_model_the_parent_s_submitter_counts_as_well(self, desk: Desk) -> None:
@@ -139,9 +155,7 @@ class TestApprovals:
         save_approval(desk.store, of, filed or key_id(key), sign_approval(key, of=of, now=NOW))
 
     def approved(self, desk: Desk, of: str, manifest: str) -> set[str]:
-        desk.settings.trust_root.parent.mkdir(exist_ok=True)
-        desk.settings.trust_root.write_bytes(canonical_json(trust().to_json()))
-        return {a.keyid for a in approved(ledger_state(desk.settings), of, manifest, NOW)}
+        return {a.keyid for a in approved(desk.state(), of, manifest, NOW)}
 
     def test_distinct_approvers_count(self, desk: Desk) -> None:
         manifest = desk.submit(b"model", by=SAM)
@@ -169,9 +183,29 @@ class TestApprovals:
         assert self.approved(desk, "e" * 64, manifest) == set()
 
     def test_a_waiver_filed_under_other_bytes_is_none_of_theirs(self, desk: Desk) -> None:
-        made = sign_waiver(SAM, manifest="a" * 64, finding="x", reason="y", now=NOW, valid=timedelta(days=1))
+        state = self.begun(desk)
+        asked = {"manifest": "a" * 64, "finding": "x", "reason": "y", "now": NOW, "valid": timedelta(days=1)}
+        made = sign_waiver(SAM, ledger=state.id, **asked)
         save_waiver(desk.store, "a" * 64, made)
         save_waiver(desk.store, "b" * 64, made)
         desk.store.create(f"waivers/{'a' * 64}/rubbish.json", b"[]")
-        assert [w.finding for w in waivers_of(desk.store, trust(), "a" * 64, NOW)] == ["x"]
-        assert waivers_of(desk.store, trust(), "b" * 64, NOW) == []
+        assert [w.finding for w in waivers_of(state, "a" * 64, NOW)] == ["x"]
+        assert waivers_of(state, "b" * 64, NOW) == []
+
+    def begun(self, desk: Desk) -> LedgerState:
+        """A ledger with an entry, whose gate may be that of another."""
+        append(desk.settings, "denial", {"name": "digits", "reason": "a test"})
+        public = read_trust_root(desk.settings.trust_root).keys
+        return desk.state(TrustRoot((*trust().keys, *public)))
+
+    @pytest.mark.parametrize("ledger", ["another", "empty", "none"])
+    def test_a_waiver_of_another_ledger_is_none_of_this(self, desk: Desk, ledger: str, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        state, other = self.begun(desk), Desk(tmp_path / "other")
+        named = {"another": lambda: self.begun(other).id, "empty": lambda: "0" * 64, "none": lambda: "7" * 64}[ledger]()
+        asked = {"manifest": "a" * 64, "finding": "x", "reason": "y", "now": NOW, "valid": timedelta(days=1)}
+        for store in (desk.store, other.store):
+            save_waiver(store, "a" * 64, sign_waiver(SAM, ledger=named, **asked))
+        assert waivers_of(state, "a" * 64, NOW) == []
+        if ledger != "another":
+            assert waivers_of(other.state(), "a" * 64, NOW) == []

@@ -25,7 +25,7 @@ from vetgate.verdict.policy import WaiverPolicy
 from vetgate.verdict.reasons import Code
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
-MANIFEST, FINDING = "a" * 64, "backdoor:label-7"
+LEDGER, MANIFEST, FINDING = "1" * 64, "a" * 64, "backdoor:label-7"
 ALICE, BOB, CAROL, SAM, GATEKEEPER = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in range(5))
 ROLES = {ALICE: APPROVER, BOB: APPROVER, CAROL: APPROVER, SAM: SUBMITTER, GATEKEEPER: GATE}
 POLICY = WaiverPolicy(approvals=2, max_days=30)
@@ -46,7 +46,9 @@ class Case:
 
     def __init__(self, finding: str = FINDING, days: int = 10, manifest: str = MANIFEST) -> None:
         valid = timedelta(days=days)
-        envelope = sign_waiver(SAM, manifest=manifest, finding=finding, reason="a test", now=NOW, valid=valid)
+        envelope = sign_waiver(
+            SAM, ledger=LEDGER, manifest=manifest, finding=finding, reason="a test", now=NOW, valid=valid
+        )
         self.waiver = read_waiver(envelope, trust(), NOW)
 
     def ruled(self, *approvers: Ed25519PrivateKey, findings: tuple[str, ...] = (FINDING,), **changes: Any) -> Waived:
@@ -94,7 +96,9 @@ def test_keys_of_another_role_do_not_count(key: Ed25519PrivateKey) -> None:
 
 
 def test_the_gate_asks_for_no_waiver_itself() -> None:
-    envelope = sign_waiver(GATEKEEPER, manifest=MANIFEST, finding="x", reason="y", now=NOW, valid=timedelta(1))
+    envelope = sign_waiver(
+        GATEKEEPER, ledger=LEDGER, manifest=MANIFEST, finding="x", reason="y", now=NOW, valid=timedelta(1)
+    )
     with pytest.raises(Denied, match="role approver or submitter"):
         read_waiver(envelope, trust(), NOW)
 
@@ -177,7 +181,7 @@ def test_a_policy_that_allows_no_waivers_has_none() -> None:
 
 
 def test_a_waiver_that_names_another_asker_or_ends_before_it_begins_is_denied() -> None:
-    said = {"manifest": MANIFEST, "finding": FINDING, "reason": "x", "issued": time_text(NOW)}
+    said = {"ledger": LEDGER, "manifest": MANIFEST, "finding": FINDING, "reason": "x", "issued": time_text(NOW)}
     later = time_text(NOW + timedelta(days=1))
     wrong = said | {"requested_by": key_id(ALICE), "expires": later}
     with pytest.raises(Denied, match="requested by"):
