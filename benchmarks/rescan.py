@@ -31,11 +31,13 @@ from flows.rescan.local import rescan_locally
 from flows.rescan.stale import Present
 from tasks.mlflow.client import experiment, registry
 from tasks.mlflow.promoted import MODEL, PROMOTIONS
+from tasks.records.alias_moves import AliasMove, end_move, enter_move
 from tasks.records.attestations import save_attestation
 from tasks.records.ledger_chain import gate_key
 from tasks.records.ledger_entries import note
+from tasks.records.ledger_state import ledger_state
 from tasks.records.ledger_verify import verify_ledger
-from tasks.records.promotions import promotion_key, save_promotion
+from tasks.records.promotions import save_promotion
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting.intake import Record, take
@@ -189,12 +191,13 @@ def _promote(
     client.set_terminated(run.run_id)
     client.create_registered_model(model)
     version = client.create_model_version(model, source=f"{run.artifact_uri}/{MODEL}", run_id=run.run_id)
-    made = save_promotion(
+    name, number = record.submission.name, str(version.version)
+    sha256 = save_promotion(
         store,
         trust,
         key,
-        name=record.submission.name,
-        version=str(version.version),
+        name=name,
+        version=number,
         manifest=record.id,
         files=record.manifest.digests,
         source=str(version.source),
@@ -202,8 +205,10 @@ def _promote(
         attestation=digest,
         now=now,
     )
-    note(settings, promotion_key(made.name, made.version))
-    client.set_registered_model_alias(model, "champion", made.version)
+    move = AliasMove(name, "champion", number, None, record.id, digest, (), sha256)
+    enter_move(settings, ledger_state(settings), move)
+    client.set_registered_model_alias(model, "champion", number)
+    end_move(ledger_state(settings), name, "champion")
 
 
 def _timed(rows: list[dict[str, Any]], what: str, models: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -62,8 +62,10 @@ class Production:
     def promote(self, **changes: Any) -> None:
         said = {"name": "digits", "version": "1", "manifest": MANIFEST, "files": FILES, "source": SOURCE}
         fields = said | {"run_id": "r", "attestation": "c" * 64, "now": NOW} | changes
-        save_promotion(self.store, self.trust, self.key, **fields)
-        note(self.settings, promotion_key(fields["name"], fields["version"]))
+        sha256 = save_promotion(self.store, self.trust, self.key, **fields)
+        key = promotion_key(fields["name"], fields["version"])
+        entered = {name: fields[name] for name in ("name", "version", "manifest", "source", "run_id", "attestation")}
+        append(self.settings, "promotion", {**entered, "key": key, "sha256": sha256}, once=key)
 
     def covered(self, name: str = "digits", version: str = "1", source: str = SOURCE, **asked: Any) -> Coverage:
         return covered(self.settings, name, version, source, **({"now": NOW} | asked))
