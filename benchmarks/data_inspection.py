@@ -33,6 +33,7 @@ from vetgate.attacks.training import train
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Samples, Subject, private_random
 from vetgate.errors import DefenceError
 from vetgate.probe import accuracy
+from vetgate.repair.remove_and_retrain import remove_and_retrain
 
 ARCHITECTURE = "small-cnn"
 # the attack counts where it reaches this; a repair is to leave at most that
@@ -135,7 +136,7 @@ def row_of(case: Given, seed: int) -> dict[str, Any]:
 
 def retrained(case: Given, evidence: Sequence[Evidence], seed: int) -> torch.nn.Module:
     """The network of a training set without the rows that the evidence flags."""
-    made = REPAIRS["remove_and_retrain"](case.subject, *evidence, seed=seed, epochs=case.epochs)
+    made = REPAIRS[remove_and_retrain.__name__](case.subject, *evidence, seed=seed, epochs=case.epochs)
     model: torch.nn.Module = made.model
     return model
 

@@ -79,7 +79,7 @@ def _enter_denial(settings: Settings, name: str, alias: str, submission: str | N
     try:
         if not isinstance(error, Removed):
             state = ledger_state(settings)
-            once = f"denials/{utc_now().date().isoformat()}/{sha256_json(said)}"
+            once = f"denial:{utc_now().date().isoformat()}:{sha256_json(said)}"
             if state.entered(once) is None:
                 append(settings, "denial", said, once=once, since=state.end)
     except VetgateError as other:

@@ -146,7 +146,7 @@ def settle(settings: Settings) -> list[TakenBack]:
 
 
 def _once_a_day(noted: TakenBack) -> str:
-    return f"standing/{utc_now().date().isoformat()}/{sha256_json([noted.kind, *noted.what, noted.to])}"
+    return f"standing:{utc_now().date().isoformat()}:{sha256_json([noted.kind, *noted.what, noted.to])}"
 
 
 def standing_again(settings: Settings, taken: Iterable[TakenBack]) -> list[StoreError]:

@@ -206,7 +206,7 @@ def _submitter(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[s
 
 def _once(kind: str, subject: Blob) -> str:
     """What must not be entered twice: the object, or that this key signed this submission."""
-    return f"submitter/{subject['manifest']}/{subject['keyid']}" if kind == "submitter" else subject["key"]
+    return f"submitter:{subject['manifest']}:{subject['keyid']}" if kind == "submitter" else subject["key"]
 
 
 def _waiver(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str, Blob]:

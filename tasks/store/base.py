@@ -139,10 +139,11 @@ def check_key(key: str) -> str:
     return key
 
 
-def check_size(key: str, size: int, most: int = LARGEST_READ) -> None:
-    """Raise Denied for an object that is larger than it may be."""
-    if size > most:
-        raise Denied(f"expected an object of at most {most} bytes under {key}, got {size}; it is none of ours")
+def check_size(key: str, size: int, most: int | None = None) -> None:
+    """Raise Denied for an object that is larger than it may be: `LARGEST_READ`, or `most`."""
+    bound = LARGEST_READ if most is None else most
+    if size > bound:
+        raise Denied(f"expected an object of at most {bound} bytes under {key}, got {size}; it is none of ours")
 
 
 def check_prefix(prefix: str) -> str:

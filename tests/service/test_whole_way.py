@@ -78,8 +78,8 @@ def test_a_backdoored_model_stays_out(world: World, handed_in: dict[str, str]) -
     assert world.verdict(manifest) == "FAIL"
     assert world.service.vetgate("promote", "bargain", "--submission", manifest).returncode == 1
     assert world.aliases("bargain") == {}
-    # no run is woken to promote what failed: the one run is the vetting
-    assert len(runs_of(world, manifest_sha256=manifest)) == 1
+    # no run is woken to promote what failed: there are vettings only, of the event and, at times, of a sweep
+    assert {run["name"] for run in runs_of(world, manifest_sha256=manifest)} == {f"vet-{manifest}"}
 
 
 def test_with_every_event_and_webhook_lost_the_sweep_finds_it(world: World, honest: Path, tmp_path: Path) -> None:

@@ -231,9 +231,11 @@ class TestServer:
             fetch_place(settings, place, tmp_path / "out")
 
 
-def test_artifacts_in_s3_are_bounded_too(tmp_path: Path, s3_endpoint: str) -> None:
+def test_artifacts_in_s3_are_bounded_too(tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.store.s3 import S3Store
 
+    # opening a registry sets it for the process
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", s3_endpoint)
     settings = Settings(home=tmp_path, artifacts="s3://vetgate/in-s3", s3_endpoint=s3_endpoint)
     store = S3Store("vetgate", "in-s3/1/run/artifacts", endpoint_url=s3_endpoint)
     store.create("model/model.onnx", b"well")

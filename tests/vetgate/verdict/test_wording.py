@@ -102,7 +102,7 @@ def test_reworded_a_decision_keeps_its_key(tmp_path: Path) -> None:
     manifest = court.submit(b"weights")
     first = answer(court.settings, court.request(manifest, BACKDOORED))
     with reworded():
-        again = answer(court.settings, court.request(manifest, BACKDOORED))
+        again = answer(court.settings, court.request(manifest, BACKDOORED, asked=True))
     assert again["verdict"]["reasons"] != first["verdict"]["reasons"]
     assert (again["key"], again["attestation"]) == (first["key"], first["attestation"])
 
