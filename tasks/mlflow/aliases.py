@@ -7,8 +7,10 @@ Versions whose bytes were once found altered are noted in the store, and from th
 
 from __future__ import annotations
 
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING
 from tasks.mlflow.answers import seconds, text
 from tasks.mlflow.artifacts import fetch_place, place_of
 from tasks.mlflow.client import registry
+from tasks.mlflow.database import database_at, only_mlflow_knows
 from tasks.mlflow.listing import (
     NUMBER,
     every_model,
@@ -32,6 +35,7 @@ from tasks.mlflow.listing import (
 from tasks.mlflow.promoted import MODEL
 from tasks.records.promotions import Promotion
 from tasks.settings import Settings
+from tasks.sqlite import sqlite_file
 from tasks.store.base import Store, check_files, fetch_files
 from tasks.store.open import open_store
 from tasks.vetting.intake import MAX_BYTES, MAX_FILES, workroom
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 
 PREFIX = "prod."
 NO_STAGE = "None"
+PLACES = "SELECT name, version, storage_location FROM model_versions WHERE workspace = 'default'"
 # where versions whose bytes were found altered are noted
 TAMPERED = "tampered/"
 
@@ -80,20 +85,21 @@ class Registered:
 def registered(settings: Settings, name: str | None = None) -> list[Registered]:
     """Every version of a prod.* model, or of prod.<name>, in order.
 
-    Raises StoreError when the registry does not answer.
+    Where MLflow loads each from is asked of a server for those alone that an alias or a stage names, unless only
+    prod.<name> is: it answers for one at a time. Raises StoreError when the registry does not answer.
     """
     with registry(settings) as client:
         one = None if name is None else model_at(client, f"{PREFIX}{name}")
         models = every_model(client, PREFIX) if name is None else [one] if one else []
         aliases = {text(m.name if name is None else f"{PREFIX}{name}"): _aliases(m) for m in models}
-        found = {(item.name, item.version): located(client, item) for item in _versions(client, models, name)}
+        found = {(item.name, item.version): item for item in _versions(client, models, name)}
         for model, held in aliases.items():
             for version in held.values():
                 key = (model.removeprefix(PREFIX), version)
                 # what cannot have been promoted is covered by nothing, wherever it is
                 if key not in found and promotable(*key) and (item := version_of(client, *key)):
                     found[key] = item
-    return with_aliases(aliases, found.values())
+        return _all_located(settings, client, with_aliases(aliases, found.values()), every=name is not None)
 
 
 def all_names(settings: Settings) -> list[str]:
@@ -171,6 +177,21 @@ def located(client: MlflowClient, item: Registered) -> Registered:
         return item
     loads = loaded_from(client, f"{PREFIX}{item.name}", item.version)
     return item if loads in (None, item.source) else replace(item, loads=loads)
+
+
+def _all_located(settings: Settings, client: MlflowClient, items: list[Registered], *, every: bool) -> list[Registered]:
+    path = sqlite_file(settings.tracking_uri)
+    if path is not None and not only_mlflow_knows():
+        # another version's tables are MLflow's to read
+        with suppress(sqlite3.Error), database_at(path) as database:
+            places = {(text(model), text(version)): text(loads) for model, version, loads in database.execute(PLACES)}
+            return [
+                replace(item, loads=loads)
+                if (loads := places.get((f"{PREFIX}{item.name}", item.version))) not in (None, "", item.source)
+                else item
+                for item in items
+            ]
+    return [located(client, item) if every or item.named else item for item in items]
 
 
 def check_bytes(settings: Settings, promotion: Promotion) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 from tasks import events
 from tasks.mlflow.answers import an_object, answer_of, objects, text
 from tasks.mlflow.client import by_server, experiment, registry
-from tasks.mlflow.reader import access, database_at, only_mlflow_knows
+from tasks.mlflow.database import database_at, only_mlflow_knows
+from tasks.mlflow.reader import access
 from tasks.records.ledger_heads import head_at, held_against, newer, publish_where_named, read_head, signed_head
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.settings import Settings

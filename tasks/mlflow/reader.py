@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from tasks.mlflow.aliases import (
     PREFIX,
@@ -27,21 +26,19 @@ from tasks.mlflow.aliases import (
 )
 from tasks.mlflow.answers import answer_of, objects, pages, text
 from tasks.mlflow.client import ENVIRONMENT
+from tasks.mlflow.database import database_at, only_mlflow_knows
 from tasks.mlflow.listing import MODELS, VERSIONS, Search, listed
 from tasks.settings import Settings
 from tasks.sqlite import sqlite_file
 from vetgate.errors import StoreError
 from vetgate.formats.plain_text import escaped
 
-# authentication by a plugin, and workspaces, are MLflow's to know
-OTHERWISE = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")
 REACHED_BY = (
     "MLFLOW_TRACKING_SERVER_CERT_PATH",
     "MLFLOW_TRACKING_CLIENT_CERT_PATH",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
     "MLFLOW_HTTP_REQUEST_TIMEOUT",
 )
-WAIT_SECONDS = 30.0
 ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
 NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creation_time, v.storage_location
     FROM model_versions v
@@ -51,11 +48,6 @@ NAMED = """SELECT DISTINCT v.name, v.version, v.source, v.current_stage, v.creat
 NAMES = "SELECT name FROM registered_models WHERE workspace = 'default'"
 FIELDS = ("name", "version", "source", "current_stage", "creation_timestamp")
 Aliases = dict[str, dict[str, str]]
-
-
-def only_mlflow_knows() -> bool:
-    """Whether how the registry is reached is set by what only MLflow's own client reads."""
-    return any(os.environ.get(name) for name in OTHERWISE)
 
 
 def read_production(settings: Settings) -> list[Registered]:
@@ -90,11 +82,6 @@ def read_names(settings: Settings) -> list[str]:
             with suppress(sqlite3.Error), database_at(path) as database:
                 return [text(name) for (name,) in database.execute(NAMES)]
     return all_names(settings)
-
-
-def database_at(path: Path) -> closing[sqlite3.Connection]:
-    """MLflow's database in a file, to be read only; what goes wrong with it is an error of sqlite3."""
-    return closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS))
 
 
 def _named(aliases: Aliases, versions: list[Registered]) -> list[Registered]:

@@ -1,4 +1,4 @@
-"""Entries about what lies in the store: one for each verdict, promotion, waiver, approval, revocation, submitter.
+"""Entries about what lies in the store: one for each verdict, waiver, approval, revocation, submitter.
 
 The object comes first and its entry after it. Whatever a crash left without an entry is found by asking the ledger for
 each object that is there.
@@ -16,7 +16,6 @@ from typing import Any
 from tasks.records.attestations import after_of, attestation_in, check_ledger, check_named
 from tasks.records.ledger_chain import Entry, append, gate_key, read_entry
 from tasks.records.ledger_state import LedgerState, ledger_state
-from tasks.records.promotions import promotion_of
 from tasks.records.revocations import said_by
 from tasks.records.submitters import read_submitter
 from tasks.settings import Settings
@@ -27,7 +26,7 @@ from vetgate.formats.plain_text import escaped
 from vetgate.shape import Blob
 from vetgate.trust import attest, dsse
 from vetgate.trust.keys import GATE, TrustRoot
-from vetgate.trust.statements import APPROVAL, PROMOTION, WAIVER, claimed
+from vetgate.trust.statements import APPROVAL, WAIVER, claimed
 from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import read_approval, read_waiver
 
@@ -64,7 +63,7 @@ def note(settings: Settings, key: str, data: bytes | None = None) -> Entry:
 def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
     """Enter what a crash left out, of one submission or of everything; what the gate should not sign is passed over."""
     folders = [f"{kind}/{manifest}/" if manifest else f"{kind}/" for kind in ("attestations", "waivers", "submitters")]
-    folders += [] if manifest else ["promotions/", "approvals/", "revocations/"]
+    folders += [] if manifest else ["approvals/", "revocations/"]
     keys = [key for folder in folders for key in open_store(settings).list(folder)]
     if not keys:
         return []
@@ -78,8 +77,7 @@ def catch_up(settings: Settings, manifest: str | None = None) -> list[Entry]:
     for key in missing:
         try:
             kind, subject = _about(state.store, trust, key)
-            # its verdict may have been entered a moment ago
-            _check_order(ledger_state(settings) if kind == "promotion" else state, kind, subject)
+            _check_order(state, kind, subject)
             _check_known(kind, subject, known)
             added.append(append(settings, kind, subject, once=_once(kind, subject), since=state.end))
         except Removed:
@@ -93,10 +91,8 @@ def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = 
     """Raise Denied for a verdict of another ledger, or for a PASS of before the newest verdict here or its revocation.
 
     One of before the first entry names no ledger: it counts only while this one is empty, or `fresh` from the gate. A
-    promotion is of the ledger that its verdict is of, a waiver of the one that it names. A submitter is entered once.
+    waiver is of the ledger that it names. A submitter is entered once.
     """
-    if kind == "promotion":
-        _check_verdict_known(state, subject)
     if kind == "waiver":
         check_named(state, subject["ledger"])
     if kind == "submitter" and subject["keyid"] in state.signers(subject["manifest"]):
@@ -120,15 +116,6 @@ def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = 
         raise Denied(
             f"expected a {subject['verdict']} issued after entry {gone.sequence}, a revocation of the one before, "
             f"got one of before; remove {subject['key']} and vet again"
-        )
-
-
-def _check_verdict_known(state: LedgerState, subject: Blob) -> None:
-    told = state.objects(f"attestations/{subject['manifest']}")
-    if not any(key.endswith(f"-{subject['attestation']}.json") for key in told):
-        raise Denied(
-            f"expected a promotion by a verdict of this ledger, got one by {subject['attestation']}; remove "
-            f"{subject['key']} and promote here"
         )
 
 
@@ -191,14 +178,6 @@ def _verdict(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str
     return "verdict", {**said, "manifest": key.split("/")[1], "attestation": attest.digest(found.envelope)}
 
 
-def _promotion(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str, Blob]:
-    _, name, file = key.split("/")
-    issued = as_time(claimed(PROMOTION, dsse.read_envelope(data))["issued"], "issued")
-    found = promotion_of(store, trust, name, file.removesuffix(".json"), now=issued)
-    assert found is not None  # its bytes are in our hands
-    return "promotion", {k: v for k, v in found.predicate().items() if k not in ("files", "issued")}
-
-
 def _submitter(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[str, Blob]:
     manifest = key.split("/")[1]
     return "submitter", {"manifest": manifest, "keyid": read_submitter(trust, manifest, data)}
@@ -234,7 +213,6 @@ def _revocation(store: Store, trust: TrustRoot, key: str, data: bytes) -> tuple[
 
 _READERS: dict[str, Callable[[Store, TrustRoot, str, bytes], tuple[str, Blob]]] = {
     "attestations": _verdict,
-    "promotions": _promotion,
     "waivers": _waiver,
     "submitters": _submitter,
     "approvals": _approval,

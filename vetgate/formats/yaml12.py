@@ -39,18 +39,6 @@ def load_plain(text: str) -> Any:
     if (found := BREAKS_OF_1_1.search(text)) is not None:
         line = text.count("\n", 0, found.start()) + 1
         raise ValueError(f"{found[0]!a} in line {line}, which ends a line in YAML 1.1 only; remove it")
-    # an alias can unfold to gigabytes, and the parser's time grows with the square of the depth
-    depth = 0
-    for event in yaml.parse(text, _Loader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("an alias (*name); write the value out")
-        if isinstance(event, yaml.DocumentStartEvent) and (event.tags or event.version not in (None, (1, 2))):
-            raise ValueError("a directive that is not %YAML 1.2; remove it")
-        if (tag := getattr(event, "tag", None)) is not None:
-            raise ValueError(f"the tag {reprlib.repr(tag)}; write the plain value")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError("deep nesting; flatten it")
     return yaml.load(text, _Loader)  # noqa: S506 - it makes plain values only
 
 
@@ -67,6 +55,23 @@ class _Loader(yaml.SafeLoader):
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
         tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (None, NULL, TEXT, LIST, MAP)
     }
+
+    depth = 0
+
+    def get_event(self) -> yaml.Event:
+        """The next event of the document, before anything is made of it; raises ValueError for one that may not be."""
+        event: yaml.Event = super().get_event()  # type: ignore[no-untyped-call]
+        # an alias can unfold to gigabytes, and the parser's time grows with the square of the depth
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("an alias (*name); write the value out")
+        if isinstance(event, yaml.DocumentStartEvent) and (event.tags or event.version not in (None, (1, 2))):
+            raise ValueError("a directive that is not %YAML 1.2; remove it")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ValueError(f"the tag {reprlib.repr(tag)}; write the plain value")
+        self.depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if self.depth > DEEPEST:
+            raise ValueError("deep nesting; flatten it")
+        return event
 
     def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
         if kind is yaml.ScalarNode and implicit[0]:

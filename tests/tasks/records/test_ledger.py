@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import multiprocessing
 import sqlite3
@@ -93,6 +94,14 @@ def promoted(settings: Settings, version: str = "1") -> str:
         now=NOW,
     )
     return promotion_key("digits", version)
+
+
+def entered_as(settings: Settings, key: str) -> dict[str, str]:
+    """What the entry of a promotion says."""
+    _, name, file = key.split("/")
+    sha256 = hashlib.sha256(open_store(settings).read(key)).hexdigest()
+    told = {"name": name, "version": file.removesuffix(".json"), "manifest": MANIFEST, "attestation": "c" * 64}
+    return {**told, "key": key, "sha256": sha256}
 
 
 def stored(settings: Settings, key: str) -> Path:
@@ -293,13 +302,10 @@ def test_a_tail_that_was_written_anew_is_found(settings: Settings) -> None:
         append(settings, "rescan", {})
 
 
-@pytest.mark.parametrize("make", [attested, promoted])
-def test_an_object_without_an_entry_is_found_until_the_gate_catches_up(
-    settings: Settings, make: Callable[[Settings], str]
-) -> None:
+def test_an_object_without_an_entry_is_found_until_the_gate_catches_up(settings: Settings) -> None:
     key_of(settings)
     append(settings, "rescan", {})
-    key = make(settings)
+    key = attested(settings)
     before = head(settings)
     broken(settings, f"got none for 1: {key}")
     (entry,) = catch_up(settings)
@@ -309,20 +315,20 @@ def test_an_object_without_an_entry_is_found_until_the_gate_catches_up(
 
 
 def test_catching_up_of_one_submission_leaves_the_others(settings: Settings) -> None:
-    promoted(settings)
-    attested(settings, days=1)
-    assert catch_up(settings, MANIFEST) == []
-    assert [entry.kind for entry in catch_up(settings, f"{1:064x}")] == ["verdict"]
-    assert [entry.kind for entry in catch_up(settings)] == ["promotion"]
+    key_of(settings)
+    append(settings, "rescan", {})
+    first, second = attested(settings), attested(settings, days=1)
+    assert [entry.subject["key"] for entry in catch_up(settings, f"{1:064x}")] == [second]
+    assert [entry.subject["key"] for entry in catch_up(settings)] == [first]
 
 
-def test_a_promotion_and_its_verdict_are_caught_up_at_once(settings: Settings, tmp_path: Path) -> None:
-    """As where a ledger is lost with what a crash left out of it: the verdict is entered first."""
-    promoted(settings)
-    for file in Path(settings.store, "ledger").iterdir():
-        file.unlink()
-    anew = settings.model_copy(update={"home": tmp_path / "anew"})
-    assert [entry.kind for entry in catch_up(anew)] == ["verdict", "promotion"]
+def test_a_promotion_without_an_entry_lets_nothing_in_and_is_named(settings: Settings) -> None:
+    """Signed by a gate that was killed, or by one for another store: promoting is what enters it, and nothing else."""
+    key = promoted(settings)
+    assert catch_up(settings) == [] and ledger_state(settings).promoted("digits", "1") is None
+    with pytest.raises(KeyError):
+        note(settings, key)
+    assert verify_ledger(settings)["strange"] == [repr(key)]
 
 
 def test_what_is_entered_is_not_entered_again_whoever_says_what_in_the_store(settings: Settings) -> None:
@@ -420,7 +426,10 @@ def test_an_object_that_was_removed_or_changed_after_its_entry_is_found(
     settings: Settings, make: Callable[[Settings], str]
 ) -> None:
     key = make(settings)
-    note(settings, key)
+    if make is attested:
+        note(settings, key)
+    else:
+        append(settings, "promotion", entered_as(settings, key), once=key)
     data = stored(settings, key).read_bytes()
     overwrite(stored(settings, key), data + b" ")
     broken(settings, "it was changed", 5)
@@ -597,19 +606,3 @@ class TestWhatCannotBeEntered:
         assert catch_up(settings) == []
         append(settings, "rescan", {})
         assert ledger_state(settings).end == 2
-
-
-def test_a_promotion_by_a_verdict_of_another_ledger_is_not_entered(settings: Settings, tmp_path: Path) -> None:
-    """One gate keeps two stores; what it let into production by the one says nothing in the other."""
-    other = settings.model_copy(update={"home": tmp_path / "other", "store": str(tmp_path / "other-store")})
-    note(settings, attested(settings))
-    append(other, "rescan", {})
-    theirs = promoted(other)
-    assert note(other, theirs).kind == "promotion"
-    data = open_store(other).read(theirs)
-    assert open_store(settings).create(theirs, data)
-    assert catch_up(settings) == []
-    with pytest.raises(Denied, match="expected a promotion by a verdict of this ledger"):
-        note(settings, theirs)
-    _, name, file = theirs.split("/")
-    assert ledger_state(settings).promoted(name, file.removesuffix(".json")) is None
