@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from flows.service.parts import parts
 from flows.vetting.submit import submit
 from tasks.data.digits import write_digits
+from tasks.environment import settle
 from tasks.records.ledger_verify import verify_ledger
 from tasks.settings import Settings, load_settings
 from tasks.store.base import Store
@@ -59,6 +60,7 @@ def measure(folder: Path, count: int, workers: int) -> list[dict[str, Any]]:
     """One row for each fifth of the submissions: how many have a result, after how long, and the memory then."""
     with running_service(folder / "home", **quick.build(folder / "quick")) as service, ExitStack() as stack:
         os.environ.update(service.environment)
+        settle()
         settings = load_settings()
         for _ in range(1, workers):
             stack.enter_context(_another_worker(settings, service.log))
