@@ -10,7 +10,7 @@ import typer
 
 from flows.cli import bank, gate, service, verify, watch
 from flows.cli.console import Outcome, carry_out, run
-from tasks.environment import settle, speak_utf8
+from tasks.environment import speak_utf8
 
 app = typer.Typer(
     name="vetgate",
@@ -46,7 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; its exit code."""
     if arguments is None:
         speak_utf8()
-    settle()
     return run(app, sys.argv[1:] if arguments is None else arguments)
 
 

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.terminal import Output, PlainConsole, standard_streams
+from tasks.environment import settle
 from tasks.program import plain_logs
 from vetgate.errors import VetgateError
 from vetgate.formats.plain_text import escaped_lines, without_secrets
@@ -34,6 +35,7 @@ class Outcome:
 
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command line from its arguments to its exit code, which says what the documentation says in every case."""
+    settle()
     with standard_streams() as stdout:
         plain_logs()
         as_json = "--json" in arguments

@@ -135,6 +135,8 @@ def alone(home: Path, directory: Path, seed: int, installation: dict[str, str]) 
 def environment(service: Service, host: Host) -> dict[str, str]:
     """What the other host is set to: this service, the same store, and a home of its own."""
     own = {"VETGATE_HOME": str(host.home), "PREFECT_HOME": str(host.home / "prefect")}
+    # servers on another machine are asked through the environment's proxy, unless this lists them
+    own["NO_PROXY"] = host.ours
     return service.environment | own | {"VETGATE_GATE_KEY": str(host.home / "no-key")}
 
 
