@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +24,7 @@ from torch import Tensor
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers the methods
+from benchmarks.images import images
 from flows.params import load_params
 from vetgate.architectures import ARCHITECTURES, default_layer
 from vetgate.attacks.backdoor import patch
@@ -68,19 +68,6 @@ class Given:
     test: Samples
     target: int
     epochs: int
-
-
-def images(file: Path) -> tuple[Samples, Samples]:
-    """Training and test images of an .npz with uint8 arrays (N, H, W, C)."""
-    with np.load(file) as arrays:
-        parts = [
-            Samples(
-                torch.from_numpy(arrays[f"x_{part}"].transpose(0, 3, 1, 2).astype(np.float32) / 255),
-                torch.from_numpy(arrays[f"y_{part}"].astype(np.int64)),
-            )
-            for part in ("train", "test")
-        ]
-    return parts[0], parts[1]
 
 
 def given(plan: Plan, every: Samples, test: Samples, rate: float, seed: int) -> Given:
@@ -162,7 +149,7 @@ def rows(files: dict[str, Path], out: Path) -> Iterator[dict[str, Any]]:
         if key in done:
             continue
         if data not in read:
-            read[data] = images(files[data])
+            read[data] = images(files[data], "train"), images(files[data], "test")
         row = {"key": key, "data": data, "rate": rate} | row_of(given(PLANS[data], *read[data], rate, seed), seed)
         with out.open("a") as lines:
             lines.write(json.dumps(row) + "\n")

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers the methods
+from benchmarks.images import images
 from flows.params import load_params
 from vetgate.architectures import ARCHITECTURES, default_layer
 from vetgate.attacks import trojan_nn
@@ -92,14 +92,10 @@ class Data:
     @classmethod
     def of(cls, file: Path) -> Data:
         """The images of an .npz; one in ten of the training images is the defender's."""
-        parts = {}
-        with np.load(file) as arrays:
-            for part in ("train", "test"):
-                x = torch.from_numpy(arrays[f"x_{part}"].transpose(0, 3, 1, 2).astype(np.float32) / 255)
-                parts[part] = Samples(x, torch.from_numpy(arrays[f"y_{part}"].astype(np.int64)))
-        order = torch.randperm(len(parts["train"]), generator=torch.Generator().manual_seed(0))
+        taught = images(file, "train")
+        order = torch.randperm(len(taught), generator=torch.Generator().manual_seed(0))
         cut = len(order) // 10
-        return cls(parts["train"][order[cut:]], parts["train"][order[:cut]], parts["test"])
+        return cls(taught[order[cut:]], taught[order[:cut]], images(file, "test"))
 
 
 def infected(case: Case, data: Data, place: Path) -> tuple[nn.Module, Trigger]:
@@ -209,17 +205,27 @@ def naming(triggers: tuple[Trigger, ...], classes: int) -> Evidence:
     return Evidence(1.0, scores, 1.0, triggers=triggers)
 
 
-def main() -> None:
-    """Print the table of what is in the file, once all is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def asking(description: str | None) -> argparse.ArgumentParser:
+    """What a benchmark of these networks is asked for."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--gtsrb", type=Path)
     parser.add_argument("--cases", nargs="*", default=[case.name for case in CASES])
     parser.add_argument("--json", type=Path, required=True)
-    given = parser.parse_args()
-    files = {"mnist": given.mnist, "gtsrb": given.gtsrb}
-    chosen = [case for case in CASES if case.name in given.cases and files[case.data] is not None]
+    return parser
+
+
+def asked_for(given: argparse.Namespace) -> tuple[list[Case], dict[str, Path]]:
+    """The cases that are asked for and whose data are given, and the files of these."""
+    files = {name: file for name, file in (("mnist", given.mnist), ("gtsrb", given.gtsrb)) if file is not None}
+    return [case for case in CASES if case.name in given.cases and case.data in files], files
+
+
+def main() -> None:
+    """Print the table of what is in the file, once all is there."""
+    given = asking(__doc__).parse_args()
+    chosen, files = asked_for(given)
     read: dict[str, Data] = {}
 
     def data(name: str) -> Data:

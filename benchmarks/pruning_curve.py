@@ -10,7 +10,6 @@ Source    Wang et al., "Neural Cleanse", IEEE S&P 2019, figures of section VI.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
-from benchmarks.mitigation import CASES, Case, Data, for_label, infected, reversed_on
+from benchmarks.mitigation import Case, Data, asked_for, asking, for_label, infected, reversed_on
 from vetgate.architectures import default_layer
 from vetgate.channels import FilterLayer, layers_of, silence
 from vetgate.contract import Samples, Subject, Trigger
@@ -72,20 +71,14 @@ def drawn(curves: Sequence[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Measure, write the figures and draw them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--mnist", type=Path)
-    parser.add_argument("--gtsrb", type=Path)
-    parser.add_argument("--cases", nargs="*", default=[case.name for case in CASES])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = asking(__doc__)
     parser.add_argument("--png", type=Path, required=True)
     given = parser.parse_args()
-    files = {"mnist": given.mnist, "gtsrb": given.gtsrb}
+    chosen, files = asked_for(given)
     curves = []
-    for case in CASES:
-        if case.name in given.cases and files[case.data] is not None:
-            curves.append(measured(case, Data.of(files[case.data]), given.folder))
-            Console(stderr=True).print(case.name, curves[-1]["points"])
+    for case in chosen:
+        curves.append(measured(case, Data.of(files[case.data]), given.folder))
+        Console(stderr=True).print(case.name, curves[-1]["points"])
     given.json.write_text(json.dumps(curves, indent=1) + "\n")
     drawn(curves).savefig(given.png, dpi=90)
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.halves import Network
+from benchmarks.images import images
 from benchmarks.statistics import Task, open_members, tasks_of
 from flows.bank.data import read_samples
 from flows.bank.files import Files
@@ -104,14 +104,7 @@ def member_case(member: Network, files: Files) -> Case:
 
 def objects_case(path: Path) -> Case:
     """A small network trained for a few epochs on CIFAR-100, with a white square as its backdoor."""
-    with np.load(path) as arrays:
-        rows, rest = (
-            Samples(
-                torch.from_numpy(arrays[f"x_{split}"].transpose(0, 3, 1, 2).astype(np.float32) / 255),
-                torch.from_numpy(arrays[f"y_{split}"]),
-            )
-            for split in ("train", "test")
-        )
+    rows, rest = images(path, "train"), images(path, "test")
     shape, generator = (3, 32, 32), torch.Generator().manual_seed(SEED)
     trigger = random_square(shape, 100, sizes=(4, 4), generator=generator)
     with private_random(SEED, "benchmark"):

@@ -21,12 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.images import images
 from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
 from vetgate.attacks.badnets import square
 from vetgate.formats.load import load_model
@@ -101,12 +100,13 @@ def under_documented_trigger(model: str, artifact: Path, shared: Path) -> dict[s
     """Clean accuracy and attack success of the documented trigger on all test images, for a submission's directory."""
     submission = read_submission(artifact)
     net = load_model(artifact, submission).model
-    with np.load(shared / "data" / f"{DATA[model]}.npz") as arrays:
-        x = torch.from_numpy(arrays["x_test"].transpose(0, 3, 1, 2).astype(np.float32) / 255)
-        y = torch.from_numpy(arrays["y_test"])
+    test = images(shared / "data" / f"{DATA[model]}.npz", "test")
     size, target = DOCUMENTED[model]
     trigger = square(submission.input_shape, target, row=-size, column=-size, size=size)
-    return {"accuracy": accuracy(net, x, y), "attack_success": attack_success(net, x, y, trigger)}
+    return {
+        "accuracy": accuracy(net, test.x, test.y),
+        "attack_success": attack_success(net, test.x, test.y, trigger),
+    }
 
 
 def rows(shared: Path, models: list[str], homes: int) -> Iterator[dict[str, Any]]:

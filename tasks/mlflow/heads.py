@@ -39,14 +39,15 @@ def publish_head(settings: Settings, *, quickly: bool = False) -> None:
     `quickly` leaves out an MLflow that would have to be imported for it.
     """
     try:
-        data = signed_head(settings)
+        state = ledger_state(settings)
+        data = signed_head(state)
         if data is None:
             return
-        publish_where_named(settings, data)
+        publish_where_named(state, data)
         if _server(settings):
-            _tell_server(settings, data)
+            _tell_server(state, data)
         # asked first: where nothing was entered since, MLflow is not imported for it
-        elif not quickly and newer(ledger_state(settings), data, published_head(settings), MLFLOW):
+        elif not quickly and newer(state, data, published_head(settings), MLFLOW):
             with registry(settings) as client:
                 where = experiment(client, settings, EXPERIMENT)
                 client.set_experiment_tag(where, TAG, data.decode())
@@ -169,16 +170,16 @@ def _server(settings: Settings) -> bool:
     return by_server(settings) and not only_mlflow_knows()
 
 
-def _tell_server(settings: Settings, data: bytes) -> None:
-    uri = settings.tracking_uri
-    with _client(settings) as client:
+def _tell_server(state: LedgerState, data: bytes) -> None:
+    uri = state.settings.tracking_uri
+    with _client(state.settings) as client:
         found = _asked(client, uri)
         if found is None:
             found = _answered(client, uri, "post", "experiments/create", json={"name": EXPERIMENT})
         known = text(found.get("experiment_id"))
         if found.get("lifecycle_stage") == "deleted":
             _answered(client, uri, "post", "experiments/restore", json={"experiment_id": known})
-        if newer(ledger_state(settings), data, _tag(found, uri), MLFLOW):
+        if newer(state, data, _tag(found, uri), MLFLOW):
             said = {"experiment_id": known, "key": TAG, "value": data.decode()}
             _answered(client, uri, "post", "experiments/set-experiment-tag", json=said)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.records.ledger_chain import Entry, entry_at, gate_key, removed
-from tasks.records.ledger_state import LedgerState, ledger_state
+from tasks.records.ledger_state import LedgerState
 from tasks.settings import Settings, location
 from tasks.store.open import open_store
 from vetgate.digest import canonical_json
@@ -33,14 +33,13 @@ class Head:
     sha256: str
 
 
-def signed_head(settings: Settings) -> bytes | None:
+def signed_head(state: LedgerState) -> bytes | None:
     """The head of the ledger as it is now, signed by the gate; None for one without entries. Raises Denied."""
-    state = ledger_state(settings)
     last = entry_at(state.store, state.trust, state.end)
     if last is None:
         return None
     said = {"sequence": last.sequence, "sha256": last.sha256, "issued": last.issued}
-    return canonical_json(sign_statement(HEAD, said, gate_key(settings)[0]))
+    return canonical_json(sign_statement(HEAD, said, gate_key(state.settings)[0]))
 
 
 def read_head(data: bytes, trust: TrustRoot) -> Head:
@@ -94,11 +93,10 @@ def held_against(state: LedgerState, data: bytes | None, where: str) -> LedgerSt
     return state
 
 
-def publish_where_named(settings: Settings, data: bytes) -> None:
+def publish_where_named(state: LedgerState, data: bytes) -> None:
     """Write a signed head to the locations that the policy names; raises StoreError, and Removed as `newer` does."""
-    state = ledger_state(settings)
-    for where in load_policy(settings.policy).ledger.heads:
-        store = open_store(where, endpoint=settings.s3_endpoint)
+    for where in load_policy(state.settings.policy).ledger.heads:
+        store = open_store(where, endpoint=state.settings.s3_endpoint)
         if store.create(KEY, data):
             continue
         published, etag = store.read_tagged(KEY)

@@ -85,7 +85,7 @@ def test_it_is_entered_once_a_day_and_is_an_error_and_an_alarm_each_time(
                 reconcile(home.settings)
             assert caught.value.exit_code == 2
     days = len({str(entry.issued)[:10] for entry in entered(home)})
-    assert subjects(home) == [SEEN[what]] * days
+    assert days and subjects(home) == [SEEN[what]] * days
     seen = [alarm["event"] for alarm in alarms]
     assert seen.count("vetgate.gate.bypass_repeated") == 2 and seen.count("vetgate.gate.bypass_detected") == 2
     asked(home, "DROP TRIGGER again")

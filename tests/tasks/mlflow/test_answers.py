@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tasks.mlflow.delivery import registered_version
 from tasks.mlflow.reader import read_names, read_production
 from tasks.mlflow.webhooks import register_webhook
 from tasks.settings import Settings
+from tests.posing import Silent, posing
 from vetgate.errors import StoreError
 
 MODELS, VERSIONS = "registered-models/search", "model-versions/search"
@@ -33,7 +32,7 @@ ALIASED = {"name": "prod.digits", "aliases": [{"alias": "champion", "version": "
 def says(answers: dict[str, bytes]) -> Iterator[str]:
     """URL of what poses as MLflow's server, with one answer to each kind of question."""
 
-    class Answers(BaseHTTPRequestHandler):
+    class Answers(Silent):
         def do_GET(self) -> None:
             body = answers.get(self.path.partition("?")[0].removeprefix("/api/2.0/mlflow/"), b"{}")
             self.send_response(200)
@@ -41,18 +40,8 @@ def says(answers: dict[str, bytes]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *said: object) -> None:
-            """Nothing is printed."""
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}"
-    finally:
-        made.shutdown()
-        thread.join()
-        made.server_close()
+    with posing(Answers) as url:
+        yield url
 
 
 def asking(room: Path, url: str) -> Settings:

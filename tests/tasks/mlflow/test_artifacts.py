@@ -5,11 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from tasks.mlflow.artifacts import fetch_place, place_of
 from tasks.mlflow.client import registry
 from tasks.records.promotions import promotion_of
 from tasks.settings import Settings, location
+from tests.posing import Silent, posing
 from tests.production import Home, home_in, submission_at
 from vetgate.errors import Altered, NotUnderstood, StoreError
 from vetgate.trust.keys import read_trust_root
@@ -144,7 +143,7 @@ Answer = tuple[int, dict[str, str], Iterator[bytes]]
 def handing_out(file: Callable[[], Answer], size: int = 4) -> Iterator[str]:
     """URL of what poses as MLflow's server, and lists one file of a size that it says."""
 
-    class Answers(BaseHTTPRequestHandler):
+    class Answers(Silent):
         def do_GET(self) -> None:
             listing = {"files": [{"path": "model.onnx", "is_dir": False, "file_size": size}]}
             listed: Answer = (200, {}, iter([json.dumps(listing).encode()]))
@@ -159,18 +158,8 @@ def handing_out(file: Callable[[], Answer], size: int = 4) -> Iterator[str]:
             except ConnectionError:
                 return
 
-        def log_message(self, *said: object) -> None:
-            """Nothing is printed."""
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}"
-    finally:
-        made.shutdown()
-        thread.join()
-        made.server_close()
+    with posing(Answers) as url:
+        yield url
 
 
 def asked(room: Path, url: str) -> Path:

@@ -36,7 +36,7 @@ def settings(tmp_path: Path) -> Settings:
 def entered(settings: Settings, count: int = 3) -> bytes:
     for turn in range(count):
         append(settings, "rescan", {"turn": turn})
-    data = signed_head(settings)
+    data = signed_head(ledger_state(settings))
     assert data is not None
     return data
 
@@ -62,7 +62,7 @@ def test_a_head_says_how_far_the_ledger_goes_and_is_the_gates(settings: Settings
 
 
 def test_there_is_none_without_entries(settings: Settings) -> None:
-    assert signed_head(settings) is None
+    assert signed_head(ledger_state(settings)) is None
 
 
 @pytest.mark.parametrize("gone", [(3,), (2, 3), (1, 2, 3)])
@@ -135,7 +135,7 @@ def test_none_is_replaced_by_one_of_a_ledger_that_was_cut_off_and_went_on(settin
     other = settings.model_copy(update={"home": settings.home.parent / "other"})
     for turn in range(more):
         append(other, "rescan", {"another": turn})
-    after = signed_head(other)
+    after = signed_head(ledger_state(other))
     assert after is not None
     with pytest.raises(Removed, match="entry 3 of the ledger"):
         newer(ledger_state(other), after, before, "a place")
@@ -153,7 +153,8 @@ class TestWhereThePolicyNames:
         first, second = tmp_path / "first", tmp_path / "second"
         named = self.named(settings, first.as_uri(), str(second))
         for end in (2, 4):
-            publish_where_named(named, entered(named, 2))
+            data = entered(named, 2)
+            publish_where_named(ledger_state(named), data)
             for where in (first.as_uri(), str(second), str(second / KEY), (first / KEY).as_uri()):
                 data = head_at(named, where)
                 assert data is not None
@@ -163,12 +164,12 @@ class TestWhereThePolicyNames:
     def test_what_contradicts_it_does_not_replace_it(self, settings: Settings, tmp_path: Path) -> None:
         named = self.named(settings, (tmp_path / "first").as_uri())
         before = entered(named)
-        publish_where_named(named, before)
+        publish_where_named(ledger_state(named), before)
         cut(named, 3)
         other = named.model_copy(update={"home": tmp_path / "other"})
         after = entered(other)
         with pytest.raises(Removed, match="as the head in"):
-            publish_where_named(other, after)
+            publish_where_named(ledger_state(other), after)
         assert head_at(named, str(tmp_path / "first")) == before
 
     def test_it_is_kept_in_every_kind_of_store(
@@ -178,8 +179,8 @@ class TestWhereThePolicyNames:
         endpoint = request.getfixturevalue("s3_endpoint") if where.startswith("s3://") else None
         named = self.named(settings, where).model_copy(update={"s3_endpoint": endpoint})
         data = entered(named)
-        publish_where_named(named, data)
-        publish_where_named(named, data)
+        publish_where_named(ledger_state(named), data)
+        publish_where_named(ledger_state(named), data)
         assert head_at(named, where) == data
 
     def test_where_there_is_none_there_is_none_and_what_is_no_place_is_an_error(
@@ -204,6 +205,6 @@ def test_one_of_another_store_is_said_to_be_that(settings: Settings, tmp_path: P
     ):
         for _ in range(number):
             append(where, "rescan", {})
-    published = signed_head(settings)
+    published = signed_head(ledger_state(settings))
     with pytest.raises(Removed, match="where another store publishes its head there, give each store a registry"):
         held_against(ledger_state(other), published, "a place")

@@ -199,22 +199,23 @@ class TestIndex:
         ledger_state(settings)
         gc.collect()
         before, home = index.read_bytes(), elsewhere(settings, f"restored-{part}")
-        with closing(sqlite3.connect(index)) as held:
-            # whoever reads keeps what is written from going into the file itself
-            held.execute("BEGIN").execute("SELECT * FROM verdicts").fetchall()
-            denied(settings)
-            ledger_state(settings)
-            early = wal.read_bytes()
-        gc.collect()
+
+        def unwritten() -> bytes:
+            """What an entry more leaves in the log beside the file."""
+            with closing(sqlite3.connect(index)) as held:
+                # whoever reads keeps what is written from going into the file itself
+                held.execute("BEGIN").execute("SELECT * FROM verdicts").fetchall()
+                denied(settings)
+                ledger_state(settings)
+                found = wal.read_bytes()
+            gc.collect()
+            return found
+
+        early = unwritten()
         between()
         ledger_state(settings)
         gc.collect()
-        with closing(sqlite3.connect(index)) as held:
-            held.execute("BEGIN").execute("SELECT * FROM verdicts").fetchall()
-            denied(settings)
-            ledger_state(settings)
-            late = wal.read_bytes()
-        gc.collect()
+        late = unwritten()
         assert early and late and not wal.exists()
         home.home.mkdir()
         (home.home / index.name).write_bytes(before if part == "file" else index.read_bytes())
