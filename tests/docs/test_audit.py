@@ -204,20 +204,29 @@ def test_as_a_program_it_ends_with_the_verdict(case: Case) -> None:
 
 
 def later(**ahead: float) -> str:
-    """The time in so many days or minutes."""
+    """The time in so many days or minutes, to be asked for when a test runs."""
     return time_text(utc_now() + timedelta(**ahead))
 
 
 def says(**fields: Any) -> Callable[[Case], None]:
     """A verdict of the gate that says this, beside what it says."""
-    return lambda case: case.state(lambda s: s["predicate"].update(fields), load_key(case.court.settings.gate_key))
+    return says_by(lambda: fields)
+
+
+def says_by(fields: Callable[[], dict[str, Any]]) -> Callable[[Case], None]:
+    """A verdict of the gate that says what a function gives when the test runs, beside what it says."""
+    return lambda case: case.state(lambda s: s["predicate"].update(fields()), load_key(case.court.settings.gate_key))
 
 
 def waived(*, expires: float = 3, **fields: Any) -> Callable[[Case], None]:
     """A verdict of the gate that was waived for so many days."""
-    waiver = {"digest": "ab" * 32, "finding": "backdoor:label-3", "expires": later(days=expires)}
-    approval = {"digest": "cd" * 32, "of": "ab" * 32, "keyid": "ef" * 32}
-    return says(**{"verdict": "WAIVED", "waivers": [waiver], "approvals": [approval], **fields})
+
+    def stated() -> dict[str, Any]:
+        waiver = {"digest": "ab" * 32, "finding": "backdoor:label-3", "expires": later(days=expires)}
+        approval = {"digest": "cd" * 32, "of": "ab" * 32, "keyid": "ef" * 32}
+        return {"verdict": "WAIVED", "waivers": [waiver], "approvals": [approval], **fields}
+
+    return says_by(stated)
 
 
 def states(change: Callable[[dict[str, Any]], Any]) -> Callable[[Case], None]:
@@ -282,7 +291,7 @@ def both(*changes: Callable[[Case], None]) -> Callable[[Case], None]:
 GOOD: dict[str, Callable[[Case], None]] = {
     "as it was signed": lambda case: None,
     "a waived one": waived(),
-    "a clock that is four minutes ahead": says(issued=later(minutes=4)),
+    "a clock that is four minutes ahead": says_by(lambda: dict(issued=later(minutes=4))),
     "something else was revoked": revokes("99" * 32),
     "a trust root behind a link": lambda case: case.trust.symlink_to(case.trust.rename(case.trust.with_name("root"))),
 }
@@ -290,13 +299,13 @@ REFUSED: dict[str, Callable[[Case], None]] = {
     "a fail": says(verdict="FAIL"),
     "an inconclusive one": says(verdict="INCONCLUSIVE"),
     "of another name": says(name="another"),
-    "expired": says(expires=later(minutes=-1)),
-    "expired before it was issued": says(issued=later(minutes=4), expires=later(minutes=3)),
-    "issued in time to come": says(issued=later(minutes=10)),
+    "expired": says_by(lambda: dict(expires=later(minutes=-1))),
+    "expired before it was issued": says_by(lambda: dict(issued=later(minutes=4), expires=later(minutes=3))),
+    "issued in time to come": says_by(lambda: dict(issued=later(minutes=10))),
     "issued after its key": both(
-        says(issued=later(minutes=4)), trusts(lambda key: key.update(not_after=later(minutes=1)))
+        says_by(lambda: dict(issued=later(minutes=4))), trusts(lambda key: key.update(not_after=later(minutes=1)))
     ),
-    "issued before its key": says(issued=later(days=-9)),
+    "issued before its key": says_by(lambda: dict(issued=later(days=-9))),
     "its key ran out": trusts(lambda key: key.update(not_after=later(minutes=-1))),
     "its key is not valid yet": trusts(lambda key: key.update(not_before=later(minutes=1))),
     "its key is an approver's": trusts(lambda key: key.update(role="approver")),

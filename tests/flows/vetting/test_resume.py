@@ -12,8 +12,16 @@ from tasks.report.page import is_page
 from tasks.store.open import open_store
 from tests.databases import with_databases
 
-# detectors run at once even where they are quick
-AT_ONCE = "import flows.vetting.examine\nflows.vetting.examine.WORTH_ANOTHER = 0\n"
+# detectors run at once even where they are quick; nothing that imports Prefect is imported before it is configured
+AT_ONCE = """
+from flows.vetting import runtime
+ready = runtime.ready
+def at_once():
+    ready()
+    import flows.vetting.examine
+    flows.vetting.examine.WORTH_ANOTHER = 0
+runtime.ready = at_once
+"""
 FATAL = """
 import os, signal
 from tasks.store.directory import DirectoryStore
