@@ -198,3 +198,12 @@ def test_why_none_was_good_enough_stands_among_the_reasons_with_codes(line: Line
     assert [record["code"] for record in given.reason_records[1:]] == ["repair-not-good-enough", "repair-skipped"]
     assert [one.reason for one in given.repairs] == list(given.reasons[1:])
     assert result(line, "PASS", None).repairs == ()
+
+
+@pytest.mark.parametrize("decision", ["PASS", "INCONCLUSIVE"])
+def test_why_no_blind_repair_was_good_enough_is_no_reason_for_the_verdict(line: Line, decision: str) -> None:
+    line.ends = {"tune": COSTLY}
+    found = line.outcome(decision, blind=True, methods=("tune", "prune"))
+    given = result(line, decision, found)
+    assert given.reasons == ("why",) and given.reason_records == ({"code": "x"},)
+    assert given.repairs == found.candidates and all(one.reason for one in given.repairs)
