@@ -103,13 +103,14 @@ def _show_chosen(console: Console, result: Result) -> None:
 def _cells(figures: CandidateFigures) -> list[str]:
     lost = f"{100 * figures.lost.loss:.1f} ± {100 * figures.lost.margin:.1f} %"
     sizes = ", ".join(f"{_number(size.before, 1)} → {_number(size.after, 1)}" for size in figures.trigger_sizes)
-    measured = [_change(figures.attack_success), _share(figures.anew), _change(figures.robust_accuracy), sizes]
+    success, robust = (_change(pair, "no trigger") for pair in (figures.attack_success, figures.robust_accuracy))
+    measured = [success, _share(figures.anew), robust, sizes]
     return [_change(figures.clean_accuracy), lost, *measured, _number(figures.seconds, 1)]
 
 
-def _change(pair: tuple[Number | None, Number | None]) -> str:
+def _change(pair: tuple[Number | None, Number | None], absent: str = "not measured: no trigger") -> str:
     if pair == (None, None):
-        return "not measured: no trigger"
+        return absent
     before, after = map(_share, pair)
     return f"{before} → {after}"
 

@@ -68,7 +68,7 @@ def newest_admitted(asked: Request) -> str:
 
 
 def hardened_copy(asked: Request, submission: str | None) -> HardenedCopy:
-    """The newest hardened copy that passed in its own right, of this submission or of any of this name.
+    """The newest hardened copy that passed in its own right: of any submission of this name, or of this one, or this.
 
     Where no verdict on one stands it is the newest that passed, and what follows says why that is refused. Raises
     NotPassed where none passed, Denied where there is none.
@@ -77,7 +77,7 @@ def hardened_copy(asked: Request, submission: str | None) -> HardenedCopy:
     copies: list[tuple[HardenedCopy, str]] = []
     for manifest, verdict in state.verdicts_on(asked.name):
         parent = repaired_from(state, manifest)
-        if parent is None or submission not in (None, parent):
+        if parent is None or submission not in (None, parent, manifest):
             continue
         copy = HardenedCopy(manifest, parent)
         if verdict == "PASS" and _stands(state, manifest, asked.now):

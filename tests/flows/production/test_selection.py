@@ -131,7 +131,7 @@ def test_of_several_it_is_the_newest_whose_verdict_stands(world: World) -> None:
     def chosen(submission: str | None = None) -> str:
         return str(promote(world.settings, "digits", submission, hardened=True)["manifest_sha256"])
 
-    assert (chosen(), chosen(first), chosen(second)) == (newest, older, newest)
+    assert (chosen(), chosen(first), chosen(second), chosen(oldest)) == (newest, older, newest, oldest)
     world.revoked(newest)
     assert chosen() == older
     world.decide(older, "FAIL", parent=first)

@@ -18,8 +18,9 @@ from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.vetting import signed_results
 from tasks.vetting.inspect import Case, Data, Found
-from tasks.vetting.results import Compared, Measured, RepairFailed, Result
+from tasks.vetting.results import Compared, Measured, RepairFailed, RepairRecord, Result
 from tests.tasks.vetting.records import repaired
+from vetgate.errors import DefenceError
 from vetgate.role import source_of
 from vetgate.trust.seeds import Seed
 from vetgate.trust.statements import EVIDENCE
@@ -113,6 +114,27 @@ def test_an_earlier_one_that_is_good_enough_is_still_chosen_if_it_leaves_less(li
 
     assert isinstance(found, Restored) and found.chosen.method == "tune"
     assert standings(found) == {"tune": "chosen", "unlearn": "good-enough", "again": "not-tried"}
+
+
+def test_one_that_cannot_be_measured_on_test_images_gives_way_to_the_next(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, refused = repair.steps.re_evaluate, ["tune"]
+
+    def re_evaluate(case: Case, chosen: RepairRecord, directory: Path) -> Any:
+        if chosen.method in refused:
+            raise DefenceError("expected onnxruntime to compute the same, got something else; export again")
+        return measure(case, chosen, directory)
+
+    monkeypatch.setattr(repair.steps, "re_evaluate", re_evaluate)
+    line.ends = {"tune": {**FAIR, "success": 0.0}, "unlearn": FAIR}
+    found = line.outcome("FAIL", 3, methods=("tune", "unlearn"))
+    assert isinstance(found, Restored) and found.chosen.method == "unlearn"
+    assert standings(found) == {"tune": "failed", "unlearn": "chosen"}
+    assert "compute the same" in str(found.candidates[0].reason)
+    refused.append("unlearn")
+    none = line.outcome("FAIL", 3, methods=("tune", "unlearn"))
+    assert isinstance(none, Rejected) and standings(none) == {"tune": "failed", "unlearn": "failed"}
 
 
 def test_where_none_is_good_enough_every_one_is_shown_with_its_figures(line: Line) -> None:
