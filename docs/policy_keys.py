@@ -63,7 +63,7 @@ def descriptions(section: type[BaseModel]) -> dict[str, str]:
     found = {}
     for key, text in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name) and isinstance(text, ast.Expr):
-            found[key.target.id] = str(ast.literal_eval(text.value))
+            found[key.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
     return found
 
 

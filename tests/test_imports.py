@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "prefect", "mlflow", "dvc", "boto3", "sklearn"}
+HEAVY = {"torch", "onnxruntime", "prefect", "mlflow", "dvc", "boto3", "sklearn"}
 COMMAND = "from flows.cli.commands import main; assert main({}) == {}"
 NO_ATTESTATION = ["verify", "given", "--attestation", "none.json", "--name", "digits-honest"]
 CASES = {

@@ -113,6 +113,9 @@ def promote(
     name: Annotated[str, typer.Argument(help="The model's name; it becomes prod.NAME.", metavar="NAME")],
     submission: Annotated[str | None, typer.Option(help="Manifest SHA-256; the newest PASS if left out.")] = None,
     alias: Annotated[str, typer.Option(help="champion or challenger.")] = "champion",
+    hardened: Annotated[
+        bool, typer.Option("--hardened", help="Its repaired copy that passed in its own right, not what was submitted.")
+    ] = False,
     json: AsJson = False,
 ) -> int:
     """Let vetted bytes into production; refuses everything else with exit code 1 or 5."""
@@ -121,7 +124,9 @@ def promote(
         from flows.production.promote import promote as let_through
         from tasks.settings import load_settings
 
-        granted: dict[str, Any] = let_through(load_settings(), name, submission=submission, alias=alias)
+        granted: dict[str, Any] = let_through(
+            load_settings(), name, submission=submission, alias=alias, hardened=hardened
+        )
         return Outcome(0, granted, lambda console: _show_pairs(console, granted))
 
     return carry_out(command, as_json=json)

@@ -38,15 +38,7 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
     console.print(table)
     _show_reasons(console, result.reasons)
     _show_repairs(console, result)
-    if (repair := result.repair) is not None:
-        line = Text(f"repaired by {repair.method}: ") + _decision(repair.verdict)
-        line.append(
-            f", clean accuracy {_change(repair.clean_accuracy)}, attack success {_change(repair.attack_success)}"
-            f", robust accuracy {_change(repair.robust_accuracy)}"
-        )
-        console.print(line)
-        console.print(f"repaired model  {repair.artifact}", soft_wrap=True)
-        console.print(f"  submission    {repair.submission}", soft_wrap=True)
+    _show_chosen(console, result)
     console.print(f"submission      {result.manifest_sha256}", soft_wrap=True)
     console.print(f"report          {result.report}", soft_wrap=True)
     console.print(f"sandbox level {result.sandbox_level}, {result.seconds:.0f} s")
@@ -79,7 +71,7 @@ def _show_repairs(console: Console, result: Result) -> None:
     if not result.repairs:
         return
     headings = ("repair", "standing", "accuracy", "lost", "attack success", "reversed anew", "robust accuracy")
-    table = Table(*headings, "trigger size")
+    table = Table(*headings, "trigger size", "seconds")
     for one in result.repairs:
         cells = [] if (figures := one.figures) is None else _cells(figures)
         table.add_row(one.method, one.standing.value.replace("-", " "), *cells)
@@ -89,16 +81,36 @@ def _show_repairs(console: Console, result: Result) -> None:
     _show_reasons(console, said)
 
 
+def _show_chosen(console: Console, result: Result) -> None:
+    """What the chosen repair cost and removed, on test images; one of a model that did not fail hardened it."""
+    repair = result.repair
+    if repair is None:
+        return
+    line = Text(f"{'repaired' if result.verdict == 'FAIL' else 'hardened'} by {repair.method}: ")
+    line += _decision(repair.verdict)
+    line.append(f", on test images clean accuracy {_change(repair.clean_accuracy)}")
+    line.append(f", attack success {_change(repair.attack_success)}")
+    if repair.attack_success != (None, None):
+        line.append(f", robust accuracy {_change(repair.robust_accuracy)}")
+    console.print(line)
+    console.print(f"repaired model  {repair.artifact}", soft_wrap=True)
+    console.print(f"  submission    {repair.submission}", soft_wrap=True)
+    if repair.verdict == "PASS":
+        asked = f"vetgate promote {result.submission} --hardened --submission {result.manifest_sha256[:12]}"
+        console.print(f"  to promote it {asked}", soft_wrap=True)
+
+
 def _cells(figures: CandidateFigures) -> list[str]:
     lost = f"{100 * figures.lost.loss:.1f} ± {100 * figures.lost.margin:.1f} %"
     sizes = ", ".join(f"{_number(size.before, 1)} → {_number(size.after, 1)}" for size in figures.trigger_sizes)
-    measured = [_change(figures.attack_success), _share(figures.anew), _change(figures.robust_accuracy), sizes]
-    return [_change(figures.clean_accuracy), lost, *measured]
+    success, robust = (_change(pair, "no trigger") for pair in (figures.attack_success, figures.robust_accuracy))
+    measured = [success, _share(figures.anew), robust, sizes]
+    return [_change(figures.clean_accuracy), lost, *measured, _number(figures.seconds, 1)]
 
 
-def _change(pair: tuple[Number | None, Number | None]) -> str:
+def _change(pair: tuple[Number | None, Number | None], absent: str = "not measured: no trigger") -> str:
     if pair == (None, None):
-        return "not measured: no trigger"
+        return absent
     before, after = map(_share, pair)
     return f"{before} → {after}"
 

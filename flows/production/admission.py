@@ -1,8 +1,7 @@
-"""Admit: which submission is meant, and whether its newest verdict lets exactly its bytes through now."""
+"""Admit: whether the newest verdict on a submission lets exactly its bytes through now."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,14 +15,12 @@ from tasks.records.submitters import submitters_of
 from tasks.records.waivers import approved
 from tasks.settings import Settings
 from tasks.store.base import Store, fetch_files
-from tasks.vetting.intake import MAX_BYTES, MAX_FILES, beginning_with
-from vetgate.errors import Altered, BadSubmission, Denied, NotPassed, NotUnderstood, Stale
+from tasks.vetting.intake import MAX_BYTES, MAX_FILES
+from vetgate.errors import Altered, Denied, NotPassed, NotUnderstood, Stale
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.formats.submission import read_submission
 from vetgate.trust import attest
 from vetgate.verdict.policy import Policy, load_policy
-
-IDENTITY = re.compile(r"[0-9a-f]{4,64}")
 
 
 @dataclass(frozen=True)
@@ -47,35 +44,6 @@ class Admitted:
     digest: str
     approvals: tuple[str, ...]
     tags: dict[str, str]
-
-
-def identified(asked: Request, submission: str) -> str:
-    if not IDENTITY.fullmatch(submission):
-        raise BadSubmission(f"expected the SHA-256 of a manifest, or its beginning, got {submission!r}")
-    if len(submission) == 64:
-        return submission
-    found = beginning_with(asked.store, submission)
-    if len(found) > 1:
-        raise BadSubmission(f"expected the beginning of one manifest, got {submission}, which fits {len(found)}")
-    if not found:
-        raise Denied(f"expected a submission, got {submission}, which was never submitted; see `vetgate status`")
-    return found[0]
-
-
-def newest_admitted(asked: Request) -> str:
-    """The manifest with this name whose newest verdict is the newest that lets it through; what follows verifies it."""
-    found = ledger_state(asked.settings).verdicts_on(asked.name)
-    for manifest_sha256, verdict in found:
-        if verdict in attest.ADMITTED:
-            return manifest_sha256
-    if not found:
-        raise NotPassed(
-            f"expected a PASS for {asked.name}, got no verdict; run `vetgate vet` on a submission of that name"
-        )
-    manifest_sha256, verdict = found[0]
-    raise NotPassed(
-        f"expected a PASS for {asked.name}, got {verdict} for {manifest_sha256}; repair it, or hand in another"
-    )
 
 
 def admitted_by(asked: Request, manifest_sha256: str, room: Path) -> Admitted:

@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows.production.admission import Admitted, Request, admitted_by, hashed, identified, newest_admitted
+from flows.production.admission import Admitted, Request, admitted_by, hashed
+from flows.production.selection import check_hardened, hardened_copy, identified, newest_admitted
 from tasks import events
 from tasks.mlflow.aliases import all_names
 from tasks.mlflow.demote import settle
@@ -44,13 +45,15 @@ def promote(
     submission: str | None = None,
     alias: str = "champion",
     *,
+    hardened: bool = False,
     now: datetime | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """What was promoted as prod.<name>: the submission with this manifest SHA-256, by default the newest that may be.
 
-    Raises Denied with the reason, Stale when the attestation or its policy is no longer in force. `on_step` is given
-    every step after it is done.
+    If `hardened`, it is the repaired copy of that submission, or of any of this name, that passed in its own right, and
+    never the submission itself. Raises Denied with the reason, Stale when the attestation or its policy is no longer in
+    force. `on_step` is given every step after it is done.
     """
     if not MODEL_NAME.fullmatch(name):
         raise BadSubmission(f"expected as name {RULE}; got {name!r}")
@@ -58,7 +61,7 @@ def promote(
         raise BadSubmission(f"expected one of the aliases {', '.join(ALIASES)}, got {alias!r}")
     asked = Request(settings, name, alias, open_store(settings), now or utc_now(), on_step)
     try:
-        granted = _promote(asked, submission)
+        granted = _promote(asked, submission, hardened)
     except Denied as error:
         _enter_denial(settings, name, alias, submission, error)
         publish_head(settings)
@@ -87,7 +90,7 @@ def _enter_denial(settings: Settings, name: str, alias: str, submission: str | N
     events.emit(events.PROMOTION_DENIED, f"promotion.{name}", said)
 
 
-def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
+def _promote(asked: Request, submission: str | None, hardened: bool) -> dict[str, Any]:
     if other := alike(asked.name, all_names(asked.settings)):
         raise Denied(f"expected a name that no other reads like, got {asked.name} beside {other!r}; remove that model")
     named = None if submission is None else identified(asked, submission)
@@ -95,9 +98,12 @@ def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
     # what a run that was killed took back comes before what is promoted now
     settle(asked.settings)
     catch_up(asked.settings, named)
-    manifest_sha256 = named or newest_admitted(asked)
+    copy = hardened_copy(asked, named) if hardened else None
+    manifest_sha256 = copy.manifest if copy is not None else named or newest_admitted(asked)
     with workroom(asked.settings) as room:
         admitted = admitted_by(asked, manifest_sha256, room / "quarantine")
+        if copy is not None:
+            check_hardened(copy, admitted)
         asked.on_step("verified")
         vetted = _copied(asked.store, admitted.manifest, room, asked.on_step)
         document = room / "attestation.json"
@@ -121,6 +127,7 @@ def _promote(asked: Request, submission: str | None) -> dict[str, Any]:
         "alias": asked.alias,
         "submission": admitted.manifest.sha256,
         "manifest_sha256": admitted.manifest.sha256,
+        "hardens": None if copy is None else copy.parent,
         "verdict": admitted.attestation.claims["verdict"],
         "expires": admitted.attestation.claims["expires"],
         "attestation": admitted.attestation.key,

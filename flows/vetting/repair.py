@@ -10,8 +10,9 @@ from tasks.vetting import steps
 from tasks.vetting.basis import nothing_to_go_by, records_with
 from tasks.vetting.choose import Tried, candidates, choose, clearly_good
 from tasks.vetting.repair import Yardstick, restore
-from tasks.vetting.results import Compared, repair_from_json
+from tasks.vetting.results import Compared, RepairFailed, repair_from_json
 from tasks.vetting.workplace import warm
+from vetgate.errors import DefenceError
 from vetgate.role import source_of
 from vetgate.verdict.reasons import Code, Reason
 
@@ -26,13 +27,17 @@ def repair_submission(vetting: Vetting, seen: Seen, ruling: Answer) -> Restored 
     if not _wanted(vetting, seen, ruling):
         return None
     tried = _tried(vetting, seen, ruling)
-    chosen = choose(tried, policy)
-    shown = candidates(tried, chosen, policy)
-    if chosen is None:
-        return Rejected(shown)
     directory = settings.home / "repaired" / case.manifest
-    restore(settings, case, chosen, directory)
-    return Restored(chosen, directory, Compared.from_json(steps.re_evaluate(case, chosen, directory)), shown)
+    while (chosen := choose(tried, policy)) is not None:
+        restore(settings, case, chosen, directory)
+        try:
+            figures = Compared.from_json(steps.re_evaluate(case, chosen, directory))
+        except DefenceError as error:
+            # on these images it is not the network that was chosen
+            tried[tried.index(chosen)] = RepairFailed(chosen.method, str(error))
+        else:
+            return Restored(chosen, directory, figures, candidates(tried, chosen, policy))
+    return Rejected(candidates(tried, None, policy))
 
 
 def _wanted(vetting: Vetting, seen: Seen, ruling: Answer) -> bool:

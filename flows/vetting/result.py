@@ -72,7 +72,10 @@ def result_of(
 ) -> Result:
     """Design.md's object; what it points to is written by `publish`."""
     verdict = answer.decided.verdict
-    more = [refusal] if refusal is not None else _rejections(repaired) if isinstance(repaired, Rejected) else []
+    more = [] if refusal is None else [refusal]
+    if isinstance(repaired, Rejected) and verdict.decision == "FAIL":
+        # of a blind repair they are no reasons for the verdict, and stand under `repairs` alone
+        more = _rejections(repaired)
     restored = repaired.restored if isinstance(repaired, Repaired) else repaired
     # where nothing could be looked for, the verdict only repeats the refusal for every method
     said, recorded = (verdict.reasons, verdict.reason_records) if refusal is None else ((), ())

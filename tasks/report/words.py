@@ -93,6 +93,9 @@ def _repaired(result: Result) -> list[str]:
             " No trigger was found by which the copy could be measured: its accuracy shows what the repair cost, and "
             "nothing shows what it removed."
         )
+    if result.repair.verdict == "PASS":
+        asked = f"vetgate promote {result.submission} --hardened --submission {result.manifest_sha256[:12]}"
+        words += f" It is promoted by: {asked}"
     return [words]
 
 

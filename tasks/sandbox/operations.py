@@ -21,7 +21,7 @@ import vetgate.repair  # noqa: F401 - importing the two registers every method
 from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Samples, Subject, Trigger, pack, private_random
 from vetgate.errors import MissingInput, NotUnderstood, StoreError
 from vetgate.formats.inspect import inspect_bytes
-from vetgate.formats.load import Loaded, load_model, write_repaired
+from vetgate.formats.load import Loaded, load_model, load_served, write_repaired
 from vetgate.formats.submission import Submission
 from vetgate.inversion import attack_success, invert
 from vetgate.probe import accuracy, logits
@@ -108,9 +108,9 @@ def evaluate(payload: Payload, progress: Progress) -> dict[str, Any]:
     """Which of `samples` are `right`, and what each of `triggers` does to those of other classes.
 
     `attack_success` is the share of these that it sends to its target, `robust_accuracy` the share that is given its
-    true class all the same.
+    true class all the same. They are those of the file as it is served.
     """
-    loaded = _load(payload)
+    loaded = load_served(Path(payload["directory"]), _submission(payload))
     samples = _needed(payload, "samples", loaded)
     right = logits(loaded.model, samples.x).argmax(1) == samples.y
     triggers = [Trigger.from_json(blob) for blob in payload["triggers"]]

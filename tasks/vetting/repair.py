@@ -26,7 +26,7 @@ from vetgate.trust.statements import REPAIR
 
 Triggers = Sequence[Mapping[str, Any]]
 # which figures a record holds; one that an earlier version wrote, with others, lies under another key
-FIGURES = 2
+FIGURES = 3
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,17 @@ class Yardstick:
     inversion: Blob
 
     @property
-    def triggers(self) -> list[Blob]:
-        """The triggers of all the records, for whatever label."""
+    def found(self) -> list[Blob]:
+        """The triggers of all the records that lead to suspects."""
+        return [trigger for trigger in self._triggers if trigger["target"] in self.suspects]
+
+    @property
+    def others(self) -> list[Blob]:
+        """Those that lead to other labels."""
+        return [trigger for trigger in self._triggers if trigger["target"] not in self.suspects]
+
+    @property
+    def _triggers(self) -> list[Blob]:
         return [trigger for item in self.records for trigger in item["evidence"]["triggers"]]
 
 
@@ -77,10 +86,12 @@ def run_repair(
         "out": str(out),
     }
     try:
+        # what cannot be measured as it was handed in need not be repaired
+        was = evaluate(case, case.model, by.found, "validate")
         sandbox = workplace_of(case.manifest).sandbox
         answer = sandbox.call("repair", payload, limits=case.limits, on_progress=progress_of(f"repair {method}"))
         repaired = adopt(case, out)
-        triggers, figures = _measured(case, repaired, by)
+        triggers, figures = _measured(case, repaired, by, was)
     except (SandboxError, DefenceError) as error:
         return RepairFailed(method, str(error))
     manifest = _keep(store, case, method, Path(repaired.directory))
@@ -98,17 +109,15 @@ def run_repair(
     return record
 
 
-def _measured(case: Case, repaired: Case, by: Yardstick) -> tuple[RepairTriggers, Validated]:
+def _measured(case: Case, repaired: Case, by: Yardstick, was: Evaluated) -> tuple[RepairTriggers, Validated]:
     """The triggers that lead to suspects, also reversed anew, and what they and the images for choosing say of both."""
-    every = by.triggers
-    found = [trigger for trigger in every if trigger["target"] in by.suspects]
-    others = [trigger for trigger in every if trigger["target"] not in by.suspects]
+    found = by.found
     least = smallest(found)
     anew = reinvert(case, repaired.model, [*least], by.inversion)
     # some trigger is found for every label of every network; it is an attack only if it is as small as the first
     after = [*found, *(cut(trigger, least[trigger["target"]]) for trigger in anew)]
     sizes = tuple(TriggerSize(t["target"], least[t["target"]], area(t)) for t in anew)
-    was, now = _both(case, repaired, found, after, "validate")
+    now = evaluate(case, repaired.model, after, "validate")
     success = now.attack_success
     figures = Validated(
         before=was.measured(),
@@ -116,7 +125,7 @@ def _measured(case: Case, repaired: Case, by: Yardstick) -> tuple[RepairTriggers
         lost=lost(was, now),
         found=max(success[: len(found)], default=None),
         anew=max(success[len(found) :], default=None),
-        natural=natural_success(case, found, others),
+        natural=natural_success(case, found, by.others),
     )
     return RepairTriggers(tuple(found), tuple(after), sizes), figures
 
@@ -132,9 +141,16 @@ def restore(settings: Settings, case: Case, record: RepairRecord, destination: P
 
 
 def report_figures(case: Case, record: RepairRecord, directory: Path) -> Compared:
-    """Before and after the chosen repair on the test images, which served no choice."""
-    repaired = adopt(case, directory)
-    was, now = _both(case, repaired, record.triggers.before, record.triggers.after, "test")
+    """Before and after the chosen repair on the test images, which served no choice.
+
+    Raises DefenceError where they cannot be measured, and leaves no directory then.
+    """
+    try:
+        was = evaluate(case, case.model, record.triggers.before, "test")
+        now = evaluate(case, adopt(case, directory).model, record.triggers.after, "test")
+    except DefenceError:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     return Compared(was.measured(), now.measured())
 
 
@@ -154,10 +170,6 @@ def _about(evidence: Blob, case: Case, suspects: list[int]) -> Blob:
         "seed": case.seed.number,
         "triggers": [t for t in evidence["triggers"] if t["target"] in suspects],
     }
-
-
-def _both(case: Case, repaired: Case, before: Triggers, after: Triggers, purpose: str) -> tuple[Evaluated, Evaluated]:
-    return evaluate(case, case.model, before, purpose), evaluate(case, repaired.model, after, purpose)
 
 
 def _keep(store: Store, case: Case, method: str, directory: Path) -> Manifest:

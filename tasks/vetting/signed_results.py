@@ -8,7 +8,7 @@ found by nobody, and is computed anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -110,6 +110,18 @@ def find(settings: Settings, kind: str, about: Mapping[str, object]) -> SignedRe
 def read(store: Store, trust: TrustRoot, kind: str, manifest: str, method: str, key: str) -> SignedResult | None:
     """The result under a key, None where there is none; raises Denied unless a trusted vetter signed exactly this."""
     return _read(store, trust, kind, f"{_folder(kind, {'manifest': manifest, 'method': method})}/{key}.json")
+
+
+def every(store: Store, trust: TrustRoot, kind: str, manifest: str) -> Iterator[SignedResult]:
+    """What trusted vetters signed of a submission, whatever the method; objects of others are passed over."""
+    depth = FOLDERS[kind].count("/") + 2
+    for path in store.list(f"{FOLDERS[kind]}{manifest}/"):
+        # the files of a repair lie deeper
+        if path.endswith(".json") and path.count("/") == depth:
+            with suppress(Denied):
+                found = _read(store, trust, kind, path)
+                if found is not None:
+                    yield found
 
 
 def _read(store: Store, trust: TrustRoot, kind: str, path: str) -> SignedResult | None:

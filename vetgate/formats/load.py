@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,16 @@ class Loaded:
 def load_model(directory: Path, submission: Submission) -> Loaded:
     """Read the model in `directory` and try it once; raises NotUnderstood when anything does not fit."""
     return load_members({submission.model: read_member(directory, submission.model)}, submission)
+
+
+def load_served(directory: Path, submission: Submission) -> Loaded:
+    """The model in `directory` as what serves files of its format computes it; as `load_model` where torch does.
+
+    Raises DefenceError, also when it is run, where that cannot run the file or computes something else.
+    """
+    data = read_member(directory, submission.model)
+    loaded, serve = load_members({submission.model: data}, submission), format_of(submission).serve
+    return loaded if serve is None else replace(loaded, model=serve(data, submission))
 
 
 def described(members: Mapping[str, bytes]) -> Submission:

@@ -28,7 +28,7 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
     enabled: bool = True
     """Whether a model that fails is repaired on a copy."""
     blind: bool = False
-    """Whether models that pass or are inconclusive are repaired as well, by what has something to go by."""
+    """Whether models that pass or are inconclusive are repaired as well, for `vetgate promote --hardened`."""
     methods: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(repair_roles())))
     """The repairs to try, in this order, cheap ones first: none is tried after one that is clearly good."""
     max_accuracy_loss: Share = 0.02

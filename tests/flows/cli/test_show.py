@@ -62,10 +62,16 @@ def test_every_candidate_has_its_figures_and_the_chosen_one_those_on_test_images
     good, costly = repaired("unlearn"), repaired("tune", loss=AccuracyLoss(0.05, 0.01, 400), success=0.4)
     text = shown(costly, SKIPPED, good, chosen=good, repair=REPAIR)
     (line,) = [line for line in text.splitlines() if "tune " in line and "│" in line]
-    for expected in ("not good enough", "98.0 % → 97.0 %", "5.0 ± 1.6 %", "100.0 % → 1.0 %", "40.0 %", "4.0 → 11.0"):
+    figures = ("98.0 % → 97.0 %", "5.0 ± 1.6 %", "100.0 % → 1.0 %", "40.0 %", "4.0 → 11.0", " 2.5 ")
+    for expected in ("not good enough", *figures):
         assert expected in line, line
     assert "repair tune was not good enough" in text and "repair prune was skipped" in text
     assert "attack success 99.8 % → 1.2 %, robust accuracy 0.1 % → 96.5 %" in text
+    assert "repaired by unlearn: PASS" in text and f"vetgate promote signs --hardened --submission {'ab' * 6}" in text
+
+
+def test_a_copy_that_did_not_pass_is_not_recommended() -> None:
+    assert "--hardened" not in shown(repair={**REPAIR, "verdict": "INCONCLUSIVE"})
 
 
 def test_what_stands_among_the_reasons_is_not_said_twice() -> None:
@@ -84,5 +90,6 @@ def test_without_a_trigger_no_success_is_shown() -> None:
     blind = repaired(triggers=False)
     nothing = {"attack_success": [None, None], "robust_accuracy": [None, None]}
     text = shown(blind, chosen=blind, verdict="PASS", suspects=[], repair={**REPAIR, **nothing})
-    assert "attack success not measured: no trigger" in text and "0.0 %" not in text
+    assert "on test images clean accuracy 97.9 % → 97.2 %, attack success not measured: no trigger\n" in text
+    assert "hardened by unlearn: PASS" in text and "0.0 %" not in text
     assert "standing" not in shown()

@@ -18,8 +18,9 @@ from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.vetting import signed_results
 from tasks.vetting.inspect import Case, Data, Found
-from tasks.vetting.results import Compared, Measured, RepairFailed, Result
+from tasks.vetting.results import Compared, Measured, RepairFailed, RepairRecord, Result
 from tests.tasks.vetting.records import repaired
+from vetgate.errors import DefenceError
 from vetgate.role import source_of
 from vetgate.trust.seeds import Seed
 from vetgate.trust.statements import EVIDENCE
@@ -115,6 +116,27 @@ def test_an_earlier_one_that_is_good_enough_is_still_chosen_if_it_leaves_less(li
     assert standings(found) == {"tune": "chosen", "unlearn": "good-enough", "again": "not-tried"}
 
 
+def test_one_that_cannot_be_measured_on_test_images_gives_way_to_the_next(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, refused = repair.steps.re_evaluate, ["tune"]
+
+    def re_evaluate(case: Case, chosen: RepairRecord, directory: Path) -> Any:
+        if chosen.method in refused:
+            raise DefenceError("expected onnxruntime to compute the same, got something else; export again")
+        return measure(case, chosen, directory)
+
+    monkeypatch.setattr(repair.steps, "re_evaluate", re_evaluate)
+    line.ends = {"tune": {**FAIR, "success": 0.0}, "unlearn": FAIR}
+    found = line.outcome("FAIL", 3, methods=("tune", "unlearn"))
+    assert isinstance(found, Restored) and found.chosen.method == "unlearn"
+    assert standings(found) == {"tune": "failed", "unlearn": "chosen"}
+    assert "compute the same" in str(found.candidates[0].reason)
+    refused.append("unlearn")
+    none = line.outcome("FAIL", 3, methods=("tune", "unlearn"))
+    assert isinstance(none, Rejected) and standings(none) == {"tune": "failed", "unlearn": "failed"}
+
+
 def test_where_none_is_good_enough_every_one_is_shown_with_its_figures(line: Line) -> None:
     line.ends = {"tune": COSTLY, "unlearn": "out of memory"}
     found = line.outcome("FAIL", 3)
@@ -198,3 +220,12 @@ def test_why_none_was_good_enough_stands_among_the_reasons_with_codes(line: Line
     assert [record["code"] for record in given.reason_records[1:]] == ["repair-not-good-enough", "repair-skipped"]
     assert [one.reason for one in given.repairs] == list(given.reasons[1:])
     assert result(line, "PASS", None).repairs == ()
+
+
+@pytest.mark.parametrize("decision", ["PASS", "INCONCLUSIVE"])
+def test_why_no_blind_repair_was_good_enough_is_no_reason_for_the_verdict(line: Line, decision: str) -> None:
+    line.ends = {"tune": COSTLY}
+    found = line.outcome(decision, blind=True, methods=("tune", "prune"))
+    given = result(line, decision, found)
+    assert given.reasons == ("why",) and given.reason_records == ({"code": "x"},)
+    assert given.repairs == found.candidates and all(one.reason for one in given.repairs)

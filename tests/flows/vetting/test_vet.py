@@ -243,6 +243,16 @@ def test_a_blind_repair_hardens_a_copy_that_is_vetted_itself_and_without_a_basis
     assert candidate["standing"] == "skipped" and "a trigger that leads to a suspected label" in candidate["reason"]
     assert "skipped" in Path(done.blob["report"]).read_text()
 
+    promoted = {
+        asked: vetgate("promote", "digits-honest", *asked, "--alias", "challenger", "--json", VETGATE_POLICY=policy)
+        for asked in ((), ("--hardened",))
+    }
+    assert promoted[()].blob["manifest_sha256"] == done.blob["manifest_sha256"]
+    granted = promoted["--hardened",].blob
+    assert (granted["manifest_sha256"], granted["hardens"]) == (hardened["submission"], done.blob["manifest_sha256"])
+    none = vetgate("promote", "digits-bargain", "--hardened", "--json", VETGATE_POLICY=policy)
+    assert none.code == 1 and "repair.blind" in none.blob["error"]
+
 
 def last_state(home: Path) -> str:
     """How the newest flow run ended, as Prefect has it."""

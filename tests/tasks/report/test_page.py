@@ -288,6 +288,7 @@ def test_without_a_trigger_no_success_is_shown_and_nothing_is_called_removed() -
         "Attack success of the reversed triggers no trigger to measure",
         "Robust accuracy, under the worst of them no trigger to measure",
         "nothing shows what it removed",
+        "It is promoted by: vetgate promote signs --hardened --submission abababababab",
     ):
         assert expected in words, (expected, words)
     assert "by nature" not in words and "reversed anew on the repaired model" not in words

@@ -116,8 +116,11 @@ class ChannelsLast(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-def build_module(graph: Graph, *, channels_last: bool) -> OnnxModule:
-    """The module of a checked graph; raises NotUnderstood for what has no exact meaning in torch."""
+def build_module(graph: Graph, *, channels_last: bool, strip: bool = True) -> OnnxModule:
+    """The module of a checked graph, a final softmax left out if `strip`.
+
+    Raises NotUnderstood for what has no exact meaning in torch.
+    """
     constants = {name: c.value for name, c in graph.constants.items()}
     live = _fold(graph, constants)
     uses = Counter(name for node in graph.nodes for name in node.inputs)
@@ -149,7 +152,8 @@ def build_module(graph: Graph, *, channels_last: bool) -> OnnxModule:
         if trained or next(built.module.parameters(), None) is not None:
             after_weights.add(output)
     module.finish(graph.input, graph.output)
-    _strip_softmax(graph, module)
+    if strip:
+        _strip_softmax(graph, module)
     return module.eval()
 
 

@@ -27,7 +27,8 @@ class Format:
     `accepts` says what to hand in. `sniff(data)`: whether a file begins like one of it. `inspect(data, submission)`:
     understood to the last byte, else NotUnderstood. `load(data, submission)`: the network in eval mode, the name of the
     layer of the features, and whether a final softmax was stripped. `write(data, submission, tensors)`: the same model
-    with other weights.
+    with other weights. `serve(data, submission)`, where files of the format are served by a runtime of their own: the
+    network as that computes it from these very bytes, by which it is measured; raises DefenceError where it cannot.
     """
 
     accepts: str
@@ -35,6 +36,7 @@ class Format:
     inspect: Callable[[bytes, Any], None]
     load: Callable[[bytes, Any], tuple[nn.Module, str, bool]]
     write: Callable[[bytes, Any, Mapping[str, Tensor]], bytes]
+    serve: Callable[[bytes, Any], nn.Module] | None = None
     needs_architecture: bool = False
 
 

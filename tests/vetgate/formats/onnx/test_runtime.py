@@ -1,0 +1,112 @@
+"""What onnxruntime computes of a file counts, and a file on which it and our reading differ has no figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from vetgate.errors import DefenceError
+from vetgate.formats.load import load_model, load_served
+from vetgate.formats.onnx.graph import parse_model, read_graph
+from vetgate.formats.onnx.module import build_module
+from vetgate.formats.onnx.runtime import RuntimeModule
+from vetgate.probe import logits
+
+# numbers between this and twice it lie 2 apart in float32
+COARSE = 2.0**24
+
+
+def images(count: int = 5, *shape: int) -> torch.Tensor:
+    return torch.rand(count, *(shape or (1, 8, 8)), generator=torch.Generator().manual_seed(2))
+
+
+def test_its_outputs_are_those_of_onnxruntime(
+    cnn: onnx.ModelProto, submit: Callable[..., Any], run_reference: Callable[..., np.ndarray]
+) -> None:
+    served = load_served(*submit(cnn))
+    assert (served.layer, served.classes, served.softmax_stripped) == ("hidden_relu", 3, False)
+    assert isinstance(served.model, RuntimeModule)
+    assert np.array_equal(logits(served.model, images()).numpy(), run_reference(cnn, images().numpy()))
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+def test_a_final_softmax_is_run_and_changes_no_answer(
+    kind: str, cnn: onnx.ModelProto, submit: Callable[..., Any]
+) -> None:
+    cnn.graph.node[-1].output[0] = "logits"
+    cnn.graph.node.append(helper.make_node(kind, ["logits"], ["y"], "last"))
+    directory, submission = submit(cnn)
+    loaded = load_model(directory, submission)
+    given = load_served(directory, submission).model(images())
+    assert loaded.softmax_stripped and torch.equal(given.argmax(1), loaded.model(images()).argmax(1))
+    torch.testing.assert_close((given.exp() if kind == "LogSoftmax" else given).sum(1), torch.ones(5))
+
+
+def test_a_graph_for_batches_of_one_size_takes_any_number_of_images(
+    cnn: onnx.ModelProto, submit: Callable[..., Any]
+) -> None:
+    free = load_served(*submit(cnn)).model(images())
+    for size in (1, 3, 7):
+        cnn.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
+        cnn.graph.output[0].type.tensor_type.shape.dim[0].dim_value = size
+        torch.testing.assert_close(load_served(*submit(cnn)).model(images()), free)
+
+
+def test_a_graph_that_takes_channels_last_is_given_them_so(
+    make_graph: Callable[..., Any], weights: Callable[..., np.ndarray], submit: Callable[..., Any]
+) -> None:
+    node = helper.make_node
+    nodes = [node("Flatten", ["x"], ["f"]), node("Gemm", ["f", "w", "b"], ["y"])]
+    model = make_graph(nodes, {"w": weights(60, 3), "b": weights(3)}, shape=("N", 4, 5, 3))
+    directory, submission = submit(model, input_shape=[3, 4, 5])
+    x = images(5, 3, 4, 5)
+    torch.testing.assert_close(load_served(directory, submission).model(x), load_model(directory, submission).model(x))
+
+
+def test_a_file_that_the_reader_sees_one_way_and_onnxruntime_another_is_an_error(
+    make_graph: Callable[..., Any], weights: Callable[..., np.ndarray], submit: Callable[..., Any]
+) -> None:
+    node, flat = helper.make_node, np.full(4, COARSE, np.float32)
+    # step by step what the convolution finds is lost beside its bias; onnxruntime folds the normalisation into the
+    # convolution, where the bias goes away
+    nodes = [
+        node("Conv", ["x", "cw", "cb"], ["c"], "conv", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        node("BatchNormalization", ["c", "scale", "shift", "mean", "var"], ["n"], "norm"),
+        node("Flatten", ["n"], ["f"]),
+        node("Gemm", ["f", "w", "b"], ["y"], "head"),
+    ]
+    unit = np.ones(4, np.float32)
+    given = {"cw": weights(4, 1, 3, 3), "cb": flat, "scale": unit, "shift": 0 * unit, "mean": flat, "var": unit}
+    directory, submission = submit(make_graph(nodes, {**given, "w": weights(256, 3), "b": weights(3)}))
+    assert load_model(directory, submission).model(images()).isfinite().all()
+    with pytest.raises(DefenceError, match="expected onnxruntime to compute what our reading of the file does"):
+        load_served(directory, submission).model(images())
+
+
+@pytest.mark.parametrize("change, differs", [(1e-6, False), (3e-4, True), (float("nan"), True)])
+def test_it_differs_from_a_ten_thousandth_of_the_spread_on(change: float, differs: bool, cnn: onnx.ModelProto) -> None:
+    ours = build_module(read_graph(parse_model(cnn.SerializeToString())), channels_last=False, strip=False)
+    spread = float(np.ptp(ours(images()).detach().numpy()))
+    with torch.no_grad():
+        ours.get_submodule("out").bias += change * spread
+    held = RuntimeModule(cnn.SerializeToString(), ours, ours.input)
+    if differs:
+        with pytest.raises(DefenceError, match="outputs that are off by"):
+            held(images())
+    else:
+        assert held(images()).shape == (5, 3)
+
+
+def test_a_file_that_onnxruntime_cannot_run_is_an_error(cnn: onnx.ModelProto, submit: Callable[..., Any]) -> None:
+    # no weight and no operator is wrong, only what the file says of a value between two of them
+    cnn.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.INT64, ["N", 4, 8, 8]))
+    directory, submission = submit(cnn)
+    assert load_model(directory, submission).classes == 3
+    with pytest.raises(DefenceError, match=r"expected a file that onnxruntime can run, got: .*Type Error"):
+        load_served(directory, submission)
