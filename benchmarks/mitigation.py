@@ -5,7 +5,8 @@ that can be had without faces, a network with that backdoor on nine tenths of th
 the other tenth, which its supplier never had: by the trigger that Neural Cleanse reverses for the infected label, as in
 the paper, and by the original one. All is measured on the test images. How many labels looked more suspicious than the
 infected one is told beside. Networks lie in FOLDER and are not trained again; FILE gets a line a repaired network,
-and what is in it is not repaired again.
+and what is in it is not repaired again. `--repairs NAME ...` tries these alone; with `--each N` the defender has N
+images of each class and no more.
 
 Source    Wang et al., "Neural Cleanse", IEEE S&P 2019, tables of section VI for the figures beside ours.
 """
@@ -16,7 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ class Data:
         cut = len(order) // 10
         return cls(taught[order[cut:]], taught[order[:cut]], images(file, "test"))
 
+    def of_each(self, count: int) -> Data:
+        """The same, where the defender has the first `count` images of each class."""
+        places = [(self.ours.y == label).nonzero().flatten()[:count] for label in range(self.classes)]
+        return replace(self, ours=self.ours[torch.cat(places)])
+
 
 def infected(case: Case, data: Data, place: Path) -> tuple[nn.Module, Trigger]:
     """The network of a case and its trigger, from its file or trained now."""
@@ -145,19 +151,24 @@ def measured(model: nn.Module, test: Samples, trigger: Trigger) -> dict[str, flo
     }
 
 
-def rows(cases: Sequence[Case], data: Callable[[str], Data], place: Path, out: Path) -> Iterator[dict[str, Any]]:
+def rows(
+    cases: Sequence[Case], data: Callable[[str], Data], place: Path, out: Path, names: Sequence[str], each: int | None
+) -> Iterator[dict[str, Any]]:
     """One row a network and repair: by the reversed triggers, by the original one, or by neither."""
     params = load_params()
+    few = "" if each is None else f" {each} images a class"
     done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
     for case in cases:
         images = data(case.data)
         model, trigger = infected(case, images, place)
+        images = images if each is None else images.of_each(each)
         subject = Subject(model=model, layer=default_layer(model), classes=images.classes, clean=images.ours)
         before = measured(model, images.test, trigger)
         found: Evidence | None = None
-        for name, method in REPAIRS.items():
+        for name in names:
+            method = REPAIRS[name]
             for by in ("reversed", "original") if method.uses == "triggers" else ("nothing",):
-                key = f"{case.name} {name} {by}"
+                key = f"{case.name} {name} {by}{few}"
                 if key in done or method.uses == "flagged":
                     continue
                 evidence: list[Evidence] = []
@@ -169,6 +180,7 @@ def rows(cases: Sequence[Case], data: Callable[[str], Data], place: Path, out: P
                 started = time.process_time()
                 made = method(subject, *evidence, seed=0, **params.repair.get(name, {}))
                 row: dict[str, Any] = {"key": key, "case": case.name, "repair": name, "by": by, "before": before}
+                row["images"] = len(images.ours)
                 row |= {"after": measured(made.model, images.test, trigger), "paper": case.paper}
                 row |= {"seconds": round(time.process_time() - started, 1), "changed": dict(made.changed)}
                 if found is not None:
@@ -224,7 +236,10 @@ def asked_for(given: argparse.Namespace) -> tuple[list[Case], dict[str, Path]]:
 
 def main() -> None:
     """Print the table of what is in the file, once all is there."""
-    given = asking(__doc__).parse_args()
+    parser = asking(__doc__)
+    parser.add_argument("--repairs", nargs="*", choices=sorted(REPAIRS), default=sorted(REPAIRS))
+    parser.add_argument("--each", type=int)
+    given = parser.parse_args()
     chosen, files = asked_for(given)
     read: dict[str, Data] = {}
 
@@ -233,16 +248,20 @@ def main() -> None:
             read[name] = Data.of(files[name])
         return read[name]
 
-    for row in rows(chosen, data, given.folder, given.json):
+    for row in rows(chosen, data, given.folder, given.json, given.repairs, given.each):
         Console(stderr=True).print(row["key"], row["after"])
-    table = Table("network", "repair", "by", "accuracy", "success", "robust", "s", "paper: accuracy", "success")
+    table = Table(
+        "network", "repair", "by", "images", "accuracy", "success", "robust", "s", "paper: accuracy", "success"
+    )
     for row in map(json.loads, given.json.read_text().splitlines()):
         before, after, paper = row["before"], row["after"], row["paper"]
         figures = [f"{100 * before[k]:.2f} -> {100 * after[k]:.2f}" for k in before]
         place = {"reversed": 1, "original": 2}.get(row["by"])
         known = place is not None and place < len(paper)
         theirs = [f"{paper[0][i]} -> {paper[place][i]}" if known else "" for i in (0, 1)]
-        table.add_row(row["case"], row["repair"], row["by"], *figures, f"{row['seconds']:.0f}", *theirs)
+        table.add_row(
+            row["case"], row["repair"], row["by"], str(row["images"]), *figures, f"{row['seconds']:.0f}", *theirs
+        )
     Console().print(table)
 
 
