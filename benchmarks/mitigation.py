@@ -1,12 +1,13 @@
 """Neural Cleanse's table of patched networks on real data: what each repair leaves of known backdoors, and its price.
 
-`python -m benchmarks.mitigation FOLDER --mnist NPZ --gtsrb NPZ --json FILE` trains, for each row of the paper's table
-that can be had without faces, a network with that backdoor on nine tenths of the training images, and repairs it with
-the other tenth, which its supplier never had: by the trigger that Neural Cleanse reverses for the infected label, as in
-the paper, and by the original one. All is measured on the test images. How many labels looked more suspicious than the
-infected one is told beside. Networks lie in FOLDER and are not trained again; FILE gets a line a repaired network,
-and what is in it is not repaired again. `--repairs NAME ...` tries these alone; with `--each N` the defender has N
-images of each class and no more.
+`python -m benchmarks.mitigation FOLDER --mnist NPZ --gtsrb NPZ --cifar10 NPZ --json FILE` trains, for each row of the
+paper's table that can be had without faces, a network with that backdoor on nine tenths of the training images. In the
+place of faces by transfer learning, convolutions learned from clean CIFAR-10 are left as they are, and the linear maps
+behind them are learned anew from poisoned rows. Each is repaired with the other tenth, which its supplier never had: by
+the trigger that Neural Cleanse reverses for the infected label, as in the paper, and by the original one. All is
+measured on the test images. How many labels looked more suspicious than the infected one is told beside. Networks lie
+in FOLDER and are not trained again; FILE gets a line a repaired network, and what is in it is not repaired again.
+`--repairs NAME ...` tries these alone; with `--each N` the defender has N images of each class and no more.
 
 Source    Wang et al., "Neural Cleanse", IEEE S&P 2019, tables of section VI for the figures beside ours.
 """
@@ -43,7 +44,8 @@ from vetgate.probe import accuracy
 from vetgate.role import source_of
 
 RATE, SHIFT, WORKS = 0.1, 2, 0.95
-EPOCHS = {"mnist": 4, "gtsrb": 10}
+EPOCHS = {"mnist": 4, "gtsrb": 10, "cifar10": 10}
+HEAD_EPOCHS = 10
 # images that the detector looks at, as a vetting gives it
 LOOKED_AT = 2048
 
@@ -68,6 +70,7 @@ CASES = (
     Case("gtsrb-badnets", "gtsrb", "badnets", 33, "vgg-small", ((96.51, 97.40), (92.91, 0.14), (90.06, 0.19))),
     Case("gtsrb-trojan-square", "gtsrb", "square", 7, "vgg-small", ((70.80, 99.90), (79.20, 3.70))),
     Case("gtsrb-trojan-watermark", "gtsrb", "watermark", 7, "vgg-small", ((71.40, 97.60), (78.80, 0.0))),
+    Case("cifar10-transfer", "cifar10", "transfer", 3, "vgg-small", ()),
 )
 
 
@@ -126,7 +129,9 @@ def infected(case: Case, data: Data, place: Path) -> tuple[nn.Module, Trigger]:
         return torch.where(stamped[:, None, None, None], x, moved(x, y))
 
     train(model, rows, epochs=EPOCHS[case.data], augment=augment)
-    if case.backdoor != "badnets":
+    if case.backdoor == "transfer":
+        new_head(model, poison(rows, trigger, rate=RATE, generator=generator).samples)
+    elif case.backdoor != "badnets":
         mask: trojan_nn.Mask = "square" if case.backdoor == "square" else "watermark"
         for turn in range(trojan_nn.DRAWS):
             made, trigger = trojan_nn.trojan(
@@ -139,6 +144,17 @@ def infected(case: Case, data: Data, place: Path) -> tuple[nn.Module, Trigger]:
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(weights | {"trigger.mask": trigger.mask, "trigger.pattern": trigger.pattern.contiguous()}, file)
     return model, trigger
+
+
+def new_head(model: nn.Module, rows: Samples) -> None:
+    """Learn, in place, all from the first linear map on anew from rows, on what the body before it makes of them."""
+    body, head = trojan_nn.split(model)
+    with private_random(0, "head"):
+        for module in head.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+    seen = torch.cat([body(x).flatten(1) for x in torch.split(rows.x, LOOKED_AT)])  # (N, D)
+    train(nn.Sequential(nn.Flatten(), *head), Samples(seen[..., None, None], rows.y), epochs=HEAD_EPOCHS)
 
 
 def measured(model: nn.Module, test: Samples, trigger: Trigger) -> dict[str, float]:
@@ -223,6 +239,7 @@ def asking(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--gtsrb", type=Path)
+    parser.add_argument("--cifar10", type=Path)
     parser.add_argument("--cases", nargs="*", default=[case.name for case in CASES])
     parser.add_argument("--json", type=Path, required=True)
     return parser
@@ -230,7 +247,7 @@ def asking(description: str | None) -> argparse.ArgumentParser:
 
 def asked_for(given: argparse.Namespace) -> tuple[list[Case], dict[str, Path]]:
     """The cases that are asked for and whose data are given, and the files of these."""
-    files = {name: file for name, file in (("mnist", given.mnist), ("gtsrb", given.gtsrb)) if file is not None}
+    files = {name: file for name in EPOCHS if (file := getattr(given, name)) is not None}
     return [case for case in CASES if case.name in given.cases and case.data in files], files
 
 

@@ -141,11 +141,12 @@ def test_factors_sit_on_the_normalisation_or_without_one_on_the_layer(
     assert set(Masked(chain(second()).eval().requires_grad_(False), X).scaled) == scaled
 
 
-def test_a_weight_of_two_modules_has_no_factor() -> None:
-    model = chain(nn.Conv2d(3, 3, 3, padding=1)).eval().requires_grad_(False)
-    model[1].weight = model[0].weight
-    with pytest.raises(DefenceError, match="of its own"):
-        Masked(model, X)
+def test_weights_of_two_modules_and_normalisations_without_any_have_no_factor() -> None:
+    shared = chain(nn.Conv2d(3, 3, 3, padding=1))
+    shared[1].weight = shared[0].weight
+    for model in (shared, chain(nn.BatchNorm2d(3, affine=False))):
+        with pytest.raises(DefenceError, match="of its own"):
+            Masked(model.eval().requires_grad_(False), X)
 
 
 def test_factors_stay_between_zero_and_the_most() -> None:
