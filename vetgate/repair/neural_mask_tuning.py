@@ -9,7 +9,7 @@ Source    Karim et al., "Augmented Neural Fine-Tuning for Efficient Backdoor Pur
 Deviates  Of each minibatch a part also carries what misleads: with MixUp alone, patches on small networks worked on.
           Mixed images keep the answers of the image that they show most of. Factors may exceed 1, their bounds do not
           depend on the order of layers, biases have factors of their own, and no term draws factors to 1: what the
-          submitted network says is taught instead. Batch statistics stay as they are. Settings were chosen on six
+          submitted network says is taught instead. Batch statistics stay as they are. Settings were chosen on four
           networks of digits and MNIST made for that, none of which is in a table, and on the twins of the tests.
 Blind to  Triggers that work from one class only, that move pixels, or that do nothing until they are almost complete;
           backdoors that share their channels with what clean images need.
