@@ -1,11 +1,13 @@
 """Neural Cleanse's table of patched networks on real data: what each repair leaves of known backdoors, and its price.
 
-`python -m benchmarks.mitigation FOLDER --mnist NPZ --gtsrb NPZ --json FILE` trains, for each row of the paper's table
-that can be had without faces, a network with that backdoor on nine tenths of the training images, and repairs it with
-the other tenth, which its supplier never had: by the trigger that Neural Cleanse reverses for the infected label, as in
-the paper, and by the original one. All is measured on the test images. How many labels looked more suspicious than the
-infected one is told beside. Networks lie in FOLDER and are not trained again; FILE gets a line a repaired network,
-and what is in it is not repaired again.
+`python -m benchmarks.mitigation FOLDER --mnist NPZ --gtsrb NPZ --cifar10 NPZ --json FILE` trains, for each row of the
+paper's table that can be had without faces, a network with that backdoor on nine tenths of the training images. In the
+place of faces by transfer learning, convolutions learned from clean CIFAR-10 are left as they are, and the linear maps
+behind them are learned anew from poisoned rows. Each is repaired with the other tenth, which its supplier never had: by
+the trigger that Neural Cleanse reverses for the infected label, as in the paper, and by the original one. All is
+measured on the test images. How many labels looked more suspicious than the infected one is told beside. Networks lie
+in FOLDER and are not trained again; FILE gets a line a repaired network, and what is in it is not repaired again.
+`--repairs NAME ...` tries these alone; with `--each N` the defender has N images of each class and no more.
 
 Source    Wang et al., "Neural Cleanse", IEEE S&P 2019, tables of section VI for the figures beside ours.
 """
@@ -16,7 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ from vetgate.probe import accuracy
 from vetgate.role import source_of
 
 RATE, SHIFT, WORKS = 0.1, 2, 0.95
-EPOCHS = {"mnist": 4, "gtsrb": 10}
+EPOCHS = {"mnist": 4, "gtsrb": 10, "cifar10": 10}
+HEAD_EPOCHS = 10
 # images that the detector looks at, as a vetting gives it
 LOOKED_AT = 2048
 
@@ -67,6 +70,7 @@ CASES = (
     Case("gtsrb-badnets", "gtsrb", "badnets", 33, "vgg-small", ((96.51, 97.40), (92.91, 0.14), (90.06, 0.19))),
     Case("gtsrb-trojan-square", "gtsrb", "square", 7, "vgg-small", ((70.80, 99.90), (79.20, 3.70))),
     Case("gtsrb-trojan-watermark", "gtsrb", "watermark", 7, "vgg-small", ((71.40, 97.60), (78.80, 0.0))),
+    Case("cifar10-transfer", "cifar10", "transfer", 3, "vgg-small", ()),
 )
 
 
@@ -97,6 +101,11 @@ class Data:
         cut = len(order) // 10
         return cls(taught[order[cut:]], taught[order[:cut]], images(file, "test"))
 
+    def of_each(self, count: int) -> Data:
+        """The same, where the defender has the first `count` images of each class."""
+        places = [(self.ours.y == label).nonzero().flatten()[:count] for label in range(self.classes)]
+        return replace(self, ours=self.ours[torch.cat(places)])
+
 
 def infected(case: Case, data: Data, place: Path) -> tuple[nn.Module, Trigger]:
     """The network of a case and its trigger, from its file or trained now."""
@@ -120,7 +129,9 @@ def infected(case: Case, data: Data, place: Path) -> tuple[nn.Module, Trigger]:
         return torch.where(stamped[:, None, None, None], x, moved(x, y))
 
     train(model, rows, epochs=EPOCHS[case.data], augment=augment)
-    if case.backdoor != "badnets":
+    if case.backdoor == "transfer":
+        new_head(model, poison(rows, trigger, rate=RATE, generator=generator).samples)
+    elif case.backdoor != "badnets":
         mask: trojan_nn.Mask = "square" if case.backdoor == "square" else "watermark"
         for turn in range(trojan_nn.DRAWS):
             made, trigger = trojan_nn.trojan(
@@ -135,6 +146,17 @@ def infected(case: Case, data: Data, place: Path) -> tuple[nn.Module, Trigger]:
     return model, trigger
 
 
+def new_head(model: nn.Module, rows: Samples) -> None:
+    """Learn, in place, all from the first linear map on anew from rows, on what the body before it makes of them."""
+    body, head = trojan_nn.split(model)
+    with private_random(0, "head"):
+        for module in head.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+    seen = torch.cat([body(x).flatten(1) for x in torch.split(rows.x, LOOKED_AT)])  # (N, D)
+    train(nn.Sequential(nn.Flatten(), *head), Samples(seen[..., None, None], rows.y), epochs=HEAD_EPOCHS)
+
+
 def measured(model: nn.Module, test: Samples, trigger: Trigger) -> dict[str, float]:
     """Accuracy, how often the original trigger works, and how often images under it get their true class."""
     backdoor = patch(trigger)
@@ -145,19 +167,24 @@ def measured(model: nn.Module, test: Samples, trigger: Trigger) -> dict[str, flo
     }
 
 
-def rows(cases: Sequence[Case], data: Callable[[str], Data], place: Path, out: Path) -> Iterator[dict[str, Any]]:
+def rows(
+    cases: Sequence[Case], data: Callable[[str], Data], place: Path, out: Path, names: Sequence[str], each: int | None
+) -> Iterator[dict[str, Any]]:
     """One row a network and repair: by the reversed triggers, by the original one, or by neither."""
     params = load_params()
+    few = "" if each is None else f" {each} images a class"
     done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
     for case in cases:
         images = data(case.data)
         model, trigger = infected(case, images, place)
+        images = images if each is None else images.of_each(each)
         subject = Subject(model=model, layer=default_layer(model), classes=images.classes, clean=images.ours)
         before = measured(model, images.test, trigger)
         found: Evidence | None = None
-        for name, method in REPAIRS.items():
+        for name in names:
+            method = REPAIRS[name]
             for by in ("reversed", "original") if method.uses == "triggers" else ("nothing",):
-                key = f"{case.name} {name} {by}"
+                key = f"{case.name} {name} {by}{few}"
                 if key in done or method.uses == "flagged":
                     continue
                 evidence: list[Evidence] = []
@@ -169,6 +196,7 @@ def rows(cases: Sequence[Case], data: Callable[[str], Data], place: Path, out: P
                 started = time.process_time()
                 made = method(subject, *evidence, seed=0, **params.repair.get(name, {}))
                 row: dict[str, Any] = {"key": key, "case": case.name, "repair": name, "by": by, "before": before}
+                row["images"] = len(images.ours)
                 row |= {"after": measured(made.model, images.test, trigger), "paper": case.paper}
                 row |= {"seconds": round(time.process_time() - started, 1), "changed": dict(made.changed)}
                 if found is not None:
@@ -211,6 +239,7 @@ def asking(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--gtsrb", type=Path)
+    parser.add_argument("--cifar10", type=Path)
     parser.add_argument("--cases", nargs="*", default=[case.name for case in CASES])
     parser.add_argument("--json", type=Path, required=True)
     return parser
@@ -218,13 +247,16 @@ def asking(description: str | None) -> argparse.ArgumentParser:
 
 def asked_for(given: argparse.Namespace) -> tuple[list[Case], dict[str, Path]]:
     """The cases that are asked for and whose data are given, and the files of these."""
-    files = {name: file for name, file in (("mnist", given.mnist), ("gtsrb", given.gtsrb)) if file is not None}
+    files = {name: file for name in EPOCHS if (file := getattr(given, name)) is not None}
     return [case for case in CASES if case.name in given.cases and case.data in files], files
 
 
 def main() -> None:
     """Print the table of what is in the file, once all is there."""
-    given = asking(__doc__).parse_args()
+    parser = asking(__doc__)
+    parser.add_argument("--repairs", nargs="*", choices=sorted(REPAIRS), default=sorted(REPAIRS))
+    parser.add_argument("--each", type=int)
+    given = parser.parse_args()
     chosen, files = asked_for(given)
     read: dict[str, Data] = {}
 
@@ -233,16 +265,20 @@ def main() -> None:
             read[name] = Data.of(files[name])
         return read[name]
 
-    for row in rows(chosen, data, given.folder, given.json):
+    for row in rows(chosen, data, given.folder, given.json, given.repairs, given.each):
         Console(stderr=True).print(row["key"], row["after"])
-    table = Table("network", "repair", "by", "accuracy", "success", "robust", "s", "paper: accuracy", "success")
+    table = Table(
+        "network", "repair", "by", "images", "accuracy", "success", "robust", "s", "paper: accuracy", "success"
+    )
     for row in map(json.loads, given.json.read_text().splitlines()):
         before, after, paper = row["before"], row["after"], row["paper"]
         figures = [f"{100 * before[k]:.2f} -> {100 * after[k]:.2f}" for k in before]
         place = {"reversed": 1, "original": 2}.get(row["by"])
         known = place is not None and place < len(paper)
         theirs = [f"{paper[0][i]} -> {paper[place][i]}" if known else "" for i in (0, 1)]
-        table.add_row(row["case"], row["repair"], row["by"], *figures, f"{row['seconds']:.0f}", *theirs)
+        table.add_row(
+            row["case"], row["repair"], row["by"], str(row["images"]), *figures, f"{row['seconds']:.0f}", *theirs
+        )
     Console().print(table)
 
 

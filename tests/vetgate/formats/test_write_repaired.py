@@ -14,7 +14,9 @@ from onnx import helper, numpy_helper
 from safetensors.torch import save
 from torch import nn
 
+import vetgate.repair  # noqa: F401 - registers the methods
 from vetgate.architectures import ARCHITECTURES
+from vetgate.contract import REPAIRS, Samples, Subject
 from vetgate.errors import DefenceError, NotUnderstood, StoreError
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import load_model, write_repaired
@@ -63,6 +65,17 @@ def test_only_numbers_change(
     assert [t.name for t in written.graph.initializer] == [t.name for t in cnn.graph.initializer]
     x = torch.rand(3, 1, 8, 8)
     np.testing.assert_allclose(run_reference(written, x.numpy()), loaded.model(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_factors_of_channels_are_folded_into_a_graph(cnn: Any, submit: Callable[..., Any], tmp_path: Path) -> None:
+    directory, submission = submit(cnn)
+    loaded = load_model(directory, submission)
+    classes = loaded.model(torch.rand(1, *submission.input_shape)).shape[1]
+    clean = Samples(torch.rand(2 * classes, *submission.input_shape), torch.arange(classes).repeat(2))
+    subject = Subject(model=loaded.model, layer=loaded.layer, classes=classes, clean=clean)
+    found = REPAIRS["neural_mask_tuning"](subject, steps=5)
+    assert_round_trip(directory, submission, found.model, tmp_path / "out")
+    assert not torch.allclose(found.model(clean.x), loaded.model(clean.x), atol=1e-3)
 
 
 @pytest.mark.parametrize(
