@@ -135,12 +135,17 @@ def materialise_training(
     ref: DataRef,
     input_shape: Sequence[int],
     out: Path | None = None,
-    cap: int = 10_000,
+    cap: int = 50_000,
     *,
+    size: int = 2**30,
     classes: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The supplier's own training images, at most `cap` of them, as one safetensors file (x, y)."""
+    """The supplier's own training images, at most `cap` and what `size` bytes hold, as one safetensors file (x, y).
+
+    They are drawn class by class and read block by block: a data set may be larger than memory.
+    """
+    cap = _affordable(cap, input_shape, size)
     contents = describe(settings, ref)
     _fits(contents, input_shape)
     if classes is not None and classes < contents["classes"]:

@@ -21,6 +21,7 @@ from tasks.vetting.workplace import workplace_of
 from vetgate.digest import sha256_json
 from vetgate.errors import DefenceError, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
+from vetgate.packed import array_of
 from vetgate.shape import Blob
 from vetgate.trust.statements import REPAIR
 
@@ -160,16 +161,21 @@ def adopt(case: Case, directory: Path) -> Case:
     shutil.rmtree(given, ignore_errors=True)
     shutil.copytree(directory, given, symlinks=True)
     hash_directory(given)
-    return replace(case, directory=str(given), submission={**case.submission, "parent": case.manifest})
+    return replace(
+        case, directory=str(given), submission={**case.submission, "parent": case.manifest, "training_data": None}
+    )
 
 
 def _about(evidence: Blob, case: Case, suspects: list[int]) -> Blob:
-    """The evidence as its detector gave it, but only those of its triggers that lead to suspects."""
-    return {
-        **evidence,
-        "seed": case.seed.number,
-        "triggers": [t for t in evidence["triggers"] if t["target"] in suspects],
-    }
+    """The evidence as its detector gave it, but only those of its triggers that lead to suspects, all of them flagged.
+
+    The verdict says what is suspected, and may by another detector than the one that reversed the trigger.
+    """
+    triggers = [t for t in evidence["triggers"] if t["target"] in suspects]
+    about = {**evidence, "seed": case.seed.number, "triggers": triggers}
+    if triggers:
+        about["cutoff"] = float(array_of(evidence["scores"], most=None).min())
+    return about
 
 
 def _keep(store: Store, case: Case, method: str, directory: Path) -> Manifest:

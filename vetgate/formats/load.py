@@ -93,15 +93,17 @@ def write_repaired(
 ) -> None:
     """Write the new directory `destination`: the submission in `directory` with the weights of `model`.
 
-    `model` is what load_model returned, or a copy, with other weights. What was written is loaded again and must
-    compute the same. Raises DefenceError when `model` differs in more than weights, StoreError when writing fails.
+    `model` is what load_model returned, or a copy, with other weights. No training set is named: the submitted one is
+    not what these weights come from, and its poisoned rows would be held against every repair. What was written is
+    loaded again and must compute the same. Raises DefenceError when `model` differs in more than weights, StoreError
+    when writing fails.
     """
     data = _accepted(read_member(directory, submission.model), submission)
     tensors = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise DefenceError("expected finite repaired weights, got NaN or infinity; the repair diverged, lower its rate")
     written = format_of(submission).write(data, submission, tensors)
-    repaired = submission.model_copy(update={"parent": parent, "name": name or submission.name})
+    repaired = submission.model_copy(update={"parent": parent, "name": name or submission.name, "training_data": None})
     texts = {n: read_member(directory, n) for n in sorted(os.listdir(directory)) if TEXTS.fullmatch(n)}
     files = {FILE: dump_submission(repaired).encode(), submission.model: written, **texts}
     try:

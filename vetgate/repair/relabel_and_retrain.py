@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from vetgate.contract import Evidence, Repair, Samples, Subject, repair
 from vetgate.probe import logits
-from vetgate.repair.remove_and_retrain import NO_WEIGHTS, drawn_anew, flagged_rows, taught
+from vetgate.repair.remove_and_retrain import NO_WEIGHTS, chosen_rows, drawn_anew, taught
 from vetgate.role import RepairRole
 
 ROLE = RepairRole(
@@ -33,19 +33,32 @@ ROLE = RepairRole(
     waived={"check_nan_model_refused": NO_WEIGHTS},
 )
 def relabel_and_retrain(
-    subject: Subject, *evidence: Evidence, epochs: int = 20, more: int = 10, lr: float = 3e-3, batch: int = 64
+    subject: Subject,
+    *evidence: Evidence,
+    epochs: int = 20,
+    more: int = 10,
+    trial: int = 5,
+    images: int = 400_000,
+    lr: float = 3e-3,
+    batch: int = 64,
 ) -> Repair:
-    """Train for `epochs` on the rows that no evidence flags, then for `more` on all of them, relabelled."""
+    """Train for `epochs` without the rows of one evidence, then for `more` on all of them, relabelled.
+
+    Of several, that one is taken which removal would take, by a `trial`. At most `images` pass through the network in
+    either part, and a quarter of that in a trial.
+    """
     assert subject.train is not None
     rows, model = subject.train, subject.model
-    flagged = flagged_rows(rows, evidence)
+    flagged = chosen_rows(subject, evidence, epochs=trial, images=images // 4, lr=lr, batch=batch)
     drawn_anew(model)
     reach = epochs / max(1, epochs + more)
-    steps = taught(model, rows[~flagged], epochs=epochs, lr=lr, batch=batch, share=(0.0, reach))
+    steps = taught(model, rows[~flagged], epochs=epochs, images=images, lr=lr, batch=batch, share=(0.0, reach))
     shown = rows.y.clone()
     if bool(flagged.any()):
         shown[flagged] = logits(model, rows.x[flagged]).argmax(1)
     relabelled = float((shown != rows.y).sum())
-    steps += taught(model, Samples(rows.x, shown), epochs=more, lr=lr / 3, batch=batch, share=(reach, 1.0))
+    steps += taught(
+        model, Samples(rows.x, shown), epochs=more, images=images, lr=lr / 3, batch=batch, share=(reach, 1.0)
+    )
     done = {"flagged": float(flagged.sum()), "relabelled": relabelled, "steps": float(steps)}
     return Repair(model, done)

@@ -152,6 +152,10 @@ def test_training_data_are_capped_and_resized(settings: Settings, tmp_path: Path
     assert split["x"].shape == (100, 3, 9, 7) and np.bincount(split["y"]).tolist() == [60, 24, 12, 4]
     everything = load_file(data.materialise_training(settings, ref, (3, 9, 7), classes=5))
     assert len(everything["y"]) == 500
+    affordable = load_file(
+        data.materialise_training(settings, ref, (3, 9, 7), tmp_path / "few", size=200 * 4 * 3 * 9 * 7)
+    )
+    assert np.bincount(affordable["y"]).tolist() == [120, 48, 24, 8]
     with pytest.raises(NotUnderstood, match="at most 3 classes, as the model has, got 4 in signs"):
         data.materialise_training(settings, ref, (3, 9, 7), classes=3)
 

@@ -28,8 +28,9 @@ from tasks.vetting.inspect import Case, Data
 from tasks.vetting.repair import Yardstick, report_figures, restore, run_repair
 from tasks.vetting.results import Measured, RepairFailed, RepairRecord
 from vetgate.architectures import ARCHITECTURES
-from vetgate.contract import REPAIRS, Axis, Evidence, Method, Repair, Subject, Trigger
+from vetgate.contract import REPAIRS, Axis, Evidence, Method, Repair, Subject, Trigger, pack
 from vetgate.digest import canonical_json, sha256_json
+from vetgate.repair.neural_cleanse_unlearning import suspected
 from vetgate.trust import dsse
 from vetgate.trust.keys import utc_now
 from vetgate.trust.seeds import Seed
@@ -264,3 +265,20 @@ def test_a_repair_without_the_evidence_that_it_uses_fails_and_says_so(
 ) -> None:
     found = run_repair(settings, case, "by_triggers", {}, [], Yardstick([], [], INVERSION))
     assert isinstance(found, RepairFailed) and "needs evidence with triggers" in found.failure
+
+
+def told(subject: Subject, *evidence: Evidence) -> Repair:
+    """A repair that changes nothing and says by which labels' triggers it goes."""
+    return Repair(subject.model, {f"label {t.target}": 1.0 for t in suspected(evidence)})
+
+
+@pytest.mark.parametrize("scores", [[1.0, 0.0, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.1, 0.9]])
+def test_a_repair_goes_by_the_triggers_of_suspects_whichever_labels_their_detector_flags(
+    settings: Settings, case: Case, inside: Inside, monkeypatch: pytest.MonkeyPatch, scores: list[float]
+) -> None:
+    """Another detector may have found the label that the model FAILs for."""
+    monkeypatch.setitem(REPAIRS, "told", Method(told, "told", "repair", frozenset({"clean"}), "", uses="triggers"))
+    record = record_of(corner(0), corner(BEFORE), corner(3))
+    record["evidence"]["scores"] = pack(torch.tensor(scores))
+    made = run_repair(settings, case, "told", {}, [record], Yardstick([record], [BEFORE], INVERSION))
+    assert isinstance(made, RepairRecord) and made.changed == {f"label {BEFORE}": 1.0}
