@@ -3,14 +3,18 @@
 `python -m benchmarks.data_inspection --mnist NPZ --gtsrb NPZ --cifar10 NPZ --json FILE` trains, on a part of the images
 of each data set, networks with a BadNets patch on a share of the rows (a 4x4 white square bottom right), and others on
 clean rows, each by a seed of its own. Every detector that flags rows looks at each; the network is trained again
-without the rows that one of them flags, and without those that any of params.yaml flags, as the repair flow does. All
-is measured on the test images. FILE gets a line a network; what is in it is not done again.
+without the rows that one of them flags. "shipped" is what the repair flow does: of the detectors of params.yaml it
+follows one, and calls a class poisoned only where the rows that it left out get another label from the new network.
+Of the test images 2,048 are the trusted ones; all is measured on the others. FILE gets a line a network; what is in
+it is not done again. `--cost NPZ` says instead what each detector takes for 50,000 rows,
+and `--bank FILE` what it flags of the bank's open members that `python -m flows.bank.stage fill` has trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,20 +29,26 @@ from torch import Tensor
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers the methods
 from benchmarks.images import images
+from flows.bank.data import Source, read_samples, source
+from flows.bank.networks import OPEN, member_file, members, plan
+from flows.bank.train import load
 from flows.params import load_params
+from tasks.settings import load_settings
 from vetgate.architectures import ARCHITECTURES, default_layer
 from vetgate.attacks.backdoor import patch
 from vetgate.attacks.badnets import poison, square
 from vetgate.attacks.training import train
-from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Samples, Subject, private_random
+from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Repair, Samples, Subject, private_random
 from vetgate.errors import DefenceError
 from vetgate.probe import accuracy
-from vetgate.repair.remove_and_retrain import remove_and_retrain
+from vetgate.repair.remove_and_retrain import CONFIRMED, chosen_rows, remove_and_retrain
 
 ARCHITECTURE = "small-cnn"
 # the attack counts where it reaches this; a repair is to leave at most that
 WORKS, LEFT = 0.8, 0.05
 SHIPPED = "shipped"
+# the defaults of the repair
+TRIAL: dict[str, Any] = {"epochs": 5, "images": 100_000, "lr": 3e-3, "batch": 64}
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,10 @@ class Plan:
     rates: tuple[float, ...]
     seeds: int
     clean: int
+
+
+# test images that detectors are given as trusted ones
+TRUSTED = 2048
 
 
 PLANS = {
@@ -83,7 +97,9 @@ def given(plan: Plan, every: Samples, test: Samples, rate: float, seed: int) -> 
     with private_random(seed, "weights"):
         model = ARCHITECTURES[ARCHITECTURE](shape, classes)
     train(model, rows, epochs=plan.epochs, seed=seed)
-    subject = Subject(model=model, layer=default_layer(model), classes=classes, train=rows)
+    drawn = torch.randperm(len(test), generator=generator)
+    trusted, test = test[drawn[:TRUSTED]], test[drawn[TRUSTED:]]
+    subject = Subject(model=model, layer=default_layer(model), classes=classes, clean=trusted, train=rows)
     return Given(subject, poisoned, test, target, plan.epochs)
 
 
@@ -111,21 +127,33 @@ def row_of(case: Given, seed: int) -> dict[str, Any]:
             row["by"][name] = {"failed": str(error)}
             continue
         row["by"][name] = {"seconds": round(time.process_time() - started, 1)} | flags(found[name].flagged, case)
-    shipped = [evidence for name, evidence in found.items() if name in params.detect]
-    union = torch.stack([evidence.flagged for evidence in shipped]).any(0)
-    row["by"][SHIPPED] = flags(union, case)
-    for name, evidence in {**{name: [one] for name, one in found.items()}, SHIPPED: shipped}.items():
+    for name, evidence in found.items():
         entry = row["by"][name]
-        if attacked and entry["flagged"]:
-            entry["after"] = measured(retrained(case, evidence, seed))
+        if entry["flagged"] and (attacked or name in params.detect):
+            again = retrained(case, evidence, seed)
+            entry |= {"lost": round(float(again.changed["lost"]), 4)} | (
+                {"after": measured(again.model)} if attacked else {}
+            )
+    row["by"][SHIPPED] = followed(case, [found[name] for name in found if name in params.detect], row["by"], seed)
     return row
 
 
-def retrained(case: Given, evidence: Sequence[Evidence], seed: int) -> torch.nn.Module:
+def followed(case: Given, shipped: Sequence[Evidence], by: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The entry of the detector that the repair follows; of none where its rows keep their label."""
+    flagging = [evidence for evidence in shipped if bool(evidence.flagged.any())]
+    nothing = flags(torch.zeros_like(case.poisoned), case)
+    if not flagging:
+        return nothing
+    with private_random(seed, SHIPPED):
+        rows = chosen_rows(case.subject, flagging, **TRIAL)
+    name = next(evidence.method for evidence in flagging if torch.equal(evidence.flagged, rows))
+    return by[name] | {"followed": name} if by[name]["lost"] >= CONFIRMED else nothing | {"refused": name}
+
+
+def retrained(case: Given, evidence: Evidence, seed: int) -> Repair:
     """The network of a training set without the rows that the evidence flags."""
-    made = REPAIRS[remove_and_retrain.__name__](case.subject, *evidence, seed=seed, epochs=case.epochs)
-    model: torch.nn.Module = made.model
-    return model
+    made: Repair = REPAIRS[remove_and_retrain.__name__](case.subject, evidence, seed=seed, epochs=case.epochs)
+    return made
 
 
 def flags(flagged: Tensor, case: Given) -> dict[str, Any]:
@@ -180,13 +208,109 @@ def tables(found: Sequence[dict[str, Any]]) -> tuple[Table, Table]:
     return poisoned, clean
 
 
+def bank_rows(out: Path) -> Iterator[dict[str, Any]]:
+    """One row a trained open member of the bank whose attack poisons a training set, and for each clean one."""
+    done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
+    settings, params = load_settings(), load_params()
+    sources: dict[str, Source] = {}
+    for member in members().values():
+        recipe = plan().sets[member.data]
+        if plan().group(member.name) != OPEN or member.attack == "adversarial_patch" or member.name in done:
+            continue
+        if member.data not in sources:
+            sources[member.data] = source(settings, member.data, params.data, recipe.images)
+        data = sources[member.data]
+        weights = member_file(settings.home / "bank", member, recipe, data.ref.sha256)
+        if not weights.with_suffix(".json").exists():
+            continue
+        network = load(weights, member, data.shape, data.classes)
+        train = network.training(read_samples(data.training))
+        if train is None:
+            continue
+        case = Given(
+            Subject(
+                model=network.model,
+                layer=default_layer(network.model),
+                classes=data.classes,
+                clean=read_samples(data.splits.invert, data.splits.confirm),
+                train=train,
+            ),
+            torch.zeros(len(train), dtype=torch.bool).index_fill(
+                0, network.tensors["changed"].long(), not member.clean
+            ),
+            read_samples(data.splits.test),
+            0,
+            0,
+        )
+        row: dict[str, Any] = {
+            "key": member.name,
+            "attack": member.attack,
+            "poisoned": int(case.poisoned.sum()),
+            "by": {},
+        }
+        for name, method in DETECTORS.items():
+            if method.axis is Axis.TRAIN:
+                found: Evidence = method(case.subject, seed=member.seed, **params.detect.get(name, {}))
+                row["by"][name] = {"statistic": round(found.statistic, 3)} | flags(found.flagged, case)
+        with out.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
+        yield row
+
+
+def bank_table(found: Sequence[dict[str, Any]]) -> Table:
+    """By attack, for each detector: members of which it flags rows, precision and recall over all their rows."""
+    names = sorted({name for row in found for name in row["by"]})
+    shown = Table("attack", "members", *names)
+    for attack in sorted({row["attack"] for row in found}):
+        some = [row for row in found if row["attack"] == attack]
+        cells = []
+        for name in names:
+            by = [row["by"][name] for row in some]
+            flagged, both = sum(b["flagged"] for b in by), sum(b["both"] for b in by)
+            poisoned = sum(row["poisoned"] for row in some)
+            cell = f"{sum(b['flagged'] > 0 for b in by)}"
+            cells.append(cell if not poisoned else f"{cell}; {both / max(1, flagged):.2f}, {both / poisoned:.2f}")
+        shown.add_row(attack, str(len(some)), *cells)
+    return shown
+
+
+def cost(every: Samples, test: Samples, count: int) -> Table:
+    """What each detector takes for so many rows, a tenth poisoned: processor seconds, and memory beyond the images.
+
+    Where the data set has fewer, they come again.
+    """
+    every = every[torch.arange(count) % len(every)]
+    case = given(Plan(count, 1, (), 1, 0), every, test, 0.1, 0)
+    shown = Table("detector", "rows", "CPU-s", "memory grew by, MiB")
+    for name, method in DETECTORS.items():
+        if method.axis is Axis.TRAIN:
+            before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+            method(case.subject)
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            shown.add_row(name, str(len(every)), f"{time.process_time() - started:.0f}", f"{grown:.0f}")
+    return shown
+
+
 def main() -> None:
     """Do what is not in the file yet, and print the tables of what is."""
     parser = argparse.ArgumentParser(description=__doc__)
     for data in PLANS:
         parser.add_argument(f"--{data}", type=Path)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--bank", type=Path, metavar="FILE", help="what each detector flags of the bank's open members")
+    parser.add_argument("--cost", type=Path, metavar="NPZ", help="what the detectors take for many rows")
+    parser.add_argument("--rows", type=int, default=50_000)
     asked = parser.parse_args()
+    if asked.cost is not None:
+        Console().print(cost(images(asked.cost, "train"), images(asked.cost, "test"), asked.rows))
+        return
+    if asked.bank is not None:
+        for row in bank_rows(asked.bank):
+            Console(stderr=True).print(row)
+        Console(width=180).print(bank_table([json.loads(line) for line in asked.bank.read_text().splitlines()]))
+        return
+    if asked.json is None:
+        parser.error("expected --json FILE, --bank FILE or --cost NPZ")
     files = {data: file for data in PLANS if (file := getattr(asked, data)) is not None}
     for row in rows(files, asked.json):
         Console(stderr=True).print(row["key"], row["before"])
