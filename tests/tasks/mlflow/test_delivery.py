@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from flows.production.serving import deliver
 from tasks.mlflow import delivery
 from tasks.mlflow.aliases import all_names, in_production
 from tasks.mlflow.client import registry
+from tasks.mlflow.delivery import read_bounded
 from tasks.mlflow.listing import IS_PROMPT
 from tasks.mlflow.reader import read_names, read_production
 from tasks.settings import Settings
 from tests.databases import with_registry
 from tests.flows.production.test_serving import CHAMPION, Production, weights
-from vetgate.errors import Denied, StoreError
+from vetgate.errors import Altered, Denied, StoreError
 
 
 def refused(production: Production, reason: str) -> None:
@@ -148,3 +149,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(with_children, signal.SIGKILL)
         process.wait()
+
+
+def linked(folder: Path) -> None:
+    (folder / "elsewhere").write_bytes(b"12345678")
+    (folder / "model").symlink_to(folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("put", "error"),
+    [
+        (linked, OSError),
+        (lambda folder: os.mkfifo(folder / "model"), Altered),
+        (lambda folder: (folder / "model").write_bytes(b"123456789"), Altered),
+        (lambda folder: (folder / "model").mkdir(), OSError),
+    ],
+    ids=["a link to the very bytes", "a pipe that nobody writes to", "a byte too many", "a folder"],
+)
+def test_only_a_plain_file_of_the_size_is_read(
+    tmp_path: Path, put: Callable[[Path], object], error: type[Exception]
+) -> None:
+    put(tmp_path)
+    with pytest.raises(error):
+        read_bounded(tmp_path / "model", 8)
+    (tmp_path / "plain").write_bytes(b"12345678")
+    assert read_bounded(tmp_path / "plain", 8) == b"12345678"
