@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from vetgate.contract import Evidence, Repair, Samples, Subject, repair
 from vetgate.probe import logits
-from vetgate.repair.remove_and_retrain import NO_WEIGHTS, chosen_rows, drawn_anew, taught
+from vetgate.repair.remove_and_retrain import NO_WEIGHTS, TRIALS, chosen_rows, drawn_anew, taught
 from vetgate.role import RepairRole
 
 ROLE = RepairRole(
@@ -51,8 +51,9 @@ def relabel_and_retrain(
     rows, model = subject.train, subject.model
     flagged = chosen_rows(subject, evidence, epochs=trial, images=images // 4, lr=lr, batch=batch)
     drawn_anew(model)
-    reach = epochs / max(1, epochs + more)
-    steps = taught(model, rows[~flagged], epochs=epochs, images=images, lr=lr, batch=batch, share=(0.0, reach))
+    begun = TRIALS if len(evidence) > 1 else 0.0
+    reach = begun + (1 - begun) * epochs / max(1, epochs + more)
+    steps = taught(model, rows[~flagged], epochs=epochs, images=images, lr=lr, batch=batch, share=(begun, reach))
     shown = rows.y.clone()
     if bool(flagged.any()):
         shown[flagged] = logits(model, rows.x[flagged]).argmax(1)

@@ -40,6 +40,8 @@ NO_WEIGHTS = "every weight is drawn anew, and the submitted ones are never used"
 
 # a detector's rows are honest, or too few of the poisoned ones, where fewer than this share of them get another label
 CONFIRMED = 0.5
+# of the time that a repair takes, what trials have at most
+TRIALS = 0.4
 
 
 @repair(
@@ -68,7 +70,8 @@ def remove_and_retrain(
     flagged = chosen_rows(subject, evidence, epochs=trial, images=images // 4, lr=lr, batch=batch)
     left = rows[~flagged]
     drawn_anew(model)
-    steps = taught(model, left, epochs=epochs, images=images, lr=lr, batch=batch)
+    begun = TRIALS if len(evidence) > 1 else 0.0
+    steps = taught(model, left, epochs=epochs, images=images, lr=lr, batch=batch, share=(begun, 1.0))
     done = {"removed": float(flagged.sum()), "left": float(len(left)), "steps": float(steps)}
     return Repair(model, done | {"lost": relabelled(model, rows[flagged])})
 
@@ -94,10 +97,11 @@ def chosen_rows(
     if len(whole) == 1:
         return whole[0]
     gains = []
-    for rows in whole:
+    for turn, rows in enumerate(whole):
         model = copy.deepcopy(subject.model)
         drawn_anew(model)
-        taught(model, train[~rows], epochs=epochs, images=images, lr=lr, batch=batch)
+        share = (TRIALS * turn / len(whole), TRIALS * (turn + 1) / len(whole))
+        taught(model, train[~rows], epochs=epochs, images=images, lr=lr, batch=batch, share=share)
         gains.append((2 * relabelled(model, train[rows]) - 1) * float(rows.sum()))
     return whole[gains.index(max(gains))]
 

@@ -234,13 +234,18 @@ def test_a_blind_repair_hardens_a_copy_that_is_vetted_itself_and_without_a_basis
     done = vetgate("vet", honest, "--json", VETGATE_POLICY=policy)
 
     assert (done.code, done.blob["verdict"]) == (0, "PASS"), done
-    hardened, found = done.blob["repair"], {one["standing"]: one for one in done.blob["repairs"]}
+    hardened, found = done.blob["repair"], {one["method"]: one for one in done.blob["repairs"]}
     assert hardened["verdict"] == "PASS" and hardened["submission"] != passed.blob["manifest_sha256"]
     # no trigger, nothing to measure: not a proof that none is left
     assert hardened["attack_success"] == [None, None]
-    assert set(found) == {"chosen", "skipped"} and found["chosen"]["method"] == hardened["method"]
-    candidate = found["skipped"]
-    assert candidate["standing"] == "skipped" and "a trigger that leads to a suspected label" in candidate["reason"]
+    assert {name: one["standing"] for name, one in found.items()} == {
+        "neural_cleanse_unlearning": "skipped",
+        "sharpened_unlearning": "skipped",
+        hardened["method"]: "chosen",
+        "remove_and_retrain": "skipped",
+    }
+    assert "a trigger that leads to a suspected label" in found["sharpened_unlearning"]["reason"]
+    assert "training rows that a detector flags" in found["remove_and_retrain"]["reason"]
     assert "skipped" in Path(done.blob["report"]).read_text()
 
     promoted = {
