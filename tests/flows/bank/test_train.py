@@ -164,7 +164,8 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen([sys.executable, str(script)], env=environment)
     try:
-        until(pid_file.exists)
+        # it is there before anything is in it
+        until(lambda: pid_file.exists() and bool(pid_file.read_text()))
     finally:
         parent.kill()
         parent.wait()
