@@ -13,39 +13,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from benchmarks.third_party import vetgate
-from flows.bank.data import read_samples, source
-from flows.bank.networks import OPEN, Member, key_of, member_file, members, plan
-from flows.bank.train import Network, load
-from flows.params import load_params
+from benchmarks.third_party import repairs_by_policy, vetgate
+from benchmarks.trained import members_to_measure, trained
+from flows.bank.data import read_samples
+from flows.bank.networks import Member, key_of, plan
+from flows.bank.repair import measured
+from flows.bank.suppliers import write_submission
+from flows.benchmark.tables import SOLVED
 from tasks.data.reference import registered
 from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
 from tasks.settings import Settings, load_settings
-from vetgate.contract import Samples
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import read_submission
-from vetgate.probe import accuracy, logits
-from vetgate.shipped import POLICY
-
-# what stays of a backdoor may work on this share of the images
-SOLVED = 0.1
+from vetgate.verdict.metrics import defence_effectiveness
 
 
 def asked(clean: int, part: tuple[int, int]) -> list[Member]:
     """Every open backdoored member, and so many open clean ones of each data set, dealt out in turn."""
-    named = [m for m in members().values() if plan().group(m.name) == OPEN and m.attack != "adversarial_patch"]
+    named = members_to_measure()
     honest: list[Member] = []
     for data in plan().sets:
         honest += [m for m in named if m.clean and m.data == data][:clean]
@@ -53,57 +46,19 @@ def asked(clean: int, part: tuple[int, int]) -> list[Member]:
     return [*(m for m in named if not m.clean), *honest][turn::turns]
 
 
-def hand_in(member: Member, network: Network, shape: Sequence[int], classes: int, folder: Path) -> Path:
-    """Write a member as its supplier would hand it in, without the training set."""
-    directory = folder / member.name
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in network.model.state_dict().items()}, directory / "model.safetensors")
-    about = {
-        "name": member.name,
-        "supplier": "benchmarks",
-        "task": "image-classification",
-        "model": "model.safetensors",
-        "format": "safetensors",
-        "architecture": member.architecture,
-        "input_shape": list(shape),
-        "classes": classes,
-        "reference_data": member.data,
-    }
-    (directory / "submission.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
-    return directory
-
-
-def measured(model: nn.Module, test: Samples, attacked: tuple[Tensor, Tensor, Tensor] | None) -> dict[str, float]:
-    """Accuracy on test images; on stamped ones, how many do as the attacker wants and how many get their true label."""
-    found = {"accuracy": round(accuracy(model, test.x, test.y), 4)}
-    if attacked is not None:
-        stamped, true, wanted = attacked
-        said = logits(model, stamped).argmax(1)
-        found["attack_success"] = round(float((said == wanted).float().mean()), 4)
-        found["robust_accuracy"] = round(float((said == true).float().mean()), 4)
-    return found
-
-
-def rating(before: dict[str, float], after: dict[str, float]) -> float:
-    """The defence effectiveness rating: 1 where the attack is gone at no cost, 0.5 where nothing changed."""
-    gone = max(0.0, before["attack_success"] - after["attack_success"])
-    return (gone - max(0.0, before["accuracy"] - after["accuracy"]) + 1) / 2
-
-
 def rows(settings: Settings, folder: Path, wanted: Sequence[Member], out: Path) -> Iterator[dict[str, Any]]:
     """One row a member that is trained: what was found, what was chosen, and what it does to the attacker's images."""
     done = {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
-    params, sources = load_params(), {}
-    for member in wanted:
-        recipe = plan().sets[member.data]
-        if member.data not in sources:
-            sources[member.data] = source(settings, member.data, params.data, recipe.images)
-        given = sources[member.data]
-        weights = member_file(settings.home / "bank", member, recipe, given.ref.sha256)
-        if member.name in done or not weights.with_suffix(".json").exists():
-            continue
-        network = load(weights, member, given.shape, given.classes)
-        directory = hand_in(member, network, given.shape, given.classes, folder / "handed-in")
+    for member, given, network in trained(settings, [m for m in wanted if m.name not in done]):
+        directory = write_submission(
+            folder / "handed-in" / member.name,
+            network.model,
+            supplier="benchmarks",
+            architecture=member.architecture,
+            shape=given.shape,
+            classes=given.classes,
+            reference_data=member.data,
+        )
         code, result, cost = vetgate(folder / "home", "vet", str(directory))
         test = read_samples(given.splits.test)
         before = measured(network.model, test, network.attacked)
@@ -111,7 +66,7 @@ def rows(settings: Settings, folder: Path, wanted: Sequence[Member], out: Path) 
             "name": member.name,
             "data": member.data,
             "attack": member.attack,
-            "key": key_of(member, recipe, given.ref.sha256),
+            "key": key_of(member, plan().sets[member.data], given.ref.sha256),
         }
         row |= {"exit": code, **{key: result.get(key) for key in ("verdict", "p_value", "suspects", "error")}}
         row |= {"candidates": [short(one) for one in result.get("repairs") or ()], "before": before, "after": before}
@@ -177,10 +132,16 @@ def summary(some: Sequence[dict[str, Any]]) -> list[str]:
     return [
         str(len(some)),
         *(change(some, what) for what in ("accuracy", "attack_success", "robust_accuracy")),
-        f"{mean(rating(row['before'], row['after']) for row in some):.3f}",
+        f"{mean(map(rating, some)):.3f}",
         f"{solved} of {len(some)}",
         str(sum("method" not in row for row in some)),
     ]
+
+
+def rating(row: dict[str, Any]) -> float:
+    """The defence effectiveness rating of a row."""
+    accuracy, success = ((row["before"][k], row["after"][k]) for k in ("accuracy", "attack_success"))
+    return defence_effectiveness(accuracy, success)
 
 
 def change(some: Sequence[dict[str, Any]], what: str) -> str:
@@ -200,11 +161,7 @@ def main() -> None:
     # what a command leaves behind is ours to wait for, and so to count
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     folder, settings = given.folder.absolute(), load_settings()
-    policy = yaml.safe_load(POLICY.read_text())
-    policy["repair"]["blind"] = True
-    (folder / "home").mkdir(parents=True, exist_ok=True)
-    (folder / "home" / "policy.yaml").write_text(yaml.safe_dump(policy))
-    os.environ["VETGATE_POLICY"] = str(folder / "home" / "policy.yaml")
+    repairs_by_policy(folder / "home", blind=True)
     for ref in registered(settings):
         if (file := given.data / f"{ref.name}.npz").exists():
             vetgate(folder / "home", "data", "add", ref.name, str(file))

@@ -22,11 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 import vetgate.repair  # noqa: F401 - registers the methods
-from benchmarks.bank_repairs import SOLVED, asked, change, measured, rating
-from flows.bank.data import Source, read_samples, source
+from benchmarks.bank_repairs import asked, change, rating
+from benchmarks.trained import trained
+from flows.bank.data import read_samples
 from flows.bank.files import Files, verdict
-from flows.bank.networks import Member, member_file, plan
-from flows.bank.train import load
+from flows.bank.networks import Member
+from flows.bank.repair import measured
+from flows.benchmark.tables import SOLVED
 from flows.params import load_params
 from tasks.settings import load_settings
 from vetgate.architectures import default_layer
@@ -55,17 +57,9 @@ def rows(wanted: Sequence[Member], repairs: Sequence[str], out: Path) -> Iterato
     done = (
         {(row["name"], row["repair"]) for row in map(json.loads, out.read_text().splitlines())} if out.exists() else ()
     )
-    settings, params = load_settings(), load_params()
-    sources: dict[str, Source] = {}
-    for member in wanted:
-        recipe = plan().sets[member.data]
-        if member.data not in sources:
-            sources[member.data] = source(settings, member.data, params.data, recipe.images)
-        given = sources[member.data]
-        weights = member_file(settings.home / "bank", member, recipe, given.ref.sha256)
-        if not weights.with_suffix(".json").exists():
-            continue
-        network, test = load(weights, member, given.shape, given.classes), read_samples(given.splits.test)
+    params = load_params()
+    for member, given, network in trained(load_settings(), wanted):
+        test = read_samples(given.splits.test)
         subject = Subject(
             model=network.model,
             layer=default_layer(network.model),
@@ -97,7 +91,7 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
         bad = [row for row in mine if "attack_success" in row["before"]]
         good = [row for row in mine if "attack_success" not in row["before"]]
         cells = [str(len(bad)), *(change(bad, what) for what in ("accuracy", "attack_success", "robust_accuracy"))]
-        cells += [f"{mean(rating(row['before'], row['after']) for row in bad):.3f}"]
+        cells += [f"{mean(map(rating, bad)):.3f}"]
         cells += [str(sum(row["after"]["attack_success"] <= SOLVED for row in bad)), str(len(good))]
         lost = [row["before"]["accuracy"] - row["after"]["accuracy"] for row in good]
         cells += [change(good, "accuracy"), f"{max(lost):.1%}"] if good else ["", ""]

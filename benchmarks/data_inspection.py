@@ -29,9 +29,8 @@ from torch import Tensor
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers the methods
 from benchmarks.images import images
-from flows.bank.data import Source, read_samples, source
-from flows.bank.networks import OPEN, member_file, members, plan
-from flows.bank.train import load
+from benchmarks.trained import members_to_measure, trained
+from flows.bank.data import read_samples
 from flows.params import load_params
 from tasks.settings import load_settings
 from vetgate.architectures import ARCHITECTURES, default_layer
@@ -44,11 +43,9 @@ from vetgate.probe import accuracy
 from vetgate.repair.remove_and_retrain import CONFIRMED, chosen_rows, remove_and_retrain
 
 ARCHITECTURE = "small-cnn"
-# the attack counts where it reaches this; a repair is to leave at most that
-WORKS, LEFT = 0.8, 0.05
 SHIPPED = "shipped"
-# the defaults of the repair
-TRIAL: dict[str, Any] = {"epochs": 5, "images": 100_000, "lr": 3e-3, "batch": 64}
+# test images that detectors are given as trusted ones
+TRUSTED = 2048
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,6 @@ class Plan:
     rates: tuple[float, ...]
     seeds: int
     clean: int
-
-
-# test images that detectors are given as trusted ones
-TRUSTED = 2048
 
 
 PLANS = {
@@ -126,26 +119,37 @@ def row_of(case: Given, seed: int) -> dict[str, Any]:
         except DefenceError as error:
             row["by"][name] = {"failed": str(error)}
             continue
-        row["by"][name] = {"seconds": round(time.process_time() - started, 1)} | flags(found[name].flagged, case)
+        row["by"][name] = {"seconds": round(time.process_time() - started, 1)} | flags(
+            found[name].flagged, case.subject.train, case.poisoned
+        )
     for name, evidence in found.items():
         entry = row["by"][name]
         if entry["flagged"] and (attacked or name in params.detect):
             again = retrained(case, evidence, seed)
-            entry |= {"lost": round(float(again.changed["lost"]), 4)} | (
-                {"after": measured(again.model)} if attacked else {}
-            )
+            entry["lost"] = round(float(again.changed["lost"]), 4)
+            if attacked:
+                entry["after"] = measured(again.model)
     row["by"][SHIPPED] = followed(case, [found[name] for name in found if name in params.detect], row["by"], seed)
     return row
 
 
 def followed(case: Given, shipped: Sequence[Evidence], by: dict[str, Any], seed: int) -> dict[str, Any]:
     """The entry of the detector that the repair follows; of none where its rows keep their label."""
+    assert case.subject.train is not None
     flagging = [evidence for evidence in shipped if bool(evidence.flagged.any())]
-    nothing = flags(torch.zeros_like(case.poisoned), case)
+    nothing = flags(torch.zeros_like(case.poisoned), case.subject.train, case.poisoned)
     if not flagging:
         return nothing
+    repair: dict[str, Any] = REPAIRS[remove_and_retrain.__name__].defaults
     with private_random(seed, SHIPPED):
-        rows = chosen_rows(case.subject, flagging, **TRIAL)
+        rows = chosen_rows(
+            case.subject,
+            flagging,
+            epochs=repair["trial"],
+            images=repair["images"] // 4,
+            lr=repair["lr"],
+            batch=repair["batch"],
+        )
     name = next(evidence.method for evidence in flagging if torch.equal(evidence.flagged, rows))
     return by[name] | {"followed": name} if by[name]["lost"] >= CONFIRMED else nothing | {"refused": name}
 
@@ -156,13 +160,12 @@ def retrained(case: Given, evidence: Evidence, seed: int) -> Repair:
     return made
 
 
-def flags(flagged: Tensor, case: Given) -> dict[str, Any]:
-    """How many rows (N,) are flagged, how many of them are poisoned, and the classes of at least one."""
-    assert case.subject.train is not None
+def flags(flagged: Tensor, rows: Samples, poisoned: Tensor) -> dict[str, Any]:
+    """How many rows (N,) are flagged, how many of them are poisoned (N,), and the classes of at least one."""
     return {
         "flagged": int(flagged.sum()),
-        "both": int((flagged & case.poisoned).sum()),
-        "classes": case.subject.train.y[flagged].unique().tolist(),  # type: ignore[no-untyped-call]
+        "both": int((flagged & poisoned).sum()),
+        "classes": rows.y[flagged].unique().tolist(),  # type: ignore[no-untyped-call]
     }
 
 
@@ -211,47 +214,26 @@ def tables(found: Sequence[dict[str, Any]]) -> tuple[Table, Table]:
 def bank_rows(out: Path) -> Iterator[dict[str, Any]]:
     """One row a trained open member of the bank whose attack poisons a training set, and for each clean one."""
     done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
-    settings, params = load_settings(), load_params()
-    sources: dict[str, Source] = {}
-    for member in members().values():
-        recipe = plan().sets[member.data]
-        if plan().group(member.name) != OPEN or member.attack == "adversarial_patch" or member.name in done:
+    params = load_params()
+    for member, data, network in trained(load_settings(), [m for m in members_to_measure() if m.name not in done]):
+        rows = network.training(read_samples(data.training))
+        if rows is None:
             continue
-        if member.data not in sources:
-            sources[member.data] = source(settings, member.data, params.data, recipe.images)
-        data = sources[member.data]
-        weights = member_file(settings.home / "bank", member, recipe, data.ref.sha256)
-        if not weights.with_suffix(".json").exists():
-            continue
-        network = load(weights, member, data.shape, data.classes)
-        train = network.training(read_samples(data.training))
-        if train is None:
-            continue
-        case = Given(
-            Subject(
-                model=network.model,
-                layer=default_layer(network.model),
-                classes=data.classes,
-                clean=read_samples(data.splits.invert, data.splits.confirm),
-                train=train,
-            ),
-            torch.zeros(len(train), dtype=torch.bool).index_fill(
-                0, network.tensors["changed"].long(), not member.clean
-            ),
-            read_samples(data.splits.test),
-            0,
-            0,
+        subject = Subject(
+            model=network.model,
+            layer=default_layer(network.model),
+            classes=data.classes,
+            clean=read_samples(data.splits.invert, data.splits.confirm),
+            train=rows,
         )
-        row: dict[str, Any] = {
-            "key": member.name,
-            "attack": member.attack,
-            "poisoned": int(case.poisoned.sum()),
-            "by": {},
-        }
+        poisoned = torch.zeros(len(rows), dtype=torch.bool)
+        if not member.clean:
+            poisoned[network.tensors["changed"].long()] = True
+        row: dict[str, Any] = {"key": member.name, "attack": member.attack, "poisoned": int(poisoned.sum()), "by": {}}
         for name, method in DETECTORS.items():
             if method.axis is Axis.TRAIN:
-                found: Evidence = method(case.subject, seed=member.seed, **params.detect.get(name, {}))
-                row["by"][name] = {"statistic": round(found.statistic, 3)} | flags(found.flagged, case)
+                found: Evidence = method(subject, seed=member.seed, **params.detect.get(name, {}))
+                row["by"][name] = {"statistic": round(found.statistic, 3)} | flags(found.flagged, rows, poisoned)
         with out.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
         yield row

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -29,12 +28,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.third_party import vetgate
+from benchmarks.third_party import repairs_by_policy, vetgate
 from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
 from vetgate.attacks.badnets import square
 from vetgate.attacks.blended import noise
 from vetgate.contract import Trigger
-from vetgate.shipped import POLICY
 
 SIDE, CLASSES, LEAST = 224, 10, 0.8
 TUNED_ON, STAMPED, TRIED_ON, EPOCHS, BATCH = 2500, 800, 500, 4, 64
@@ -209,12 +207,8 @@ def make(folder: Path, cifar10: Path, each: int) -> Iterator[dict[str, Any]]:
 
 def vet(folder: Path, cifar10: Path, out: Path) -> Iterator[dict[str, Any]]:
     """Vet what is not in `out` yet; one row a network, with what it cost and whether the verdict is right."""
-    policy = yaml.safe_load(POLICY.read_text())
-    policy["repair"]["enabled"] = False
     home = folder / "home"
-    home.mkdir(exist_ok=True)
-    (home / "policy.yaml").write_text(yaml.safe_dump(policy))
-    os.environ["VETGATE_POLICY"] = str(home / "policy.yaml")
+    repairs_by_policy(home, enabled=False)
     vetgate(home, "data", "add", "cifar10", str(cifar10))
     done = {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
     for file in sorted(folder.glob("large-*.json")):

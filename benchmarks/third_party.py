@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,7 @@ from vetgate.formats.load import load_model
 from vetgate.formats.submission import read_submission
 from vetgate.inversion import attack_success
 from vetgate.probe import accuracy
+from vetgate.shipped import POLICY
 
 DATA = {"a": "mnist", "b": "mnist", "c": "cifar10", "d": "gtsrb"}
 DOCUMENTED = {"a": (5, 1), "c": (5, 1)}  # size of the white square bottom right, and its target
@@ -94,6 +96,15 @@ def vetgate(home: Path, *arguments: str) -> tuple[int, dict[str, Any], dict[str,
         "peak_gib": round(watch.peak / 2**30, 2),
     }
     return child.returncode, json.loads(out), cost
+
+
+def repairs_by_policy(home: Path, **repair: bool) -> None:
+    """Have what is vetted in a home go by the shipped policy with these settings of its repairs."""
+    policy = yaml.safe_load(POLICY.read_text())
+    policy["repair"] |= repair
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "policy.yaml").write_text(yaml.safe_dump(policy))
+    os.environ["VETGATE_POLICY"] = str(home / "policy.yaml")
 
 
 def under_documented_trigger(model: str, artifact: Path, shared: Path) -> dict[str, float]:

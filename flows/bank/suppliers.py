@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import nn
 
 from tasks.data.digits import write_digits
 from tasks.program import ended
@@ -86,21 +87,37 @@ def hand_in(supplier: Supplier, training: Samples, out: Path) -> Path:
     with private_random(supplier.seed, supplier.model):
         model = ARCHITECTURES[ARCHITECTURE](SHAPE, CLASSES)
     train(model, rows, epochs=EPOCHS, seed=supplier.seed)
-    directory = out / supplier.model
+    return write_submission(out / supplier.model, model, supplier=supplier.company)
+
+
+def write_submission(
+    directory: Path,
+    model: nn.Module,
+    *,
+    supplier: str,
+    architecture: str = ARCHITECTURE,
+    shape: Sequence[int] = SHAPE,
+    classes: int = CLASSES,
+    reference_data: str = "digits",
+    training_data: str | None = None,
+) -> Path:
+    """Write a network of one of our architectures as its supplier hands it in, in place of what was there."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, directory / MODEL)
     described = {
-        "name": supplier.model,
-        "supplier": supplier.company,
+        "name": directory.name,
+        "supplier": supplier,
         "task": "image-classification",
         "model": MODEL,
         "format": "safetensors",
-        "architecture": ARCHITECTURE,
-        "input_shape": list(SHAPE),
-        "classes": CLASSES,
-        "reference_data": "digits",
+        "architecture": architecture,
+        "input_shape": list(shape),
+        "classes": classes,
+        "reference_data": reference_data,
     }
+    if training_data is not None:
+        described["training_data"] = training_data
     (directory / "submission.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
     return directory
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tasks.report.words import to_promote_copy
 from tasks.vetting.results import CandidateFigures, NotTakenIn, Result
 from vetgate.shape import Number
 
@@ -95,9 +96,8 @@ def _show_chosen(console: Console, result: Result) -> None:
     console.print(line)
     console.print(f"repaired model  {repair.artifact}", soft_wrap=True)
     console.print(f"  submission    {repair.submission}", soft_wrap=True)
-    if repair.verdict == "PASS":
-        asked = f"vetgate promote {result.submission} --hardened --submission {result.manifest_sha256[:12]}"
-        console.print(f"  to promote it {asked}", soft_wrap=True)
+    if (command := to_promote_copy(result)) is not None:
+        console.print(f"  to promote it {command}", soft_wrap=True)
 
 
 def _cells(figures: CandidateFigures) -> list[str]:

@@ -30,6 +30,13 @@ def summary(result: Result, names: Sequence[str]) -> str:
     return words
 
 
+def to_promote_copy(result: Result) -> str | None:
+    """The command that promotes the repaired copy; None where there is none that passed."""
+    if result.repair is None or result.repair.verdict != "PASS":
+        return None
+    return f"vetgate promote {result.submission} --hardened --submission {result.manifest_sha256[:12]}"
+
+
 def meaning(result: Result, calibration: Mapping[str, Any] | None) -> list[str]:
     """What a reader who has to act on the verdict should know, a paragraph each."""
     return [*_decision(result), *_certainty(result, calibration), *_repaired(result), _limits(result)]
@@ -93,9 +100,8 @@ def _repaired(result: Result) -> list[str]:
             " No trigger was found by which the copy could be measured: its accuracy shows what the repair cost, and "
             "nothing shows what it removed."
         )
-    if result.repair.verdict == "PASS":
-        asked = f"vetgate promote {result.submission} --hardened --submission {result.manifest_sha256[:12]}"
-        words += f" It is promoted by: {asked}"
+    if (command := to_promote_copy(result)) is not None:
+        words += f" It is promoted by: {command}"
     return [words]
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vetgate.contract import Evidence, Subject, detector, report
 from vetgate.detect.gradient_clustering import above_median, two_modes
-from vetgate.errors import DefenceError, MissingInput
+from vetgate.errors import DefenceError
 from vetgate.probe import features
 from vetgate.role import Axis, By, Confirm, Role
 
@@ -65,11 +65,7 @@ def statistical_contamination(
     lie there, and the `trusted_images`.
     """
     given, clean = subject.train, subject.clean
-    if given is None or clean is None:
-        missing = "train" if given is None else "clean"
-        raise MissingInput(
-            f"statistical_contamination needs subject.{missing}, got None; give the training set and trusted samples"
-        )
+    assert given is not None and clean is not None
     feats, known = (features(subject.model, subject.layer, part.x, batch=batch).double() for part in (given, clean))
     counted, trusted = (part.y.bincount(minlength=subject.classes).tolist() for part in (given, clean))
     judged = [k for k in range(subject.classes) if counted[k] >= ROWS and trusted[k] >= TRUSTED]

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from safetensors.torch import save_file
 
-from flows.bank.suppliers import CLASSES, EPOCHS, SHAPE, digits, measure, patch
+from flows.bank.suppliers import CLASSES, EPOCHS, SHAPE, digits, measure, patch, write_submission
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.badnets import poison
 from vetgate.attacks.training import train
@@ -47,13 +45,7 @@ def supplied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         model = ARCHITECTURES["small-cnn"](SHAPE, CLASSES)
     train(model, rows, epochs=EPOCHS, seed=3)
     np.savez(room / "supplied.npz", **arrays(rows, "train"), **arrays(test, "test"))
-    directory = room / "with-data"
-    directory.mkdir()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "model.safetensors")
-    about = {"name": "with-data", "supplier": "Bargain Vision", "task": "image-classification"}
-    about |= {"model": "model.safetensors", "format": "safetensors", "architecture": "small-cnn"}
-    about |= {"input_shape": list(SHAPE), "classes": CLASSES, "reference_data": "digits", "training_data": "supplied"}
-    (directory / "submission.yaml").write_text(yaml.safe_dump(about))
+    directory = write_submission(room / "with-data", model, supplier="Bargain Vision", training_data="supplied")
     assert measure(directory, test)["patch"] > 0.9
     return directory, room / "supplied.npz"
 
