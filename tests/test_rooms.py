@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vetgate", "tasks", "flows")
-PLUGINS = {ROOT / "vetgate" / name for name in ("detect", "repair", "attacks", "architectures", "formats/readers")}
+PLUGINS = {
+    ROOT / "vetgate" / name for name in ("detect", "repair", "guard", "attacks", "architectures", "formats/readers")
+}
 MOST = 16
 ROOMS = sorted({path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")})
 # of no one room: the whole service, what is shipped, and the pages

@@ -198,6 +198,16 @@ def report(fraction: float) -> None:
         listener(min(1.0, max(0.0, fraction)))
 
 
+@contextmanager
+def reporting_to(progress: Progress | None) -> Iterator[None]:
+    """Let `report` tell this listener while the context lasts."""
+    token = _progress.set(progress)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
+
+
 @dataclass(frozen=True, eq=False)
 class Method:
     """A registered detector or repair. Calling it enforces the contract around the author's function."""
@@ -303,6 +313,8 @@ def _audited(model: nn.Module) -> Iterator[None]:
             raise DefenceError(f"a method changed the model it inspects: {', '.join(touched[:3])}; work on a copy")
 
 
+# for callers elsewhere; renaming the function itself would void the evidence of every method
+audited = _audited
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

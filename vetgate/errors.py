@@ -59,6 +59,13 @@ class BadSubmission(VetgateError):
     code = "bad-submission"
 
 
+class BadInput(VetgateError):
+    """What a served model was asked about are no images that it takes."""
+
+    exit_code = 4
+    code = "bad-input"
+
+
 class BadPolicy(VetgateError):
     """A policy file is wrong."""
 

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 from vetgate.errors import BadPolicy
 
 PACKAGE = Path(__file__).parent
+# modules in the folders of methods that hold none
+BESIDE_METHODS = {"__init__", "contract", "guarded", "package"}
 Uses = Literal["flagged", "triggers", "neurons"]
 
 
@@ -97,7 +99,20 @@ class RepairRole:
     sentence: str
 
 
-R = TypeVar("R", Role, RepairRole)
+@dataclass(frozen=True, kw_only=True)
+class GuardRole:
+    """A run-time guard's part: the evidence that it uses, None for none, and its name and sentence for people.
+
+    `votes`: it can also say what an input should have been taken for.
+    """
+
+    uses: Uses | None
+    title: str
+    sentence: str
+    votes: bool = False
+
+
+R = TypeVar("R", Role, RepairRole, GuardRole)
 
 
 def roles() -> dict[str, Role]:
@@ -108,6 +123,11 @@ def roles() -> dict[str, Role]:
 def repair_roles() -> dict[str, RepairRole]:
     """Every repair's role by name."""
     return _declared("repair", RepairRole)
+
+
+def guard_roles() -> dict[str, GuardRole]:
+    """Every run-time guard's role by name."""
+    return _declared("guard", GuardRole)
 
 
 def role_of(method: str) -> Role | None:
@@ -142,13 +162,13 @@ def source_of(what: Uses, among: Mapping[str, Any] | None = None) -> str | None:
 
 def title_of(method: str) -> str:
     """A method's name for people."""
-    found = roles().get(method) or repair_roles().get(method)
+    found = roles().get(method) or repair_roles().get(method) or guard_roles().get(method)
     return found.title if found else method.replace("_", " ").capitalize()
 
 
 def sentence_of(method: str) -> str:
     """What a method does, in one sentence; empty for what is no method."""
-    found = roles().get(method) or repair_roles().get(method)
+    found = roles().get(method) or repair_roles().get(method) or guard_roles().get(method)
     return found.sentence if found else ""
 
 
@@ -156,7 +176,7 @@ def sentence_of(method: str) -> str:
 def _declared(folder: str, kind: type[R]) -> dict[str, R]:
     found = {}
     for path in sorted((PACKAGE / folder).glob("*.py")):
-        if path.stem != "__init__":
+        if path.stem not in BESIDE_METHODS:
             found[path.stem] = _read(path, kind)
     return found
 

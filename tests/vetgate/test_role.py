@@ -17,7 +17,19 @@ from tests.vetgate.verdict.test_judge import BACKDOOR, POLICY, Case, label_norms
 from tests.vetgate.verdict.test_judge import calibration as calibrated
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence
 from vetgate.errors import BadPolicy
-from vetgate.role import By, Confirm, Role, _read, by_label, repair_roles, roles, source_of, title_of, weight_of
+from vetgate.role import (
+    By,
+    Confirm,
+    Role,
+    _read,
+    by_label,
+    guard_roles,
+    repair_roles,
+    roles,
+    source_of,
+    title_of,
+    weight_of,
+)
 from vetgate.verdict.calibration import Calibration, MethodPin, Seen
 from vetgate.verdict.findings import findings
 from vetgate.verdict.judge import Decision
@@ -44,7 +56,7 @@ def test_roles_are_read_without_torch() -> None:
 
 
 def test_no_method_is_named_outside_its_own_file() -> None:
-    names = {*roles(), *repair_roles()}
+    names = {*roles(), *repair_roles(), *guard_roles()}
     files = [f for folder in ("vetgate", "tasks", "flows", "docs", "benchmarks") for f in (ROOT / folder).rglob("*.py")]
     assert len(files) > 150
     named = {

@@ -1,0 +1,42 @@
+"""Every registered guard keeps what it promises, over a clean and a trojaned twin."""
+
+from __future__ import annotations
+
+import pytest
+
+import vetgate.detect
+import vetgate.guard  # noqa: F401
+from tests.conformance import Twins, one_thread, twins
+from tests.conformance_guards import CHECKS, Trial
+from vetgate.guard.contract import GUARDS
+from vetgate.role import guard_roles
+
+__all__ = ["one_thread", "twins"]
+
+CASES = [
+    pytest.param(
+        guard,
+        check,
+        id=f"{guard.name}-{check.__name__}",
+        marks=[pytest.mark.xfail(reason=guard.waived[check.__name__], strict=True)]
+        if check.__name__ in guard.waived
+        else [],
+    )
+    for guard in GUARDS.values()
+    for check in CHECKS
+]
+
+
+@pytest.fixture(scope="module")
+def trial(twins: Twins) -> Trial:
+    """The twins, as guards see them."""
+    return Trial(twins)
+
+
+def test_what_is_declared_is_what_is_registered() -> None:
+    assert guard_roles() == {name: guard.role for name, guard in GUARDS.items()}
+
+
+@pytest.mark.parametrize(("guard", "check"), CASES)
+def test_conformance(guard, check, trial: Trial) -> None:  # type: ignore[no-untyped-def]
+    check(guard, trial)

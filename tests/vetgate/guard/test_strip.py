@@ -1,0 +1,73 @@
+"""STRIP: what keeps its label under every overlay scores highest, and the entropy is that over classes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vetgate.guard  # noqa: F401 - registers the guards
+from vetgate.contract import Samples, Subject
+from vetgate.errors import MissingInput
+from vetgate.guard.contract import GUARDS
+
+STRIP = GUARDS["strip"]
+CLASSES = 4
+
+
+class Corner(nn.Module):
+    """Class 0, for certain, where the first pixel is lit; otherwise the logits are those of four other pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lit = x[:, 0, 0, 0] > 0.9
+        out = 2 * x[:, 0, 1, :CLASSES]
+        return torch.where(lit[:, None], torch.tensor([100.0, 0, 0, 0]), out)
+
+
+def subject() -> Subject:
+    x = torch.zeros(80, 1, 4, 4)
+    # trusted images never light the first pixel
+    x[:, :, 1:] = torch.rand(80, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    return Subject(
+        model=Corner(), layer="", classes=CLASSES, clean=Samples(x, torch.zeros(80, dtype=torch.int64)), train=None
+    )
+
+
+def test_the_score_is_minus_the_mean_entropy_over_classes() -> None:
+    given = subject()
+    fitted = STRIP.fit(given, overlays=5)
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    x[:, :, 0] = 0
+    x[0, 0, 0, 0] = 1
+    expected = []
+    for image in x:
+        entropies = []
+        for overlay in fitted.tensors["overlays"]:
+            said = given.model((image + overlay).clamp(0, 1)[None]).softmax(1)[0].tolist()
+            entropies.append(-sum(p * math.log(p) for p in said if p > 0))
+        expected.append(-sum(entropies) / 5)
+    assert STRIP.score(fitted, given.model, x).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_triggered_input_has_low_entropy_and_so_scores_highest() -> None:
+    given = subject()
+    fitted = STRIP.fit(given)
+    x = torch.zeros(2, 1, 4, 4)
+    x[0, 0, 0, 0] = 1
+    triggered, clean = STRIP.score(fitted, given.model, x).tolist()
+    assert triggered == pytest.approx(0, abs=1e-4) and clean < -1
+
+
+def test_blends_are_of_trusted_images_and_not_of_noise() -> None:
+    given = subject()
+    assert given.clean is not None
+    overlays = STRIP.fit(given, overlays=7, seed=3).tensors["overlays"]
+    assert all(any(torch.equal(overlay, image) for image in given.clean.x) for overlay in overlays)
+    assert not torch.equal(overlays, STRIP.fit(given, overlays=7, seed=4).tensors["overlays"])
+
+
+def test_too_few_trusted_images_are_an_error() -> None:
+    with pytest.raises(MissingInput, match="at least 81"):
+        STRIP.fit(subject(), overlays=81)
