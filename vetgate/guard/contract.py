@@ -21,7 +21,7 @@ from vetgate.probe import images_at_once
 from vetgate.role import GuardRole
 
 # images of one pass through the network, replicas included
-IMAGES_AT_ONCE = 512
+IMAGES_AT_ONCE = 128
 Number = int | float | str | bool
 
 

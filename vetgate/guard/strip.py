@@ -27,7 +27,7 @@ ROLE = GuardRole(
 )
 
 
-def _fit(subject: Subject, *, overlays: int = 64, own: float = 0.7, other: float = 0.7) -> Fitted:
+def _fit(subject: Subject, *, overlays: int = 32, own: float = 0.7, other: float = 0.7) -> Fitted:
     """Draw the `overlays` trusted images; a blend is `own` times the input and `other` times the overlay, clipped."""
     assert subject.clean is not None
     if len(subject.clean) < overlays:
