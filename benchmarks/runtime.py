@@ -238,9 +238,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> Table:
             cells.append(f"{mean(r['auroc'] for r in measured):.3f} {text} ({len(measured)})" if measured else "")
         shown.add_row(attack, str(len({row["name"] for row in mine})), *cells)
     clean = [[row["rates"][str(rate)]["rejected"] for rate in RATES] for row in found if "failed" not in row]
-    shown.caption = "false rejections on test images, mean: " + " and ".join(
-        f"{mean(pair[at] for pair in clean):.2%} at {rate:.0%}" for at, rate in enumerate(RATES)
-    )
+    means = [f"{mean(pair[at] for pair in clean):.2%} at {rate:.0%}" for at, rate in enumerate(RATES) if clean]
+    shown.caption = f"false rejections on test images, mean: {' and '.join(means)}"
     return shown
 
 
