@@ -103,13 +103,15 @@ class RepairRole:
 class GuardRole:
     """A run-time guard's part: the evidence that it uses, None for none, and its name and sentence for people.
 
-    `votes`: it can also say what an input should have been taken for.
+    `votes`: it can also say what an input should have been taken for. `normalisation`: it guards only networks with
+    batch normalisation.
     """
 
     uses: Uses | None
     title: str
     sentence: str
     votes: bool = False
+    normalisation: bool = False
 
 
 R = TypeVar("R", Role, RepairRole, GuardRole)

@@ -176,6 +176,20 @@ def probabilities(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([model(part).softmax(1) for part in replicas(x, 1)])
 
 
+@torch.no_grad()
+def log_probability_of_others(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The log of the probability (M,) in nats that images x (M, C, H, W) are not of these labels (M,).
+
+    It still tells inputs apart where the probability of a label itself is rounded to 1.
+    """
+    found: list[Tensor] = []
+    for part in replicas(x, 1):
+        said = model(part).double()
+        own = labels[sum(map(len, found)) :][: len(part), None]
+        found.append(said.scatter(1, own, -math.inf).logsumexp(1) - said.logsumexp(1))
+    return torch.cat(found)
+
+
 GUARDS: dict[str, Guard] = {}
 
 
