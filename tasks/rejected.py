@@ -72,8 +72,8 @@ def keep(home: Path, rejection: Rejection, image: Pixels, *, most: int = MOST, m
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # an image without its line is none
-        _write(folder / f"{name}.png", png_of(image))
-        _write(folder / f"{name}.json", (json.dumps(rejection.to_json(), allow_nan=False) + "\n").encode())
+        write_whole(folder / f"{name}.png", png_of(image))
+        write_whole(folder / f"{name}.json", (json.dumps(rejection.to_json(), allow_nan=False) + "\n").encode())
         _make_room(folder, most, most_bytes)
     except OSError as error:
         raise StoreError(f"expected to write {folder}, got {error.strerror}; make room there") from error
@@ -100,7 +100,8 @@ def png_of(image: Pixels) -> bytes:
     return file.getvalue()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that only this user reads, in the place of what was there; raises OSError."""
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".")
     try:
         with os.fdopen(handle, "wb") as file:
