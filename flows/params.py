@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from vetgate import shipped
 from vetgate.errors import BadPolicy
-from vetgate.role import Uses, repair_roles
+from vetgate.role import Uses, guard_functions, guard_roles, repair_roles, roles
 from vetgate.trust.named_file import read_named
 
 SHIPPED = shipped.PARAMS
 PACKAGE = shipped.PACKAGES / "vetgate"
 OTHERS = ("data", "bank")
+METHODS: Mapping[str, Callable[[], Mapping[str, object]]] = {
+    "detect": roles,
+    "repair": repair_roles,
+    "guard": guard_roles,
+}
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):
@@ -26,6 +32,7 @@ class Params(BaseModel, frozen=True, extra="forbid"):
     detect: dict[str, dict[str, Any]]
     repair: dict[str, dict[str, Any]]
     data: dict[str, Any]
+    guard: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 def load_params(path: Path | None = None) -> Params:
@@ -37,12 +44,12 @@ def load_params(path: Path | None = None) -> Params:
         raise BadPolicy(f"expected hyper-parameters at {path}, got {error}; restore the file") from error
     if not isinstance(sections, dict) or not all(isinstance(v, dict) for v in sections.values()):
         raise BadPolicy(f"expected one section a method in {path}, got {sections!r}; see the shipped file")
-    found: dict[str, dict[str, dict[str, Any]]] = {"detect": {}, "repair": {}}
+    found: dict[str, dict[str, dict[str, Any]]] = {"detect": {}, "repair": {}, "guard": {}}
     for name, section in sections.items():
         for kind in found:
-            if (PACKAGE / kind / f"{name}.py").is_file():
+            if name in METHODS[kind]():
                 found[kind][name] = _checked(kind, name, section, path)
-    unknown = sorted(set(sections) - {*found["detect"], *found["repair"], *OTHERS})
+    unknown = sorted(set(sections).difference(OTHERS, *found.values()))
     if unknown:
         raise BadPolicy(f"expected sections of methods or {', '.join(OTHERS)} in {path}, got {', '.join(unknown)}")
     return Params(**found, data=sections.get("data", {}))
@@ -71,8 +78,8 @@ def _checked(kind: str, name: str, section: dict[str, Any], path: Path) -> dict[
 
 @cache
 def _schema(kind: str, name: str) -> type[BaseModel]:
-    """A model of the keyword-only parameters in the method's signature."""
-    function = _function(kind, name)
+    """A model of the keyword-only parameters in the method's signature; of a guard, in that of its fitting."""
+    function = _function(kind, name, guard_functions(name)["fit"] if kind == "guard" else None)
     fields: dict[str, Any] = {}
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         kinds = _types(argument.annotation)
@@ -94,14 +101,14 @@ def _declared(kind: str, name: str) -> dict[str, Any]:
 
 
 @cache
-def _function(kind: str, name: str) -> ast.FunctionDef:
-    """The method's function as source: importing it would import torch."""
+def _function(kind: str, name: str, function: str | None = None) -> ast.FunctionDef:
+    """A function in a method's file as source, by default that of its name: importing it would import torch."""
     path = PACKAGE / kind / f"{name}.py"
     try:
         tree = ast.parse(path.read_text())
     except OSError as error:
         raise BadPolicy(f"expected a method {name} at {path}, got {error.strerror}; correct its name") from error
-    return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == (function or name))
 
 
 def _types(annotation: ast.expr | None) -> Any:

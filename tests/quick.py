@@ -25,6 +25,7 @@ POLICY = """
 name: quick
 required: [neural_cleanse]
 repair: {enabled: false, methods: []}
+guard: {methods: [strip]}
 timeout_seconds: 120
 """
 RECIPE, COUNT = Recipe(images=1200, epochs=8), 8

@@ -15,6 +15,7 @@ POLICY = f"""
 name: steady
 required: [neural_cleanse]
 repair: {{enabled: false, methods: []}}
+guard: {{methods: [strip]}}
 timeout_seconds: 120
 rescan: {{{RATE}}}
 """

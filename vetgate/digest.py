@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vetgate.reach import outline, without_docstrings
+from vetgate.role import guard_functions
 
 PACKAGE = Path(__file__).parent
 # what runs every method: its seed, its copy of the model, what is put back afterwards
 CONTRACT = ("contract", "Method.__call__")
+GUARDING = [("guard.contract", f"Guard.{part}") for part in ("fit", "score", "vote", "with_cut")]
+Kind = Literal["detect", "repair", "guard"]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -28,7 +31,7 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def code_digest(kind: Literal["detect", "repair"], name: str, package: Path | None = None) -> str:
+def code_digest(kind: Kind, name: str, package: Path | None = None) -> str:
     """SHA-256 over the definitions that a method's numbers can depend on, and over torch's major.minor.
 
     Hashed are the syntax trees of the method, of what runs it, and of every vetgate definition that these reach by
@@ -39,7 +42,11 @@ def code_digest(kind: Literal["detect", "repair"], name: str, package: Path | No
 
 
 def _code_digest(kind: str, name: str, package: Path) -> str:
-    hashed = outline(package, [(f"{kind}.{name}", name), CONTRACT])
+    own, beside = f"{kind}.{name}", [CONTRACT]
+    if kind == "guard":
+        # its registration names the functions that fit it and vote
+        beside = [*((own, function) for _, function in sorted(guard_functions(name, package).items())), *GUARDING]
+    hashed = outline(package, [(own, name), *beside])
     release = importlib.metadata.version("torch").split(".")[:2]
     return sha256_json([hashed, release])
 

@@ -18,7 +18,7 @@ from vetgate.errors import BadPolicy
 
 PACKAGE = Path(__file__).parent
 # modules in the folders of methods that hold none
-BESIDE_METHODS = {"__init__", "alarm_rate", "contract", "guarded", "package"}
+BESIDE_METHODS = {"__init__", "alarm_rate", "contract", "guarded", "measure", "package"}
 Uses = Literal["flagged", "triggers", "neurons"]
 
 
@@ -128,6 +128,15 @@ def repair_roles() -> dict[str, RepairRole]:
 def guard_roles() -> dict[str, GuardRole]:
     """Every run-time guard's role by name."""
     return _declared("guard", GuardRole)
+
+
+def guard_functions(name: str, package: Path = PACKAGE) -> dict[str, str]:
+    """The functions in a guard's own file that its registration names: `fit`, and `vote` where it votes."""
+    for node in ast.parse((package / "guard" / f"{name}.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            given = [k for d in node.decorator_list if isinstance(d, ast.Call) for k in d.keywords]
+            return {str(k.arg): ast.unparse(k.value) for k in given if k.arg in ("fit", "vote")}
+    raise BadPolicy(f"expected a function {name} in vetgate/guard/{name}.py, got none; register it there")
 
 
 def role_of(method: str) -> Role | None:

@@ -25,6 +25,7 @@ for command in (
     bank.bench,
     bank.calibrate,
     service.up,
+    serve.serve,
     serve.rejected,
     watch.sweep,
     watch.rescan,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from flows.gate.decided import Answer, Confirmation, Decided
+from flows.gate.guards import attested_guards
 from flows.gate.issue import SigningContext, issue, newest_verified, signing_context, waived_predicate, waivers_on
 from flows.gate.judged import NOT_SIGNED, Judged, decided_of, judged_of, methods_of, second_of
 from flows.gate.question import FIRST, Question
@@ -18,6 +19,7 @@ from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied, StoreError
 from vetgate.shape import Blob
 from vetgate.trust import attest
+from vetgate.trust.guard_claims import AttestedGuards
 from vetgate.trust.keys import utc_now
 from vetgate.trust.strict_json import as_time
 from vetgate.trust.waivers import Waived
@@ -32,7 +34,10 @@ ASKED_AGAIN = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Ruling:
-    """One decision and what is signed of it: `demote_after` for a rescan's FAIL, `covering` where it is waived."""
+    """One decision and what is signed of it: `demote_after` for a rescan's FAIL, `covering` where it is waived.
+
+    `guards` are those that the model is served with, which have no part in the decision.
+    """
 
     context: SigningContext
     judged: Judged
@@ -40,6 +45,7 @@ class Ruling:
     separated: bool
     demote_after: datetime | None = None
     covering: Waived | None = None
+    guards: AttestedGuards | None = None
 
     @property
     def verdict(self) -> str:
@@ -170,6 +176,7 @@ def _demote_after(context: SigningContext, before: Blob) -> datetime:
 
 def _sign(ruling: Ruling) -> str:
     """Keep the decision and sign it; the key of its attestation, the earlier one's if it was signed already."""
+    ruling = replace(ruling, guards=attested_guards(ruling.context, ruling.judged.question))
     if (signed := _signed_already(ruling)) is not None:
         return signed
     decided, context = ruling.decided, ruling.context
@@ -205,6 +212,7 @@ def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:
         second=shape.to_json(decided.second),
         demote_after=ruling.demote_after,
         decision=decided.key,
+        guards=shape.to_json(ruling.guards),
     )
     return waived_predicate(made, ruling.covering) if ruling.covering else made
 
@@ -219,10 +227,11 @@ def _signed_already(ruling: Ruling) -> str | None:
         return None
     newest, stated = found
     waivers = [waiver.to_json() for waiver in ruling.covering.waivers] if ruling.covering else []
-    if (stated.get("decision"), stated["verdict"], stated.get("waivers")) != (
+    if (stated.get("decision"), stated["verdict"], stated.get("waivers"), stated.get("guards")) != (
         ruling.decided.key,
         ruling.verdict,
         waivers,
+        shape.to_json(ruling.guards),
     ):
         return None
     issued, expires = (as_time(stated[field], field) for field in ("issued", "expires"))

@@ -10,6 +10,8 @@ from vetgate.shape import Blob, Shaped
 
 # the runs of a rescan: its first is from the recorded seed, and the second confirms an alarm
 FIRST, SECOND = "", "second"
+# the run whose seed guards are fitted with: their file tells it, and it must tell none that detectors use
+GUARDING = "guards"
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Question(Shaped):
     `evidence` holds the keys of what detectors found, `failures` why others found nothing and `failure_codes` the kinds
     of these, all by method. `run` names an independent repetition, `refused` says that the files were not understood;
     `second` confirms a rescan's alarm, and without `sign` nothing is written. `asked` says that a person asks for a
-    verdict anew: otherwise one that is in the ledger stands.
+    verdict anew: otherwise one that is in the ledger stands. `guards` is the key of the record of run-time guards.
     """
 
     WHAT = "a question to the gate"
@@ -36,9 +38,10 @@ class Question(Shaped):
     sign: bool = True
     second: Question | None = None
     asked: bool = False
+    guards: str | None = None
 
     def to_json(self) -> Blob:
-        """A JSON object that `from_json` reads; what is as usual of the last four is left out."""
+        """A JSON object that `from_json` reads; what is as usual of the last five is left out."""
         blob: Blob = {
             "manifest": self.manifest,
             "run": self.run,
@@ -57,6 +60,8 @@ class Question(Shaped):
             blob["second"] = self.second.to_json()
         if self.asked:
             blob["asked"] = True
+        if self.guards is not None:
+            blob["guards"] = self.guards
         return blob
 
     def only_says_what_was_found(self, manifest: str, run: str) -> bool:

@@ -12,6 +12,8 @@ from prefect import flow
 
 from flows.gate.question import Question, examination
 from flows.params import Params, load_params, needs
+from flows.vetting.guard import guard_submission
+from tasks.guards.fit import Guarding
 from tasks.progress import announce
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
@@ -47,11 +49,15 @@ class Vetting:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the detectors found, or why nothing could be looked for; `refused` when the files were not understood."""
+    """What the detectors found, or why nothing could be looked for; `refused` when the files were not understood.
+
+    `guards` are the run-time guards that were fitted for serving the model, None where none were to be.
+    """
 
     found: tuple[Found, ...] = ()
     refusal: Reason | None = None
     refused: bool = False
+    guards: Guarding | None = None
 
 
 @contextmanager
@@ -107,7 +113,8 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
             # the longest takes about half of all
             most = vetting.policy.timeout_seconds
             announce(f"one may take more than {most} s of processor time, the `timeout_seconds` of the policy")
-    return vetting, _seen(vetting, workplace, wanted, at_once)
+    seen = _seen(vetting, workplace, wanted, at_once)
+    return vetting, seen if seen.refused else replace(seen, guards=guard_submission(vetting, seen.found))
 
 
 def _seen(vetting: Vetting, workplace: Workplace, wanted: dict[str, Blob], at_once: int) -> Seen:
@@ -166,6 +173,7 @@ def request_of(vetting: Vetting, seen: Seen, level: int) -> Question:
         reference_data=vetting.case.data.source or None,
         sandbox_level=level,
         refused=seen.refused,
+        guards=None if seen.guards is None else seen.guards.key,
     )
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.gate.decided import Answer
+from tasks.guards.fit import Guarding
 from tasks.mlflow.vettings import record_vetting
+from tasks.records.attestations import attestation_at
 from tasks.report.page import Clean, render
 from tasks.report.trigger_images import trigger_pngs
 from tasks.settings import Settings
@@ -24,11 +26,14 @@ from tasks.vetting.results import (
     RepairRecord,
     Result,
     ResultCandidate,
+    ResultGuards,
     ResultMethod,
     ResultRepair,
 )
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
+from vetgate.trust.guard_claims import guards_in
+from vetgate.verdict.policy import GuardPolicy
 from vetgate.verdict.reasons import Reason, records
 from vetgate.verdict.stated import StatedMethod
 from vetgate.verdict.wording import rendered
@@ -69,6 +74,7 @@ def result_of(
     refusal: Reason | None,
     level: int,
     started: float,
+    guards: ResultGuards | None = None,
 ) -> Result:
     """Design.md's object; what it points to is written by `publish`."""
     verdict = answer.decided.verdict
@@ -96,6 +102,25 @@ def result_of(
         reasons=(*said, *rendered(more)),
         reason_records=(*recorded, *records(more)),
         repairs=() if restored is None else restored.candidates,
+        guards=guards,
+    )
+
+
+def guards_of(
+    settings: Settings, answer: Answer, guarding: Guarding | None, policy: GuardPolicy
+) -> ResultGuards | None:
+    """What was fitted to guard the model, and whether the attestation that the gate answers with names it."""
+    if guarding is None or answer.attestation is None:
+        return None
+    record = guarding.record
+    stated = guards_in(attestation_at(open_store(settings), answer.attestation).claims)
+    return ResultGuards(
+        package=record.package if stated is not None and stated.package == record.package else None,
+        action=policy.action,
+        rate=policy.false_rejection_rate,
+        false_rejections=record.false_rejections,
+        guards=record.guards,
+        seconds=record.seconds,
     )
 
 

@@ -17,7 +17,7 @@ from flows.gate.issue import check_not_taken_back
 from flows.params import uses
 from flows.vetting.examine import Vetting, inspect_submission, opened, request_of
 from flows.vetting.repair import repair_submission
-from flows.vetting.result import Repaired, Restored, publish, result_of
+from flows.vetting.result import Repaired, Restored, guards_of, publish, result_of
 from tasks import events
 from tasks.records.attestations import attestation_at, taken_back
 from tasks.records.ledger_state import ledger_state
@@ -106,7 +106,8 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
     repaired = _vet_again(vetting, tried, unless_vetted) if isinstance(tried, Restored) else tried
     check()
     found = {item.method: item for item in seen.found}
-    result = result_of(settings, record, ruling, found, repaired, seen.refusal, workplace.sandbox.level, started)
+    guards, level = guards_of(settings, ruling, seen.guards, vetting.policy.guard), workplace.sandbox.level
+    result = result_of(settings, record, ruling, found, repaired, seen.refusal, level, started, guards)
     return steps.register(partial(publish, settings, record, vetting.case.data, ruling, result, repaired))
 
 

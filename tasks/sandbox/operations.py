@@ -23,12 +23,15 @@ from vetgate.errors import MissingInput, NotUnderstood, StoreError
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import Loaded, load_model, load_served, write_repaired
 from vetgate.formats.submission import Submission
+from vetgate.guard.measure import Cost, Measured, choose_guards
+from vetgate.guard.package import Package, to_bytes
 from vetgate.inversion import attack_success, invert
 from vetgate.probe import accuracy, logits
 from vetgate.replay import Computed, Missing, Replay, replaying
 
 Payload = Mapping[str, Any]
 Progress = Callable[[float], None]
+GUARDS_FILE = "guards.safetensors"
 
 
 def inspect(payload: Payload, progress: Progress) -> dict[str, Any]:
@@ -158,6 +161,52 @@ def reinvert(payload: Payload, progress: Progress) -> dict[str, Any]:
     }
 
 
+def guard(payload: Payload, progress: Progress) -> dict[str, Any]:
+    """Fit the guards `wanted` (name -> parameters) on `clean`, cut them on `held`, and measure them on `samples`.
+
+    Those that are chosen go into the one file of the new directory `out`, for the model with the manifest `parent`;
+    without any there is no directory.
+    """
+    started, done = time.monotonic(), iter(range(1 + 2 * len(payload["wanted"])))
+    loaded = _load(payload)
+    chosen = choose_guards(
+        _subject(payload, loaded),
+        _needed(payload, "held", loaded),
+        _needed(payload, "samples", loaded),
+        payload["wanted"],
+        [Evidence.from_json(blob) for blob in payload["evidence"]],
+        [Trigger.from_json(blob) for blob in payload["triggers"]],
+        rate=payload["rate"],
+        max_slowdown=payload["max_slowdown"],
+        seed=payload["seed"],
+        each=lambda _: progress(next(done) / (1 + 2 * len(payload["wanted"]))),
+    )
+    if chosen.guards:
+        Path(payload["out"]).mkdir()
+        Path(payload["out"], GUARDS_FILE).write_bytes(to_bytes(Package(payload["parent"], chosen.guards)))
+    return {
+        "guards": [_figures(one) for one in chosen.measured],
+        "unfitted": {one.guard: one.reason for one in chosen.unfitted},
+        "false_rejections": chosen.clean,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _figures(one: Measured) -> dict[str, Any]:
+    def cost(of: Cost) -> dict[str, float]:
+        return {"bare": of.bare, "guarded": of.guarded, "slowdown": of.slowdown}
+
+    return {
+        "name": one.fitted.guard,
+        "chosen": one.chosen,
+        "rate": one.fitted.rate,
+        "false_rejections": one.clean,
+        "detection": one.triggered,
+        "alone": cost(one.alone),
+        "batch": cost(one.batch),
+    }
+
+
 def _share(which: torch.Tensor) -> float:
     return float(which.float().mean())
 
@@ -172,8 +221,8 @@ def _load(payload: Payload) -> Loaded:
     return loaded
 
 
-def _subject(payload: Payload) -> Subject:
-    loaded = _load(payload)
+def _subject(payload: Payload, loaded: Loaded | None = None) -> Subject:
+    loaded = loaded or _load(payload)
     return Subject(
         model=loaded.model,
         layer=loaded.layer,
@@ -251,4 +300,4 @@ def _named(methods: Mapping[str, Method], name: str) -> Method:
     return methods[name]
 
 
-OPS = {op.__name__: op for op in (inspect, describe, detect, repair, evaluate, reinvert)}
+OPS = {op.__name__: op for op in (inspect, describe, detect, repair, evaluate, reinvert, guard)}

@@ -106,6 +106,60 @@ def repair_from_json(blob: object) -> RepairRecord | RepairFailed:
 
 
 @dataclass(frozen=True)
+class GuardCost(Shaped):
+    """Milliseconds of processor time of a prediction by the bare network and by the guarded one, and their ratio."""
+
+    bare: Number
+    guarded: Number
+    slowdown: Number
+
+
+@dataclass(frozen=True)
+class ResultGuard(Shaped):
+    """A run-time guard that the policy names; `reason` says why it was not chosen. None stands where not measured.
+
+    `rate` is the share of clean inputs that it may reject, `false_rejections` the share of test images that it does;
+    `detection` is the share of those that it rejects under the reversed triggers. `alone` is one image, `batch` are 64.
+    """
+
+    name: str
+    chosen: bool
+    reason: str | None = None
+    rate: Number | None = None
+    false_rejections: Number | None = None
+    detection: Number | None = None
+    alone: GuardCost | None = None
+    batch: GuardCost | None = None
+
+
+@dataclass(frozen=True)
+class GuardRecord(Shaped):
+    """The guards that were fitted for a model, `package` the SHA-256 of the file with the chosen ones, None without.
+
+    `false_rejections` is the share of test images that any of the chosen ones rejects.
+    """
+
+    WHAT = "the record of guards"
+
+    guards: tuple[ResultGuard, ...]
+    package: str | None
+    false_rejections: Number | None
+    seconds: Number
+
+
+@dataclass(frozen=True)
+class ResultGuards(Shaped):
+    """What guards the model where it is served: nothing, unless the attestation names the SHA-256 of a `package`."""
+
+    package: str | None
+    action: str
+    rate: Number
+    false_rejections: Number | None
+    guards: tuple[ResultGuard, ...]
+    seconds: Number
+
+
+@dataclass(frozen=True)
 class ResultMethod(Shaped):
     """One method in a result; `seconds` is None for one that did not run."""
 
@@ -197,6 +251,8 @@ class Result(Shaped):
     reason_records: tuple[Mapping[str, Any], ...]
     # what earlier versions wrote has none
     repairs: tuple[ResultCandidate, ...] = ()
+    # None where none were to be fitted, or by an earlier version
+    guards: ResultGuards | None = None
 
 
 @dataclass(frozen=True)
@@ -224,4 +280,5 @@ class NotTakenIn:
             "reasons": [*self.reasons],
             "reason_records": [*self.reason_records],
             "repairs": [],
+            "guards": None,
         }

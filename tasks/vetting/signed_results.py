@@ -1,4 +1,4 @@
-"""What vetting workers find, each result signed by the key of a vetter: evidence, inspections, repairs, examinations.
+"""What vetting workers find, each result signed by a vetter: evidence, inspections, repairs, examinations, guards.
 
 A result lies under the digest of everything that it depends on and under that of its signed statement. Whoever can
 write to the store can therefore put objects beside a result, and none in its place; what no trusted vetter signed is
@@ -32,10 +32,16 @@ from vetgate.trust.keys import (
     read_trust_root,
     utc_now,
 )
-from vetgate.trust.statements import EVIDENCE, EXAMINATION, INSPECTION, REPAIR, sign_statement, verify_statement
+from vetgate.trust.statements import EVIDENCE, EXAMINATION, GUARDS, INSPECTION, REPAIR, sign_statement, verify_statement
 from vetgate.trust.strict_json import as_object, time_text
 
-FOLDERS = {EVIDENCE: "evidence/", INSPECTION: "inspections/", REPAIR: "repairs/", EXAMINATION: "examinations/"}
+FOLDERS = {
+    EVIDENCE: "evidence/",
+    INSPECTION: "inspections/",
+    REPAIR: "repairs/",
+    EXAMINATION: "examinations/",
+    GUARDS: "guards/",
+}
 # how many objects under one digest are looked at; beyond this many it is quicker to compute the result anew
 MOST = 64
 
@@ -107,7 +113,7 @@ def find(settings: Settings, kind: str, about: Mapping[str, object]) -> SignedRe
     return None
 
 
-def read(store: Store, trust: TrustRoot, kind: str, manifest: str, method: str, key: str) -> SignedResult | None:
+def read(store: Store, trust: TrustRoot, kind: str, manifest: str, method: str | None, key: str) -> SignedResult | None:
     """The result under a key, None where there is none; raises Denied unless a trusted vetter signed exactly this."""
     return _read(store, trust, kind, f"{_folder(kind, {'manifest': manifest, 'method': method})}/{key}.json")
 

@@ -99,6 +99,13 @@ def detect_on_dask(case: str, sizes: dict[str, int], method: str, params: Blob) 
         return detect_spread(settings, case_from_json(settings, json.loads(case)), sizes, method, params, submit)
 
 
+@task(name="guard", task_run_name="guard", persist_result=True, result_serializer="json", cache_policy=NO_CACHE)
+def guard(fit: Callable[[], Blob]) -> Blob:
+    """The guards that were fitted for serving the model, by whatever fits them, as JSON."""
+    with reporting("guard"):
+        return fit()
+
+
 @task(name="decide", task_run_name="decide", persist_result=True, result_serializer="json", cache_policy=NO_CACHE)
 def decide(ask: Callable[[Blob], Blob], request: Blob) -> Blob:
     """The gate's ruling, by whatever asks the gate; that signs once, so that asking twice is for people to choose."""

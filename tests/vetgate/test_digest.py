@@ -89,6 +89,20 @@ def test_what_runs_every_method_counts_for_every_method(package):
 @pytest.mark.parametrize(
     ("file", "before", "after"),
     [
+        ("guard/strip.py", "torch.randperm(len(subject.clean))", "torch.arange(len(subject.clean))"),
+        ("guard/strip.py", ".sum(2).mean(1)", ".mean(1).sum(1)"),
+        ("guard/contract.py", "+ 1) * (1 - rate)", ") * (1 - rate)"),
+    ],
+)
+def test_how_a_guard_is_fitted_scored_and_cut_counts_for_it(package, file, before, after):
+    digests = code_digest("guard", "strip"), code_digest("detect", "neural_cleanse")
+    rewrite(package / file, before, after)
+    assert code_digest("guard", "strip") != digests[0] and code_digest("detect", "neural_cleanse") == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
         (
             "contract.py",
             "@dataclass(frozen=True, eq=False)\nclass Repair:",

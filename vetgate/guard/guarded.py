@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.contract import Evidence, Samples, Subject
-from vetgate.errors import BadInput, DefenceError
+from vetgate.errors import BadInput, DefenceError, VetgateError
 from vetgate.guard.contract import GUARDS, Fitted, Vote, probabilities
 from vetgate.guard.package import Package
+from vetgate.role import Uses
 
 
 class Action(StrEnum):
@@ -142,15 +143,23 @@ def fit_guards(
         if name not in GUARDS:
             raise DefenceError(f"expected a guard of this version, got {name!r}; there are {', '.join(sorted(GUARDS))}")
         uses = GUARDS[name].role.uses
-        useful = [e for e in evidence if uses is not None and getattr(e, uses) is not None]
+        useful = [e for e in evidence if uses is not None and _holds(e, uses)]
         try:
             fitted.append(GUARDS[name].fit(subject, *useful, seed=seed, **params))
-        except DefenceError as error:
-            failed.append(Unfitted(name, str(error)))
+        except Exception as error:  # one that breaks on this network takes no other with it
+            failed.append(_unfitted(name, error))
     cut: list[Fitted] = []
     for one in fitted:
         try:
             cut.append(GUARDS[one.guard].with_cut(one, subject.model, held.x, rate=rate / len(fitted)))
-        except DefenceError as error:
-            failed.append(Unfitted(one.guard, str(error)))
+        except Exception as error:  # the same
+            failed.append(_unfitted(one.guard, error))
     return tuple(cut), tuple(failed)
+
+
+def _holds(evidence: Evidence, uses: Uses) -> bool:
+    return bool(evidence.triggers) if uses == "triggers" else getattr(evidence, uses) is not None
+
+
+def _unfitted(guard: str, error: Exception) -> Unfitted:
+    return Unfitted(guard, str(error) if isinstance(error, VetgateError) else f"{type(error).__name__}: {error}")

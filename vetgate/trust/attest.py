@@ -77,6 +77,7 @@ def verdict_predicate(
     second: Mapping[str, Any] | None = None,
     demote_after: datetime | None = None,
     decision: str | None = None,
+    guards: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a verdict says, as JSON; `policy` holds name and sha256, `previous` an earlier statement's digest.
 
@@ -84,7 +85,8 @@ def verdict_predicate(
     another user than what it judged. `findings` are the ids of what speaks against the model;
     `reason_records` (`Reason.to_json`) is what decides, `reasons` the same in words. `purpose` is submission
     or rescan; `second` is the independent run that confirmed a rescan's FAIL, and `demote_after` how long it may stay.
-    `decision` is the key of the kept record of everything that was judged.
+    `decision` is the key of the kept record of everything that was judged, `guards` (`AttestedGuards.to_json`) what
+    guards the model where it is served.
     """
     return {
         "name": name,
@@ -112,6 +114,7 @@ def verdict_predicate(
         "second": None if second is None else dict(second),
         "demote_after": None if demote_after is None else time_text(demote_after),
         "decision": decision,
+        "guards": None if guards is None else dict(guards),
     }
 
 

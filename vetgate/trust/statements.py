@@ -18,9 +18,21 @@ from vetgate.trust.dsse import STATEMENT_TYPE, Envelope
 from vetgate.trust.keys import TrustRoot
 from vetgate.trust.strict_json import SHA256, as_object, as_text, as_time, parse
 
-SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INSPECTION, REPAIR, EXAMINATION, RESCAN = (
-    KINDS
-) = (
+(
+    SUBMISSION,
+    WAIVER,
+    APPROVAL,
+    REVOCATION,
+    PROMOTION,
+    LEDGER,
+    HEAD,
+    EVIDENCE,
+    INSPECTION,
+    REPAIR,
+    EXAMINATION,
+    RESCAN,
+    GUARDS,
+) = KINDS = (
     "submission",
     "waiver",
     "approval",
@@ -33,6 +45,7 @@ SUBMISSION, WAIVER, APPROVAL, REVOCATION, PROMOTION, LEDGER, HEAD, EVIDENCE, INS
     "repair",
     "examination",
     "rescan",
+    "guards",
 )
 
 

@@ -6,16 +6,16 @@ The text below a key describes it in docs/reference/policy.md.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from vetgate import shipped
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
 from vetgate.formats.readers import formats
-from vetgate.role import repair_roles
+from vetgate.role import guard_roles, repair_roles
 from vetgate.trust.named_file import read_named
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -35,6 +35,31 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
     """How much accuracy a repair may cost: it is refused when the images establish, at 95 %, that it cost more."""
     max_attack_success: Share = 0.05
     """How often the reversed triggers may still succeed, beyond what equally small ones do by nature."""
+
+
+class GuardPolicy(BaseModel, frozen=True, extra="forbid"):
+    """Which run-time guards a vetting fits for serving the model; no verdict depends on them."""
+
+    enabled: bool = True
+    """Whether guards are fitted at all."""
+    methods: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(guard_roles())))
+    """The guards to fit, in this order."""
+    false_rejection_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """The share of clean inputs that all of them together may reject."""
+    max_slowdown: Annotated[float, Field(ge=1)] = 200.0
+    """How many times the processor time of the bare network a prediction with the guard may take, in batches of 64."""
+    action: Literal["reject", "log-only", "vote"] = "reject"
+    """What becomes of an input that a guard rejects, unless who serves the model says otherwise."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known = guard_roles()
+        unknown = [name for name in self.methods if name not in known]
+        if unknown or len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"expected each of the guards {', '.join(known)} once at most, got {list(self.methods)}")
+        if self.enabled and self.action == "vote" and not any(known[name].votes for name in self.methods):
+            raise ValueError(f"expected a guard that votes for the action vote, got {list(self.methods)}; name one")
+        return self
 
 
 class PromotionPolicy(BaseModel, frozen=True, extra="forbid"):
@@ -101,6 +126,8 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     """Formats that may enter production."""
     repair: RepairPolicy = RepairPolicy()
     """What may be repaired, and at what price."""
+    guard: GuardPolicy = GuardPolicy()
+    """Which run-time guards are fitted for serving."""
     promotion: PromotionPolicy = PromotionPolicy()
     """What promotion demands besides a PASS."""
     waivers: WaiverPolicy = WaiverPolicy()
@@ -122,8 +149,8 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of the policy's canonical JSON, without `spread` and `ledger`, which change no verdict."""
-        return sha256_json(self.model_dump(mode="json", exclude={"spread", "ledger"}))
+        """SHA-256 in hex of the canonical JSON, without `spread`, `ledger` and `guard`, which change no verdict."""
+        return sha256_json(self.model_dump(mode="json", exclude={"spread", "ledger", "guard"}))
 
 
 def load_policy(path: Path | None = None) -> Policy:

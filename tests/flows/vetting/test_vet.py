@@ -17,7 +17,17 @@ from vetgate import shipped
 from vetgate.verdict.policy import load_policy
 
 RESULT = ["submission", "manifest_sha256", "verdict", "p_value", "calibrated", "suspects", "methods", "repair"]
-RESULT += ["report", "attestation", "mlflow_run", "sandbox_level", "seconds", "reasons", "reason_records", "repairs"]
+RESULT += [
+    "report",
+    "attestation",
+    "mlflow_run",
+    "sandbox_level",
+    "seconds",
+    "reasons",
+    "reason_records",
+    "repairs",
+    "guards",
+]
 METHOD = ["name", "statistic", "alarmed", "suspects", "failure", "seconds"]
 REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]
 REPAIR += ["robust_accuracy"]

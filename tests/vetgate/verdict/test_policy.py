@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from vetgate.errors import BadPolicy
+from vetgate.guard.guarded import Action
 from vetgate.role import roles
 from vetgate.verdict.policy import Policy, load_policy
 
@@ -58,6 +59,14 @@ def test_what_is_left_out_takes_the_strict_default(tmp_path):
         {"repair": {"max_accuracy_loss": float("nan")}},
         {"repair": {"max_attack_success": 1.5}},
         {"repair": {"unknown": 1}},
+        {"guard": {"methods": ["strips"]}},
+        {"guard": {"methods": ["strip", "strip"]}},
+        {"guard": {"methods": ["strip"], "action": "vote"}},
+        {"guard": {"action": "rejects"}},
+        {"guard": {"false_rejection_rate": 0}},
+        {"guard": {"false_rejection_rate": float("nan")}},
+        {"guard": {"max_slowdown": 0.5}},
+        {"guard": {"max_slowdown": float("nan")}},
         {"timeout_seconds": 0},
         {"valid_days": 0},
         {"memory_bytes": -1},
@@ -106,3 +115,15 @@ def test_whatever_moves_a_verdict_moves_the_digest(tmp_path, fields):
 def test_a_policy_cannot_be_altered_once_read():
     with pytest.raises(ValidationError):
         load_policy().allow_uncalibrated = True
+
+
+@pytest.mark.parametrize("fields", [{"guard": {"enabled": False}}, {"spread": "dask"}], ids=str)
+def test_what_moves_no_verdict_leaves_the_digest(tmp_path, fields):
+    assert read(tmp_path, **fields).digest == read(tmp_path).digest
+
+
+def test_the_actions_of_a_policy_are_those_of_a_guarded_model(tmp_path):
+    given = Policy.model_json_schema()["$defs"]["GuardPolicy"]["properties"]["action"]["enum"]
+    assert given == [action.value for action in Action]
+    with pytest.raises(BadPolicy, match=r"expected each of the guards .*strip.* got \['strips'\]"):
+        read(tmp_path, guard={"methods": ["strips"]})

@@ -1,0 +1,91 @@
+"""Guarded serving: the bytes that the gate let through, behind the guards that their attestation names.
+
+The file with the guards is read once; it is the one whose digest was signed, or nothing is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flows.production.serving import deliver, loaded
+from tasks.guards.package_file import package_bytes
+from tasks.records.coverage import Coverage
+from tasks.settings import Settings, load_settings
+from vetgate.digest import code_digest
+from vetgate.errors import DefenceError, Denied, NotUnderstood, Stale
+from vetgate.role import guard_roles
+from vetgate.trust.guard_claims import AttestedGuards, guards_in
+
+if TYPE_CHECKING:
+    from vetgate.formats.submission import Submission
+    from vetgate.guard.guarded import Action, Guarded
+    from vetgate.guard.package import Package
+
+
+@dataclass(frozen=True, eq=False)
+class GuardedModel:
+    """A model behind its guards, and what covers it until when.
+
+    `names` are those of its `classes`, their numbers where it has none; `rates` is the share of clean inputs that each
+    guard may reject, by name.
+    """
+
+    guarded: Guarded
+    submission: Submission
+    coverage: Coverage
+    classes: int
+    names: tuple[str, ...]
+    rates: Mapping[str, float]
+
+
+def guarded_load(uri: str, settings: Settings | None = None, *, action: Action | None = None) -> GuardedModel:
+    """The model at models:/prod.NAME@ALIAS or models:/prod.NAME/VERSION behind the guards that its attestation names.
+
+    `action` is what becomes of an input that a guard rejects, by default what the policy of its vetting said. Raises as
+    `flows.production.serving.verified_load`; Denied where the attestation names no guards, or none that the action
+    needs; Stale where they were fitted by other code than this; Altered where their file is not the attested one.
+    """
+    settled = settings or load_settings()
+    delivered = deliver(uri, settled)
+    coverage = delivered.coverage
+    stated = guards_in(coverage.claims)
+    if stated is None:
+        raise Denied(
+            f"expected an attestation of {coverage.manifest} that names guards, got one without; name some under "
+            "`guard` in the policy and run `vetgate vet` on it, or load it without guards by verified_load"
+        )
+    for one in stated.chosen:
+        # a cut says nothing of what other code scores
+        if one.name not in guard_roles() or code_digest("guard", one.name) != one.code:
+            raise Stale(
+                f"expected {one.name} as it was when {coverage.manifest} was vetted, got another; run `vetgate vet` on "
+                "it, or load it with the version of vetgate and torch that vetted it"
+            )
+    from vetgate.guard.guarded import Action, Guarded
+
+    package = _package(settled, coverage.manifest, stated)
+    model, submission = loaded(delivered)
+    try:
+        guarded = Guarded(model, package, submission.input_shape, action=action or Action(stated.action))
+    except DefenceError as error:
+        raise Denied(f"{error}; the attestation names {', '.join(one.name for one in stated.chosen)}") from error
+    count, given = submission.n_classes, submission.classes
+    names = tuple(map(str, range(count))) if isinstance(given, int) else tuple(given)
+    rates = {one.name: float(one.rate) for one in stated.chosen}
+    return GuardedModel(guarded, submission, coverage, count, names, rates)
+
+
+def _package(settings: Settings, manifest: str, stated: AttestedGuards) -> Package:
+    """The guards in the file with the attested digest; raises Denied unless they are those that were attested."""
+    from vetgate.guard.package import from_bytes
+
+    try:
+        package = from_bytes(package_bytes(settings, manifest, stated.package), manifest=manifest)
+    except NotUnderstood as error:
+        raise Denied(f"expected the attested guards of {manifest} in their file, got another: {error}") from error
+    held = [(fitted.guard, fitted.rate) for fitted in package.guards]
+    if held != [(one.name, one.rate) for one in stated.chosen]:
+        raise Denied(f"expected {list(stated.chosen)} in the attested file, got {held}; vet {manifest} again")
+    return package
