@@ -31,7 +31,7 @@ def serve(
         str | None, typer.Option(help="reject, log-only or vote; what the policy said at vetting if left out.")
     ] = None,
     every: Annotated[
-        float, typer.Option(min=1, max=3600, help="Seconds until it is asked again whether the model is covered.")
+        int, typer.Option(min=1, max=3600, help="Seconds until it is asked again whether the model is covered.")
     ] = 60,
     home: Home = None,
     json: AsJson = False,
