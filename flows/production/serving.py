@@ -74,15 +74,15 @@ def verified_load(uri: str, settings: Settings | None = None) -> Verified:
     `coverage.until`: this answer ends then.
     """
     delivered = deliver(uri, settings or load_settings())
-    return Verified(*loaded(delivered), delivered.coverage)
+    return Verified(*loaded(delivered.members), delivered.coverage)
 
 
-def loaded(delivered: Delivered) -> tuple[nn.Module, Submission]:
-    """The model in delivered bytes, in eval mode and without gradients, and what its submission says of it."""
+def loaded(members: Mapping[str, bytes]) -> tuple[nn.Module, Submission]:
+    """The model in verified bytes, in eval mode and without gradients, and what its submission says of it."""
     from vetgate.formats.load import described, load_members
 
-    submission = described(delivered.members)
-    return load_members(delivered.members, submission).model.eval().requires_grad_(False), submission
+    submission = described(members)
+    return load_members(members, submission).model.eval().requires_grad_(False), submission
 
 
 def deliver(uri: str, settings: Settings, *, now: datetime | None = None) -> Delivered:

@@ -24,10 +24,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
+from flows.production.images import images_in, most_bytes
 from flows.production.predictions import prediction
 from flows.service.http.endpoints import OneLength, body_of
 from flows.service.scoring.current import Current, Served
-from flows.service.scoring.images import images_in, most_bytes
 from flows.service.scoring.metrics import Metrics
 from tasks.mlflow.webhooks import TooLarge
 from vetgate.errors import BadInput

@@ -9,7 +9,7 @@ import pandas
 import pytest
 import torch
 
-from flows.service.scoring.images import images_in, most_bytes
+from flows.production.images import images_in, most_bytes
 from vetgate.errors import BadInput
 
 SHAPE, MOST = (2, 3, 4), 5

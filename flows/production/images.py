@@ -1,4 +1,4 @@
-"""The images that a request asks about: JSON in one of the four forms of MLflow's scoring protocol.
+"""The images that a caller asks about: JSON in a form of MLflow's scoring protocol, arrays, lists or data frames.
 
 `inputs` holds images (M, C, H, W) as nested lists, or one such array under any name; `instances` a list of images
 (C, H, W), each as it is or under a name. In the data frames `dataframe_split` and `dataframe_records` a row is an
@@ -43,6 +43,21 @@ def images_in(body: bytes, shape: Shape, most: int) -> Tensor:
         raise BadInput(f"expected a list of images in {given[0]}, got {_kind(found)}; send {_wanted(shape)}")
     if len(found) > most:
         raise BadInput(f"expected at most {most} images in a request, got {len(found)}; send them in parts")
+    return _tensor(found, shape)
+
+
+def images_of(given: Any, shape: Shape) -> Tensor:
+    """The images (M, C, H, W) float32 in [0, 1] of an array, nested lists, one of these under a name, or a data frame.
+
+    Raises BadInput for anything else.
+    """
+    found = given
+    if isinstance(given, Mapping):
+        found = _only(dict(given))
+    elif hasattr(given, "columns") and hasattr(given, "to_numpy"):
+        found = [_image_of(row, shape) for row in given.to_numpy(dtype=object).tolist()]
+    elif not isinstance(given, list | np.ndarray):
+        raise BadInput(f"expected an array, lists or a data frame of images, got a {type(given).__name__}; send these")
     return _tensor(found, shape)
 
 
@@ -110,9 +125,12 @@ def _image_of(row: list[Any], shape: Shape) -> Any:
     return [lines[start : start + height] for start in range(0, channels * height, height)]
 
 
-def _tensor(images: list[Any], shape: Shape) -> Tensor:
+def _tensor(images: Any, shape: Shape) -> Tensor:
     try:
         array = np.asarray(images)
+        if array.dtype == object:
+            # lists in the cells of an array
+            array = np.asarray(array.tolist())
     except (ValueError, TypeError, OverflowError) as error:
         raise BadInput(f"expected images of one shape, got ragged lists; send {_wanted(shape)}") from error
     # texts, null, true and integers beyond 64 bits are no pixels
