@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.report.words import to_promote_copy
+from tasks.report.words import guarded, to_promote_copy
 from tasks.vetting.results import CandidateFigures, NotTakenIn, Result
 from vetgate.shape import Number
 
@@ -40,6 +40,8 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
     _show_reasons(console, result.reasons)
     _show_repairs(console, result)
     _show_chosen(console, result)
+    if (guards := guarded(result)) is not None:
+        console.print(f"guards          {guards}", soft_wrap=True)
     console.print(f"submission      {result.manifest_sha256}", soft_wrap=True)
     console.print(f"report          {result.report}", soft_wrap=True)
     console.print(f"sandbox level {result.sandbox_level}, {result.seconds:.0f} s")

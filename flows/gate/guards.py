@@ -9,7 +9,7 @@ import logging
 
 from flows.gate.issue import SigningContext
 from flows.gate.question import GUARDING, Question
-from tasks.guards.fit import pins
+from tasks.guards.fit import pins, settings_digest
 from tasks.vetting import signed_results
 from tasks.vetting.inspect import bound
 from tasks.vetting.intake import seed_of
@@ -62,4 +62,5 @@ def _believed(context: SigningContext, question: Question, key: str) -> Attested
     if not chosen or sum(rates.values()) > policy.false_rejection_rate * (1 + 1e-9):
         raise Denied(f"expected guards that reject {policy.false_rejection_rate} together, got {rates}; vet again")
     as_sha256(found.package, "package")
-    return AttestedGuards(found.package, chosen, policy.false_rejection_rate, policy.action, signed.vetter)
+    settings = settings_digest(made_with, policy)
+    return AttestedGuards(found.package, chosen, policy.false_rejection_rate, policy.action, signed.vetter, settings)

@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.params import Params, load_params, needs
 from flows.production.watch import READERS, Watch
+from tasks.guards.fit import pins, settings_digest
 from tasks.records.coverage import Coverage
 from tasks.vetting.intake import Record, read_record
 from tasks.vetting.prepare import prepare
@@ -33,6 +34,7 @@ class Present:
     params: Params
     calibration: str | None
     methods: dict[str, Pin]
+    guards: str | None
     data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -41,19 +43,21 @@ class Present:
         calibration, params = load_calibration(seen.settings.calibration), load_params(seen.settings.params)
         methods = {name: Pin(code_digest("detect", name), given) for name, given in params.detect.items()}
         policy = load_policy(seen.settings.policy)
-        return cls(seen, policy, params, calibration.id if calibration else None, methods)
+        wanted = {name: params.guard.get(name, {}) for name in policy.guard.methods} if policy.guard.enabled else {}
+        guards = settings_digest(pins(wanted), policy.guard) if wanted else None
+        return cls(seen, policy, params, calibration.id if calibration else None, methods, guards)
 
     @property
     def digest(self) -> str:
         """A short name of all of it, data left out."""
         methods = {name: [pin.code, dict(pin.params)] for name, pin in self.methods.items()}
-        return sha256_json([self.policy.digest, self.calibration, methods])[:16]
+        return sha256_json([self.policy.digest, self.calibration, methods, self.guards])[:16]
 
     def pins(self, submission: Submission) -> Pins:
         """What a verdict on this submission would be made with."""
         without = submission.training_data is None
         runs = {n: pin for n, pin in self.methods.items() if not (without and "train" in needs("detect", n))}
-        return Pins(runs, self.policy.digest, self.calibration, self._data(submission))
+        return Pins(runs, self.policy.digest, self.calibration, self._data(submission), self.guards)
 
     def _data(self, submission: Submission) -> dict[str, Any] | None:
         wanted = submission.model_dump(include={"reference_data", "training_data", "input_shape", "classes"})

@@ -98,6 +98,11 @@ def pins(wanted: Mapping[str, Blob]) -> dict[str, Blob]:
     return {name: {"code": code_digest("guard", name), "params": dict(params)} for name, params in wanted.items()}
 
 
+def settings_digest(made_with: Mapping[str, Blob], policy: GuardPolicy) -> str:
+    """The digest of all that a person can change of guards: their `pins`, and the policy."""
+    return sha256_json({"guards": dict(made_with), "policy": policy.model_dump(mode="json", exclude={"methods"})})
+
+
 def _basis(
     settings: Settings, case: Case, wanted: Mapping[str, Blob], found: Sequence[Found]
 ) -> tuple[list[Blob], list[Blob]]:

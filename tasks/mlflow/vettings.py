@@ -84,6 +84,11 @@ def _log_result(client: MlflowClient, run_id: str, submission: Submission, resul
         pairs = {"clean_accuracy": repair.clean_accuracy, "attack_success": repair.attack_success}
         for what, pair in {**pairs, "robust_accuracy": repair.robust_accuracy}.items():
             numbers |= dict(zip((f"repair.{what}.before", f"repair.{what}.after"), pair, strict=True))
+    for guard in () if result.guards is None else result.guards.guards:
+        measured = {"false_rejections": guard.false_rejections, "detection": guard.detection, "chosen": guard.chosen}
+        costs = {"alone": guard.alone, "batch": guard.batch}
+        measured |= {f"{what}.slowdown": cost.slowdown for what, cost in costs.items() if cost is not None}
+        numbers |= {f"guard.{guard.name}.{key}": value for key, value in measured.items()}
     now = int(time.time() * 1000)
     client.log_batch(
         run_id,

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from tasks.report.candidates import tried
 from tasks.report.figures import Bar, Histogram, Strip, bars, histogram, strip
 from tasks.report.trigger_images import Picture, data_uri, most_suspicious, triggers_of
-from tasks.report.words import meaning, name_of, summary
+from tasks.report.words import guarded, meaning, name_of, summary
 from tasks.vetting.results import RepairRecord, Result, ResultMethod
 from vetgate.formats.plain_text import escaped_lines
 from vetgate.packed import array_of
@@ -123,6 +123,7 @@ def render(
         "rows": rows,
         "repair": _repair(result, repair, names, clean),
         "tried": tried(result.repairs, names),
+        "guards": _guards(result),
         "meaning": meaning(result, calibration),
         "provenance": [*_provenance(result, records, calibration, provenance)],
     }
@@ -261,6 +262,13 @@ def _repair(result: Result, record: RepairRecord | None, names: Sequence[str], c
             triggers[when] = [_shown(p, result.suspects, names, clean) for p in pictures[:MOST_TRIGGERS]]
     changed = {} if record is None else {key: number(value) for key, value in record.changed.items()}
     return {**to_json(repair), "title": title_of(repair.method), "triggers": triggers, "changed": changed}
+
+
+def _guards(result: Result) -> Blob | None:
+    if result.guards is None:
+        return None
+    lines = [{**to_json(one), "title": title_of(one.name)} for one in result.guards.guards]
+    return {"said": guarded(result), "action": result.guards.action, "lines": lines}
 
 
 def _provenance(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.vetting.results import Result
+from vetgate.role import title_of
 
 VERDICTS = {
     "PASS": "No sign of a backdoor was found.",
@@ -35,6 +36,21 @@ def to_promote_copy(result: Result) -> str | None:
     if result.repair is None or result.repair.verdict != "PASS":
         return None
     return f"vetgate promote {result.submission} --hardened --submission {result.manifest_sha256[:12]}"
+
+
+def guarded(result: Result) -> str | None:
+    """What guards the model where it is served, in a sentence without its end; None where no guards were to be."""
+    if (guards := result.guards) is None:
+        return None
+    chosen = [title_of(one.name) for one in guards.guards if one.chosen]
+    if not chosen:
+        reasons = "; ".join(f"{title_of(one.name)}: {one.reason}" for one in guards.guards)
+        return f"nothing guards this model where it is served ({reasons})"
+    if guards.package is None:
+        return f"nothing guards this model where it is served: the attestation does not name {', '.join(chosen)}"
+    rejected = "–" if guards.false_rejections is None else f"{100 * guards.false_rejections:.1f} %"
+    allowed = f"{100 * guards.rate:.3g} % are allowed"
+    return f"{', '.join(chosen)}; {rejected} of clean test images are rejected, {allowed}"
 
 
 def meaning(result: Result, calibration: Mapping[str, Any] | None) -> list[str]:

@@ -8,6 +8,7 @@ other, of which `rows` caps each.
 from __future__ import annotations
 
 import inspect as signatures
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -167,7 +168,8 @@ def guard(payload: Payload, progress: Progress) -> dict[str, Any]:
     Those that are chosen go into the one file of the new directory `out`, for the model with the manifest `parent`;
     without any there is no directory.
     """
-    started, done = time.monotonic(), iter(range(1 + 2 * len(payload["wanted"])))
+    # each guard is fitted, and then measured
+    started, done, steps = time.monotonic(), itertools.count(), 2 * len(payload["wanted"])
     loaded = _load(payload)
     chosen = choose_guards(
         _subject(payload, loaded),
@@ -179,7 +181,7 @@ def guard(payload: Payload, progress: Progress) -> dict[str, Any]:
         rate=payload["rate"],
         max_slowdown=payload["max_slowdown"],
         seed=payload["seed"],
-        each=lambda _: progress(next(done) / (1 + 2 * len(payload["wanted"]))),
+        each=lambda _: progress(min(1.0, next(done) / steps)),
     )
     if chosen.guards:
         Path(payload["out"]).mkdir()

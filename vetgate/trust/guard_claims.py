@@ -24,7 +24,8 @@ class AttestedGuard(Shaped):
 class AttestedGuards(Shaped):
     """The SHA-256 of the file, its guards in its order, what becomes of an input on which one alarms, who fitted them.
 
-    `rate` is the share of clean inputs that all of them together may reject, `vetter` the id of the key that signed.
+    `rate` is the share of clean inputs that all of them together may reject, `vetter` the id of the key that signed,
+    `settings` the digest of what they were fitted by: policy, parameters, code.
     """
 
     WHAT = "the guards of an attestation"
@@ -34,6 +35,7 @@ class AttestedGuards(Shaped):
     rate: Number
     action: str
     vetter: str
+    settings: str
 
 
 def guards_in(claims: Mapping[str, Any]) -> AttestedGuards | None:

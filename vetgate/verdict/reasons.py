@@ -102,6 +102,7 @@ class Code(StrEnum):
     PARAMETERS_CHANGED = "parameters-changed", Bearing.NOTE
     POLICY_CHANGED = "policy-changed", Bearing.NOTE
     CALIBRATION_CHANGED = "calibration-changed", Bearing.NOTE
+    GUARDS_CHANGED = "guards-changed", Bearing.NOTE
     DATA_CHANGED = "data-changed", Bearing.NOTE
     # why a finding is not waived
     NO_WAIVER = "no-waiver", Bearing.NOTE

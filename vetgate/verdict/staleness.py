@@ -27,12 +27,16 @@ class Pin:
 
 @dataclass(frozen=True)
 class Pins:
-    """What a verdict would be made with now; `data` is the reference data as attestations name it, or None."""
+    """What a verdict would be made with now; `data` is the reference data as attestations name it, or None.
+
+    `guards` is the digest of what run-time guards would be fitted by, None where none would be.
+    """
 
     methods: Mapping[str, Pin]
     policy: str
     calibration: str | None
     data: Mapping[str, Any] | None
+    guards: str | None = None
 
 
 def outdated(claims: Mapping[str, Any], pins: Pins, *, now: datetime, max_age: timedelta) -> tuple[Reason, ...]:
@@ -48,6 +52,10 @@ def outdated(claims: Mapping[str, Any], pins: Pins, *, now: datetime, max_age: t
         reasons.append(Reason(Code.CALIBRATION_CHANGED))
     if _data(claims["reference_data"]) != _data(pins.data):
         reasons.append(Reason(Code.DATA_CHANGED))
+    guards = claims.get("guards")
+    # where none could be fitted then, fitting them every night would not help
+    if guards is not None and guards.get("settings") != pins.guards:
+        reasons.append(Reason(Code.GUARDS_CHANGED))
     return tuple(reasons)
 
 

@@ -85,6 +85,7 @@ WORDS: dict[Code, str] = {
     Code.PARAMETERS_CHANGED: "{method} has other parameters",
     Code.POLICY_CHANGED: "the policy changed",
     Code.CALIBRATION_CHANGED: "the calibration changed",
+    Code.GUARDS_CHANGED: "the run-time guards changed",
     Code.DATA_CHANGED: "the reference data changed",
     Code.NO_WAIVER: "{finding} has no waiver",
     Code.WAIVERS_NOT_ALLOWED: "{finding} cannot be waived under this policy",

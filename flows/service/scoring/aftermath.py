@@ -72,7 +72,7 @@ class Aftermath:
     def _rise(self, served: Served, rejected: Sequence[bool]) -> Rise | None:
         with self._turn:
             if self._window is None or self._of != served.attestation:
-                self._window, self._of = AlarmWindow(served.rate), served.attestation
+                self._window, self._of = AlarmWindow.of(served.guarded.package.guards), served.attestation
             rise = self._window.add(rejected)
             if rise is None:
                 return None

@@ -70,6 +70,35 @@ def test_every_candidate_has_its_figures_and_the_chosen_one_those_on_test_images
     assert "repaired by unlearn: PASS" in text and f"vetgate promote signs --hardened --submission {'ab' * 6}" in text
 
 
+GUARD: dict[str, Any] = {
+    "name": "strip",
+    "chosen": True,
+    "reason": None,
+    "rate": 0.05,
+    "false_rejections": 0.031,
+    "detection": 0.953,
+    "alone": {"bare": 0.1, "guarded": 1.0, "slowdown": 10.0},
+    "batch": {"bare": 1.0, "guarded": 80.0, "slowdown": 80.0},
+}
+GUARDS: dict[str, Any] = {
+    "package": "ab" * 32,
+    "action": "reject",
+    "rate": 0.05,
+    "false_rejections": 0.031,
+    "guards": [GUARD],
+    "seconds": 1.5,
+}
+
+
+def test_the_guards_are_named_in_one_line_or_that_there_are_none() -> None:
+    (line,) = [line for line in shown(guards=GUARDS).splitlines() if line.startswith("guards")]
+    assert line.split(None, 1)[1] == "STRIP; 3.1 % of clean test images are rejected, 5 % are allowed"
+    assert not [line for line in shown().splitlines() if line.startswith("guards")]
+    slow = GUARDS | {"package": None, "guards": [GUARD | {"chosen": False, "reason": "too slow"}]}
+    assert "nothing guards this model where it is served (STRIP: too slow)" in shown(guards=slow)
+    assert "the attestation does not name STRIP" in shown(guards=GUARDS | {"package": None})
+
+
 def test_a_copy_that_did_not_pass_is_not_recommended() -> None:
     assert "--hardened" not in shown(repair={**REPAIR, "verdict": "INCONCLUSIVE"})
 

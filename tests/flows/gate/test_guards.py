@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.gate.decide import answer
 from flows.gate.question import GUARDING, Question
-from tasks.guards.fit import pins
+from tasks.guards.fit import pins, settings_digest
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger_state import ledger_state
 from tasks.vetting import intake, signed_results
@@ -87,6 +87,7 @@ def test_the_attestation_names_the_file_its_guards_and_what_becomes_of_an_alarm(
         "rate": RATE,
         "action": "log-only",
         "vetter": key_id(load_key(court.settings.vetter_key)),
+        "settings": settings_digest(pins({name: {} for name in NAMES}), load_policy(court.settings.policy).guard),
     }
     assert answered["verdict"] == without["verdict"], "no verdict depends on guards"
 

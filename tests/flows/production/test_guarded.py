@@ -85,7 +85,15 @@ class Production:
 def attested(package: str, rate: float = RATE, **more: Any) -> dict[str, Any]:
     code = pins({NAME: {}})[NAME]["code"]
     chosen = [{"name": NAME, "rate": rate, "code": code}]
-    return {"package": package, "chosen": chosen, "rate": RATE, "action": "reject", "vetter": "a", **more}
+    return {
+        "package": package,
+        "chosen": chosen,
+        "rate": RATE,
+        "action": "reject",
+        "vetter": "a",
+        "settings": "b",
+        **more,
+    }
 
 
 @pytest.fixture

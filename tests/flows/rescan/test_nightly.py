@@ -165,6 +165,7 @@ def test_an_old_verdict_is_renewed_from_the_recorded_seed(home: Home, base: Base
     assert (said["verdict"], said["purpose"]) == ("PASS", "rescan")
     seed = intake.seed_of(home.settings, intake.read_record(home.store, base.honest))
     assert {method["seed_commitment"] for method in said["methods"]} == {seed.commitment}
+    assert said["guards"]["chosen"], "what serves it keeps its guards"
     (entry,) = entered(home, "rescan")
     assert entry.subject["vetted"]["PASS"] == [base.honest]
     assert rescan(home.settings, examine_nothing, now=utc_now())["stale"] == 0

@@ -18,7 +18,8 @@ from tests.databases import with_fixed_seeds
 from tests.killing import Turn
 
 # one write of each step of the flow; benchmarks/kills.py goes through every write there is
-STEPS = r"submissions|store create leases|invocations|evidence|mlflow create_run|create_model_version|reports|results"
+STEPS = r"submissions|store create leases|invocations|evidence|guards|mlflow create_run|create_model_version"
+STEPS += r"|reports|results"
 
 ONCE = ("attestations", "evidence", "inspections", "reports", "results", "verdicts")
 
@@ -35,13 +36,14 @@ def test_killed_at_every_step_it_ends_as_if_undisturbed(own: dict[str, str], hon
         while (whole := vet(Turn(own["VETGATE_HOME"], str(honest), "killed", STEPS, killed))).point is not None:
             killed.append(whole.point)
 
-    assert len(killed) == 8, killed
+    assert len(killed) == 11, killed
     assert whole.result is not None and whole.result["verdict"] == "PASS", whole
     settings = Settings(home=tmp_path / "home")
     store, manifest = open_store(settings), whole.result["manifest_sha256"]
-    assert kinds(store, manifest) == dict.fromkeys(ONCE, 1)
+    assert kinds(store, manifest) == {**dict.fromkeys(ONCE, 1), "guards": 2}, "of guards the file and its record"
     # killed once after it had begun, before it could save what it found; never again after that
-    assert len(list(store.list(f"invocations/{manifest}/"))) == 2
+    begun = Counter(key.split("/")[2] for key in store.list(f"invocations/{manifest}/"))
+    assert begun == {"neural_cleanse": 2, "guard": 3}
     lease = json.loads(store.read(f"leases/{manifest}.json"))
     assert lease["done"] and lease["attempt"] == 0
     verify_ledger(settings)

@@ -52,7 +52,7 @@ def test_a_killed_vetting_goes_on_where_it_was(alone, honest, quick, tmp_path):
 
     whole = alone("vet", honest, "--json", **own)
     assert whole.code == 3 and all(m["statistic"] is not None for m in whole.blob["methods"])
-    assert attempts(store) == {"abs": 1, "neural_cleanse": 2} and saved_evidence(store) == {
+    assert attempts(store) == {"abs": 1, "neural_cleanse": 2, "guard": 1} and saved_evidence(store) == {
         "abs": 1,
         "neural_cleanse": 1,
     }

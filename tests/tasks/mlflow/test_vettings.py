@@ -136,6 +136,25 @@ def test_a_vetting_is_one_run_with_its_numbers_and_artifacts(
     assert (out / "submission" / "model.onnx").read_bytes() == b"weights"
 
 
+def test_what_guards_reject_and_cost_are_metrics(settings: Settings, files: dict[str, Path]) -> None:
+    cost = {"bare": 0.5, "guarded": 40.0, "slowdown": 80.0}
+    made = {"rate": 0.05, "false_rejections": 0.03, "detection": 0.95, "alone": cost, "batch": cost}
+    one = {"name": "strip", "chosen": True, "reason": None, **made}
+    lost = {"name": "lost", "chosen": False, "reason": "broken"}
+    guards = {"package": None, "action": "reject", "rate": 0.05, "false_rejections": 0.03, "seconds": 1.5}
+    run_id = record_vetting(settings, SUBMISSION, MANIFEST, result(guards=guards | {"guards": [one, lost]}), files)
+    with registry(settings) as client:
+        metrics = client.get_run(run_id).data.metrics
+    assert {key: value for key, value in metrics.items() if key.startswith("guard.")} == {
+        "guard.strip.false_rejections": 0.03,
+        "guard.strip.detection": 0.95,
+        "guard.strip.chosen": 1.0,
+        "guard.strip.alone.slowdown": 80.0,
+        "guard.strip.batch.slowdown": 80.0,
+        "guard.lost.chosen": 0.0,
+    }
+
+
 def test_the_same_vetting_again_is_the_same_run_and_version(settings: Settings, files: dict[str, Path]) -> None:
     first = record_vetting(settings, SUBMISSION, MANIFEST, result(), files)
     assert record_vetting(settings, SUBMISSION, MANIFEST, result(), files) == first

@@ -157,6 +157,24 @@ def page_of(given: str) -> str:
     )
 
 
+def guard(name: str = "strip", **changed: Any) -> dict[str, Any]:
+    cost = {"bare": 0.5, "guarded": 40.5, "slowdown": 81.0}
+    made = {"rate": 0.05, "false_rejections": 0.031, "detection": 0.953, "alone": cost, "batch": cost}
+    return {"name": name, "chosen": True, "reason": None, **made, **changed}
+
+
+def test_guards_are_shown_with_what_they_reject_and_cost_and_why_one_is_not_chosen() -> None:
+    slow = guard("another", chosen=False, reason="takes <b>900 times", rate=None, false_rejections=None, alone=None)
+    guards = {"package": "cd" * 32, "action": "log-only", "rate": 0.05, "false_rejections": 0.031, "seconds": 1.5}
+    page = render(result(guards=guards | {"guards": [guard(), slow]}), evidence=[])
+    text = " ".join(re.sub(r"<[^>]+>", " ", page.partition("Run-time guards")[2]).split())
+    assert "served: STRIP; 3.1 % of clean test images are rejected, 5 % are allowed. What becomes" in text
+    assert "alarms: log-only." in text
+    assert "STRIP chosen 5.0 % 3.1 % 95.3 % 0.5 → 40.5 81 times 0.5 → 40.5 81 times" in text
+    assert "Another not chosen takes &lt;b&gt;900 times – – 95.3 % – 0.5 → 40.5 81 times" in text
+    assert "Run-time guards" not in render(result(), evidence=[])
+
+
 def test_nothing_given_is_ever_markup() -> None:
     page = page_of("<script>alert(1)</script>\"'><img src=x onerror=alert(1)><!--")
     assert "&lt;script&gt;" in page and "<script" not in page

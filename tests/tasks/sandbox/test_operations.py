@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 import yaml
 
+import vetgate.guard.measure as measure
 from tasks.sandbox.host import Limits, Sandbox
 from tasks.sandbox.operations import OPS, image_seconds
 from vetgate.architectures import ARCHITECTURES
@@ -17,6 +18,7 @@ from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Method, Repair,
 from vetgate.errors import MissingInput, NotUnderstood, StoreError, UnknownParameter
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import Submission, read_submission
+from vetgate.guard.package import from_bytes
 
 SHAPE, CLASSES, ALWAYS = (1, 8, 8), 4, 2
 FIELDS = {
@@ -213,6 +215,29 @@ def test_repair_writes_a_submission_that_names_its_parent(random, images, tmp_pa
 
 def _opened(handed_in):
     return Path(handed_in["directory"]), Submission.model_validate(handed_in["submission"])
+
+
+def test_guard_writes_one_file_for_the_model_that_it_names(random, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    _, paths = images
+    out, heard = tmp_path / "out", []
+    payload = random | dict.fromkeys(("clean", "held", "samples"), paths)
+    payload |= {"wanted": {"strip": {"overlays": 8}}, "evidence": [], "triggers": [corner(1).to_json()]}
+    payload |= {"rate": 0.1, "max_slowdown": 1e6, "seed": 7, "parent": "ab" * 32, "out": str(out)}
+    said = run("guard", payload, heard.append)
+    (file,) = out.iterdir()
+    (fitted,) = from_bytes(file.read_bytes(), manifest="ab" * 32).guards
+    (one,) = said["guards"]
+    assert said["unfitted"] == {} and (one["name"], one["chosen"], one["rate"]) == ("strip", True, 0.1)
+    assert fitted.params["overlays"] == 8 and fitted.seed == 7 and one["false_rejections"] == said["false_rejections"]
+    assert 0 <= one["detection"] <= 1 and 0 < one["alone"]["bare"] < one["alone"]["guarded"]
+    assert heard == sorted(heard) and all(0 <= share <= 1 for share in heard) and len(heard) >= 2
+
+    none = run("guard", payload | {"rate": 0.001, "out": str(tmp_path / "none")})
+    assert none["guards"] == [] and "trusted images" in none["unfitted"]["strip"] and none["false_rejections"] is None
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(MissingInput, match="images as held"):
+        run("guard", payload | {"held": []})
 
 
 @pytest.mark.parametrize("change", ["labels", "shape", "missing file", "no file", "method", "parameter"])

@@ -74,5 +74,13 @@ def test_without_reference_data_then_and_now_nothing_changed() -> None:
     assert stale(replace(PINS, data={}), reference_data=None) == ()
 
 
+def test_guards_that_would_be_fitted_otherwise_now_are_named_and_absent_ones_are_not() -> None:
+    guarded = {"guards": {"settings": "f" * 64}}
+    assert stale(replace(PINS, guards="f" * 64), **guarded) == ()
+    for now in ("0" * 64, None):
+        assert rendered(stale(replace(PINS, guards=now), **guarded)) == ["the run-time guards changed"]
+    assert stale(replace(PINS, guards="f" * 64)) == stale(replace(PINS, guards="f" * 64), guards=None) == ()
+
+
 def test_every_reason_is_given_at_once() -> None:
     assert len(stale(Pins({}, "0" * 64, None, None), now=NOW + timedelta(days=60))) == 5

@@ -15,7 +15,7 @@ locals {
     vet = {
       account   = "vet"
       reads     = ["attestations", "canaries", "submitters"]
-      creates   = ["quarantine", "submissions", "inspections", "evidence", "invocations", "examinations", "repairs", "registered", "reports", "results"]
+      creates   = ["quarantine", "submissions", "inspections", "evidence", "invocations", "examinations", "repairs", "guards", "registered", "reports", "results"]
       replaces  = ["leases"]
       data      = "read"
       artifacts = "write"
@@ -23,7 +23,7 @@ locals {
     # judges, signs, promotes. It publishes the result of a submission that it gives up, and submits its own canaries
     gate = {
       account   = "gate"
-      reads     = ["evidence", "invocations", "examinations", "repairs", "registered", "submitters"]
+      reads     = ["evidence", "invocations", "examinations", "repairs", "guards", "registered", "submitters"]
       creates   = ["quarantine", "submissions", "canaries", "verdicts", "attestations", "ledger", "vetted", "promotions", "waivers", "approvals", "revocations", "rescans", "tampered", "reports", "results", "moves"]
       replaces  = ["leases", "probe"]
       data      = "read"
@@ -32,7 +32,7 @@ locals {
     # loads what was vetted, and checks by itself that it was
     serving = {
       account   = "serving"
-      reads     = ["attestations", "ledger", "moves", "promotions", "revocations", "vetted"]
+      reads     = ["attestations", "guards", "ledger", "moves", "promotions", "revocations", "vetted"]
       creates   = []
       replaces  = []
       data      = "none"
