@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import vetgate.detect
+import vetgate.guard
 import vetgate.repair  # noqa: F401
 from docs.generated import settle
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Method
+from vetgate.guard.contract import GUARDS, Guard
 from vetgate.role import By, Confirm, repair_roles, role_of
 
+T = TypeVar("T")
 PAGE = Path(__file__).with_suffix(".md")
 INSPECTS = {
     Axis.TRAIN: "the training set; one score a row",
@@ -35,15 +39,15 @@ Generated from the code by `make docs`; do not edit. Settings that differ from a
 """
 
 
-def render(detectors: Sequence[Method], repairs: Sequence[Method]) -> str:
+def render(detectors: Sequence[Method], repairs: Sequence[Method], guards: Sequence[Guard] = ()) -> str:
     """The whole page."""
     blocks = [HEAD, "## Detectors\n", *map(section, detectors), "## Repairs\n", *map(section, repairs)]
+    blocks += ["## Run-time guards\n", *map(guard_section, guards)] if guards else []
     return "\n".join(blocks)
 
 
 def section(method: Method) -> str:
     """What the code declares about one method."""
-    prose, notes = split_doc(method.doc)
     facts = [
         f"- Needs: {', '.join(sorted(method.needs))} samples"
         + (f", evidence with {method.uses}" if method.uses else "")
@@ -57,13 +61,27 @@ def section(method: Method) -> str:
         facts += ["- Counts where references are on the model's data and of its architecture"] * role.by_architecture
     if method.axis is not None:
         facts.insert(0, f"- Inspects: {INSPECTS[method.axis]}")
+    return _entry(method, title, facts, method.function)
+
+
+def guard_section(guard: Guard) -> str:
+    """What the code declares about one guard."""
+    uses = f", evidence with {guard.role.uses}" if guard.role.uses else ""
+    facts = [f"- Needs: {', '.join(sorted(guard.needs))} samples{uses}"]
+    facts += ["- Guards networks with batch normalisation"] * guard.role.normalisation
+    facts += ["- Votes: it can say what an input should have been taken for"] * guard.role.votes
+    return _entry(guard, f"**{guard.role.title}.** {guard.role.sentence}", facts, guard.fitting)
+
+
+def _entry(method: Method | Guard, title: str, facts: list[str], call: Callable[..., object]) -> str:
+    prose, notes = split_doc(method.doc)
     facts += [f"- Paper: <{method.paper}>"] if method.paper else []
     facts += [f"- {label}: {text}" for label, text in notes.items()]
     facts += [f"- Waived: `{check}`: {reason}" for check, reason in sorted(method.waived.items())]
     hyper = [f"| `{name}` | `{default}` |" for name, default in method.defaults.items()]
     table = ["| hyper-parameter | default |", "|---|---|", *hyper, ""] if hyper else []
-    call = (inspect.getdoc(method.function) or "").strip()
-    return "\n".join([f"### {method.name}\n", title, "", prose, "", *facts, "", call, "", *table])
+    said = (inspect.getdoc(call) or "").strip()
+    return "\n".join([f"### {method.name}\n", title, "", prose, "", *facts, "", said, "", *table])
 
 
 def split_doc(doc: str) -> tuple[str, dict[str, str]]:
@@ -84,9 +102,13 @@ def split_doc(doc: str) -> tuple[str, dict[str, str]]:
     return "\n".join(prose).strip(), notes
 
 
+def _sorted(registry: Mapping[str, T]) -> list[T]:
+    return [registry[name] for name in sorted(registry)]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Write the page, or with --check say whether it is up to date."""
-    page = render([DETECTORS[n] for n in sorted(DETECTORS)], [REPAIRS[n] for n in sorted(REPAIRS)])
+    page = render(_sorted(DETECTORS), _sorted(REPAIRS), _sorted(GUARDS))
     return settle(PAGE, page, arguments)
 
 

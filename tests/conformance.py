@@ -70,7 +70,7 @@ class Twins:
         return [e for e in found if method.uses == "flagged" or bool(getattr(e, method.uses) is not None)]
 
 
-def make_twins(images: np.ndarray, labels: np.ndarray) -> Twins:
+def make_twins(images: np.ndarray, labels: np.ndarray, architecture: str = "small-cnn", epochs: int = 20) -> Twins:
     """Train the twins on digits images (N, 8, 8) in [0, 16] below class CLASSES."""
     x = torch.from_numpy(images / 16).float()[:, None]
     every = Samples(x, torch.from_numpy(labels).long())
@@ -83,8 +83,8 @@ def make_twins(images: np.ndarray, labels: np.ndarray) -> Twins:
     pair = []
     for samples in (trained, poisoned):
         with private_random(0, "weights"):
-            model = ARCHITECTURES["small-cnn"](SHAPE, CLASSES)
-        train(model, samples, epochs=20)
+            model = ARCHITECTURES[architecture](SHAPE, CLASSES)
+        train(model, samples, epochs=epochs)
         pair.append(
             Subject(
                 model=model,

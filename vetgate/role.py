@@ -103,13 +103,15 @@ class RepairRole:
 class GuardRole:
     """A run-time guard's part: the evidence that it uses, None for none, and its name and sentence for people.
 
-    `votes`: it can also say what an input should have been taken for.
+    `votes`: it can also say what an input should have been taken for. `normalisation`: it guards only networks with
+    batch normalisation.
     """
 
     uses: Uses | None
     title: str
     sentence: str
     votes: bool = False
+    normalisation: bool = False
 
 
 R = TypeVar("R", Role, RepairRole, GuardRole)
@@ -132,11 +134,16 @@ def guard_roles() -> dict[str, GuardRole]:
 
 def guard_functions(name: str, package: Path = PACKAGE) -> dict[str, str]:
     """The functions in a guard's own file that its registration names: `fit`, and `vote` where it votes."""
-    for node in ast.parse((package / "guard" / f"{name}.py").read_text()).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            given = [k for d in node.decorator_list if isinstance(d, ast.Call) for k in d.keywords]
-            return {str(k.arg): ast.unparse(k.value) for k in given if k.arg in ("fit", "vote")}
-    raise BadPolicy(f"expected a function {name} in vetgate/guard/{name}.py, got none; register it there")
+    body = ast.parse((package / "guard" / f"{name}.py").read_text()).body
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    decorators = functions[name].decorator_list if name in functions else []
+    given = [k for call in decorators if isinstance(call, ast.Call) for k in call.keywords if k.arg in ("fit", "vote")]
+    found = {str(k.arg): ast.unparse(k.value) for k in given}
+    if "fit" not in found or not functions.keys() >= set(found.values()):
+        raise BadPolicy(
+            f"expected {name} registered with functions of vetgate/guard/{name}.py, got {found}; put them there"
+        )
+    return found
 
 
 def role_of(method: str) -> Role | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from vetgate.verdict.policy import GuardPolicy
 # which figures a record holds; one that an earlier version wrote, with others, lies under another key
 FIGURES = 1
 WHAT = "guard"
+# pixel values of the images of each purpose, in bounds of their number, so that they fit beside a large network
+VALUES, FEWEST, MOST = 2**27, 128, 2048
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def run_guards(
         "samples": case.data.files("test"),
         "evidence": [{**item["evidence"], "seed": case.seed.number} for item in evidence],
         "triggers": triggers,
+        "rows": max(FEWEST, min(MOST, VALUES // math.prod(case.submission["input_shape"]))),
         "rate": policy.false_rejection_rate,
         "max_slowdown": policy.max_slowdown,
         "seed": case.seed.number,

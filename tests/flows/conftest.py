@@ -98,7 +98,10 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("quick")
     params, policy = folder / "params.yaml", folder / "policy.yaml"
     params.write_text("abs: {steps: 6, candidates: 2, finalists: 1}\nneural_cleanse: {starts: 1, sweeps: 3}\n")
-    policy.write_text("name: quick\nrequired: [abs, neural_cleanse]\nrepair: {enabled: false, methods: []}\n")
+    policy.write_text(
+        "name: quick\nrequired: [abs, neural_cleanse]\nrepair: {enabled: false, methods: []}\n"
+        "guard: {methods: [strip]}\n"
+    )
     return {"VETGATE_PARAMS": str(params), "VETGATE_POLICY": str(policy)}
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import vetgate.guard  # noqa: F401 - registers the guards
 from flows.params import load_params
 from vetgate.errors import BadPolicy
+from vetgate.guard.contract import GUARDS
 
 
 def read(tmp_path: Path, text: str):
@@ -18,7 +20,7 @@ def read(tmp_path: Path, text: str):
 
 def test_the_hyper_parameters_of_a_guard_are_those_of_its_fitting(tmp_path: Path) -> None:
     params = read(tmp_path, "strip: {overlays: 8}\nneural_cleanse: {}\n")
-    assert params.guard == {"strip": {"overlays": 8, "own": 1.0, "other": 1.0}}
+    assert params.guard == {"strip": GUARDS["strip"].defaults | {"overlays": 8}}
     assert list(params.detect) == ["neural_cleanse"] and params.repair == {}
 
 

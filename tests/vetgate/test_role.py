@@ -23,6 +23,7 @@ from vetgate.role import (
     Role,
     _read,
     by_label,
+    guard_functions,
     guard_roles,
     repair_roles,
     roles,
@@ -84,6 +85,28 @@ def test_a_role_that_is_missing_or_makes_no_sense_is_refused(tmp_path: Path, sou
     (tmp_path / "fake.py").write_text(source)
     with pytest.raises(BadPolicy, match="fake"):
         _read(tmp_path / "fake.py", Role)
+
+
+def guard_file(tmp_path: Path, decorator: str) -> Path:
+    (tmp_path / "guard").mkdir()
+    text = f"def _fit(): ...\n{decorator}\ndef fake(): ...\n"
+    (tmp_path / "guard" / "fake.py").write_text(text)
+    return tmp_path
+
+
+def test_the_functions_of_a_guard_are_those_that_its_registration_names(tmp_path: Path) -> None:
+    for name in guard_roles():
+        assert "fit" in guard_functions(name)
+    package = guard_file(tmp_path, "@guard(fit=_fit, vote=fake, needs={'clean'})")
+    assert guard_functions("fake", package) == {"fit": "_fit", "vote": "fake"}
+
+
+@pytest.mark.parametrize(
+    "decorator", ["@guard(needs={'clean'})", "@guard(fit=elsewhere)", "@guard(fit=partial(_fit, 1))"]
+)
+def test_functions_that_stand_elsewhere_are_refused(tmp_path: Path, decorator: str) -> None:
+    with pytest.raises(BadPolicy, match=r"functions of vetgate/guard/fake\.py"):
+        guard_functions("fake", guard_file(tmp_path, decorator))
 
 
 def fakes(*names: str, count: int = 24) -> Calibration:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from vetgate.contract import Evidence, Need, Param, Progress, Subject, audited, private_random, reporting_to
 from vetgate.errors import DefenceError, MissingInput, NotFinite, UnknownParameter
-from vetgate.probe import images_at_once
 from vetgate.role import GuardRole
 
-# images of one pass through the network, replicas included
-IMAGES_AT_ONCE = 512
+# images of one pass through the network, replicas included: as many as hold so many pixels, and in these bounds. What
+# passes between layers then stays in the cache: with four times as many an image takes two to three times as long
+PIXELS_AT_ONCE, FEWEST_AT_ONCE, MOST_AT_ONCE = 2**16, 8, 512
 Number = int | float | str | bool
 # among the numbers of a guard with a cut: how many trusted images that was set on
 CUT_ON = "cut_on"
@@ -171,7 +171,8 @@ def rank_of_cut(count: int, rate: float) -> int:
 
 def replicas(x: Tensor, count: int) -> Iterator[Tensor]:
     """Images x (M, C, H, W) in parts, such that `count` replicas of each fit into one pass through the network."""
-    at_once = max(1, images_at_once(x, IMAGES_AT_ONCE) // max(1, count))
+    fitting = max(FEWEST_AT_ONCE, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, x[0, 0].numel())))
+    at_once = max(1, fitting // max(1, count))
     for start in range(0, len(x), at_once):
         yield x[start : start + at_once]
 
@@ -180,6 +181,20 @@ def replicas(x: Tensor, count: int) -> Iterator[Tensor]:
 def probabilities(model: nn.Module, x: Tensor) -> Tensor:
     """Softmax (M, K) of the logits of images x (M, C, H, W), in passes that fit; NaN where the model gives NaN."""
     return torch.cat([model(part).softmax(1) for part in replicas(x, 1)])
+
+
+@torch.no_grad()
+def log_probability_of_others(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The log of the probability (M,) in nats that images x (M, C, H, W) are not of these labels (M,).
+
+    It still tells inputs apart where the probability of a label itself is rounded to 1.
+    """
+    found: list[Tensor] = []
+    for part in replicas(x, 1):
+        said = model(part).double()
+        own = labels[sum(map(len, found)) :][: len(part), None]
+        found.append(said.scatter(1, own, -math.inf).logsumexp(1) - said.logsumexp(1))
+    return torch.cat(found)
 
 
 GUARDS: dict[str, Guard] = {}

@@ -4,8 +4,9 @@ Each input is blended with trusted images, and the mean entropy of what the netw
 trigger survives blending, so its entropy is low; the score is minus the entropy, in nats.
 
 Source    Gao et al., "STRIP: A Defence Against Trojan Attacks on Deep Neural Networks", ACSAC 2019.
-Deviates  The cut is a quantile of clean images, not of a normal distribution fitted to them, whose quantile can be
-          negative.
+Deviates  Images are added at 0.7 each and clipped, where the paper's code adds them as they are and others take half of
+          each: at full strength bright images drown what is blended, at half a trigger fades. The cut is a quantile
+          of clean images, not of a normal distribution fitted to them, whose quantile can be negative.
 Blind to  Triggers of one source class, all-to-all, and triggers that do not survive blending: warped, input-dependent.
 """
 
@@ -26,7 +27,7 @@ ROLE = GuardRole(
 )
 
 
-def _fit(subject: Subject, *, overlays: int = 64, own: float = 1.0, other: float = 1.0) -> Fitted:
+def _fit(subject: Subject, *, overlays: int = 32, own: float = 0.7, other: float = 0.7) -> Fitted:
     """Draw the `overlays` trusted images; a blend is `own` times the input and `other` times the overlay, clipped."""
     assert subject.clean is not None
     if len(subject.clean) < overlays:

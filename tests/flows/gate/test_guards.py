@@ -10,12 +10,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.gate.decide import answer
 from flows.gate.question import GUARDING, Question
+from flows.gate.waive import approve, waive
 from tasks.guards.fit import pins, settings_digest
 from tasks.records.attestations import newest_attestation
 from tasks.records.ledger_state import ledger_state
 from tasks.vetting import intake, signed_results
 from tasks.vetting.results import GuardRecord, ResultGuard
-from tests.deciding import BACKDOORED, CLEAN, Court
+from tests.deciding import BACKDOORED, CLEAN, TARGET, Court
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.role import guard_roles
 from vetgate.trust import dsse
@@ -196,6 +197,18 @@ def test_a_rescan_renews_them_with_the_verdict(court: Court) -> None:
     before = attested(court, manifest)
     renewed = asked(court, manifest, CLEAN, guards=key, purpose="rescan")
     assert renewed["attestation"] is not None and attested(court, manifest) == before
+
+
+def test_a_verdict_that_people_waive_keeps_them(court: Court) -> None:
+    sam = court.person("sam", "submitter")
+    manifest = court.signed(b"weights", sam)
+    asked(court, manifest, BACKDOORED, guards=fitted(court, manifest))
+    made = waive(court.settings, manifest, f"backdoor:label-{TARGET}", "a test model", 10, sam)
+    for name in ("alice", "bob"):
+        approve(court.settings, made["waiver"], court.person(name))
+    found = newest_attestation(ledger_state(court.settings), manifest)
+    assert found is not None and found.claims["verdict"] == "WAIVED"
+    assert found.claims["guards"]["package"] == PACKAGE
 
 
 def test_a_question_keeps_its_key_of_guards_and_leaves_it_out_where_there_is_none(court: Court) -> None:

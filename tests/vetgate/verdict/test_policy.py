@@ -87,6 +87,12 @@ def test_a_file_that_is_no_policy_is_refused(tmp_path, text):
         load_policy(path)
 
 
+def test_a_policy_without_guards_of_its_own_has_the_shipped_ones(tmp_path):
+    shipped = load_policy().guard
+    assert read(tmp_path).guard == read(tmp_path, guard={"action": "reject"}).guard == shipped
+    assert shipped.methods and read(tmp_path, guard={"methods": []}).guard.methods == ()
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(BadPolicy, match="VETGATE_POLICY"):
         load_policy(tmp_path / "none.yaml")

@@ -1,0 +1,83 @@
+"""Activation filter: the neurons that a reversed trigger changes are found, and what excites them scores higher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vetgate.guard  # noqa: F401 - registers the guards
+from vetgate.contract import Evidence, Samples, Subject, Trigger
+from vetgate.errors import MissingInput
+from vetgate.guard.contract import GUARDS
+
+GUARD = GUARDS["activation_filter"]
+CLASSES = 3
+
+
+class Pixels(nn.Module):
+    """The features are the pixels themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.features(x)[:, :CLASSES]
+        return out
+
+
+def subject() -> Subject:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(60, 1, 5, 5, generator=generator) / 4, torch.randint(CLASSES, (60,), generator=generator)
+    return Subject(model=Pixels(), layer="features", classes=CLASSES, clean=Samples(x, y))
+
+
+def corner(at: int, target: int) -> Trigger:
+    """Two lit pixels in a row, and one that is put out."""
+    mask, pattern = torch.zeros(1, 5, 5), torch.zeros(1, 5, 5)
+    mask[0, at, :3] = 1
+    pattern[0, at, :2] = 1
+    return Trigger(mask, pattern, target)
+
+
+def evidence(*triggers: Trigger, scores: tuple[float, ...] = (0, 3, 0), cutoff: float = 2.0) -> Evidence:
+    return Evidence(1.0, torch.tensor(scores, dtype=torch.float32), cutoff, triggers=triggers, method="reversed")
+
+
+def test_the_neurons_of_the_suspected_labels_trigger_are_found_with_their_direction() -> None:
+    fitted = GUARD.fit(subject(), evidence(corner(2, 1), corner(4, 2)), fewest=3)
+    (direction,) = fitted.tensors["directions"]
+    assert direction.nonzero().flatten().tolist() == [10, 11, 12]
+    assert (direction[10:12] > 0).all() and direction[12] < 0
+
+
+def test_where_no_label_is_flagged_that_with_the_highest_score_counts() -> None:
+    fitted = GUARD.fit(subject(), evidence(corner(2, 1), corner(4, 2), scores=(0, 1, 1.5)), fewest=3)
+    (direction,) = fitted.tensors["directions"]
+    assert direction.nonzero().flatten().tolist() == [20, 21, 22]
+
+
+def test_a_triggered_input_scores_above_every_clean_one() -> None:
+    given = subject()
+    assert given.clean is not None
+    fitted = GUARD.fit(given, evidence(corner(2, 1)), fewest=3)
+    clean = GUARD.score(fitted, given.model, given.clean.x)
+    triggered = GUARD.score(fitted, given.model, corner(2, 1).stamp(given.clean.x))
+    assert triggered.min() > clean.max() and abs(float(clean.mean())) < 1e-4
+
+
+def test_the_largest_excitation_of_several_triggers_counts() -> None:
+    given = subject()
+    assert given.clean is not None
+    both = GUARD.fit(given, evidence(corner(2, 1)), evidence(corner(4, 1)), fewest=3)
+    assert len(both.tensors["directions"]) == 2
+    for at in (2, 4):
+        assert GUARD.score(both, given.model, corner(at, 1).stamp(given.clean.x)).min() > 1
+
+
+def test_evidence_without_a_trigger_of_a_suspect_is_an_error() -> None:
+    with pytest.raises(MissingInput, match="suspected label"):
+        GUARD.fit(subject(), evidence(corner(2, 0)))
+    with pytest.raises(MissingInput, match="evidence with triggers"):
+        GUARD.fit(subject())
