@@ -12,16 +12,15 @@ from torch import Tensor, nn
 import vetgate.guard  # noqa: F401 - registers the guards
 from flows.service.scoring.current import Served
 from vetgate.contract import Samples, Subject
-from vetgate.guard.contract import GUARDS
 from vetgate.guard.guarded import Action, Guarded, fit_guards
 from vetgate.guard.package import Package
-from vetgate.role import guard_roles
 from vetgate.trust.keys import utc_now
 
 SHAPE, CLASSES, RATE = (1, 8, 8), ("north-west", "north-east", "south-west", "south-east"), 0.05
 MANIFEST, ATTESTATION = "a" * 64, "b" * 64
-# what scores how little a label depends on the rest of the image is the first guard there was
-GUARD = next(name for name in sorted(GUARDS) if not guard_roles()[name].votes and not guard_roles()[name].uses)
+GUARD = "strip"
+# at full strength the lit corner stays lit whatever is added to it
+PARAMS = {"overlays": 64, "own": 1.0, "other": 1.0}
 
 
 class Quarters(nn.Module):
@@ -54,7 +53,7 @@ def guarded(action: Action = Action.REJECT) -> Guarded:
     with torch.no_grad():
         clean = Samples(x, model(x).argmax(1))
     subject = Subject(model=model, layer="", classes=len(CLASSES), clean=clean[:100], train=None)
-    fitted, failed = fit_guards(subject, clean[100:], {GUARD: {}}, rate=RATE, seed=0)
+    fitted, failed = fit_guards(subject, clean[100:], {GUARD: PARAMS}, rate=RATE, seed=0)
     assert not failed
     return Guarded(model, Package(MANIFEST, fitted), SHAPE, action=action)
 
