@@ -24,6 +24,7 @@ MODEL_DEMOTED = "vetgate.model.demoted"
 BYPASS_DETECTED = "vetgate.gate.bypass_detected"
 BYPASS_REPEATED = "vetgate.gate.bypass_repeated"
 LEDGER_BROKEN = "vetgate.ledger.broken"
+REJECTIONS_ROSE = "vetgate.guard.rejections_rose"
 
 
 def verdict_issued(manifest_sha256: str, verdict: str, *, once: str, automatic: bool) -> bool:

@@ -18,7 +18,7 @@ from vetgate.errors import BadPolicy
 
 PACKAGE = Path(__file__).parent
 # modules in the folders of methods that hold none
-BESIDE_METHODS = {"__init__", "contract", "guarded", "measure", "package"}
+BESIDE_METHODS = {"__init__", "alarm_rate", "contract", "guarded", "measure", "package"}
 Uses = Literal["flagged", "triggers", "neurons"]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli import bank, gate, service, verify, watch
+from flows.cli import bank, gate, serve, service, verify, watch
 from flows.cli.console import Outcome, carry_out, run
 from tasks.environment import speak_utf8
 
@@ -25,6 +25,8 @@ for command in (
     bank.bench,
     bank.calibrate,
     service.up,
+    serve.serve,
+    serve.rejected,
     watch.sweep,
     watch.rescan,
     watch.reconcile,

@@ -54,7 +54,7 @@ def verify(
     Exits with 0 if so; 1 denied: other bytes, another name, no promotion, no PASS, a signature that does not fit;
     2 store or registry unreachable, disk full; 3 a file that is not understood; 4 usage; 5 expired, revoked or out of
     date. Whatever is not 0 must not be served. With models:/, --output writes exactly the verified bytes to a new
-    directory, or nothing.
+    directory, or nothing. A directory of guarded.NAME, which MLflow loads, holds its own attestation.
     """
 
     def command() -> Outcome:
@@ -111,14 +111,19 @@ def _reported(asked: Asked, sarif: File, junit: File) -> Blob:
 
 
 def _verified(asked: Asked) -> Blob:
+    from flows.production.pyfunc_files import FILE, check_pyfunc
     from flows.production.verify import verify as verify_directory
     from flows.production.verify import verify_model
     from vetgate.errors import BadSubmission
+    from vetgate.trust.keys import read_trust_root
 
     if asked.target.startswith("models:"):
         if asked.attestation is not None or asked.name is not None:
             raise BadSubmission("expected --attestation and --name with a directory only; the registry knows both")
         return verify_model(asked.target, asked.settings, output=asked.output)
+    alone = (asked.attestation, asked.name, asked.output) == (None, None, None)
+    if alone and Path(asked.target, FILE).is_file():
+        return check_pyfunc(Path(asked.target), read_trust_root(asked.settings.trust_root)).claims
     if asked.attestation is None or asked.name is None or asked.output is not None:
         raise BadSubmission("expected a directory with --attestation FILE and --name NAME, and --output with models:/")
     return verify_directory(

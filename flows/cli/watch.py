@@ -41,7 +41,13 @@ def sweep(json: AsJson = False) -> int:
 
 
 @app.command()
-def rescan(json: AsJson = False) -> int:
+def rescan(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Only prod.NAME, out of date or not; what is out of date if left out.", metavar="NAME"),
+    ] = None,
+    json: AsJson = False,
+) -> int:
     """Vet again what is in production and out of date.
 
     Exits with 0, 1 when something was taken back, 2 on an error, 3 when a canary came out wrong.
@@ -54,11 +60,11 @@ def rescan(json: AsJson = False) -> int:
         if "PREFECT_API_URL" in os.environ:
             from flows.rescan.nightly_flow import rescan_service
 
-            blob = rescan_service(settings)
+            blob = rescan_service(settings, name)
         else:
             from flows.rescan.local import rescan_locally
 
-            blob = rescan_locally(settings)
+            blob = rescan_locally(settings, name)
         from flows.rescan.nightly import exit_code
 
         return Outcome(exit_code(blob), blob, lambda console: _show_rescan(console, blob))

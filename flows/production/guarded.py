@@ -5,9 +5,9 @@ The file with the guards is read once; it is the one whose digest was signed, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.production.serving import deliver, loaded
 from tasks.guards.package_file import package_bytes
@@ -50,39 +50,72 @@ def guarded_load(uri: str, settings: Settings | None = None, *, action: Action |
     settled = settings or load_settings()
     delivered = deliver(uri, settled)
     coverage = delivered.coverage
-    stated = guards_in(coverage.claims)
+
+    def package(sha256: str) -> bytes:
+        return package_bytes(settled, coverage.manifest, sha256)
+
+    found = behind_guards(delivered.members, coverage.claims, coverage.manifest, package, action=action)
+    rates = {one.guard: float(one.rate or 0) for one in found.guarded.package.guards}
+    names = class_names(found.submission)
+    return GuardedModel(found.guarded, found.submission, coverage, len(names), names, rates)
+
+
+@dataclass(frozen=True, eq=False)
+class Behind:
+    """A model behind its guards, and what its submission says of it."""
+
+    guarded: Guarded
+    submission: Submission
+
+
+def behind_guards(
+    members: Mapping[str, bytes],
+    claims: Mapping[str, Any],
+    manifest: str,
+    package: Callable[[str], bytes],
+    *,
+    action: Action | None = None,
+) -> Behind:
+    """The model in verified bytes behind the guards that verified claims on it name.
+
+    `package` gives the bytes of the file with this SHA-256. Raises as `guarded_load` for what it cannot be.
+    """
+    stated = guards_in(claims)
     if stated is None:
         raise Denied(
-            f"expected an attestation of {coverage.manifest} that names guards, got one without; name some under "
+            f"expected an attestation of {manifest} that names guards, got one without; name some under "
             "`guard` in the policy and run `vetgate vet` on it, or load it without guards by verified_load"
         )
     for one in stated.chosen:
         # a cut says nothing of what other code scores
         if one.name not in guard_roles() or code_digest("guard", one.name) != one.code:
             raise Stale(
-                f"expected {one.name} as it was when {coverage.manifest} was vetted, got another; run `vetgate vet` on "
+                f"expected {one.name} as it was when {manifest} was vetted, got another; run `vetgate vet` on "
                 "it, or load it with the version of vetgate and torch that vetted it"
             )
     from vetgate.guard.guarded import Action, Guarded
 
-    package = _package(settled, coverage.manifest, stated)
-    model, submission = loaded(delivered)
+    held = _package(package(stated.package), manifest, stated)
+    model, submission = loaded(members)
     try:
-        guarded = Guarded(model, package, submission.input_shape, action=action or Action(stated.action))
+        guarded = Guarded(model, held, submission.input_shape, action=action or Action(stated.action))
     except DefenceError as error:
         raise Denied(f"{error}; the attestation names {', '.join(one.name for one in stated.chosen)}") from error
-    count, given = submission.n_classes, submission.classes
-    names = tuple(map(str, range(count))) if isinstance(given, int) else tuple(given)
-    rates = {one.name: float(one.rate) for one in stated.chosen}
-    return GuardedModel(guarded, submission, coverage, count, names, rates)
+    return Behind(guarded, submission)
 
 
-def _package(settings: Settings, manifest: str, stated: AttestedGuards) -> Package:
-    """The guards in the file with the attested digest; raises Denied unless they are those that were attested."""
+def class_names(submission: Submission) -> tuple[str, ...]:
+    """The names of the classes, their numbers where it has none."""
+    given = submission.classes
+    return tuple(map(str, range(given))) if isinstance(given, int) else tuple(given)
+
+
+def _package(data: bytes, manifest: str, stated: AttestedGuards) -> Package:
+    """The guards in the attested file; raises Denied unless they are those that were attested."""
     from vetgate.guard.package import from_bytes
 
     try:
-        package = from_bytes(package_bytes(settings, manifest, stated.package), manifest=manifest)
+        package = from_bytes(data, manifest=manifest)
     except NotUnderstood as error:
         raise Denied(f"expected the attested guards of {manifest} in their file, got another: {error}") from error
     held = [(fitted.guard, fitted.rate) for fitted in package.guards]

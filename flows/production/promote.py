@@ -3,25 +3,30 @@
 The attestation is verified against the bytes in quarantine, these go to the vetted part of the store and are hashed
 again there, a fresh version of prod.<name> is registered, what it stands for is signed and entered into the ledger, and
 its alias is set last: at whatever step this is killed, production is what it was, and doing it again ends the same.
+Only then is the same model registered behind its guards, as guarded.<name>, for whoever serves it with MLflow.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flows.production.admission import Admitted, Request, admitted_by, hashed
+from flows.production.pyfunc_files import write_pyfunc
 from flows.production.selection import check_hardened, hardened_copy, identified, newest_admitted
 from tasks import events
+from tasks.guards.package_file import package_bytes
 from tasks.mlflow.aliases import all_names
 from tasks.mlflow.demote import settle
+from tasks.mlflow.guarded import GUARDED, register_guarded
 from tasks.mlflow.heads import publish_head, whole_ledger
 from tasks.mlflow.promoted import Promoted, register_promoted
+from tasks.mlflow.vettings import MANIFEST_TAG
 from tasks.records.alias_moves import AliasMove, end_move, enter_move
-from tasks.records.attestations import newest_attestation, revocation_of
+from tasks.records.attestations import attestation_at, newest_attestation, revocation_of
 from tasks.records.ledger_chain import append, gate_key, signing_time
 from tasks.records.ledger_entries import catch_up
 from tasks.records.ledger_state import ledger_state
@@ -29,11 +34,13 @@ from tasks.records.promotions import save_promotion
 from tasks.settings import Settings
 from tasks.store.base import Store, check_files, fetch_files
 from tasks.store.open import open_store
-from tasks.vetting.intake import workroom
+from tasks.vetting.intake import MAX_BYTES, workroom
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import Altered, BadSubmission, Denied, Removed, Stale, VetgateError
 from vetgate.formats.manifest import Manifest
 from vetgate.formats.model_name import MODEL_NAME, RULE, alike
+from vetgate.trust import attest
+from vetgate.trust.guard_claims import guards_in
 from vetgate.trust.keys import utc_now
 
 ALIASES = ("champion", "challenger")
@@ -69,7 +76,39 @@ def promote(
     publish_head(settings)
     resource, told_of = f"promotion.{name}", ("name", "version", "alias", "manifest_sha256", "verdict")
     events.emit(events.PROMOTION_GRANTED, resource, {field: granted[field] for field in told_of})
-    return granted
+    return granted | _guarded(asked, granted)
+
+
+def _guarded(asked: Request, granted: Mapping[str, Any]) -> dict[str, Any]:
+    """Register the promoted model behind its guards too, where its attestation names some; what came of it.
+
+    The promotion stands whatever that is, and the same promotion again ends the same.
+    """
+    settings, manifest = asked.settings, str(granted["manifest_sha256"])
+    try:
+        envelope = attestation_at(asked.store, granted["attestation"]).envelope
+        stated = guards_in(attest.claims(envelope))
+        if stated is None:
+            return {"guarded": None, "guarded_error": None}
+        with workroom(settings) as room:
+            vetted = fetch_files(
+                asked.store, f"vetted/{manifest}", room / "vetted", attest.files_of(envelope), most=MAX_BYTES
+            )
+            write_pyfunc(room / "guarded", vetted, envelope, package_bytes(settings, manifest, stated.package))
+            version = register_guarded(
+                settings,
+                asked.name,
+                room / "guarded",
+                run_id=granted["mlflow_run"],
+                promoted=granted["version"],
+                folder=f"guarded-{attest.digest(envelope)[:16]}",
+                tags={MANIFEST_TAG: manifest},
+                on_step=asked.on_step,
+            )
+    except (VetgateError, OSError) as error:
+        logging.getLogger(__name__).warning("%s is promoted, and not registered behind guards: %s", asked.name, error)
+        return {"guarded": None, "guarded_error": str(error)}
+    return {"guarded": {"model": f"{GUARDED}{asked.name}", "version": version}, "guarded_error": None}
 
 
 def _enter_denial(settings: Settings, name: str, alias: str, submission: str | None, error: Denied) -> None:

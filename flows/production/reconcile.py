@@ -27,6 +27,7 @@ from flows.production.watch import (
 )
 from tasks.mlflow.aliases import Registered, promotable, registered, source_of, tagged_as_prompts
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, standing_again, take_back
+from tasks.mlflow.guarded import follow_aliases
 from tasks.mlflow.heads import publish_head
 from tasks.mlflow.listing import IS_PROMPT
 from tasks.records.attestations import newest_attestation, revocation_of
@@ -90,6 +91,10 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     # what a run that was killed left
     settled += _tried(errors, partial(settle, settings))
     errors += _stood_again(settings, taken)
+    try:
+        follow_aliases(settings, {item.name for item in [*taken, *settled]})
+    except StoreError as error:
+        errors.append(error)
     publish_head(settings)
     if errors:
         raise (Removed if isinstance(seen.state, Removed) else StoreError)(

@@ -74,19 +74,25 @@ def verified_load(uri: str, settings: Settings | None = None) -> Verified:
     `coverage.until`: this answer ends then.
     """
     delivered = deliver(uri, settings or load_settings())
-    return Verified(*loaded(delivered), delivered.coverage)
+    return Verified(*loaded(delivered.members), delivered.coverage)
 
 
-def loaded(delivered: Delivered) -> tuple[nn.Module, Submission]:
-    """The model in delivered bytes, in eval mode and without gradients, and what its submission says of it."""
+def loaded(members: Mapping[str, bytes]) -> tuple[nn.Module, Submission]:
+    """The model in verified bytes, in eval mode and without gradients, and what its submission says of it."""
     from vetgate.formats.load import described, load_members
 
-    submission = described(delivered.members)
-    return load_members(delivered.members, submission).model.eval().requires_grad_(False), submission
+    submission = described(members)
+    return load_members(members, submission).model.eval().requires_grad_(False), submission
 
 
 def deliver(uri: str, settings: Settings, *, now: datetime | None = None) -> Delivered:
     """The bytes of a version in production, each file read once and hashed after that; raises as `verified_load`."""
+    target, version, coverage = covered_now(uri, settings, now=now)
+    return Delivered(target, version, attested_bytes(settings, coverage), coverage)
+
+
+def covered_now(uri: str, settings: Settings, *, now: datetime | None = None) -> tuple[Target, str, Coverage]:
+    """Which version the registry names and what covers it, no byte of it read; raises as `verified_load`."""
     target = read_uri(uri)
     version, source = registered_version(settings, target.model, target.alias, target.number)
     state = whole_ledger(settings)
@@ -94,7 +100,7 @@ def deliver(uri: str, settings: Settings, *, now: datetime | None = None) -> Del
     coverage = covered(settings, target.name, version, source, now=moment, state=state)
     if target.alias is not None and (wrong := misplaced(state, target.name, target.alias, version, moment)):
         raise wrong
-    return Delivered(target, version, attested_bytes(settings, coverage), coverage)
+    return target, version, coverage
 
 
 def manifest_of(uri: str, settings: Settings) -> str | None:

@@ -10,10 +10,10 @@ from tasks.vetting.workplace import cool
 from vetgate.shape import Blob
 
 
-def rescan_locally(settings: Settings) -> Blob:
+def rescan_locally(settings: Settings, name: str | None = None) -> Blob:
     """A batch whose models are examined here, one after the other; nothing is started while nothing is out of date."""
     try:
-        return rescan(settings, examine_locally)
+        return rescan(settings, examine_locally, name)
     finally:
         cool()
 

@@ -2,6 +2,8 @@
 
 A rescan alarms less often than a first vetting and takes nothing back before a second independent run agrees. Canaries
 run first: if one comes out wrong, the batch decides nothing. Killed and started again, a batch goes on where it was.
+One of a single name is asked for because of what guards reject there: it vets what is under it again, out of date or
+not, but for what was vetted within a day.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from flows.production.reconcile import reconcile
@@ -33,19 +35,24 @@ from tasks.records.ledger_chain import append, head
 from tasks.records.rescans import record_key, save_rescan
 from tasks.settings import Settings
 from tasks.store.lease import leased
-from vetgate.errors import Denied, VetgateError
+from vetgate.errors import BadSubmission, Denied, VetgateError
+from vetgate.formats.model_name import MODEL_NAME, RULE
 from vetgate.shape import Blob
+from vetgate.trust.strict_json import as_time
 
 INCONCLUSIVE_EVENT = "vetgate.rescan.inconclusive"
 LEASE = "rescan"
+# whoever sends a model what its guards reject could have it vetted again all day
+FRESH = timedelta(days=1)
 T = TypeVar("T")
 
 
 @dataclass
 class Batch:
-    """One nightly rescan: what was looked at, and what came of it."""
+    """One rescan: what was looked at, of everything or `only` of one name, and what came of it."""
 
     name: str
+    only: str | None
     seen: Watch
     present: Present
     covering: list[tuple[Registered, Coverage]]
@@ -66,19 +73,23 @@ class Batch:
 def rescan(
     settings: Settings,
     examine: Examine,
+    name: str | None = None,
     *,
     at_once: int = 1,
     now: datetime | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Blob:
-    """What a batch found and did. `examine` runs the detectors on a manifest under the name of a run, somewhere.
+    """What a batch found and did, only under prod.<name> where one is given.
 
+    `examine` runs the detectors on a manifest under the name of a run, somewhere.
     Raises StoreError when the registry does not answer or another batch is at work. `on_step` is given every step after
     it is done.
     """
+    if name is not None and not MODEL_NAME.fullmatch(name):
+        raise BadSubmission(f"expected as name {RULE}; got {name!r:.200}")
     with leased(settings, LEASE) as lease:
         since = head(settings)
-        batch = _begun(settings, now)
+        batch = _begun(settings, name, now)
         # what nothing covers is for `reconcile`; a batch that was killed may have left some for it
         _reconcile(batch, {item.name for item in batch.uncovered})
         on_step("compared")
@@ -127,16 +138,16 @@ class Asking:
             self.on_step(f"vetted {manifest}")
 
 
-def _begun(settings: Settings, now: datetime | None) -> Batch:
+def _begun(settings: Settings, only: str | None, now: datetime | None) -> Batch:
     seen = watch(settings, now)
     started = time.monotonic()
     present = Present.of(seen)
-    held = in_production(settings)
+    held = [item for item in in_production(settings) if only in (None, item.name)]
     answers = list(zip(held, coverages(seen, held), strict=True))
     covering = [(item, answer) for item, answer in answers if isinstance(answer, Coverage)]
     wrong = [any(isinstance(name.answer, Denied) for name in standings(seen, *given)) for given in answers]
     uncovered = [item for (item, _), found in zip(answers, wrong, strict=True) if found]
-    batch = Batch(batch_name(seen), seen, present, covering, uncovered)
+    batch = Batch(batch_name(seen), only, seen, present, covering, uncovered)
     batch.errors += [str(answer) for _, answer in answers if not isinstance(answer, Coverage | Denied)]
     batch.seconds["read"] = time.monotonic() - started
     return batch
@@ -163,6 +174,9 @@ def _hash_some(batch: Batch) -> None:
 def _stale(batch: Batch) -> dict[str, Coverage]:
     # a model in its grace has failed already; `reconcile` carries that out
     covering = {coverage.manifest: coverage for _, coverage in batch.covering if not coverage.grace}
+    if batch.only is not None:
+        since = batch.seen.now - FRESH
+        return {m: coverage for m, coverage in covering.items() if as_time(coverage.claims["issued"], "issued") < since}
     reasons = outdated_verdicts(batch.present, list(covering.values()))
     batch.errors += [f"{manifest}: {why}" for manifest, why in reasons.items() if isinstance(why, VetgateError)]
     return {m: covering[m] for m, why in reasons.items() if why and not isinstance(why, VetgateError)}

@@ -28,18 +28,21 @@ POLL_SECONDS = 2.0
 
 
 @flow(name="rescan", persist_result=True, result_serializer="json")
-def rescan_flow(at_once: int = AT_ONCE) -> Blob:
-    """A nightly rescan; it ends as failed when a canary came out wrong or something could not be done."""
-    blob = rescan_service(load_settings(), at_once=at_once)
+def rescan_flow(at_once: int = AT_ONCE, name: str | None = None) -> Blob:
+    """A rescan, of prod.<name> only where one is given.
+
+    It ends as failed when a canary came out wrong or something could not be done.
+    """
+    blob = rescan_service(load_settings(), name, at_once=at_once)
     if exit_code(blob) in (2, 3):
         why = [canary["wrong"] for canary in blob["canaries"] if canary["wrong"]] or blob["errors"]
         raise StoreError(f"expected batch {blob['batch']} to be done, got {'; '.join(why)}; see rescans/ in the store")
     return blob
 
 
-def rescan_service(settings: Settings, *, at_once: int = AT_ONCE) -> Blob:
+def rescan_service(settings: Settings, name: str | None = None, *, at_once: int = AT_ONCE) -> Blob:
     """A batch whose models are examined by the service's workers, `at_once` of them at a time."""
-    return rescan(settings, on_the_pool(settings), at_once=at_once)
+    return rescan(settings, on_the_pool(settings), name, at_once=at_once)
 
 
 def on_the_pool(settings: Settings) -> Examine:

@@ -127,7 +127,7 @@ def render(
         "meaning": meaning(result, calibration),
         "provenance": [*_provenance(result, records, calibration, provenance)],
     }
-    return _environment().get_template(TEMPLATE.name).render(page)
+    return environment().get_template(TEMPLATE.name).render(page)
 
 
 def is_page(data: bytes) -> bool:
@@ -151,7 +151,8 @@ def percent(value: Any) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """What renders the templates of this folder: whatever is given is escaped, and undefined names are errors."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,

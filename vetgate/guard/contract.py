@@ -23,6 +23,8 @@ from vetgate.role import GuardRole
 # passes between layers then stays in the cache: with four times as many an image takes two to three times as long
 PIXELS_AT_ONCE, FEWEST_AT_ONCE, MOST_AT_ONCE = 2**16, 8, 512
 Number = int | float | str | bool
+# among the numbers of a guard with a cut: how many trusted images that was set on
+CUT_ON = "cut_on"
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +142,7 @@ class Guard:
         """
         cut = cut_for(self.score(fitted, model, x), rate)
         share = None if self.voting is None else -cut_for(-self.vote(fitted, model, x).shares, rate)
-        return replace(fitted, cut=cut, rate=rate, share=share)
+        return replace(fitted, cut=cut, rate=rate, share=share, numbers={**fitted.numbers, CUT_ON: len(x)})
 
 
 def cut_for(scores: Tensor, rate: float) -> float:
@@ -149,7 +151,7 @@ def cut_for(scores: Tensor, rate: float) -> float:
     A conformal quantile: for exchangeable images the rate is kept whatever the scores look like. Raises MissingInput
     where N images cannot tell so small a rate, NotFinite where scores are no numbers.
     """
-    rank = math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)
+    rank = rank_of_cut(len(scores), rate)
     if not 0 < rate < 1 or rank > len(scores):
         least = math.ceil(1 / rate) - 1 if 0 < rate < 1 else 0
         raise MissingInput(
@@ -160,6 +162,11 @@ def cut_for(scores: Tensor, rate: float) -> float:
     if not math.isfinite(cut):
         raise NotFinite("expected finite scores of trusted images, got others; the model may hold NaN")
     return cut
+
+
+def rank_of_cut(count: int, rate: float) -> int:
+    """Which of so many sorted scores, from 1, is the cut for this rate; beyond `count` where they are too few."""
+    return math.ceil((count + 1) * (1 - rate) - 1e-9)
 
 
 def replicas(x: Tensor, count: int) -> Iterator[Tensor]:

@@ -42,7 +42,8 @@ class Outcome(StrEnum):
 class Answer:
     """What is said of one input: its label, None unless it is accepted, and the probability of what it was taken for.
 
-    `alarms` names the guards whose score lies above their cut; `scores` has those of all.
+    `alarms` names the guards whose score lies above their cut; `scores` has those of all. `said` is the label that the
+    network itself gives, whatever became of it; None where it gives no numbers.
     """
 
     label: int | None
@@ -50,6 +51,7 @@ class Answer:
     outcome: Outcome
     alarms: tuple[str, ...]
     scores: Mapping[str, float]
+    said: int | None = None
 
 
 class Guarded:
@@ -83,7 +85,8 @@ class Guarded:
     def _answer(self, row: int, said: Tensor, scores: Mapping[str, Tensor], vote: Vote | None) -> Answer:
         mine = {name: float(values[row]) for name, values in scores.items()}
         alarms = tuple(f.guard for f in self.package.guards if f.cut is None or not mine[f.guard] <= f.cut)
-        label: int | None = int(said[row].argmax())
+        taken_for = int(said[row].argmax())
+        label: int | None = taken_for
         score, outcome, barring = float(said[row].max()), Outcome.ACCEPT, set(alarms)
         if not bool(torch.isfinite(said[row]).all()):
             # the network itself says nothing of it
@@ -95,7 +98,7 @@ class Guarded:
                 label, outcome = None, Outcome.ABSTAIN
         if barring and self.action is not Action.LOG_ONLY:
             label, outcome = None, Outcome.REJECT
-        return Answer(label, score, outcome, alarms, mine)
+        return Answer(label, score, outcome, alarms, mine, taken_for)
 
 
 def check_images(x: Tensor, shape: tuple[int, int, int]) -> None:

@@ -76,11 +76,11 @@ def service(endpoints: Mapping[str, Endpoint], health: Callable[[], Blob] = dict
 
     made = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
     routes = [Route("/health", healthy, methods=["GET"]), *made]
-    middleware = [Middleware(_OneLength)]
+    middleware = [Middleware(OneLength)]
     return Starlette(routes=routes, middleware=middleware, exception_handlers={ClientDisconnect: gone})
 
 
-class _OneLength:
+class OneLength:
     """Refuses a request that tells two lengths, of which a proxy before us may have gone by the other, and closes."""
 
     def __init__(self, application: ASGIApp) -> None:

@@ -36,7 +36,7 @@ from tasks.vetting import intake
 from tests import steady
 from tests.databases import with_fixed_seeds
 from tests.production import NOW, Home, home_in
-from vetgate.errors import StoreError
+from vetgate.errors import BadSubmission, StoreError
 from vetgate.trust.keys import load_or_create_key, read_trust_root, utc_now
 
 FORK = multiprocessing.get_context("fork")
@@ -170,6 +170,19 @@ def test_an_old_verdict_is_renewed_from_the_recorded_seed(home: Home, base: Base
     assert entry.subject["vetted"]["PASS"] == [base.honest]
     assert rescan(home.settings, examine_nothing, now=utc_now())["stale"] == 0
     assert home.aliases() == {"champion": "1"}
+
+
+def test_what_guards_reject_has_the_one_name_vetted_again_though_nothing_is_out_of_date(home: Home, base: Base) -> None:
+    home.let_in(base.honest, **pinned(home, base.honest, NOW - timedelta(days=2)))
+    blob = rescan(home.settings, base.examine, "digits", now=utc_now())
+    assert [(item["manifest"], item["decision"]) for item in blob["vetted"]] == [(base.honest, "PASS")]
+    said = verdict(home, base.honest)
+    assert said["purpose"] == "rescan"
+    # once a day, however often its callers send what is rejected
+    assert rescan(home.settings, examine_nothing, "digits", now=utc_now())["stale"] == 0
+    assert rescan(home.settings, examine_nothing, "other", now=utc_now())["checked"] == 0
+    with pytest.raises(BadSubmission, match="expected as name"):
+        rescan(home.settings, examine_nothing, "../digits", now=utc_now())
 
 
 def bad_champion(home: Home, base: Base) -> None:
