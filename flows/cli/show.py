@@ -73,11 +73,11 @@ def _show_repairs(console: Console, result: Result) -> None:
     """Every repair that the policy names, on the images for choosing, and why one was not run or not good enough."""
     if not result.repairs:
         return
-    headings = ("repair", "standing", "accuracy", "lost", "attack success", "reversed anew", "robust accuracy")
-    table = Table(*headings, "trigger size", "seconds")
+    measured = ("accuracy", "lost", "attack success", "reversed anew", "robust accuracy", "trigger size", "seconds")
+    table = Table("repair", "standing", "its copy", *measured)
     for one in result.repairs:
         cells = [] if (figures := one.figures) is None else _cells(figures)
-        table.add_row(one.method, one.standing.value.replace("-", " "), *cells)
+        table.add_row(one.method, one.standing.value.replace("-", " "), one.verdict or "–", *cells)
     console.print(table)
     # where none is chosen they stand among the reasons
     said = [one.reason for one in result.repairs if one.reason is not None and one.reason not in result.reasons]

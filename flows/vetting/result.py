@@ -46,21 +46,21 @@ class Restored:
     chosen: RepairRecord
     directory: Path
     figures: Compared
-    candidates: tuple[ResultCandidate, ...]
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """A restored repair that was submitted and vetted in its turn."""
+    """A restored repair that was submitted and vetted in its turn, among all candidates."""
 
     restored: Restored
     record: Record
     result: Result
+    candidates: tuple[ResultCandidate, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """Repairs of which none was good enough."""
+    """Repairs of which none was good enough to be vetted."""
 
     candidates: tuple[ResultCandidate, ...]
 
@@ -82,7 +82,6 @@ def result_of(
     if isinstance(repaired, Rejected) and verdict.decision == "FAIL":
         # of a blind repair they are no reasons for the verdict, and stand under `repairs` alone
         more = _rejections(repaired)
-    restored = repaired.restored if isinstance(repaired, Repaired) else repaired
     # where nothing could be looked for, the verdict only repeats the refusal for every method
     said, recorded = (verdict.reasons, verdict.reason_records) if refusal is None else ((), ())
     return Result(
@@ -101,7 +100,7 @@ def result_of(
         seconds=round(time.monotonic() - started, 3),
         reasons=(*said, *rendered(more)),
         reason_records=(*recorded, *records(more)),
-        repairs=() if restored is None else restored.candidates,
+        repairs=() if repaired is None else repaired.candidates,
         guards=guards,
     )
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from prefect import flow
 
@@ -17,7 +18,7 @@ from flows.gate.issue import check_not_taken_back
 from flows.params import uses
 from flows.vetting.examine import Vetting, inspect_submission, opened, request_of
 from flows.vetting.repair import repair_submission
-from flows.vetting.result import Repaired, Restored, guards_of, publish, result_of
+from flows.vetting.result import guards_of, publish, result_of
 from tasks import events
 from tasks.records.attestations import attestation_at, taken_back
 from tasks.records.ledger_state import ledger_state
@@ -102,8 +103,8 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         check()
         question = replace(request_of(vetting, seen, workplace.sandbox.level), asked=not unless_vetted)
         ruling = Answer.from_json(steps.decide(gate(settings).ask, question.to_json()))
-        tried = repair_submission(vetting, seen, ruling)
-    repaired = _vet_again(vetting, tried, unless_vetted) if isinstance(tried, Restored) else tried
+        # it stays open: where a copy does not pass, the next repair is run in it
+        repaired = repair_submission(vetting, seen, ruling, partial(_vet_copy, vetting, unless_vetted))
     check()
     found = {item.method: item for item in seen.found}
     guards, level = guards_of(settings, ruling, seen.guards, vetting.policy.guard), workplace.sandbox.level
@@ -111,14 +112,14 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
     return steps.register(partial(publish, settings, record, vetting.case.data, ruling, result, repaired))
 
 
-def _vet_again(vetting: Vetting, restored: Restored, unless_vetted: bool) -> Repaired:
-    """The repaired model as a submission of its own, vetted from the first step by the same rules."""
+def _vet_copy(vetting: Vetting, unless_vetted: bool, directory: Path) -> tuple[intake.Record, Result]:
+    """The repaired model in a directory as a submission of its own, vetted from the first step by the same rules."""
     # what is repaired in the course of a demonstration is a part of it
     origin = f"{vetting.record.origin}/repaired" if vetting.record.origin else ""
-    record = intake.take(vetting.settings, restored.directory, origin=origin)
+    record = intake.take(vetting.settings, directory, origin=origin)
     submission = record.submission
     if submission.parent != vetting.record.id or submission.name != vetting.record.submission.name:
         raise StoreError(f"expected a repair of {vetting.record.id}, got one of {submission.parent}; it is refused")
     # who asks for the model has not asked for a repair of it that was revoked
     by_itself = unless_vetted or taken_back(ledger_state(vetting.settings), record.id)
-    return Repaired(restored, record, Result.from_json(vet(record.id, by_itself, WAIT_SECONDS)))
+    return record, Result.from_json(vet(record.id, by_itself, WAIT_SECONDS))

@@ -13,6 +13,7 @@ from vetgate.shape import Number
 STANDINGS = {
     Standing.CHOSEN: "chosen",
     Standing.GOOD_ENOUGH: "good enough, another was better",
+    Standing.NOT_PASSED: "good enough, its copy did not pass",
     Standing.NOT_GOOD_ENOUGH: "not good enough",
     Standing.FAILED: "failed",
     Standing.SKIPPED: "skipped",
@@ -73,6 +74,8 @@ def _submitted(figures: CandidateFigures, names: Sequence[str]) -> Line:
 
 def _line(one: ResultCandidate, names: Sequence[str]) -> Line:
     title, standing, why = title_of(one.method), STANDINGS[one.standing], one.reason or ""
+    if one.submission is not None:
+        why = f"Vetting of its copy {one.submission[:12]}: {one.verdict}"
     if (figures := one.figures) is None:
         return Line(title, standing, why)
     return Line(

@@ -6,9 +6,10 @@ number is never good enough.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from tasks.vetting.results import CandidateFigures, RepairFailed, RepairRecord, ResultCandidate, Standing
+from tasks.vetting.results import CandidateFigures, RepairFailed, RepairRecord, Result, ResultCandidate, Standing
 from vetgate.shape import Number
 from vetgate.verdict.policy import RepairPolicy
 from vetgate.verdict.reasons import Code, Figure, Reason
@@ -18,6 +19,7 @@ from vetgate.verdict.wording import render
 Tried = RepairRecord | RepairFailed | Reason
 # the share of a limit within which a repair is clearly good, so that no other need be tried
 CLEARLY = 0.5
+NONE: Mapping[str, Result] = MappingProxyType({})
 
 
 def choose(tried: Sequence[Tried], policy: RepairPolicy) -> RepairRecord | None:
@@ -62,13 +64,16 @@ def clearly_good(one: Tried, policy: RepairPolicy) -> bool:
 
 
 def candidates(
-    tried: Sequence[Tried], chosen: RepairRecord | None, policy: RepairPolicy
+    tried: Sequence[Tried], chosen: RepairRecord | None, policy: RepairPolicy, copies: Mapping[str, Result] = NONE
 ) -> tuple[ResultCandidate, ...]:
-    """Every repair that the policy names, in its order, as a result shows it."""
-    return tuple(_candidate(one, one is chosen, policy) for one in tried)
+    """Every repair that the policy names, in its order, as a result shows it.
+
+    `copies` are, by repair, the results of those whose copies were vetted.
+    """
+    return tuple(_candidate(one, one is chosen, policy, copies.get(one.method or "")) for one in tried)
 
 
-def _candidate(one: Tried, chosen: bool, policy: RepairPolicy) -> ResultCandidate:
+def _candidate(one: Tried, chosen: bool, policy: RepairPolicy, copy: Result | None) -> ResultCandidate:
     if isinstance(one, Reason):
         standing = Standing.NOT_TRIED if one.code is Code.REPAIR_NOT_TRIED else Standing.SKIPPED
         return ResultCandidate(one.method or "", standing, None, render(one), one.to_json())
@@ -76,8 +81,9 @@ def _candidate(one: Tried, chosen: bool, policy: RepairPolicy) -> ResultCandidat
         failed = Reason(Code.REPAIR_FAILED, one.method, figures={"said": one.failure})
         return ResultCandidate(one.method, Standing.FAILED, None, render(failed), failed.to_json())
     if good_enough(one, policy):
-        standing = Standing.CHOSEN if chosen else Standing.GOOD_ENOUGH
-        return ResultCandidate(one.method, standing, _figures(one), None, None)
+        standing = Standing.CHOSEN if chosen else Standing.GOOD_ENOUGH if copy is None else Standing.NOT_PASSED
+        vetted = (None, None) if copy is None else (copy.manifest_sha256, copy.verdict)
+        return ResultCandidate(one.method, standing, _figures(one), None, None, *vetted)
     why = _refusal(one, policy)
     return ResultCandidate(one.method, Standing.NOT_GOOD_ENOUGH, _figures(one), render(why), why.to_json())
 

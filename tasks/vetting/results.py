@@ -189,10 +189,11 @@ class ResultRepair(Shaped):
 
 
 class Standing(StrEnum):
-    """What became of a repair that the policy names."""
+    """What became of a repair that the policy names; NOT_PASSED: it was good enough, and its copy did not pass."""
 
     CHOSEN = "chosen"
     GOOD_ENOUGH = "good-enough"
+    NOT_PASSED = "not-passed"
     NOT_GOOD_ENOUGH = "not-good-enough"
     FAILED = "failed"
     SKIPPED = "skipped"
@@ -219,13 +220,18 @@ class CandidateFigures(Shaped):
 
 @dataclass(frozen=True)
 class ResultCandidate(Shaped):
-    """A repair that the policy names: what became of it, its figures if it ran, and why it was not good enough."""
+    """A repair that the policy names: what became of it, its figures if it ran, and why it was not good enough.
+
+    `submission` and `verdict` are of its copy, None where that was not vetted.
+    """
 
     method: str
     standing: Standing
     figures: CandidateFigures | None
     reason: str | None
     reason_record: Mapping[str, Any] | None
+    submission: str | None = None
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)

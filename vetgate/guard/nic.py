@@ -10,7 +10,8 @@ Deviates  Activations are averaged over places and reduced to their main directi
           in none of these counts as a decision of its own: clean images hardly show a trigger's direction. One-class
           models are fitted to images that reductions and probes have not seen. Decisions are logarithms, so that what
           is far off still differs; what is more usual than the median is no alarm. Deep networks give some layers.
-Blind to  Triggers that change what the layers hold no more than other clean images do.
+Blind to  Triggers that change what the layers hold no more than other clean images do: small ones among natural images
+          of many kinds, and all-to-all among them, where an input looks inside like one of the next class.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ Deviates  Other classes are proposed by the network's own view of the input, of 
           without each, in place of selective search. Gradients weigh maps place by place: their mean over places loses
           where it was, if the maps enter a linear layer. Confidence is that in the image's own label, since a network
           can be as sure of noise. Images that show the label already do not count. The distance is taken on a grid.
-Blind to  Triggers that cover the image or are no pixels (warps), and those of one source class.
+Blind to  Triggers that cover the image or are no pixels (warps), those of one source class, and all-to-all. Of a patch
+          of a quarter of a small image the region misses parts, without which it takes little with it.
 """
 
 from __future__ import annotations

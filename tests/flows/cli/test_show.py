@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flows.cli.show import show_result
 from flows.cli.terminal import PlainConsole
-from tasks.vetting.choose import candidates
+from tasks.vetting.choose import NONE, candidates
 from tasks.vetting.results import RepairRecord, Result
 from tests.tasks.vetting.records import repaired
 from vetgate.formats.plain_text import escaped, steering
@@ -31,7 +32,7 @@ REPAIR: dict[str, Any] = {
 }
 
 
-def shown(*tried: Any, chosen: RepairRecord | None = None, **changed: Any) -> str:
+def shown(*tried: Any, chosen: RepairRecord | None = None, copies: Any = NONE, **changed: Any) -> str:
     result = Result.from_json(
         {
             "submission": "signs",
@@ -49,7 +50,7 @@ def shown(*tried: Any, chosen: RepairRecord | None = None, **changed: Any) -> st
             "seconds": 12.5,
             "reasons": [],
             "reason_records": [],
-            "repairs": [one.to_json() for one in candidates(tried, chosen, POLICY)],
+            "repairs": [one.to_json() for one in candidates(tried, chosen, POLICY, copies)],
             **changed,
         }
     )
@@ -97,6 +98,14 @@ def test_the_guards_are_named_in_one_line_or_that_there_are_none() -> None:
     slow = GUARDS | {"package": None, "guards": [GUARD | {"chosen": False, "reason": "too slow"}]}
     assert "nothing guards this model where it is served (STRIP: too slow)" in shown(guards=slow)
     assert "the attestation does not name STRIP" in shown(guards=GUARDS | {"package": None})
+
+
+def test_the_verdict_on_each_copy_stands_beside_its_repair() -> None:
+    copies = {"unlearn": SimpleNamespace(manifest_sha256="ab" * 32, verdict="INCONCLUSIVE")}
+    text = shown(repaired("unlearn"), repaired("tune"), copies=copies)
+    lines = {name: next(line for line in text.splitlines() if f" {name} " in line) for name in ("unlearn", "tune")}
+    assert "not passed" in lines["unlearn"] and "INCONCLUSIVE" in lines["unlearn"]
+    assert "good enough" in lines["tune"] and "INCONCLUSIVE" not in lines["tune"]
 
 
 def test_a_copy_that_did_not_pass_is_not_recommended() -> None:

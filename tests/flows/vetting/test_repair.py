@@ -1,4 +1,4 @@
-"""Which repairs a vetting runs: in the order of the policy, until one is clearly good; blind ones only if asked for."""
+"""Which repairs a vetting runs: in the order of the policy until the copy of one passes, blind ones if asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flows.params import Params
 from flows.vetting import repair
 from flows.vetting.examine import Seen, Vetting
 from flows.vetting.repair import repair_submission
-from flows.vetting.result import Rejected, Repaired, Restored, result_of
+from flows.vetting.result import Rejected, Repaired, result_of
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.vetting import signed_results
@@ -35,15 +35,22 @@ FAIR = {"loss": AccuracyLoss(0.015, 0.001, 400)}
 CLEAR = {"loss": AccuracyLoss(0.001, 0.001, 400)}
 # what each repair uses of the evidence
 USES: dict[str, Any] = {"tune": None, "again": None, "prune": "neurons", "unlearn": "triggers", "remove": "flagged"}
+USES |= {"last": None, "never": None}
 
 
 class Line:
-    """A vetting whose repairs come out as they are told; `ran` are those that did, with what they went by."""
+    """A vetting whose repairs, and the vettings of whose copies, come out as they are told.
+
+    `ran` are the repairs that did, with what they went by, `vetted` the copies, and `lies` is the last one restored.
+    """
 
     def __init__(self, home: Path) -> None:
         self.settings = Settings(home=home)
         self.ran: list[tuple[str, int, int]] = []
         self.ends: dict[str, dict[str, Any] | str] = {}
+        self.verdicts: dict[str, str] = {}
+        self.vetted: list[str] = []
+        self.lies: str | None = None
         case = Case(MANIFEST, "", {}, Seed(7, "cd" * 32), Limits(), Data({"repair": "r", "test": "t"}))
         record = SimpleNamespace(id=MANIFEST, submission=SimpleNamespace(parent=None, name="signs", model="model.onnx"))
         policy = Policy(name="x", required=("y",))
@@ -59,6 +66,17 @@ class Line:
         end = self.ends.get(method, FAIR)
         return (RepairFailed(method, end) if isinstance(end, str) else repaired(method, **end)).to_json()
 
+    def restore(self, _settings: Any, _case: Any, chosen: RepairRecord, _directory: Path) -> None:
+        """Instead of the files in the store."""
+        self.lies = chosen.method
+
+    def vet_copy(self, _directory: Path) -> Any:
+        """Instead of the whole flow."""
+        assert self.lies is not None
+        self.vetted.append(self.lies)
+        verdict = self.verdicts.get(self.lies, "PASS")
+        return self.vetting.record, SimpleNamespace(manifest_sha256=f"copy-{self.lies}", verdict=verdict, p_value=0.6)
+
     def outcome(self, decision: str, *suspects: int, seen: Seen | None = None, **policy: Any) -> Any:
         verdict = SimpleNamespace(decision=decision, suspects=suspects)
         ruling: Any = SimpleNamespace(decided=SimpleNamespace(verdict=verdict))
@@ -66,7 +84,7 @@ class Line:
             update={"methods": ("tune", "prune", "unlearn", "remove"), **policy}
         )
         vetting = replace(self.vetting, policy=self.vetting.policy.model_copy(update={"repair": asked}))
-        return repair_submission(vetting, seen or self.seen, ruling)
+        return repair_submission(vetting, seen or self.seen, ruling, self.vet_copy)
 
 
 @pytest.fixture
@@ -78,14 +96,14 @@ def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
         "steps": steps,
         "uses": USES.__getitem__,
         "needs": lambda _kind, _name: frozenset({"clean"}),
-        "restore": lambda *_given: None,
+        "restore": made.restore,
         "warm": lambda _settings: None,
     }.items():
         monkeypatch.setattr(repair, name, value)
     return made
 
 
-def standings(found: Restored | Rejected) -> dict[str, str]:
+def standings(found: Repaired | Rejected) -> dict[str, str]:
     return {one.method: one.standing.value for one in found.candidates}
 
 
@@ -95,7 +113,7 @@ def test_all_are_tried_in_order_and_the_best_is_chosen_where_none_is_clearly_goo
 
     # neurons were not found by any detector
     assert line.ran == [("unlearn", 1, 1), ("tune", 0, 1)]
-    assert isinstance(found, Restored) and found.chosen.method == "unlearn"
+    assert isinstance(found, Repaired) and found.restored.chosen.method == "unlearn"
     assert standings(found) == {"unlearn": "chosen", "tune": "not-good-enough", "prune": "skipped"}
 
 
@@ -112,8 +130,45 @@ def test_an_earlier_one_that_is_good_enough_is_still_chosen_if_it_leaves_less(li
     line.ends = {"tune": {**FAIR, "success": 0.0}, "unlearn": CLEAR}
     found = line.outcome("FAIL", 3, methods=("tune", "unlearn", "again"))
 
-    assert isinstance(found, Restored) and found.chosen.method == "tune"
+    assert isinstance(found, Repaired) and found.restored.chosen.method == "tune"
     assert standings(found) == {"tune": "chosen", "unlearn": "good-enough", "again": "not-tried"}
+
+
+def test_where_a_copy_does_not_pass_the_next_best_is_vetted_and_then_those_not_tried_yet(line: Line) -> None:
+    line.ends = {"tune": FAIR, "unlearn": CLEAR, "again": COSTLY, "last": CLEAR}
+    line.verdicts = {"tune": "INCONCLUSIVE", "unlearn": "FAIL"}
+    found = line.outcome("FAIL", 3, methods=("tune", "unlearn", "again", "last", "never"))
+
+    # both leave as much of the attack, and tune keeps as much accuracy
+    assert line.vetted == ["tune", "unlearn", "last"] and [method for method, _, _ in line.ran][2:] == ["again", "last"]
+    assert isinstance(found, Repaired) and found.restored.chosen.method == line.lies == "last"
+    assert standings(found) == {
+        "tune": "not-passed",
+        "unlearn": "not-passed",
+        "again": "not-good-enough",
+        "last": "chosen",
+        "never": "not-tried",
+    }
+    copies = {one.method: (one.submission, one.verdict) for one in found.candidates}
+    assert copies["tune"] == ("copy-tune", "INCONCLUSIVE") and copies["unlearn"] == ("copy-unlearn", "FAIL")
+    assert copies["last"] == ("copy-last", "PASS") and copies["again"] == copies["never"] == (None, None)
+    assert "last before it was clearly good" in str(found.candidates[4].reason)
+
+
+def test_where_no_copy_passes_the_best_is_named_and_lies_there(line: Line) -> None:
+    line.ends = {"tune": CLEAR, "unlearn": {**FAIR, "success": 0.04}}
+    line.verdicts = {"tune": "INCONCLUSIVE", "unlearn": "INCONCLUSIVE"}
+    found = line.outcome("FAIL", 3, methods=("tune", "unlearn"))
+
+    assert line.vetted == ["tune", "unlearn"] and line.lies == "tune"
+    assert isinstance(found, Repaired) and found.restored.chosen.method == "tune"
+    assert standings(found) == {"tune": "chosen", "unlearn": "not-passed"}
+    given = result(line, "FAIL", found)
+    assert given.repair is not None and (given.repair.method, given.repair.verdict) == ("tune", "INCONCLUSIVE")
+    assert [one.verdict for one in Result.from_json(given.to_json()).repairs] == ["INCONCLUSIVE", "INCONCLUSIVE"]
+    line.verdicts["tune"] = "FAIL"
+    found = line.outcome("FAIL", 3, methods=("tune", "unlearn"))
+    assert standings(found) == {"tune": "not-passed", "unlearn": "chosen"} and line.lies == "unlearn"
 
 
 def test_one_that_cannot_be_measured_on_test_images_gives_way_to_the_next(
@@ -129,7 +184,7 @@ def test_one_that_cannot_be_measured_on_test_images_gives_way_to_the_next(
     monkeypatch.setattr(repair.steps, "re_evaluate", re_evaluate)
     line.ends = {"tune": {**FAIR, "success": 0.0}, "unlearn": FAIR}
     found = line.outcome("FAIL", 3, methods=("tune", "unlearn"))
-    assert isinstance(found, Restored) and found.chosen.method == "unlearn"
+    assert isinstance(found, Repaired) and found.restored.chosen.method == "unlearn"
     assert standings(found) == {"tune": "failed", "unlearn": "chosen"}
     assert "compute the same" in str(found.candidates[0].reason)
     refused.append("unlearn")
@@ -206,8 +261,7 @@ def result(line: Line, decision: str, repaired: Any) -> Result:
 @pytest.mark.parametrize("decision", ["FAIL", "PASS", "INCONCLUSIVE"])
 def test_whatever_a_repair_came_to_the_verdict_is_of_what_was_handed_in(line: Line, decision: str) -> None:
     found = line.outcome(decision, blind=True, methods=("tune",))
-    child: Any = SimpleNamespace(manifest_sha256="cd" * 32, verdict="PASS", p_value=0.6)
-    given = result(line, decision, Repaired(found, line.vetting.record, child))
+    given = result(line, decision, found)
     assert given.verdict == decision and given.repair is not None and given.repair.verdict == "PASS"
     assert given.repair.robust_accuracy == (0.0, 0.9) and given.reasons == ("why",)
     assert Result.from_json(given.to_json()).repairs == found.candidates

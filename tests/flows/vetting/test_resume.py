@@ -11,6 +11,7 @@ from pathlib import Path
 from tasks.report.page import is_page
 from tasks.store.open import open_store
 from tests.databases import with_databases
+from vetgate.formats.manifest import hash_directory
 
 # detectors run at once even where they are quick; nothing that imports Prefect is imported before it is configured
 AT_ONCE = """
@@ -76,6 +77,50 @@ def test_an_interrupted_vetting_with_detectors_at_once_says_so_and_leaves_no_pro
     whole = alone("vet", honest, "--json", prelude=AT_ONCE, **own)
     assert whole.code == 3 and all(m["statistic"] is not None for m in whole.blob["methods"])
     assert saved_evidence(open_store(str(tmp_path / "home" / "store"))) == {"abs": 1, "neural_cleanse": 1}
+
+
+# what is vetted third is the copy of the second repair, that of the first having not passed
+FATAL_AT_THE_THIRD = """
+import os, signal
+from tasks.store.directory import DirectoryStore
+create, vetted = DirectoryStore.create, set()
+def fatal(self, key, data):
+    if key.startswith("evidence/"):
+        vetted.add(key.split("/")[1])
+        if len(vetted) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return create(self, key, data)
+DirectoryStore.create = fatal
+"""
+
+
+def test_copies_are_vetted_one_after_another_and_a_killed_run_does_none_of_it_twice(alone, honest, tmp_path):
+    policy, params = tmp_path / "policy.yaml", tmp_path / "params.yaml"
+    # nothing passes without references
+    policy.write_text(
+        "name: blind\nrequired: [abs]\n"
+        "repair: {enabled: true, blind: true, methods: [channel_lipschitz, fine_tuning], max_accuracy_loss: 0.5}\n"
+    )
+    params.write_text("abs: {steps: 6, candidates: 2, finalists: 1}\nfine_tuning: {steps: 20}\n")
+    own = {"VETGATE_HOME": with_databases(tmp_path / "home"), "VETGATE_POLICY": policy, "VETGATE_PARAMS": params}
+    store = open_store(str(tmp_path / "home" / "store"))
+
+    killed = alone("vet", honest, "--json", prelude=FATAL_AT_THE_THIRD, **own)
+    assert killed.code == -signal.SIGKILL, killed.err
+    whole = alone("vet", honest, "--json", **own)
+
+    assert whole.code == 3, whole.err
+    repairs, chosen = whole.blob["repairs"], whole.blob["repair"]
+    assert sorted(one["standing"] for one in repairs) == ["chosen", "not-passed"]
+    assert [one["verdict"] for one in repairs] == ["INCONCLUSIVE"] * 2
+    copies = {one["submission"] for one in repairs}
+    assert len(copies) == 2 and chosen["submission"] in copies
+    assert hash_directory(Path(chosen["artifact"]).parent).sha256 == chosen["submission"]
+    # the one method that was killed, before it could save what it found, was begun twice
+    assert attempts(store) == {"channel_lipschitz": 1, "fine_tuning": 1, "abs": 4}
+    assert saved_evidence(store) == {"abs": 3}
+    assert len(list(store.list("verdicts/"))) == 3
+    assert_nothing_runs_on(tmp_path)
 
 
 def attempts(store) -> dict[str, int]:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.production.guarded import guarded_load
 from tasks.store.open import open_store
 from tasks.vetting.intake import read_record, seed_of
 from vetgate import shipped
+from vetgate.guard.guarded import Outcome
+from vetgate.trust import attest
 from vetgate.verdict.policy import load_policy
 
 RESULT = ["submission", "manifest_sha256", "verdict", "p_value", "calibrated", "suspects", "methods", "repair"]
@@ -154,6 +157,29 @@ def test_promotion_lets_the_honest_and_the_repaired_through_and_refuses_the_troj
     refused = vetgate("promote", "digits-trojaned", "--submission", bad, "--json")
     assert refused.code == 1 and "FAIL" in refused.blob["error"]
     assert vetgate("promote", "digits-trojaned", "--json").blob["manifest_sha256"] == good
+
+
+def test_a_vetting_leaves_behind_what_guards_the_model_whatever_the_verdict(passed, failed):
+    for done in (passed, failed):
+        guards = done.blob["guards"]
+        assert guards["action"] == "reject" and len(guards["guards"]) == len(load_policy().guard.methods)
+        for one in guards["guards"]:
+            assert one["chosen"] and one["reason"] is None and one["rate"] > 0 and one["batch"]["slowdown"] > 1
+            assert 0 <= one["detection"] <= 1 and one["false_rejections"] <= 3 * one["rate"]
+        assert guards["false_rejections"] <= 3 * guards["rate"] == pytest.approx(0.15)
+        stated = attest.claims(attest.read_envelope(Path(done.blob["attestation"]).read_bytes()))["guards"]
+        assert stated["package"] == guards["package"] and stated["action"] == "reject"
+        assert [one["name"] for one in stated["chosen"]] == [one["name"] for one in guards["guards"]]
+
+
+def test_what_was_promoted_is_served_behind_its_guards(vetgate, passed, settings, digits):
+    vetgate("promote", "digits-honest", "--json")
+    found = guarded_load("models:/prod.digits-honest@champion", settings)
+
+    assert found.coverage.manifest == passed.blob["manifest_sha256"]
+    answers = found.guarded.predict(digits.x[:200])
+    assert sum(a.outcome is Outcome.ACCEPT for a in answers) >= 160
+    assert sum(a.label == int(y) for a, y in zip(answers, digits.y[:200], strict=True)) >= 150
 
 
 def test_verify_accepts_the_vetted_bytes_only(vetgate, passed, honest, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tasks.report.figures import bars, histogram, strip
 from tasks.report.page import Clean, is_page, render
 from tasks.report.trigger_images import trigger_pngs, triggers_of
 from tasks.report.words import meaning
-from tasks.vetting.choose import candidates
+from tasks.vetting.choose import NONE, candidates
 from tasks.vetting.results import RepairFailed, RepairRecord, RepairTriggers, Result
 from tests.tasks.vetting.records import repaired
 from vetgate.contract import Axis, Evidence, Trigger
@@ -265,8 +266,8 @@ def test_a_repair_is_shown_before_and_after() -> None:
 POLICY = RepairPolicy(methods=(), max_accuracy_loss=0.02, max_attack_success=0.05)
 
 
-def shown_with(*tried: Any, chosen: RepairRecord | None = None, **changed: Any) -> str:
-    blobs = [one.to_json() for one in candidates(tried, chosen, POLICY)]
+def shown_with(*tried: Any, chosen: RepairRecord | None = None, copies: Any = NONE, **changed: Any) -> str:
+    blobs = [one.to_json() for one in candidates(tried, chosen, POLICY, copies)]
     return text(render(result(repairs=blobs, **changed), evidence=[], submission={"classes": ["a", "b", "c", "stop"]}))
 
 
@@ -283,6 +284,20 @@ def test_every_candidate_is_shown_beside_the_submitted_model() -> None:
         "Prune skipped repair prune was skipped, with nothing to go by",
         "Unlearn chosen 97.0 % 1.0 % ± 0.8 % 1.0 % 2.0 % 91.0 % 11 2.5",
         "Triggers of this size lead 0.0 % of images to other labels by nature",
+    ):
+        assert expected in words, (expected, words)
+
+
+def test_the_verdict_on_each_copy_stands_beside_its_repair() -> None:
+    first, second = repaired("unlearn"), repaired("tune")
+    copies = {
+        "unlearn": SimpleNamespace(manifest_sha256="ab" * 32, verdict="INCONCLUSIVE"),
+        "tune": SimpleNamespace(manifest_sha256="cd" * 32, verdict="PASS"),
+    }
+    words = shown_with(first, second, chosen=second, copies=copies)
+    for expected in (
+        "Unlearn good enough, its copy did not pass Vetting of its copy abababababab: INCONCLUSIVE",
+        "Tune chosen Vetting of its copy cdcdcdcdcdcd: PASS",
     ):
         assert expected in words, (expected, words)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,6 +145,20 @@ def test_every_candidate_is_shown_with_its_figures_and_why_it_was_refused() -> N
     )
     assert shown[2].reason == "repair prune was skipped, with nothing to go by: it needs neurons that a detector names"
     assert shown[5].reason == "repair retrain was not tried, since unlearn before it was clearly good"
+
+
+def test_a_candidate_whose_copy_was_vetted_says_what_became_of_it() -> None:
+    best, passed, refused = repaired("unlearn", success=0.01), repaired("tune"), repaired("crop", loss=lost(0.5))
+    copies: Any = {
+        "unlearn": SimpleNamespace(manifest_sha256="11", verdict="INCONCLUSIVE"),
+        "tune": SimpleNamespace(manifest_sha256="22", verdict="PASS"),
+    }
+    shown = candidates([best, passed, refused], passed, POLICY, copies)
+    assert [(one.standing, one.submission, one.verdict) for one in shown] == [
+        (Standing.NOT_PASSED, "11", "INCONCLUSIVE"),
+        (Standing.CHOSEN, "22", "PASS"),
+        (Standing.NOT_GOOD_ENOUGH, None, None),
+    ]
 
 
 def test_why_a_repair_was_refused_names_a_limit_and_no_missing_figure() -> None:

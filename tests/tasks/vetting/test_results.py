@@ -23,8 +23,9 @@ PRINTED = (
     '"neural_cleanse_unlearning", "standing": "chosen", "figures": {"clean_accuracy": [0.98, 0.97], "lost": {"loss": '
     '0.01, "error": 0.004, "images": 400}, "attack_success": [1, 0.01], "anew": 0.02, "natural": 0, '
     '"robust_accuracy": [0, 0.91], "trigger_sizes": [{"label": 7, "before": 3.3, "after": 11}], "seconds": 2.5}, '
-    '"reason": null, "reason_record": null}, {"method": "retrain", "standing": "not-tried", "figures": null, '
-    '"reason": "not tried", "reason_record": {"code": "repair-not-tried"}}], '
+    '"reason": null, "reason_record": null, "submission": "11", "verdict": "PASS"}, {"method": "retrain", "standing": '
+    '"not-tried", "figures": null, "reason": "not tried", "reason_record": {"code": "repair-not-tried"}, '
+    '"submission": null, "verdict": null}], '
     '"guards": {"package": "22", "action": "reject", "rate": 0.05, "false_rejections": 0.03, "guards": [{"name": '
     '"strip", "chosen": true, "reason": null, "rate": 0.05, "false_rejections": 0.03, "detection": 1, "alone": '
     '{"bare": 0.5, "guarded": 2, "slowdown": 4.0}, "batch": {"bare": 1.5, "guarded": 120, "slowdown": 80.0}}], '
@@ -50,6 +51,8 @@ def test_a_result_keeps_its_bytes() -> None:
 
 def test_a_result_of_an_earlier_version_is_read_and_says_that_nothing_was_measured() -> None:
     earlier = json.loads(PRINTED)
+    del earlier["repairs"][0]["submission"], earlier["repairs"][0]["verdict"]
+    assert Result.from_json(earlier).repairs[0].verdict is None
     del earlier["repairs"], earlier["guards"], earlier["repair"]["robust_accuracy"]
     result = Result.from_json(earlier)
     assert result.repairs == () and result.repair is not None and result.repair.robust_accuracy == (None, None)

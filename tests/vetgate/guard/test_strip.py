@@ -21,7 +21,7 @@ class Corner(nn.Module):
     """Class 0, for certain, where the first pixel is lit; otherwise the logits are those of four other pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        lit = x[:, 0, 0, 0] > 0.6
+        lit = x[:, 0, 0, 0] > 0.4
         out = 2 * x[:, 0, 1, :CLASSES]
         return torch.where(lit[:, None], torch.tensor([100.0, 0, 0, 0]), out)
 
@@ -41,11 +41,12 @@ def test_the_score_is_minus_the_mean_entropy_over_classes() -> None:
     x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     x[:, :, 0] = 0
     x[0, 0, 0, 0] = 1
+    weight = float(fitted.numbers["weight"])
     expected = []
     for image in x:
         entropies = []
         for overlay in fitted.tensors["overlays"]:
-            said = given.model((0.7 * image + 0.7 * overlay).clamp(0, 1)[None]).softmax(1)[0].tolist()
+            said = given.model((weight * (image + overlay)).clamp(0, 1)[None]).softmax(1)[0].tolist()
             entropies.append(-sum(p * math.log(p) for p in said if p > 0))
         expected.append(-sum(entropies) / 5)
     assert STRIP.score(fitted, given.model, x).tolist() == pytest.approx(expected, abs=1e-5)
@@ -71,3 +72,12 @@ def test_blends_are_of_trusted_images_and_not_of_noise() -> None:
 def test_too_few_trusted_images_are_an_error() -> None:
     with pytest.raises(MissingInput, match="at least 81"):
         STRIP.fit(subject(), overlays=81)
+
+
+@pytest.mark.parametrize(("mean", "weight"), [(0.1, 1.0), (0.4, 0.625), (1.0, 0.5)])
+def test_images_are_added_as_strongly_as_leaves_blends_mid_grey(mean: float, weight: float) -> None:
+    x = torch.full((80, 1, 4, 4), mean)
+    given = Subject(
+        model=Corner(), layer="", classes=CLASSES, clean=Samples(x, torch.zeros(80, dtype=torch.int64)), train=None
+    )
+    assert STRIP.fit(given).numbers["weight"] == pytest.approx(weight)
