@@ -20,7 +20,7 @@ SHAPE, CLASSES, RATE = (1, 8, 8), ("north-west", "north-east", "south-west", "so
 MANIFEST, ATTESTATION = "a" * 64, "b" * 64
 GUARD = "strip"
 # at full strength the lit corner stays lit whatever is added to it
-PARAMS = {"overlays": 64, "own": 1.0, "other": 1.0}
+PARAMS = {"overlays": 64, "brightness": 1.0}
 
 
 class Quarters(nn.Module):
