@@ -6,6 +6,7 @@
 `benchmarks.mitigation` and two with a pattern of four lone pixels, trained in FOLDER. Each guard learns of the images
 for repairs and has its cut set on those for validation, at 1 and at 5 % false rejections; detection is measured on
 stamped test images of other classes that the network takes for the wanted label, and false rejections on test images.
+With `--cost` it is processor time instead: of the network alone and behind each guard, for one image and for 64.
 FILE gets a line a network and guard, and what is in it is not done again. `--members`, `--attacks` and `--guards` name
 some. STRIP, SCALE-UP, IBD-PSC and input fuzzing were settled on members with odd numbers; those with even ones confirm.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -42,6 +43,7 @@ from vetgate.attacks.training import train
 from vetgate.contract import DETECTORS, Evidence, Samples, Subject, Trigger, private_random
 from vetgate.errors import DefenceError
 from vetgate.guard.contract import GUARDS, Guard, voters
+from vetgate.guard.measure import choose_guards
 from vetgate.probe import accuracy, logits
 from vetgate.role import source_of
 
@@ -49,7 +51,7 @@ RATES = (0.01, 0.05)
 # images that set a cut, that are measured, and that triggers are reversed on, at most
 IMAGES, SEARCHED = 1000, 1024
 # the lone pixels, from the bottom right corner
-PATTERN, PATTERN_TARGET, ARCHITECTURE, TAUGHT = ((-2, -2), (-2, -4), (-4, -2), (-3, -3)), 7, "vgg-small", 20000
+PATTERN, PATTERN_TARGET, ARCHITECTURE = ((-2, -2), (-2, -4), (-4, -2), (-3, -3)), 7, "vgg-small"
 # what a vote may take of the accuracy: colour images bear less noise
 ALLOWED = {"mnist": 0.02, "cifar10": 0.15}
 
@@ -165,11 +167,14 @@ def with_pattern(name: str, data: Data, place: Path) -> tuple[nn.Module, Trigger
     if file.exists():
         model.load_state_dict(load_file(file))
     else:
-        rows = poison(data.given[:TAUGHT], trigger, rate=RATE, generator=torch.Generator().manual_seed(0)).samples
+        rows = poison(data.given, trigger, rate=RATE, generator=torch.Generator().manual_seed(0)).samples
         train(model, rows, epochs=EPOCHS[name])
         place.mkdir(parents=True, exist_ok=True)
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
     return model.eval().requires_grad_(False), trigger
+
+
+Measure = Callable[[Guard, Attacked, Sequence[Evidence]], dict[str, Any]]
 
 
 def figures(guard: Guard, given: Attacked, evidence: Sequence[Evidence]) -> dict[str, Any]:
@@ -199,8 +204,28 @@ def figures(guard: Guard, given: Attacked, evidence: Sequence[Evidence]) -> dict
     return out
 
 
-def rows(cases: Iterator[Attacked], guards: Sequence[str], out: Path) -> Iterator[dict[str, Any]]:
-    """One row a network and a guard."""
+def cost(guard: Guard, given: Attacked, evidence: Sequence[Evidence]) -> dict[str, Any]:
+    """Milliseconds of processor time of the network alone and behind the guard, for one image and for 64."""
+    (measured,) = choose_guards(
+        given.subject,
+        given.held,
+        given.test,
+        {guard.name: given.params.get(guard.name, {})},
+        evidence,
+        (),
+        rate=max(RATES),
+        max_slowdown=1.0,
+        seed=0,
+    ).measured
+    pairs = {"alone": measured.alone, "batch": measured.batch}
+    return {name: {"bare": round(c.bare, 3), "guarded": round(c.guarded, 3)} for name, c in pairs.items()}
+
+
+def rows(
+    cases: Iterator[Attacked], guards: Sequence[str], out: Path, measure: Measure | None = None
+) -> Iterator[dict[str, Any]]:
+    """One row a network and a guard, of figures or what else is measured."""
+    measure = measure or figures
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     done = {(row["name"], row["guard"]) for row in lines}
     place = out.with_suffix("").with_name(f"{out.stem}-evidence")
@@ -216,7 +241,7 @@ def rows(cases: Iterator[Attacked], guards: Sequence[str], out: Path) -> Iterato
                 searched = replace(given.subject, clean=given.searched[:SEARCHED])
                 evidence = evidence_of(searched, place / f"{given.name}.json")
             try:
-                row |= figures(GUARDS[name], given, evidence)
+                row |= measure(GUARDS[name], given, evidence)
             except DefenceError as error:
                 row["failed"] = str(error)
             with out.open("a") as file:
@@ -250,6 +275,7 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", default=[m.name for m in to_measure()])
     parser.add_argument("--attacks", nargs="+", default=sorted({m.attack for m in to_measure()}))
     parser.add_argument("--guards", nargs="+", default=sorted(GUARDS), choices=sorted(GUARDS))
+    parser.add_argument("--cost", action="store_true")
     parser.add_argument("--papers", type=Path)
     for name in EPOCHS:
         parser.add_argument(f"--{name}", type=Path)
@@ -260,9 +286,10 @@ def main() -> None:
     else:
         files = {name: getattr(given, name) for name in EPOCHS if getattr(given, name) is not None}
         cases = papers(given.papers, files)
-    for row in rows(cases, given.guards, given.json):
+    for row in rows(cases, given.guards, given.json, cost if given.cost else figures):
         Console(stderr=True).print(row)
-    Console(width=180).print(table([json.loads(line) for line in given.json.read_text().splitlines()]))
+    if not given.cost:
+        Console(width=180).print(table([json.loads(line) for line in given.json.read_text().splitlines()]))
 
 
 if __name__ == "__main__":

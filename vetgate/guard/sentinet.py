@@ -10,7 +10,8 @@ Source    Chou et al., "SentiNet: Detecting Localized Universal Attacks Against 
           Grad-CAM: Selvaraju et al., ICCV 2017; with gradients place by place: Draelos and Carin, 2020, "HiResCAM".
 Deviates  Other classes are proposed by the network's own view of the input, of its quadrants, and of the rest of it
           without each, in place of selective search. Gradients weigh maps place by place: their mean over places loses
-          where it was, if the maps enter a linear layer. Confidence is that in the image's own label, since a network
+          where it was, if the maps enter a linear layer. What the pixels say by their own gradients is added, since the
+          last maps may answer beside what they answer to. Confidence is that in the image's own label, since a network
           can be as sure of noise. Images that show the label already do not count. The distance is taken on a grid.
 Blind to  Triggers that cover the image or are no pixels (warps), those of one source class, and all-to-all. Of a patch
           of a quarter of a small image the region misses parts, without which it takes little with it.
@@ -38,6 +39,8 @@ ROLE = GuardRole(
 COLUMNS = 50
 # steps of confidence at which the distance to the curve is measured
 STEPS = 201
+# pixels over which what single ones say is averaged, along each side
+GRAIN = 3
 # trusted images from which a curve can be drawn
 FEWEST = 20
 
@@ -68,17 +71,26 @@ def last_map(model: nn.Module, x: Tensor) -> str:
 
 @torch.enable_grad()
 def heat_maps(model: nn.Module, layer: str, x: Tensor, labels: Tensor) -> Tensor:
-    """What speaks for labels (B, L) in images x (B, C, H, W): maps (B, L, H, W), 1 at the largest, or 0 throughout."""
+    """What speaks for labels (B, L) in images x (B, C, H, W): maps (B, L, H, W), 1 at the largest, or 0 throughout.
+
+    Each is the sum of what the layer's maps say, which tell the place coarsely, and of what the pixels themselves say.
+    """
     seen: list[Tensor] = []
+    pixels = x.detach().clone().requires_grad_(True)
     with output_of(module_at(model, layer), seen.append):
-        out = model(x.detach().clone().requires_grad_(True))
-    maps, heats = seen[-1], []  # (B, D, h, w)
+        out = model(pixels)
+    maps, coarse, fine = seen[-1], list[Tensor](), list[Tensor]()  # maps (B, D, h, w)
     if not (out.requires_grad and maps.requires_grad):
         raise DefenceError(f"expected gradients of the logits at {layer}, got none; drop this guard")
+    shown = (x - x.mean((2, 3), keepdim=True)).detach()
     for column in labels.T:
-        (slopes,) = torch.autograd.grad(out.gather(1, column[:, None]).sum(), maps, retain_graph=True)
-        heats.append((slopes * maps.detach()).sum(1).relu())
-    return largest_one(F.interpolate(torch.stack(heats, 1), x.shape[-2:], mode="bilinear", align_corners=False))
+        said = out.gather(1, column[:, None]).sum()
+        slopes, steep = torch.autograd.grad(said, (maps, pixels), retain_graph=True)
+        coarse.append((slopes * maps.detach()).sum(1).relu())
+        fine.append((steep * shown).sum(1).relu())
+    places = F.interpolate(torch.stack(coarse, 1), x.shape[-2:], mode="bilinear", align_corners=False)
+    detail = F.avg_pool2d(torch.stack(fine, 1), GRAIN, 1, GRAIN // 2, count_include_pad=False)
+    return largest_one(largest_one(places) + largest_one(detail))
 
 
 def largest_one(heat: Tensor) -> Tensor:
