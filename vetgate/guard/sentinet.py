@@ -10,7 +10,7 @@ Source    Chou et al., "SentiNet: Detecting Localized Universal Attacks Against 
           Grad-CAM: Selvaraju et al., ICCV 2017; with gradients place by place: Draelos and Carin, 2020, "HiResCAM".
 Deviates  Other classes are proposed by the network's own view of the input, of its quadrants, and of the rest of it
           without each, in place of selective search. Gradients weigh maps place by place: their mean over places loses
-          where it was, if the maps enter a linear layer. What the pixels say by their own gradients is added, since the
+          where it was, if the maps enter a linear layer. Regions by the pixels' own gradients are tried, too, since the
           last maps may answer beside what they answer to. Confidence is that in the image's own label, since a network
           can be as sure of noise. Images that show the label already do not count. The distance is taken on a grid.
 Blind to  Triggers that cover the image or are no pixels (warps), those of one source class, and all-to-all. Of a patch
@@ -39,8 +39,8 @@ ROLE = GuardRole(
 COLUMNS = 50
 # steps of confidence at which the distance to the curve is measured
 STEPS = 201
-# pixels over which what single ones say is averaged, along each side
-GRAIN = 3
+# what single pixels say is averaged over one in so many along each side
+GRAINS = 10
 # trusted images from which a curve can be drawn
 FEWEST = 20
 
@@ -70,10 +70,10 @@ def last_map(model: nn.Module, x: Tensor) -> str:
 
 
 @torch.enable_grad()
-def heat_maps(model: nn.Module, layer: str, x: Tensor, labels: Tensor) -> Tensor:
+def heat_maps(model: nn.Module, layer: str, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """What speaks for labels (B, L) in images x (B, C, H, W): maps (B, L, H, W), 1 at the largest, or 0 throughout.
 
-    Each is the sum of what the layer's maps say, which tell the place coarsely, and of what the pixels themselves say.
+    The first are those of the layer, which tell the place coarsely, the second those of the pixels themselves.
     """
     seen: list[Tensor] = []
     pixels = x.detach().clone().requires_grad_(True)
@@ -89,8 +89,10 @@ def heat_maps(model: nn.Module, layer: str, x: Tensor, labels: Tensor) -> Tensor
         coarse.append((slopes * maps.detach()).sum(1).relu())
         fine.append((steep * shown).sum(1).relu())
     places = F.interpolate(torch.stack(coarse, 1), x.shape[-2:], mode="bilinear", align_corners=False)
-    detail = F.avg_pool2d(torch.stack(fine, 1), GRAIN, 1, GRAIN // 2, count_include_pad=False)
-    return largest_one(largest_one(places) + largest_one(detail))
+    # odd, so that a mean stays where its pixels are
+    grain = 2 * (min(x.shape[-2:]) // GRAINS // 2) + 1
+    detail = F.avg_pool2d(torch.stack(fine, 1), grain, 1, grain // 2, count_include_pad=False)
+    return largest_one(places), largest_one(detail)
 
 
 def largest_one(heat: Tensor) -> Tensor:
@@ -113,14 +115,18 @@ def proposals(model: nn.Module, x: Tensor, labels: Tensor, count: int) -> Tensor
 
 
 def regions(fitted: Fitted, model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Masks (B, L, 1, H, W) of zeros and ones: what speaks for the label (B,), alone and less each other class."""
+    """Masks (B, L, 1, H, W) of zeros and ones: what speaks for the label (B,), alone and less each other class.
+
+    They are those of the last maps, and then as many of the pixels.
+    """
     others = proposals(model, x, labels, int(fitted.numbers["others"]))
-    heat = heat_maps(model, str(fitted.numbers["layer"]), x, torch.cat([labels[:, None], others], 1))
-    own, rest = heat[:, :1], heat[:, 1:]
-    # where nothing speaks for the label, all of the image does
-    own = torch.where(own.amax((-2, -1), keepdim=True) > 0, own, 1.0)
-    found = torch.cat([own, largest_one((own - rest).relu())], 1)
-    return (found >= float(fitted.numbers["least"])).to(x.dtype)[:, :, None]
+    found = []
+    for heat in heat_maps(model, str(fitted.numbers["layer"]), x, torch.cat([labels[:, None], others], 1)):
+        own, rest = heat[:, :1], heat[:, 1:]
+        # where nothing speaks for the label, all of the image does
+        own = torch.where(own.amax((-2, -1), keepdim=True) > 0, own, 1.0)
+        found += [own, largest_one((own - rest).relu())]
+    return (torch.cat(found, 1) >= float(fitted.numbers["least"])).to(x.dtype)[:, :, None]
 
 
 def points(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
@@ -128,7 +134,7 @@ def points(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
     carriers, noise = fitted.tensors["carriers"].to(x.device), fitted.tensors["noise"].to(x.device)
     shown = probabilities(model, carriers).argmax(1)
     found = []
-    for part in replicas(x, (1 + int(fitted.numbers["others"])) * len(carriers)):
+    for part in replicas(x, 2 * (1 + int(fitted.numbers["others"])) * len(carriers)):
         labels = probabilities(model, part).argmax(1)
         masks = regions(fitted, model, part, labels)[:, :, None]  # (B, L, 1, 1, H, W)
         pasted, inert = (laid_over(model, carriers, masks, fill) for fill in (part[:, None, None], noise))
@@ -177,7 +183,7 @@ def above(given: Tensor, drawn: Tensor) -> Tensor:
     return torch.where(given[..., 1] > height(given[..., 0], drawn), nearest, -nearest)
 
 
-def _fit(subject: Subject, *, carriers: int = 32, images: int = 200, others: int = 2, least: float = 0.15) -> Fitted:
+def _fit(subject: Subject, *, carriers: int = 32, images: int = 200, others: int = 1, least: float = 0.15) -> Fitted:
     """Draw `carriers` trusted images to lay regions over, and up to `images` more to draw the curve from.
 
     A region is where a heat map reaches `least` of its largest value, less those of the `others` classes proposed.

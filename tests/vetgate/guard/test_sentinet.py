@@ -72,9 +72,10 @@ def test_the_region_is_found_and_holds_nothing_that_speaks_for_another_class() -
     labels = torch.tensor([0, 0])
     assert proposals(given.model, x, labels, 1).flatten().tolist() == [2, 3]
     masks = regions(fitted, given.model, x, labels)
-    assert masks.shape == (2, 3, 1, SIDE, SIDE)
+    # by the last maps and by the pixels, each alone and less the other class
+    assert masks.shape == (2, 4, 1, SIDE, SIDE)
     inside, elsewhere = masks[..., 12:, 12:], masks[..., :12, :12]
-    assert float(inside[:, :2].amax((2, 3, 4)).min()) == 1 and float(elsewhere[:, :2].mean()) < 0.02
+    assert float(inside.amax((2, 3, 4)).min()) == 1 and float(elsewhere.mean()) < 0.02
 
 
 def test_how_many_are_fooled_counts_beside_confidence() -> None:
@@ -99,8 +100,27 @@ def test_heat_lies_where_the_evidence_is_though_gradients_cancel_over_places() -
             left = maps[..., 0].sum((1, 2)) - maps[..., 1].sum((1, 2))
             return torch.stack([left, -left], 1)
 
-    heat = heat_maps(Signed(), "convolution", torch.ones(1, 1, 2, 2), torch.tensor([[0, 1]]))
+    heat, _ = heat_maps(Signed(), "convolution", torch.ones(1, 1, 2, 2), torch.tensor([[0, 1]]))
     assert heat[0].tolist() == [[[1, 0], [1, 0]], [[0, 1], [0, 1]]]
+
+
+def test_pixels_tell_the_place_where_the_last_maps_answer_beside_it() -> None:
+    class Beside(nn.Module):
+        """Class 0 where the last corner is lit, which the convolution's map shows three columns to the left."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(1, 1, (1, 4), bias=False)
+            self.convolution.weight = nn.Parameter(torch.tensor([[[[0.0, 0, 0, 1]]]]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            lit = self.convolution(nn.functional.pad(x, (0, 3)))[:, 0, -1, 4]
+            return torch.stack([lit, -lit], 1)
+
+    x = torch.zeros(1, 1, 8, 8)
+    x[..., -1, -1] = 1
+    places, pixels = (heat[0, 0] for heat in heat_maps(Beside(), "convolution", x, torch.tensor([[0]])))
+    assert places.nonzero().tolist() == [[7, 4]] and pixels.nonzero().tolist() == [[7, 7]]
 
 
 def test_the_curve_runs_through_what_fools_most_at_each_confidence() -> None:
