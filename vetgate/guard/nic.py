@@ -22,7 +22,6 @@ from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
-from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 
 from vetgate.channels import layers_of
@@ -93,6 +92,9 @@ def linear_probe(rows: Tensor, y: Tensor, classes: int) -> dict[str, Tensor]:
 
 def one_class(rows: Tensor, nu: float) -> dict[str, Tensor]:
     """A one-class support vector machine of rows (N, D), of which it leaves about the share `nu` outside."""
+    # a second and memory that only fitting pays for
+    from sklearn.svm import OneClassSVM
+
     gamma = 1 / max(rows.shape[1] * float(rows.var()), 1e-9)
     machine = OneClassSVM(nu=nu, gamma=gamma).fit(rows.double().numpy())
     return {
@@ -182,6 +184,6 @@ def _fit(subject: Subject, *, images: int = 2000, dims: int = 64, layers: int = 
 def nic(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
     """How far outside of all that is usual (M,) each image (M, C, H, W) lies, as a logarithm; 0 at the boundary."""
     tensors = {name: t.to(x.device) for name, t in fitted.tensors.items()}
-    names = [str(fitted.numbers[f"layer.{i}"]) for i in range(len(fitted.numbers))]
+    names = [str(fitted.numbers[key]) for i in range(len(fitted.numbers)) if (key := f"layer.{i}") in fitted.numbers]
     views, left = _views(tensors, *layer_outputs(model, names, x))
     return unusual(_beyond(tensors, _decisions(tensors, views, left)), _part(tensors, "final"))

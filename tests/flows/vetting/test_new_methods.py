@@ -238,7 +238,7 @@ if __name__ == "__main__":
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the whole line said of the three new files."""
     house = tmp_path_factory.mktemp("house")
-    for folder in ("vetgate", "tasks", "flows", "docs"):
+    for folder in ("vetgate", "tasks", "flows", "docs", "infra/policies"):
         shutil.copytree(ROOT / folder, house / folder, ignore=shutil.ignore_patterns("*.png"))
     files = {
         "vetgate/detect/swept_square.py": DETECTOR,

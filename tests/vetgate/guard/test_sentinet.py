@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import vetgate.guard  # noqa: F401 - registers the guards
 from vetgate.architectures import ARCHITECTURES
-from vetgate.contract import Samples, Subject
+from vetgate.contract import Samples, Subject, private_random
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.guard.contract import GUARDS
 from vetgate.guard.sentinet import above, curve, heat_maps, last_map, points, proposals, regions
@@ -147,8 +147,11 @@ def test_the_last_maps_are_found_after_their_activation(name: str, expected: str
 def test_networks_and_images_that_it_cannot_work_with_are_an_error() -> None:
     given = subject()
     assert given.clean is not None
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES))
+    with private_random(0, "weights"):
+        flat[1].reset_parameters()
     with pytest.raises(DefenceError, match="convolution"):
-        SENTINET.fit(replace(given, model=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES))))
+        SENTINET.fit(replace(given, model=flat))
     with pytest.raises(MissingInput, match="at least 52"):
         SENTINET.fit(replace(given, clean=given.clean[:51]))
     with pytest.raises(DefenceError, match="two classes"):
