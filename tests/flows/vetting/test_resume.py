@@ -117,7 +117,7 @@ def test_copies_are_vetted_one_after_another_and_a_killed_run_does_none_of_it_tw
     assert len(copies) == 2 and chosen["submission"] in copies
     assert hash_directory(Path(chosen["artifact"]).parent).sha256 == chosen["submission"]
     # the one method that was killed, before it could save what it found, was begun twice
-    assert attempts(store) == {"channel_lipschitz": 1, "fine_tuning": 1, "abs": 4}
+    assert attempts(store) == {"channel_lipschitz": 1, "fine_tuning": 1, "abs": 4, "guard": 3}
     assert saved_evidence(store) == {"abs": 3}
     assert len(list(store.list("verdicts/"))) == 3
     assert_nothing_runs_on(tmp_path)

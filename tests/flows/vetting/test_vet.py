@@ -233,7 +233,7 @@ def test_a_policy_that_demands_more_than_the_host_gives_is_inconclusive(vetgate,
 
 def test_a_method_that_runs_out_of_time_fails_closed_and_is_tried_again(vetgate, honest, quick, tmp_path, settings):
     policy = tmp_path / "policy.yaml"
-    policy.write_text("name: hasty\nrequired: [neural_cleanse]\ntimeout_seconds: 3\n")
+    policy.write_text("name: hasty\nrequired: [neural_cleanse]\ntimeout_seconds: 3\nguard: {enabled: false}\n")
     params = tmp_path / "params.yaml"
     params.write_text("neural_cleanse: {starts: 3, sweeps: 5000, batch: 32, lr: 0.1, first: 0.001, patience: 5000}\n")
     own = {"VETGATE_POLICY": policy, "VETGATE_PARAMS": params}
