@@ -206,7 +206,7 @@ def figures(guard: Guard, given: Attacked, evidence: Sequence[Evidence]) -> dict
 
 def cost(guard: Guard, given: Attacked, evidence: Sequence[Evidence]) -> dict[str, Any]:
     """Milliseconds of processor time of the network alone and behind the guard, for one image and for 64."""
-    (measured,) = choose_guards(
+    found = choose_guards(
         given.subject,
         given.held,
         given.test,
@@ -216,7 +216,10 @@ def cost(guard: Guard, given: Attacked, evidence: Sequence[Evidence]) -> dict[st
         rate=max(RATES),
         max_slowdown=1.0,
         seed=0,
-    ).measured
+    )
+    if found.unfitted:
+        raise DefenceError(found.unfitted[0].reason)
+    (measured,) = found.measured
     pairs = {"alone": measured.alone, "batch": measured.batch}
     return {name: {"bare": round(c.bare, 3), "guarded": round(c.guarded, 3)} for name, c in pairs.items()}
 
