@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -42,7 +43,10 @@ def test_killed_at_three_steps_in_turn(world: World, honest: Path, tmp_path: Pat
     until_true(lambda: whole(world, manifest), 240, lambda: tail(world.service.log), pause=2.0)
     assert world.verdict(manifest) == "PASS"
     counts = {kind: len(list(world.store.list(f"{kind}/{manifest}/"))) for kind in ("results", *STEPS)}
-    assert counts.pop("invocations") <= 2, "what had been found was looked for again"
+    del counts["invocations"]
+    # of what runs in the sandbox, by name: that which was killed before it could save what it found, once more
+    begun = Counter(key.split("/")[2] for key in world.store.list(f"invocations/{manifest}/"))
+    assert max(begun.values()) <= 2, f"what had been found was looked for again: {begun}"
     assert set(counts.values()) == {1}, counts
     assert world.service.vetgate("ledger", "verify").returncode == 0
 
