@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tasks.store.directory import write_whole
 from vetgate.errors import BadSubmission, StoreError, VetgateError
 from vetgate.formats.model_name import MODEL_NAME
 from vetgate.shape import Number, Shaped
@@ -72,8 +72,8 @@ def keep(home: Path, rejection: Rejection, image: Pixels, *, most: int = MOST, m
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # an image without its line is none
-        write_whole(folder / f"{name}.png", png_of(image))
-        write_whole(folder / f"{name}.json", (json.dumps(rejection.to_json(), allow_nan=False) + "\n").encode())
+        write_own(folder / f"{name}.png", png_of(image))
+        write_own(folder / f"{name}.json", (json.dumps(rejection.to_json(), allow_nan=False) + "\n").encode())
         _make_room(folder, most, most_bytes)
     except OSError as error:
         raise StoreError(f"expected to write {folder}, got {error.strerror}; make room there") from error
@@ -100,16 +100,9 @@ def png_of(image: Pixels) -> bytes:
     return file.getvalue()
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_own(path: Path, data: bytes) -> None:
     """Write a file that only this user reads, in the place of what was there; raises OSError."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda file: str(file.write(data)))
 
 
 def _make_room(folder: Path, most: int, most_bytes: int) -> None:

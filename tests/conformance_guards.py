@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.conformance import CLASSES, Twins, state
 from vetgate.contract import DETECTORS, Evidence, Subject
 from vetgate.errors import DefenceError, MissingInput, UnknownParameter
-from vetgate.guard.contract import CUT_ON, Fitted, Guard
+from vetgate.guard.contract import Fitted, Guard
 from vetgate.guard.package import Package, from_bytes, to_bytes
 
 MANIFEST = "0" * 64
@@ -72,10 +72,9 @@ class Trial:
 
 def same(one: Fitted, other: Fitted) -> bool:
     """Whether two learned the same, bit for bit, with a cut or without."""
-    numbers = [{n: value for n, value in each.numbers.items() if n != CUT_ON} for each in (one, other)]
     return {n: t.numpy().tobytes() for n, t in one.tensors.items()} == {
         n: t.numpy().tobytes() for n, t in other.tensors.items()
-    } and numbers[0] == numbers[1]
+    } and one.numbers == other.numbers
 
 
 def check_documented_with_source(guard: Guard, trial: Trial) -> None:
@@ -160,6 +159,7 @@ def check_file_round_trip(guard: Guard, trial: Trial) -> None:
     (read,) = from_bytes(data, manifest=MANIFEST).guards
     assert to_bytes(Package(MANIFEST, (read,))) == data
     assert (read.guard, read.cut, read.rate, read.share) == (guard.name, fitted.cut, fitted.rate, fitted.share)
+    assert read.cut_on == fitted.cut_on == len(trial.held())
     model, x = trial.twins.trojaned.model, trial.inputs()[1]
     assert torch.equal(guard.score(read, model, x), guard.score(fitted, model, x))
 

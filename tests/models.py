@@ -51,19 +51,22 @@ def trojaned_submission(directory: Path, samples: Samples) -> Path:
     return _once(directory, samples, make, name="trojaned")
 
 
+# what submission.yaml says of a small network of ours that nobody in particular made
+FIELDS = {
+    "name": "toy",
+    "supplier": "nobody",
+    "task": "image-classification",
+    "model": "model.safetensors",
+    "format": "safetensors",
+    "architecture": "small-cnn",
+    "input_shape": list(SHAPE),
+}
+
+
 def write_submission(directory: Path, model: torch.nn.Module, **fields: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / "model.safetensors")
-    described = {
-        "supplier": "a test",
-        "task": "image-classification",
-        "model": "model.safetensors",
-        "format": "safetensors",
-        "architecture": "small-cnn",
-        "input_shape": list(SHAPE),
-        "classes": CLASSES,
-        "reference_data": "digits",
-    }
+    described = FIELDS | {"supplier": "a test", "classes": CLASSES, "reference_data": "digits"}
     (directory / "submission.yaml").write_text(yaml.safe_dump(described | fields))
     return directory
 

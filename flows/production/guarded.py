@@ -26,18 +26,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class GuardedModel:
-    """A model behind its guards, and what covers it until when.
-
-    `names` are those of its `classes`, their numbers where it has none; `rates` is the share of clean inputs that each
-    guard may reject, by name.
-    """
+    """A model behind its guards, what its submission says of it, and what covers it until when."""
 
     guarded: Guarded
     submission: Submission
     coverage: Coverage
-    classes: int
-    names: tuple[str, ...]
-    rates: Mapping[str, float]
+
+    @property
+    def classes(self) -> int:
+        """How many classes it tells apart."""
+        return self.submission.n_classes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its classes, their numbers where it has none."""
+        return self.submission.class_names
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """The share of clean inputs that each guard may reject, by name."""
+        return {one.guard: float(one.rate or 0) for one in self.guarded.package.guards}
 
 
 def guarded_load(uri: str, settings: Settings | None = None, *, action: Action | None = None) -> GuardedModel:
@@ -55,9 +63,7 @@ def guarded_load(uri: str, settings: Settings | None = None, *, action: Action |
         return package_bytes(settled, coverage.manifest, sha256)
 
     found = behind_guards(delivered.members, coverage.claims, coverage.manifest, package, action=action)
-    rates = {one.guard: float(one.rate or 0) for one in found.guarded.package.guards}
-    names = class_names(found.submission)
-    return GuardedModel(found.guarded, found.submission, coverage, len(names), names, rates)
+    return GuardedModel(found.guarded, found.submission, coverage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +108,6 @@ def behind_guards(
     except DefenceError as error:
         raise Denied(f"{error}; the attestation names {', '.join(one.name for one in stated.chosen)}") from error
     return Behind(guarded, submission)
-
-
-def class_names(submission: Submission) -> tuple[str, ...]:
-    """The names of the classes, their numbers where it has none."""
-    given = submission.classes
-    return tuple(map(str, range(given))) if isinstance(given, int) else tuple(given)
 
 
 def _package(data: bytes, manifest: str, stated: AttestedGuards) -> Package:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.production.guarded import behind_guards, class_names
+from flows.production.guarded import behind_guards
 from flows.production.images import images_of
 from flows.production.predictions import FIELDS, prediction
 from flows.production.pyfunc_files import check_pyfunc
@@ -64,7 +64,7 @@ def load_pyfunc(directory: Path, trust: TrustRoot) -> GuardedPyfunc:
     until = as_time(files.claims["expires"], "expires")
     if files.claims["verdict"] == "WAIVED":
         until = min(until, waived_until(files.claims, utc_now(), trust.revoked.__contains__))
-    return GuardedPyfunc(found.guarded, class_names(found.submission), until)
+    return GuardedPyfunc(found.guarded, found.submission.class_names, until)
 
 
 def _load_pyfunc(path: str) -> GuardedPyfunc:

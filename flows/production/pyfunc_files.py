@@ -17,8 +17,10 @@ import yaml
 
 from flows.production.verify import verify
 from tasks.mlflow.delivery import read_bounded
+from tasks.mlflow.guarded import GUARDED
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, Denied, OtherName
+from vetgate.formats.manifest import MAX_BYTES
 from vetgate.trust import attest
 from vetgate.trust.guard_claims import guards_in
 from vetgate.trust.keys import TrustRoot
@@ -32,8 +34,7 @@ flavors:
 FILE, DATA, MODEL, ATTESTATION, GUARDS = "MLmodel", "data", "model", "attestation.json", "guards.safetensors"
 # what MLflow itself writes beside it when it fetches a registered model
 META = "registered_model_meta"
-REGISTERED = "guarded."
-MOST_TEXT, MOST_GUARDS, MOST_MODEL = 4 << 20, 257 << 20, 1 << 30
+MOST_TEXT, MOST_GUARDS = 4 << 20, 257 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def check_pyfunc(directory: Path, trust: TrustRoot) -> GuardedFiles:
         raise Denied(f"expected an attestation of {manifest} that names guards, got one without; vet it again")
     files = attest.files_of(envelope)
     return GuardedFiles(
-        {name: _read(home / MODEL / name, MOST_MODEL, sha256) for name, sha256 in files.items()},
+        {name: _read(home / MODEL / name, MAX_BYTES, sha256) for name, sha256 in files.items()},
         _read(home / GUARDS, MOST_GUARDS, stated.package),
         manifest,
         claims,
@@ -117,5 +118,5 @@ def _same_name(directory: Path, name: str) -> None:
         asked = yaml.safe_load(_read(directory / META, MOST_TEXT))["model_name"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise Altered(f"expected what MLflow writes in {META}, got {error!s:.200}; fetch the model again") from error
-    if asked != f"{REGISTERED}{name}":
-        raise OtherName(f"expected an attestation for {asked!r:.200}, got one for {REGISTERED}{name}; load that")
+    if asked != f"{GUARDED}{name}":
+        raise OtherName(f"expected an attestation for {asked!r:.200}, got one for {GUARDED}{name}; load that")

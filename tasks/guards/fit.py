@@ -111,7 +111,7 @@ def _basis(
     settings: Settings, case: Case, wanted: Mapping[str, Blob], found: Sequence[Found]
 ) -> tuple[list[Blob], list[Blob]]:
     """The records of evidence that the guards use, and the reversed triggers that they are measured by."""
-    labels = range(_classes(case))
+    labels = range(case.n_classes)
     used = sorted({uses for name in wanted if (uses := guard_roles()[name].uses) is not None})
     by_key = {
         sha256_json(record): record for what in used for record in records_with(settings, case, found, what, labels)
@@ -136,11 +136,6 @@ def suspicious(evidence: Sequence[Blob]) -> list[Blob]:
             # it came out of the sandbox; what cannot be read is nothing to measure by
             continue
     return flagged or ([min(others, key=area)] if others else [])
-
-
-def _classes(case: Case) -> int:
-    classes = case.submission["classes"]
-    return classes if isinstance(classes, int) else len(classes)
 
 
 def _package(out: Path) -> str | None:

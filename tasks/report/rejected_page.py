@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.rejected import FOLDER, Kept, picture, write_whole
+from tasks.rejected import FOLDER, Kept, picture, write_own
 from tasks.report.page import environment
 from tasks.report.trigger_images import data_uri
 from vetgate.errors import StoreError
@@ -21,7 +21,7 @@ def write_rejected(home: Path, name: str | None, found: Sequence[Kept]) -> Path:
     path = home / FOLDER / "_pages" / f"{name or '_all'}.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(path, render_rejected(name, found).encode())
+        write_own(path, render_rejected(name, found).encode())
     except OSError as error:
         raise StoreError(f"expected to write {path}, got {error.strerror}; make room there") from error
     return path

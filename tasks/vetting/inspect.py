@@ -58,6 +58,12 @@ class Case:
         """What every operation of the sandbox needs to open the model."""
         return {"directory": self.directory, "submission": self.submission}
 
+    @property
+    def n_classes(self) -> int:
+        """K, whether the submission counts or names its classes."""
+        classes = self.submission["classes"]
+        return classes if isinstance(classes, int) else len(classes)
+
 
 @dataclass(frozen=True)
 class Found:

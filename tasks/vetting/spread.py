@@ -103,8 +103,7 @@ class _Asking:
 
     def _needed(self, answer: Blob) -> Mapping[str, Blob | None]:
         needs: Mapping[str, Blob | None] = answer.get("needs") or {}
-        classes = self.case.submission["classes"]
-        most = classes if isinstance(classes, int) else len(classes)
+        most = self.case.n_classes
         # what is known already would be asked for again and again
         if not 0 < len(needs) <= most or any(not BLOCK.fullmatch(name) or name in self.blocks for name in needs):
             raise Crashed(

@@ -6,7 +6,7 @@ import pytest
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401
-from tests.conformance import CHECKS, Twins, checks_for, one_thread, twins
+from tests.conformance import CHECKS, Twins, cases, checks_for, one_thread, twins
 from vetgate.contract import DETECTORS, REPAIRS
 from vetgate.inversion import attack_success
 from vetgate.probe import accuracy
@@ -14,18 +14,7 @@ from vetgate.probe import accuracy
 __all__ = ["one_thread", "twins"]
 
 METHODS = [*DETECTORS.values(), *REPAIRS.values()]
-CASES = [
-    pytest.param(
-        method,
-        check,
-        id=f"{method.name}-{check.__name__}",
-        marks=[pytest.mark.xfail(reason=method.waived[check.__name__], strict=True)]
-        if check.__name__ in method.waived
-        else [],
-    )
-    for method in METHODS
-    for check in checks_for(method)
-]
+CASES = cases(METHODS, checks_for)
 
 
 def test_the_twins_differ_in_the_backdoor_alone(twins: Twins) -> None:

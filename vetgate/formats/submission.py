@@ -50,6 +50,11 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the K classes, their numbers where they were counted."""
+        return tuple(map(str, range(self.classes) if isinstance(self.classes, int) else self.classes))
+
+    @property
     def loaded_into(self) -> str | None:
         """The architecture that the weights are loaded into; None where the file itself holds the network."""
         known = formats().get(self.format)

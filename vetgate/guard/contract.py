@@ -23,8 +23,6 @@ from vetgate.role import GuardRole
 # passes between layers then stays in the cache: with four times as many an image takes two to three times as long
 PIXELS_AT_ONCE, FEWEST_AT_ONCE, MOST_AT_ONCE = 2**16, 8, 512
 Number = int | float | str | bool
-# among the numbers of a guard with a cut: how many trusted images that was set on
-CUT_ON = "cut_on"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +30,8 @@ class Fitted:
     """What a guard learned, by name: tensors (float32 or int64, on cpu) and plain numbers or texts, never code.
 
     An input is rejected when its score lies above `cut`, which rejects at most the share `rate` of clean images; of a
-    guard that votes, the label stands where at least `share` of the votes agree. All three are None until they are set.
+    guard that votes, the label stands where at least `share` of the votes agree. These were set on `cut_on` trusted
+    images. All four are None until they are set.
     """
 
     tensors: Mapping[str, Tensor]
@@ -43,6 +42,7 @@ class Fitted:
     cut: float | None = None
     rate: float | None = None
     share: float | None = None
+    cut_on: int | None = None
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
@@ -57,10 +57,14 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class Vote:
-    """What replicas of inputs are taken for: labels (M,) int64, and the share of the votes that each got (M,)."""
+    """What replicas of inputs are taken for: labels (M,) int64, the share of the votes that each got, and scores (M,).
+
+    The scores are those that the guard gives the inputs: they come of the same replicas.
+    """
 
     labels: Tensor
     shares: Tensor
+    scores: Tensor
 
 
 Fit = Callable[..., Fitted]
@@ -122,10 +126,8 @@ class Guard:
         What is no number is as suspicious as can be. The same images get the same scores, in whatever batch they come.
         """
         with private_random(fitted.seed, self.name):
-            scores = self.function(fitted, model, x).float()
-        if scores.shape != x.shape[:1]:
-            raise DefenceError(f"expected a score an image from {self.name}, got {tuple(scores.shape)} for {len(x)}")
-        return scores.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+            scores = self.function(fitted, model, x)
+        return self._checked(scores, x)
 
     @torch.no_grad()
     def vote(self, fitted: Fitted, model: nn.Module, x: Tensor) -> Vote:
@@ -133,16 +135,23 @@ class Guard:
         if self.voting is None:
             raise DefenceError(f"expected a guard that votes, got {self.name}; take one of {', '.join(voters())}")
         with private_random(fitted.seed, self.name):
-            return self.voting(fitted, model, x)
+            vote = self.voting(fitted, model, x)
+        return replace(vote, scores=self._checked(vote.scores, x))
+
+    def _checked(self, scores: Tensor, x: Tensor) -> Tensor:
+        if scores.shape != x.shape[:1]:
+            raise DefenceError(f"expected a score an image from {self.name}, got {tuple(scores.shape)} for {len(x)}")
+        return scores.float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
 
     def with_cut(self, fitted: Fitted, model: nn.Module, x: Tensor, *, rate: float) -> Fitted:
         """The same with its cut, so that at most the share `rate` of clean images is rejected.
 
         x (N, C, H, W) are trusted images that it was not fitted on. Raises MissingInput where they are too few to tell.
         """
-        cut = cut_for(self.score(fitted, model, x), rate)
-        share = None if self.voting is None else -cut_for(-self.vote(fitted, model, x).shares, rate)
-        return replace(fitted, cut=cut, rate=rate, share=share, numbers={**fitted.numbers, CUT_ON: len(x)})
+        vote = None if self.voting is None else self.vote(fitted, model, x)
+        cut = cut_for(self.score(fitted, model, x) if vote is None else vote.scores, rate)
+        share = None if vote is None else -cut_for(-vote.shares, rate)
+        return replace(fitted, cut=cut, rate=rate, share=share, cut_on=len(x))
 
 
 def cut_for(scores: Tensor, rate: float) -> float:

@@ -76,14 +76,17 @@ class Guarded:
         check_images(x, self.shape)
         with self._alone, torch.no_grad():
             said = probabilities(self.model, x)
-            scores = {f.guard: GUARDS[f.guard].score(f, self.model, x) for f in self.package.guards}
-            vote = None
+            vote, scores = None, dict[str, Tensor]()
             if self.action is Action.VOTE and self._voter is not None:
                 vote = GUARDS[self._voter.guard].vote(self._voter, self.model, x)
+                scores[self._voter.guard] = vote.scores
+            for fitted in self.package.guards:
+                if fitted.guard not in scores:
+                    scores[fitted.guard] = GUARDS[fitted.guard].score(fitted, self.model, x)
         return [self._answer(row, said, scores, vote) for row in range(len(x))]
 
     def _answer(self, row: int, said: Tensor, scores: Mapping[str, Tensor], vote: Vote | None) -> Answer:
-        mine = {name: float(values[row]) for name, values in scores.items()}
+        mine = {f.guard: float(scores[f.guard][row]) for f in self.package.guards}
         alarms = tuple(f.guard for f in self.package.guards if f.cut is None or not mine[f.guard] <= f.cut)
         taken_for = int(said[row].argmax())
         label: int | None = taken_for

@@ -159,15 +159,15 @@ def _strongest(voter: nn.Module, held: Samples, least: float, family: str, drawn
 
 def _vote(fitted: Fitted, model: nn.Module, x: Tensor) -> Vote:
     """What the replicas of each image are taken for."""
-    votes = _votes(fitted, model, x)
-    share, label = (votes / len(fitted.tensors["drawn"])).max(1)
-    return Vote(label, share)
-
-
-def _votes(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
     weights = {n.removeprefix(WEIGHT): t.to(x.device) for n, t in fitted.tensors.items() if n.startswith(WEIGHT)}
     family, level = str(fitted.numbers["family"]), float(fitted.numbers["level"])
-    return _voted(Voter(model, weights), x, family, level, fitted.tensors["drawn"].to(x.device))
+    drawn = fitted.tensors["drawn"].to(x.device)
+    shares = _voted(Voter(model, weights), x, family, level, drawn) / len(drawn)
+    share, label = shares.max(1)
+    said = probabilities(model, x)
+    agreeing = shares.gather(1, said.argmax(1, keepdim=True))[:, 0]
+    # what the network says nothing of is as suspicious as can be
+    return Vote(label, share, 1 - torch.where(said.isfinite().all(1), agreeing, torch.nan))
 
 
 @guard(
@@ -179,7 +179,4 @@ def _votes(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
 )
 def input_fuzzing(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
     """The share (M,) of replicas that are not taken for what the network takes the image itself for."""
-    said = probabilities(model, x)
-    votes = _votes(fitted, model, x).gather(1, said.argmax(1, keepdim=True))[:, 0]
-    # what the network says nothing of is as suspicious as can be
-    return 1 - torch.where(said.isfinite().all(1), votes / len(fitted.tensors["drawn"]), torch.nan)
+    return _vote(fitted, model, x).scores

@@ -102,8 +102,9 @@ def choose_guards(
             if each is not None:
                 each(f"{one.fitted.guard}, measured")
             # those that are left may use what others would have rejected
-            again = one.fitted.rate != rate / len(chosen)
-            cut = _cut(subject, one.fitted, held, rate / len(chosen)) if again else one.fitted
+            own, cut = rate / len(chosen), one.fitted
+            if cut.rate != own:
+                cut = GUARDS[cut.guard].with_cut(cut, subject.model, held.x, rate=own)
             clean = rejects(cut, subject, test.x)
             rejected |= clean
             triggered = [rejects(cut, subject, stamped(test, trigger)) for trigger in triggers]
@@ -152,7 +153,3 @@ def _timed(subject: Subject, fitted: Fitted, x: Tensor, bare: Sequence[float], m
         for without, part in zip(bare, (x[:1], x[:BATCH]), strict=True)
     )
     return Measured(fitted, alone, batch, batch.slowdown <= max_slowdown)
-
-
-def _cut(subject: Subject, fitted: Fitted, held: Samples, rate: float) -> Fitted:
-    return GUARDS[fitted.guard].with_cut(fitted, subject.model, held.x, rate=rate)

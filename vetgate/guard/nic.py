@@ -177,13 +177,13 @@ def _fit(subject: Subject, *, images: int = 2000, dims: int = 64, layers: int = 
     usual = decisions.median(0).values
     tensors |= {"usual": usual, "unit": (decisions.quantile(1 - nu, 0) - usual).clamp(min=1e-3)}
     tensors |= _whole("final", one_class(_beyond(tensors, decisions), nu))
-    return Fitted(tensors, {f"layer.{i}": name for i, name in enumerate(names)})
+    return Fitted(tensors, {"layers": "\n".join(names)})
 
 
 @guard(role=ROLE, fit=_fit, needs={"clean"}, paper="https://doi.org/10.14722/ndss.2019.23415")
 def nic(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
     """How far outside of all that is usual (M,) each image (M, C, H, W) lies, as a logarithm; 0 at the boundary."""
     tensors = {name: t.to(x.device) for name, t in fitted.tensors.items()}
-    names = [str(fitted.numbers[key]) for i in range(len(fitted.numbers)) if (key := f"layer.{i}") in fitted.numbers]
+    names = str(fitted.numbers["layers"]).split("\n")
     views, left = _views(tensors, *layer_outputs(model, names, x))
     return unusual(_beyond(tensors, _decisions(tensors, views, left)), _part(tensors, "final"))

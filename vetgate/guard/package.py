@@ -23,7 +23,7 @@ KEY = "vetgate.guards"
 FORMAT = 1
 # what a server holds in memory beside the network
 MAX_BYTES = 256 << 20
-FIELDS = {"guard", "params", "numbers", "seed", "cut", "rate", "share", "tensors"}
+FIELDS = {"guard", "params", "numbers", "seed", "cut", "rate", "share", "cut_on", "tensors"}
 ADVICE = "vet the model again"
 
 
@@ -51,6 +51,7 @@ def to_bytes(package: Package) -> bytes:
                 "cut": fitted.cut,
                 "rate": fitted.rate,
                 "share": fitted.share,
+                "cut_on": fitted.cut_on,
                 "tensors": sorted(fitted.tensors),
             }
         )
@@ -97,7 +98,7 @@ def _fitted(given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted:
     name = given["guard"]
     if set(given) != FIELDS or name not in GUARDS:
         raise ValueError(f"expected a guard of this version, got {name!r}")
-    numbers = [given["cut"], given["rate"], *([] if given["share"] is None else [given["share"]])]
+    numbers = [given["cut"], given["rate"], *(given[name] for name in ("share", "cut_on") if given[name] is not None)]
     if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
         raise NotFinite(f"expected a finite cut for {name}, got {numbers}")
     plain: Sequence[Any] = [*given["numbers"].values(), *given["params"].values()]
@@ -112,4 +113,5 @@ def _fitted(given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted:
         cut=float(given["cut"]),
         rate=float(given["rate"]),
         share=None if given["share"] is None else float(given["share"]),
+        cut_on=None if given["cut_on"] is None else int(given["cut_on"]),
     )

@@ -27,6 +27,7 @@ from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import signed_results
 from tasks.vetting.inspect import Case, Data, Found
+from tests import models
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import Axis, Evidence, Trigger
 from vetgate.errors import Altered, StoreError
@@ -38,16 +39,7 @@ from vetgate.trust.statements import EVIDENCE, GUARDS
 from vetgate.verdict.policy import GuardPolicy
 
 SHAPE, CLASSES, MANIFEST = (1, 8, 8), 4, "ab" * 32
-FIELDS = {
-    "name": "toy",
-    "supplier": "nobody",
-    "task": "image-classification",
-    "model": "model.safetensors",
-    "format": "safetensors",
-    "architecture": "small-cnn",
-    "input_shape": list(SHAPE),
-    "classes": CLASSES,
-}
+FIELDS = models.FIELDS | {"classes": CLASSES}
 STRIP = {"strip": {"overlays": 8}}
 POLICY = GuardPolicy(methods=("strip",), false_rejection_rate=0.1, max_slowdown=1e6)
 

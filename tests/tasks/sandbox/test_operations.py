@@ -13,6 +13,7 @@ import yaml
 import vetgate.guard.measure as measure
 from tasks.sandbox.host import Limits, Sandbox
 from tasks.sandbox.operations import OPS, image_seconds
+from tests import models
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Method, Repair, Samples, Subject, Trigger, unpack
 from vetgate.errors import MissingInput, NotUnderstood, StoreError, UnknownParameter
@@ -21,17 +22,7 @@ from vetgate.formats.submission import Submission, read_submission
 from vetgate.guard.package import from_bytes
 
 SHAPE, CLASSES, ALWAYS = (1, 8, 8), 4, 2
-FIELDS = {
-    "name": "toy",
-    "supplier": "nobody",
-    "task": "image-classification",
-    "model": "model.safetensors",
-    "format": "safetensors",
-    "architecture": "small-cnn",
-    "input_shape": list(SHAPE),
-    "classes": CLASSES,
-    "reference_data": None,
-}
+FIELDS = models.FIELDS | {"classes": CLASSES, "reference_data": None}
 
 
 def nothing(_fraction: float) -> None:

@@ -27,6 +27,7 @@ from tasks.vetting import evaluate, inspect, repair, signed_results
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.repair import Yardstick, report_figures, restore, run_repair
 from tasks.vetting.results import Measured, RepairFailed, RepairRecord
+from tests import models
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import REPAIRS, Axis, Evidence, Method, Repair, Subject, Trigger, pack
 from vetgate.digest import canonical_json, sha256_json
@@ -39,16 +40,7 @@ from vetgate.trust.strict_json import time_text
 from vetgate.verdict.accuracy_loss import AccuracyLoss
 
 SHAPE, CLASSES, BEFORE, AFTER = (1, 8, 8), 4, 2, 1
-FIELDS = {
-    "name": "toy",
-    "supplier": "nobody",
-    "task": "image-classification",
-    "model": "model.safetensors",
-    "format": "safetensors",
-    "architecture": "small-cnn",
-    "input_shape": list(SHAPE),
-    "classes": CLASSES,
-}
+FIELDS = models.FIELDS | {"classes": CLASSES}
 INVERSION = {"sweeps": 2, "sweep": 1, "batch": 8}
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import betabinom, binom
 
 from vetgate.guard.alarm_rate import EVERY, LEVEL, WINDOW, AlarmWindow, at_least
-from vetgate.guard.contract import CUT_ON, Fitted, cut_for
+from vetgate.guard.contract import Fitted, cut_for
 
 # 50 of 1000 places: a rate of 5 % that is known well; and of 20, known badly
 ABOVE, HELD = 50, 999
@@ -94,15 +94,15 @@ def test_how_the_inputs_come_makes_no_difference() -> None:
 
 
 def test_guards_add_up_and_one_that_tells_not_how_it_was_cut_counts_as_cut_on_fewest() -> None:
-    def guard(rate: float, **numbers: int) -> Fitted:
-        return Fitted({"x": torch.zeros(1)}, numbers, rate=rate, cut=0.0)
+    def guard(rate: float, cut_on: int | None = None) -> Fitted:
+        return Fitted({"x": torch.zeros(1)}, rate=rate, cut=0.0, cut_on=cut_on)
 
     def parts(*guards: Fitted) -> tuple[int, int]:
         window = AlarmWindow.of(guards)
         return window._above, window._held
 
-    assert parts(guard(0.05, **{CUT_ON: 999})) == (50, 999)
-    assert parts(guard(0.02, **{CUT_ON: 999}), guard(0.03, **{CUT_ON: 999})) == (50, 999)
+    assert parts(guard(0.05, 999)) == (50, 999)
+    assert parts(guard(0.02, 999), guard(0.03, 999)) == (50, 999)
     assert parts(guard(0.05)) == (1, 19)
 
 

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 import vetgate.detect
 import vetgate.guard  # noqa: F401
-from tests.conformance import Twins, make_twins, one_thread, twins
+from tests.conformance import Twins, cases, make_twins, one_thread, twins
 from tests.conformance_guards import CHECKS, Trial
 from vetgate.errors import DefenceError
 from vetgate.guard.contract import GUARDS
@@ -15,18 +15,7 @@ from vetgate.role import guard_roles
 
 __all__ = ["one_thread", "twins"]
 
-CASES = [
-    pytest.param(
-        guard,
-        check,
-        id=f"{guard.name}-{check.__name__}",
-        marks=[pytest.mark.xfail(reason=guard.waived[check.__name__], strict=True)]
-        if check.__name__ in guard.waived
-        else [],
-    )
-    for guard in GUARDS.values()
-    for check in CHECKS
-]
+CASES = cases(GUARDS.values(), lambda _: CHECKS)
 
 
 @pytest.fixture(scope="module")

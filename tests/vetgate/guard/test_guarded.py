@@ -44,7 +44,7 @@ def registered() -> Iterator[None]:
         return Fitted({"none": torch.zeros(1)})
 
     def vote(fitted: Fitted, model: nn.Module, x: Tensor) -> Vote:
-        return Vote(torch.zeros(len(x), dtype=torch.int64), x[:, 0, 1, 0])
+        return Vote(torch.zeros(len(x), dtype=torch.int64), x[:, 0, 1, 0], x[:, 0, 1, 1])
 
     plain = GuardRole(uses=None, title="B", sentence="B.")
     GUARDS[BRIGHT] = Guard(brightness, fit, BRIGHT, plain, frozenset({"clean"}), "")
