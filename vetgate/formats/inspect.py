@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from vetgate.errors import NotUnderstood
@@ -16,35 +17,40 @@ TEXTS = re.compile(r"(README|LICEN[CS]E|NOTICE|CITATION)(\.(md|txt|rst|cff))?", 
 MAX_TEXT = 1 << 20
 
 
-def inspect_bytes(directory: Path, submission: Submission) -> None:
-    """Inspect every file in `directory`; raises NotUnderstood with what to hand in instead."""
+def inspect_bytes(directory: Path, submission: Submission) -> dict[str, bytes]:
+    """Inspect every file in `directory`; the bytes of the model and of the files that belong to it, by name.
+
+    Raises NotUnderstood with what to hand in instead.
+    """
     known = format_of(submission)
-    members = _members(directory)
-    if submission.model not in members:
-        raise NotUnderstood(
-            f"expected the model file {submission.model!r}, got only {members}; add it to the submission"
-        )
-    for name in members:
+    names = _members(directory)
+    if submission.model not in names:
+        raise NotUnderstood(f"expected the model file {submission.model!r}, got only {names}; add it to the submission")
+    members: dict[str, bytes] = {}
+    for name in names:
         if name == FILE:
             continue
         data = read_member(directory, name)
         model = name == submission.model
-        reason = None if model and known.sniff(data) else refusal(data)
+        part = not model and TEXTS.fullmatch(name) is None and known.belongs(name)
+        reason = None if part or (model and known.sniff(data)) else refusal(data)
         if reason is None and model and not known.sniff(data):
             reason = f"something else. Hand in {ACCEPTED}"
         if reason is not None:
             raise NotUnderstood(f"expected {_expected(name, submission)} in {name}, got {reason}")
-        if model:
-            inspect_model(data, submission)
+        if model or part:
+            members[name] = data
         else:
             _inspect_text(name, data)
+    inspect_model(members, submission)
+    return members
 
 
-def inspect_model(data: bytes, submission: Submission) -> None:
-    """Inspect the bytes of the model file against what `submission` says of it."""
-    if not data:
+def inspect_model(members: Mapping[str, bytes], submission: Submission) -> None:
+    """Inspect the bytes of the model file, and of those that belong to it, against what `submission` says of it."""
+    if not members[submission.model]:
         raise NotUnderstood(f"expected a model in {submission.model}, got an empty file; hand in {ACCEPTED}")
-    format_of(submission).inspect(data, submission)
+    format_of(submission).inspect(members, submission)
 
 
 def read_member(directory: Path, name: str) -> bytes:

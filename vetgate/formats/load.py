@@ -15,7 +15,7 @@ from vetgate.errors import BadSubmission, DefenceError, NotUnderstood, StoreErro
 from vetgate.formats.inspect import TEXTS, inspect_model, read_member
 from vetgate.formats.manifest import MAX_BYTES
 from vetgate.formats.probe_model import probe
-from vetgate.formats.readers import format_of
+from vetgate.formats.readers import form_of, format_of
 from vetgate.formats.sniff import ACCEPTED, refusal
 from vetgate.formats.submission import FILE, MAX_SIZE, Submission, dump_submission, parse_submission
 
@@ -43,7 +43,7 @@ def load_served(directory: Path, submission: Submission) -> Loaded:
     Raises DefenceError, also when it is run, where that cannot run the file or computes something else.
     """
     data = read_member(directory, submission.model)
-    loaded, serve = load_members({submission.model: data}, submission), format_of(submission).serve
+    loaded, serve = load_members({submission.model: data}, submission), form_of(submission).serve
     return loaded if serve is None else replace(loaded, model=serve(data, submission))
 
 
@@ -65,10 +65,11 @@ def load_members(members: Mapping[str, bytes], submission: Submission) -> Loaded
         raise NotUnderstood(
             f"expected the model file {submission.model!r}, got only {sorted(members)}; add it to the submission"
         )
+    load = form_of(submission).load
     data = _accepted(members[submission.model], submission)
     try:
-        inspect_model(data, submission)
-        model, layer, stripped = format_of(submission).load(data, submission)
+        inspect_model({submission.model: data}, submission)
+        model, layer, stripped = load(data, submission)
         probe(model, layer, submission)
     except (VetgateError, MemoryError):
         # too little memory says nothing about the file
@@ -102,7 +103,7 @@ def write_repaired(
     tensors = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise DefenceError("expected finite repaired weights, got NaN or infinity; the repair diverged, lower its rate")
-    written = format_of(submission).write(data, submission, tensors)
+    written = form_of(submission).write(data, submission, tensors)
     repaired = submission.model_copy(update={"parent": parent, "name": name or submission.name, "training_data": None})
     texts = {n: read_member(directory, n) for n in sorted(os.listdir(directory)) if TEXTS.fullmatch(n)}
     files = {FILE: dump_submission(repaired).encode(), submission.model: written, **texts}

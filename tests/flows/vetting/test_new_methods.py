@@ -102,12 +102,18 @@ def sniff(data: bytes) -> bool:
     return data[::-1][8:9] == b"{"
 
 
+def turned(members):
+    return {name: data[::-1] for name, data in members.items()}
+
+
 FORMAT = Format(
     accepts="mirrored safetensors",
     sniff=sniff,
-    inspect=lambda data, submission: safetensors.inspect(data[::-1], submission),
-    load=lambda data, submission: safetensors.load(data[::-1], submission),
-    write=lambda data, submission, tensors: safetensors.write(data[::-1], submission, tensors)[::-1],
+    inspect=lambda members, submission: safetensors.inspect(turned(members), submission),
+    canonical=lambda members, submission: (
+        submission.model_copy(update={"format": "safetensors"}),
+        turned(members)[submission.model],
+    ),
     needs_architecture=True,
 )
 '''

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_a_format_that_is_not_known_is_refused_at_every_door(tmp_path: Path, dat
     for door in (
         lambda: format_of(submission),
         lambda: inspect_bytes(tmp_path, submission),
-        lambda: inspect_model(b"x", submission),
+        lambda: inspect_model({"model.bin": b"x"}, submission),
         lambda: load_members({"model.bin": data}, submission),
     ):
         with pytest.raises(NotUnderstood, match=r"got 'keras'.*hand in|expected format"):
@@ -53,24 +54,28 @@ def test_a_format_that_is_not_known_is_refused_at_every_door(tmp_path: Path, dat
 
 
 def test_a_format_reads_its_own_bytes_and_no_other_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    read: list[bytes] = []
+    read: list[Mapping[str, bytes]] = []
 
-    def inspect(data: bytes, submission: Any) -> None:
-        read.append(data)
+    def inspect(members: Mapping[str, bytes], submission: Any) -> None:
+        read.append(members)
 
     own = Format(
         accepts="a made-up archive",
         sniff=lambda data: data.startswith(b"PK\x03\x04"),
         inspect=inspect,
-        load=lambda data, submission: (_ for _ in ()).throw(AssertionError),
-        write=lambda data, submission, tensors: b"",
+        canonical=lambda members, submission: (submission, b""),
+        belongs=lambda name: name.endswith(".part"),
     )
     monkeypatch.setitem(formats(), "archive", own)
     submission = parse_submission(GIVEN.format("archive"))
     (tmp_path / "submission.yaml").write_text(GIVEN.format("archive"))
     (tmp_path / "model.bin").write_bytes(b"PK\x03\x04 and more")
-    inspect_bytes(tmp_path, submission)
-    assert read == [b"PK\x03\x04 and more"]
+    (tmp_path / "weights.part").write_bytes(b"PK\x03\x04, a part")
+    members = {"model.bin": b"PK\x03\x04 and more", "weights.part": b"PK\x03\x04, a part"}
+    assert inspect_bytes(tmp_path, submission) == members
+    assert read == [members]
+    with pytest.raises(NotUnderstood, match="one in format archive; vet it as it was handed in"):
+        load_members({"model.bin": b"PK\x03\x04 and more"}, submission)
     (tmp_path / "model.bin").write_bytes(b"other bytes")
     with pytest.raises(NotUnderstood, match=r"model in format archive in model\.bin, got something else"):
         inspect_bytes(tmp_path, submission)

@@ -24,20 +24,35 @@ if TYPE_CHECKING:
 class Format:
     """One input format. Every function is given bytes that are unchecked, and runs in the sandbox.
 
-    `accepts` says what to hand in. `sniff(data)`: whether a file begins like one of it. `inspect(data, submission)`:
-    understood to the last byte, else NotUnderstood. `load(data, submission)`: the network in eval mode, the name of the
-    layer of the features, and whether a final softmax was stripped. `write(data, submission, tensors)`: the same model
-    with other weights. `serve(data, submission)`, where files of the format are served by a runtime of their own: the
-    network as that computes it from these very bytes, by which it is measured; raises DefenceError where it cannot.
+    `accepts` says what to hand in. `sniff(data)`: whether a file begins like one of it. `belongs(name)`: whether a file
+    beside the model, which is no text, may be a part of it. `inspect(members, submission)`: every byte of these files
+    (the model's and those that belong to it, by name) understood, else NotUnderstood. `canonical(members, submission)`:
+    the description and the model file that vetgate writes in their place, in a format that has a `form`; what it wrote
+    itself comes back as it is, byte for byte, and a layer that is named gets the name that it has there.
     """
 
     accepts: str
     sniff: Callable[[bytes], bool]
-    inspect: Callable[[bytes, Any], None]
+    inspect: Callable[[Mapping[str, bytes], Any], None]
+    canonical: Callable[[Mapping[str, bytes], Any], tuple[Submission, bytes]]
+    form: Form | None = None
+    belongs: Callable[[str], bool] = lambda name: False
+    needs_architecture: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What is done with the one file of a format that vetgate writes itself.
+
+    `load(data, submission)`: the network in eval mode, the name of the layer of the features, and whether a final
+    softmax was stripped. `write(data, submission, tensors)`: the same model with other weights. `serve(data,
+    submission)`, where files of the format are served by a runtime of their own: the network as that computes it from
+    these very bytes, by which it is measured; raises DefenceError where it cannot.
+    """
+
     load: Callable[[bytes, Any], tuple[nn.Module, str, bool]]
     write: Callable[[bytes, Any, Mapping[str, Tensor]], bytes]
     serve: Callable[[bytes, Any], nn.Module] | None = None
-    needs_architecture: bool = False
 
 
 @cache
@@ -60,3 +75,13 @@ def format_of(submission: Submission) -> Format:
             f"hand in {accepted()}"
         )
     return formats()[submission.format]
+
+
+def form_of(submission: Submission) -> Form:
+    """The form of a submission that vetgate wrote; raises NotUnderstood where its format is none that it writes."""
+    form = format_of(submission).form
+    if form is None:
+        raise NotUnderstood(
+            f"expected a model that vetgate wrote, got one in format {submission.format}; vet it as it was handed in"
+        )
+    return form

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.readers import Format
+from vetgate.formats.readers import Form, Format
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,11 +21,19 @@ def sniff(data: bytes) -> bool:
     return refusal(data) is None
 
 
-def inspect(data: bytes, submission: Submission) -> None:
+def inspect(members: Mapping[str, bytes], submission: Submission) -> None:
     """Read the graph to its last byte, and hold it against what the submission says."""
     from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
 
-    check_description(read_graph(parse_model(data)), submission)
+    check_description(read_graph(parse_model(members[submission.model])), submission)
+
+
+def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
+    """The graph as vetgate writes it."""
+    from vetgate.formats.onnx.canonical import canonical_bytes
+    from vetgate.formats.onnx.graph import parse_model, read_graph
+
+    return submission, canonical_bytes(read_graph(parse_model(members[submission.model])))
 
 
 def load(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
@@ -58,5 +66,9 @@ def serve(data: bytes, submission: Submission) -> nn.Module:
 
 
 FORMAT = Format(
-    accepts="an ONNX graph (float32, data only)", sniff=sniff, inspect=inspect, load=load, write=write, serve=serve
+    accepts="an ONNX graph (float32, data only)",
+    sniff=sniff,
+    inspect=inspect,
+    canonical=canonical,
+    form=Form(load=load, write=write, serve=serve),
 )

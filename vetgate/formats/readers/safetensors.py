@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vetgate.errors import DefenceError, NotUnderstood
-from vetgate.formats.readers import Format
+from vetgate.formats.readers import Form, Format
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,11 +21,18 @@ def sniff(data: bytes) -> bool:
     return refusal(data) is None
 
 
-def inspect(data: bytes, submission: Submission) -> None:
+def inspect(members: Mapping[str, bytes], submission: Submission) -> None:
     """Hold header and data against each other."""
     from vetgate.formats.safetensors_file import inspect_safetensors
 
-    inspect_safetensors(data)
+    inspect_safetensors(members[submission.model])
+
+
+def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
+    """The same tensors under a header as the library writes it."""
+    import safetensors.torch
+
+    return submission, safetensors.torch.save(safetensors.torch.load(members[submission.model]))
 
 
 def load(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
@@ -94,7 +101,7 @@ FORMAT = Format(
     accepts="safetensors weights for one of vetgate's architectures",
     sniff=sniff,
     inspect=inspect,
-    load=load,
-    write=write,
+    canonical=canonical,
+    form=Form(load=load, write=write),
     needs_architecture=True,
 )
