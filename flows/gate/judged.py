@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from flows.gate.decided import Confirmation, Decided, PolicyPin
 from flows.gate.issue import SigningContext
 from flows.gate.question import Question
+from tasks.vetting.conversion import is_canonical
 from tasks.vetting.inspect import bound, read_evidence
 from tasks.vetting.intake import Record, seed_of
 from vetgate.digest import code_digest
@@ -19,11 +20,13 @@ from vetgate.shape import Blob
 from vetgate.trust.seeds import Seed
 from vetgate.verdict.calibration import load_calibration
 from vetgate.verdict.judge import Verdict, judge
+from vetgate.verdict.reasons import Code
 from vetgate.verdict.seen import Failure, StoredEvidence
 from vetgate.verdict.stated import StatedVerdict
 
-# the kind of failure of a method whose evidence is not believed
+# the kind of failure of a method whose evidence is not believed, or is about bytes that vetgate did not write
 NOT_SIGNED = "evidence-not-signed"
+NOT_CANONICAL = Code.NOT_CANONICAL.value
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ def _believed(context: SigningContext, question: Question) -> tuple[dict[str, Bl
     """The evidence by method that a trusted vetter signed, and the question without the rest, which has failed."""
     found: dict[str, Blob] = {}
     doubted: dict[str, str] = {}
+    if not is_canonical(context.store, context.trust, context.record):
+        said = f"expected bytes that a vetter signed to be written by vetgate, got {context.record.id}; vet it"
+        return found, _failed(question, found, dict.fromkeys(question.evidence, said), NOT_CANONICAL)
     for method, key in question.evidence.items():
         try:
             item = read_evidence(context.settings, context.record.id, method, key)
@@ -89,13 +95,15 @@ def _believed(context: SigningContext, question: Question) -> tuple[dict[str, Bl
         if item is None:
             raise StoreError(f"expected evidence {method}/{key} in the store, got none; vet again")
         found[method] = item
-    if not doubted:
-        return found, question
-    return found, replace(
+    return found, _failed(question, found, doubted, NOT_SIGNED) if doubted else question
+
+
+def _failed(question: Question, found: dict[str, Blob], doubted: dict[str, str], code: str) -> Question:
+    return replace(
         question,
         evidence={method: key for method, key in question.evidence.items() if method in found},
         failures={**question.failures, **doubted},
-        failure_codes={**(question.failure_codes or {}), **dict.fromkeys(doubted, NOT_SIGNED)},
+        failure_codes={**(question.failure_codes or {}), **dict.fromkeys(doubted, code)},
     )
 
 

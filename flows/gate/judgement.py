@@ -206,6 +206,7 @@ def _predicate(ruling: Ruling, now: datetime, previous: str | None) -> Blob:
         duties_separated=ruling.separated,
         supplier=context.record.submission.supplier,
         parent=context.record.submission.parent,
+        submitted=context.record.submission.submitted,
         findings=_findings(decided),
         purpose=decided.purpose,
         run=decided.run,

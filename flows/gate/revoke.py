@@ -10,6 +10,7 @@ from tasks.records.ledger_entries import statements
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.records.revocations import save_revocation
 from tasks.settings import Settings
+from tasks.vetting.conversion import canonical_of
 from tasks.vetting.intake import beginning_with
 from vetgate.errors import BadSubmission, Denied
 from vetgate.shape import Blob
@@ -44,7 +45,11 @@ def revoke(settings: Settings, what: str, reason: str, key: Path | None = None) 
 def _meant(state: LedgerState, what: str) -> tuple[str, str, str | None]:
     """Kind, digest and manifest of the one thing that is meant."""
     found = list(dict.fromkeys(_statements(state, what))) if what else []
-    if not found and what and (undecided := beginning_with(state.store, what)):
+    undecided = beginning_with(state.store, what) if what and not found else []
+    for written in (canonical_of(state.store, state.trust, manifest) for manifest in undecided):
+        # what came in has no verdict, but what vetgate wrote in its place
+        found += list(_statements(state, written)) if written is not None else []
+    if not found and undecided:
         raise Denied(f"expected a verdict on {undecided[0]}, got none; there is nothing to revoke")
     if len(found) != 1:
         raise BadSubmission(

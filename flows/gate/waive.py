@@ -17,7 +17,8 @@ from tasks.records.waivers import approvals_of, approved, revoked, save_approval
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.vetting.intake import Record, find_record
+from tasks.vetting.conversion import find_vetted
+from tasks.vetting.intake import Record
 from vetgate.errors import BadSubmission, Denied, Stale
 from vetgate.shape import Blob
 from vetgate.trust import attest, dsse
@@ -58,7 +59,7 @@ def waive(settings: Settings, submission: str, finding: str | None, reason: str,
     """
     state = ledger_state(settings)
     store = state.store
-    record = find_record(store, submission)
+    record = find_vetted(settings, submission)
     found = findings_of(state, record)
     if finding is None or finding not in found:
         raise UnknownFinding(finding, found)

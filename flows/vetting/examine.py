@@ -23,8 +23,9 @@ from tasks.vetting.estimate import spoken
 from tasks.vetting.inspect import Case, Data, Found, begun, processor_seconds, was_looked_at
 from tasks.vetting.intake import Record
 from tasks.vetting.signed_results import save, vetter_key
-from tasks.vetting.workplace import Workplace, open_workplace
+from tasks.vetting.workplace import Workplace, open_workplace, pass_on
 from vetgate.errors import NotUnderstood
+from vetgate.formats.readers import formats
 from vetgate.shape import Blob
 from vetgate.trust.statements import EXAMINATION
 from vetgate.verdict.policy import Policy, load_policy
@@ -51,13 +52,15 @@ class Vetting:
 class Seen:
     """What the detectors found, or why nothing could be looked for; `refused` when the files were not understood.
 
-    `guards` are the run-time guards that were fitted for serving the model, None where none were to be.
+    `guards` are the run-time guards that were fitted for serving the model, None where none were to be; `written` is
+    the manifest of what vetgate wrote in place of what was handed in, which alone is looked at.
     """
 
     found: tuple[Found, ...] = ()
     refusal: Reason | None = None
     refused: bool = False
     guards: Guarding | None = None
+    written: str | None = None
 
 
 @contextmanager
@@ -86,15 +89,21 @@ def opened(settings: Settings, manifest_sha256: str, run: str = "") -> Iterator[
 
 def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting, Seen]:
     """The case with its data, and what was seen of it; a submission that is not understood is refused, not an error."""
-    format = vetting.record.submission.format
-    least = vetting.policy.sandbox_level.get(format, 1)
+    format, levels = vetting.record.submission.format, vetting.policy.sandbox_level
+    if format in formats() and format not in levels:
+        # the gate judges the format that vetgate writes, and knows no other
+        return vetting, Seen(refusal=Reason(Code.FORMAT_NOT_ACCEPTED, figures={"format": format}))
+    least = levels.get(format, 1)
     if workplace.sandbox.level < least:
         figures: dict[str, Figure] = {"format": format, "wanted": least, "given": workplace.sandbox.level}
         return vetting, Seen(refusal=Reason(Code.SANDBOX_TOO_WEAK, figures=figures))
     steps.take_in(vetting.settings, vetting.record, vetting.case)
     pending = steps.reference_data.submit(vetting.settings, vetting.record.submission, vetting.params.data)
     try:
-        described = steps.inspect_and_load(vetting.settings, vetting.case)
+        described = steps.inspect_and_load(vetting.settings, vetting.record, vetting.case)
+        if (written := described.get("written")) is not None:
+            pass_on(vetting.settings, vetting.record.id)
+            return vetting, Seen(refusal=Reason(Code.NOT_CANONICAL, figures={"written": written}), written=written)
         data: Data = Data(**pending.result())
     except (NotUnderstood, SandboxError) as error:
         return vetting, Seen(refusal=of_error(error), refused=isinstance(error, NotUnderstood))

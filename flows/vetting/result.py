@@ -102,6 +102,7 @@ def result_of(
         reason_records=(*recorded, *records(more)),
         repairs=() if repaired is None else repaired.candidates,
         guards=guards,
+        submitted_sha256=record.submission.submitted,
     )
 
 
@@ -205,6 +206,7 @@ def _page(
             "Submitted": record.submitted_at,
             "Supplier": record.submission.supplier,
             "Repairs": record.submission.parent,
+            "Handed in as": record.submission.submitted,
             "Policy": f"{policy.name}, SHA-256 {policy.sha256}",
             "Reference data": _source(data),
         },

@@ -16,9 +16,9 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.progress import report_progress
 from tasks.settings import Settings
+from tasks.vetting.dask.workplaces import case_to_json
 from tasks.vetting.inspect import Case
 from tasks.vetting.steps import detect_on_dask
-from tasks.vetting.workplaces import case_to_json
 from vetgate.errors import NotUnderstood
 from vetgate.shape import Blob
 from vetgate.verdict.policy import Policy

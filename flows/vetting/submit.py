@@ -19,6 +19,7 @@ from tasks.records.submitters import save_submitter, sign_submission
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
+from tasks.vetting.conversion import find_vetted, is_canonical
 from vetgate.digest import canonical_json
 from vetgate.errors import Altered, BadSubmission, Denied, Removed, StoreError
 from vetgate.formats.model_name import alike
@@ -58,7 +59,12 @@ def queue(settings: Settings, wrong: Callable[[str], object]) -> list[dict[str, 
     """Every submission, oldest first, with its newest verdict, if it has one; `wrong` as `intake.records` has it."""
     state = ledger_state(settings)
     rows = []
-    for record in intake.records(state.store, intake.submitted(state.store), wrong):
+    found = intake.records(state.store, intake.submitted(state.store), wrong)
+    written = {record.submission.submitted for record in found if is_canonical(state.store, state.trust, record)}
+    for record in found:
+        if record.id in written:
+            # it stands in the name of what vetgate wrote in its place
+            continue
         try:
             newest = newest_attestation(state, record.id)
             claims = newest.claims if newest else {}
@@ -73,6 +79,7 @@ def queue(settings: Settings, wrong: Callable[[str], object]) -> list[dict[str, 
                 "supplier": record.submission.supplier,
                 "submitted_at": record.submitted_at,
                 "parent": record.submission.parent,
+                "submitted": record.submission.submitted,
                 "verdict": claims.get("verdict"),
                 "issued": claims.get("issued"),
                 "expires": claims.get("expires"),
@@ -99,7 +106,7 @@ def local_report(settings: Settings, submission: str) -> Report:
     from tasks.report.page import is_page
 
     store = open_store(settings)
-    record = intake.find_record(store, submission)
+    record = find_vetted(settings, submission)
     path = settings.home / "reports" / f"{record.id}.html"
     if path.exists():
         newest = newest_attestation(ledger_state(settings), record.id)

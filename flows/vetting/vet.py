@@ -42,6 +42,8 @@ WAIT_SECONDS = 24 * 3600.0
 def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float | None = None) -> Blob:
     """The result of vetting a submission: design.md's object, its verdict signed and kept in the store.
 
+    It is that of the submission which vetgate wrote in place of this one, unless it is of the canonical form already.
+
     What an earlier run of the same submission finished is not done again. `unless_vetted` is for runs that an event or
     a sweep started: a submission that has its result, or is being vetted by another, is left alone, and a verdict in
     the ledger stands. They raise Revoked where that was revoked: only a person who asks has such bytes vetted anew.
@@ -68,6 +70,8 @@ def vet(manifest_sha256: str, unless_vetted: bool = False, wait_seconds: float |
         if wait_seconds:
             raise
         return {"submission": record.submission.name, "manifest_sha256": record.id, "verdict": None, "held": str(error)}
+    if result["manifest_sha256"] != record.id:
+        return result
     automatic = policy.promotion.automatic is not None
     events.verdict_issued(record.id, result["verdict"], once=result["mlflow_run"], automatic=automatic)
     return result
@@ -95,16 +99,21 @@ def last_result(settings: Settings, manifest_sha256: str) -> Blob | None:
 
 
 def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: Callable[[], None]) -> Blob:
+    """The result of a vetting: of these bytes, or of those that vetgate wrote in their place."""
     started = time.monotonic()
     gate(settings)
     with opened(settings, record.id) as (vetting, workplace):
         vetting, seen = inspect_submission(vetting, workplace)
         # a process that lost the lease must not write a second verdict
         check()
-        question = replace(request_of(vetting, seen, workplace.sandbox.level), asked=not unless_vetted)
-        ruling = Answer.from_json(steps.decide(gate(settings).ask, question.to_json()))
-        # it stays open: where a copy does not pass, the next repair is run in it
-        repaired = repair_submission(vetting, seen, ruling, partial(_vet_copy, vetting, unless_vetted))
+        if seen.written is None:
+            question = replace(request_of(vetting, seen, workplace.sandbox.level), asked=not unless_vetted)
+            ruling = Answer.from_json(steps.decide(gate(settings).ask, question.to_json()))
+            # it stays open: where a copy does not pass, the next repair is run in it
+            repaired = repair_submission(vetting, seen, ruling, partial(_vet_copy, vetting, unless_vetted))
+    if seen.written is not None:
+        written: Blob = vet(seen.written, unless_vetted, WAIT_SECONDS)
+        return written
     check()
     found = {item.method: item for item in seen.found}
     guards, level = guards_of(settings, ruling, seen.guards, vetting.policy.guard), workplace.sandbox.level

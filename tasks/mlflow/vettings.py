@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 VETTINGS = "vetgate"
 MANIFEST_TAG = "vet.manifest_sha256"
+# of what vetgate wrote in place of what came in
+WRITTEN_TAG = "vet.written_sha256"
 
 
 def record_vetting(
@@ -61,8 +63,11 @@ def record_vetting(
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, target)
                 client.log_artifacts(run_id, room)
-        version = _version_of_what_came_in(client, settings, submission, manifest_sha256, run_id)
-        tags = {MANIFEST_TAG: manifest_sha256, "vet.verdict": result.verdict, "vet.run_id": run_id}
+        came_in = submission.submitted or manifest_sha256
+        version = _version_of_what_came_in(client, settings, submission, came_in, run_id)
+        tags = {MANIFEST_TAG: came_in, "vet.verdict": result.verdict, "vet.run_id": run_id}
+        if came_in != manifest_sha256:
+            tags[WRITTEN_TAG] = manifest_sha256
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
             client.set_model_version_tag(version.name, str(version.version), key, value)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.records.ledger_state import LedgerState
 from tasks.store.base import Store
+from tasks.vetting.conversion import is_canonical
 from tasks.vetting.intake import read_record
 from vetgate.digest import canonical_json
 from vetgate.errors import BadSubmission, Denied
@@ -62,7 +63,7 @@ def signers_of(state: LedgerState, manifest_sha256: str) -> frozenset[str]:
 
 
 def submitters_of(state: LedgerState, manifest_sha256: str) -> frozenset[str]:
-    """The keys that signed this submission and those that it was repaired from; none when any of them is unsigned.
+    """The keys that signed this submission and those that it was made of; none when any of them is unsigned.
 
     One whose submitter is unknown may be an approver's.
     """
@@ -71,14 +72,18 @@ def submitters_of(state: LedgerState, manifest_sha256: str) -> frozenset[str]:
     for _ in range(MOST_ANCESTORS):
         if manifest is None:
             return frozenset(found)
-        signers = signers_of(state, manifest)
-        if not signers:
-            return frozenset()
-        found |= signers
         try:
-            manifest = read_record(state.store, manifest).submission.parent
+            record = read_record(state.store, manifest)
+            origin, parent = record.submission.submitted, record.submission.parent
         except BadSubmission:
             return frozenset()
+        signers = signers_of(state, manifest)
+        found |= signers
+        # what vetgate wrote is submitted by whoever submitted what it wrote that of
+        written = origin is not None and is_canonical(state.store, state.trust, record)
+        if not signers and not written:
+            return frozenset()
+        manifest = origin if written else parent
     return frozenset()
 
 

@@ -21,6 +21,7 @@ import vetgate.detect
 import vetgate.repair  # noqa: F401 - importing the two registers every method
 from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Samples, Subject, Trigger, pack, private_random
 from vetgate.errors import MissingInput, NotUnderstood, StoreError
+from vetgate.formats.canonical import canonical
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import Loaded, load_model, load_served, write_repaired
 from vetgate.formats.submission import Submission
@@ -36,9 +37,18 @@ GUARDS_FILE = "guards.safetensors"
 
 
 def inspect(payload: Payload, progress: Progress) -> dict[str, Any]:
-    """Read every submitted file to its last byte; raises NotUnderstood."""
-    inspect_bytes(Path(payload["directory"]), _submission(payload))
-    return {}
+    """Read every submitted file to its last byte; raises NotUnderstood.
+
+    With `out`, a new file: unless they are of the canonical form, that is written there, and the answer's `changes` are
+    what its description says otherwise.
+    """
+    submission = _submission(payload)
+    members = inspect_bytes(Path(payload["directory"]), submission)
+    written = canonical(members, submission) if "out" in payload else None
+    if written is None:
+        return {}
+    Path(payload["out"]).write_bytes(written.data)
+    return {"changes": dict(written.changes)}
 
 
 def describe(payload: Payload, progress: Progress) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from tasks.progress import progress_of
@@ -19,10 +21,12 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
 from tasks.vetting import signed_results
+from tasks.vetting.conversion import converted, is_canonical, keep_conversion, take_written
 from tasks.vetting.estimate import images_for
+from tasks.vetting.intake import Record
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
-from vetgate.errors import DefenceError, MissingInput
+from vetgate.errors import DefenceError, MissingInput, NotUnderstood
 from vetgate.trust.keys import read_trust_root
 from vetgate.trust.seeds import Seed
 from vetgate.trust.statements import EVIDENCE, INSPECTION
@@ -76,19 +80,49 @@ class Found:
     failure_code: str | None = None
 
 
-def look(settings: Settings, case: Case) -> dict[str, Any]:
+def look(settings: Settings, record: Record, case: Case) -> dict[str, Any]:
     """What the sandbox says of a model when it has read its every byte; raises NotUnderstood or SandboxError.
 
-    What the same code understood of the same bytes is not read again.
+    Only `written`, the manifest of what is to be vetted in its place, where it is not of the canonical form. What the
+    same code understood of the same bytes is not read again.
     """
     about = _looked(case)
     before = signed_results.find(settings, INSPECTION, about)
     if before is None:
+        written = _written(settings, record, case)
+        if written.id != record.id:
+            return {"written": written.id}
         sandbox = workplace_of(case.manifest).sandbox
-        sandbox.call("inspect", case.model, limits=case.limits)
         described = sandbox.call("describe", case.model, limits=case.limits.single)
         before = signed_results.save(settings, INSPECTION, about, {"described": described})
     return dict(before.found["described"])
+
+
+def _written(settings: Settings, record: Record, case: Case) -> Record:
+    """What vetgate writes of a submission, or wrote of it before by this very code; itself where it is that."""
+    known = is_canonical(open_store(settings), read_trust_root(settings.trust_root), record)
+    if not known and record.submission.submitted is not None:
+        raise NotUnderstood(
+            "expected a model as its supplier has it, got one whose description says that vetgate wrote it, which no "
+            "vetter of this installation signed; take `submitted` out of submission.yaml"
+        )
+    workplace = workplace_of(case.manifest)
+    if not known and (before := converted(settings, record, _readers())) is not None:
+        return before
+    out = workplace.made / "canonical"
+    out.unlink(missing_ok=True)
+    # what an earlier version wrote stays what it is
+    asked = case.model if known else {**case.model, "out": str(out)}
+    answer = workplace.sandbox.call("inspect", asked, limits=case.limits)
+    if known:
+        return record
+    written = record
+    if answer:
+        room = workplace.given / "canonical"
+        shutil.rmtree(room, ignore_errors=True)
+        written = take_written(settings, record, Path(case.directory), out, answer["changes"], room)
+    keep_conversion(settings, record, _readers(), written)
+    return written
 
 
 def processor_seconds(case: Case, described: dict[str, Any]) -> float | None:

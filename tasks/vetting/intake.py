@@ -102,14 +102,16 @@ def take(
     *,
     name: str | None = None,
     origin: str = "",
+    submitted_at: str | None = None,
     check_name: Callable[[str], None] = lambda name: None,
 ) -> Record:
     """Copy a submission directory into quarantine and record it; the same bytes give the same record.
 
     `origin` is what the seeds of its detectors are drawn from, if not the manifest (`vetgate.trust.seeds`); to seal it
-    takes the installation's secret. What lies in the record's place and does not follow from the bytes is replaced.
-    Raises BadSubmission when it is no submission of `name`, if one is given, what `check_name` raises, before anything
-    is kept, and Unproven where nothing can be replaced.
+    takes the installation's secret. `submitted_at` is that of an earlier submission where vetgate writes it anew. What
+    lies in the record's place and does not follow from the bytes is replaced. Raises BadSubmission when it is no
+    submission of `name`, if one is given, what `check_name` raises, before anything is kept, and Unproven where nothing
+    can be replaced.
     """
     if not directory.is_dir():
         raise BadSubmission(f"expected a directory with submission.yaml and a model, got {directory}")
@@ -125,7 +127,7 @@ def take(
         for entry in manifest.files:
             store.copy_in_file(f"quarantine/{manifest.sha256}/{entry.path}", copy / entry.path)
     seal = seeds_of(settings).seal(manifest.sha256, origin) if origin else ""
-    record = Record(description, manifest, _time(datetime.now(UTC)), origin, seal)
+    record = Record(description, manifest, submitted_at or _time(datetime.now(UTC)), origin, seal)
     # last, so that a recorded submission has all its files
     return record if store.create(_path(record.id), canonical_json(record.to_json())) else _first(store, record)
 

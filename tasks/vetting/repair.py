@@ -161,9 +161,8 @@ def adopt(case: Case, directory: Path) -> Case:
     shutil.rmtree(given, ignore_errors=True)
     shutil.copytree(directory, given, symlinks=True)
     hash_directory(given)
-    return replace(
-        case, directory=str(given), submission={**case.submission, "parent": case.manifest, "training_data": None}
-    )
+    changes = {"parent": case.manifest, "training_data": None, "submitted": None}
+    return replace(case, directory=str(given), submission={**case.submission, **changes})
 
 
 def _about(evidence: Blob, case: Case, suspects: list[int]) -> Blob:

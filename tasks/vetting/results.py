@@ -259,6 +259,8 @@ class Result(Shaped):
     repairs: tuple[ResultCandidate, ...] = ()
     # None where none were to be fitted, or by an earlier version
     guards: ResultGuards | None = None
+    # the manifest of what was handed in, where vetgate wrote other bytes in its place
+    submitted_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -287,4 +289,5 @@ class NotTakenIn:
             "reason_records": [*self.reason_records],
             "repairs": [],
             "guards": None,
+            "submitted_sha256": None,
         }

@@ -1,4 +1,4 @@
-"""What vetting workers find, each result signed by a vetter: evidence, inspections, repairs, examinations, guards.
+"""What vetting workers find, signed by a vetter: evidence, inspections, repairs, examinations, guards, conversions.
 
 A result lies under the digest of everything that it depends on and under that of its signed statement. Whoever can
 write to the store can therefore put objects beside a result, and none in its place; what no trusted vetter signed is
@@ -32,7 +32,16 @@ from vetgate.trust.keys import (
     read_trust_root,
     utc_now,
 )
-from vetgate.trust.statements import EVIDENCE, EXAMINATION, GUARDS, INSPECTION, REPAIR, sign_statement, verify_statement
+from vetgate.trust.statements import (
+    CONVERSION,
+    EVIDENCE,
+    EXAMINATION,
+    GUARDS,
+    INSPECTION,
+    REPAIR,
+    sign_statement,
+    verify_statement,
+)
 from vetgate.trust.strict_json import as_object, time_text
 
 FOLDERS = {
@@ -41,6 +50,7 @@ FOLDERS = {
     REPAIR: "repairs/",
     EXAMINATION: "examinations/",
     GUARDS: "guards/",
+    CONVERSION: "conversions/",
 }
 # how many objects under one digest are looked at; beyond this many it is quicker to compute the result anew
 MOST = 64
@@ -48,12 +58,13 @@ MOST = 64
 
 @dataclass(frozen=True)
 class SignedResult:
-    """A result whose signature was verified: all it depends on, what was found, whose key signed it, its own name."""
+    """A result whose signature was verified: all it depends on, what was found, by whose key and when, its own name."""
 
     about: Blob
     found: Blob
     vetter: str
     key: str
+    issued: str
 
 
 def vetter_key(settings: Settings) -> Ed25519PrivateKey:
@@ -97,7 +108,7 @@ def save(settings: Settings, kind: str, about: Mapping[str, object], found: Blob
     name = f"{sha256_json(about)}-{dsse.digest(envelope)}"
     path = f"{_folder(kind, about)}/{name}.json"
     open_store(settings).create(path, canonical_json({"signed": envelope, "found": found}))
-    return SignedResult(dict(about), found, key_id(key), name)
+    return SignedResult(dict(about), found, key_id(key), name, str(stated["issued"]))
 
 
 def find(settings: Settings, kind: str, about: Mapping[str, object]) -> SignedResult | None:
@@ -120,10 +131,11 @@ def read(store: Store, trust: TrustRoot, kind: str, manifest: str, method: str |
 
 def every(store: Store, trust: TrustRoot, kind: str, manifest: str) -> Iterator[SignedResult]:
     """What trusted vetters signed of a submission, whatever the method; objects of others are passed over."""
-    depth = FOLDERS[kind].count("/") + 2
+    # what is of one method lies in a folder of its name
+    depths = (FOLDERS[kind].count("/") + 1, FOLDERS[kind].count("/") + 2)
     for path in store.list(f"{FOLDERS[kind]}{manifest}/"):
         # the files of a repair lie deeper
-        if path.endswith(".json") and path.count("/") == depth:
+        if path.endswith(".json") and path.count("/") in depths:
             with suppress(Denied):
                 found = _read(store, trust, kind, path)
                 if found is not None:
@@ -149,7 +161,7 @@ def _read(store: Store, trust: TrustRoot, kind: str, path: str) -> SignedResult 
     key = f"{sha256_json(about)}-{signed.digest}"
     if path != f"{_folder(kind, about)}/{key}.json":
         raise BadSignature(f"expected at {path} the {kind} of this name, got another; vet again")
-    return SignedResult(about, found, signed.keyid, key)
+    return SignedResult(about, found, signed.keyid, key, str(signed.predicate["issued"]))
 
 
 def _folder(kind: str, about: Mapping[str, object]) -> str:

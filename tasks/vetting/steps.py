@@ -20,13 +20,13 @@ from tasks.progress import reporting
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import inspect, intake
+from tasks.vetting.dask.spread import detect_spread
+from tasks.vetting.dask.workplaces import case_from_json
 from tasks.vetting.inspect import Case
 from tasks.vetting.intake import Record
 from tasks.vetting.prepare import prepare
 from tasks.vetting.repair import Yardstick, report_figures, run_repair
 from tasks.vetting.results import RepairRecord
-from tasks.vetting.spread import detect_spread
-from tasks.vetting.workplaces import case_from_json
 from vetgate.formats.submission import Submission
 from vetgate.shape import Blob
 
@@ -68,10 +68,13 @@ def reference_data(settings: Settings, submission: Submission, sizes: dict[str, 
     result_serializer="json",
     cache_policy=NO_CACHE,
 )
-def inspect_and_load(settings: Settings, case: Case) -> Blob:
-    """What the sandbox says of the model, every file read to its last byte; raises NotUnderstood or SandboxError."""
+def inspect_and_load(settings: Settings, record: Record, case: Case) -> Blob:
+    """What the sandbox says of the model, every file read to its last byte; raises NotUnderstood or SandboxError.
+
+    Or only `written`: the manifest of what vetgate wrote in its place, and took in.
+    """
     with reporting("inspect and load"):
-        return inspect.look(settings, case)
+        return inspect.look(settings, record, case)
 
 
 @task(

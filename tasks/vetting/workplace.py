@@ -49,6 +49,7 @@ class Workplace:
 
 
 _open: dict[str, Workplace] = {}
+_cleared_by: dict[str, ExitStack] = {}
 _spare: list[tuple[Path, ExitStack, Workplace]] = []
 
 
@@ -78,16 +79,21 @@ def open_workplace(settings: Settings, manifest_sha256: str) -> Iterator[Workpla
         stack = ExitStack()
         workplace = set_up(settings, stack)
     with stack:
-        _open[manifest_sha256] = workplace
+        _open[manifest_sha256], _cleared_by[manifest_sha256] = workplace, stack
         try:
             yield workplace
         finally:
-            del _open[manifest_sha256]
+            del _open[manifest_sha256], _cleared_by[manifest_sha256]
 
 
 def workplace_of(manifest_sha256: str) -> Workplace:
     """The open workplace of this vetting."""
     return _open[manifest_sha256]
+
+
+def pass_on(settings: Settings, manifest_sha256: str) -> None:
+    """Leave the open workplace of this vetting, which ends, to the one that begins next."""
+    _spare.append((settings.home, _cleared_by[manifest_sha256].pop_all(), _open[manifest_sha256]))
 
 
 def set_up(settings: Settings, stack: ExitStack) -> Workplace:

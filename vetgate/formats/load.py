@@ -104,7 +104,9 @@ def write_repaired(
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise DefenceError("expected finite repaired weights, got NaN or infinity; the repair diverged, lower its rate")
     written = form_of(submission).write(data, submission, tensors)
-    repaired = submission.model_copy(update={"parent": parent, "name": name or submission.name, "training_data": None})
+    changes = {"parent": parent, "name": name or submission.name, "training_data": None, "submitted": None}
+    repaired = submission.model_copy(update=changes)
+    _, written = format_of(repaired).canonical({submission.model: written}, repaired)
     texts = {n: read_member(directory, n) for n in sorted(os.listdir(directory)) if TEXTS.fullmatch(n)}
     files = {FILE: dump_submission(repaired).encode(), submission.model: written, **texts}
     try:

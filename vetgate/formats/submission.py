@@ -25,11 +25,16 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Channels = Annotated[int, Field(strict=True, ge=1, le=16)]
 Side = Annotated[int, Field(strict=True, ge=1, le=1024)]
+ManifestDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(strict=True, ge=2, le=100_000)]
 
 
 class Submission(BaseModel, frozen=True, extra="forbid"):
-    """The contents of `submission.yaml`."""
+    """The contents of `submission.yaml`.
+
+    `parent` is the manifest of the submission that this one repairs, `submitted` that of the files that were handed in,
+    in whose place vetgate wrote these; both stand in what vetgate writes, and are believed only where it signed so.
+    """
 
     name: Name
     supplier: Label
@@ -42,7 +47,8 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
     architecture: str | None = None
     layer: Label | None = None
     training_data: Name | None = None
-    parent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    parent: ManifestDigest | None = None
+    submitted: ManifestDigest | None = None
 
     @property
     def n_classes(self) -> int:

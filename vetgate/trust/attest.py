@@ -78,10 +78,12 @@ def verdict_predicate(
     demote_after: datetime | None = None,
     decision: str | None = None,
     guards: Mapping[str, Any] | None = None,
+    submitted: str | None = None,
 ) -> dict[str, Any]:
     """What a verdict says, as JSON; `policy` holds name and sha256, `previous` an earlier statement's digest.
 
-    `parent` is the manifest of the submission that this one repairs; `duties_separated` says whether the gate ran as
+    `parent` is the manifest of the submission that this one repairs, `submitted` that of what was handed in, where
+    vetgate wrote these bytes in its place; `duties_separated` says whether the gate ran as
     another user than what it judged. `findings` are the ids of what speaks against the model;
     `reason_records` (`Reason.to_json`) is what decides, `reasons` the same in words. `purpose` is submission
     or rescan; `second` is the independent run that confirmed a rescan's FAIL, and `demote_after` how long it may stay.
@@ -115,6 +117,7 @@ def verdict_predicate(
         "demote_after": None if demote_after is None else time_text(demote_after),
         "decision": decision,
         "guards": None if guards is None else dict(guards),
+        "submitted": submitted,
     }
 
 

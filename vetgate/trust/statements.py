@@ -32,6 +32,7 @@ from vetgate.trust.strict_json import SHA256, as_object, as_text, as_time, parse
     EXAMINATION,
     RESCAN,
     GUARDS,
+    CONVERSION,
 ) = KINDS = (
     "submission",
     "waiver",
@@ -46,6 +47,7 @@ from vetgate.trust.strict_json import SHA256, as_object, as_text, as_time, parse
     "examination",
     "rescan",
     "guards",
+    "conversion",
 )
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Positiv
 from vetgate import shipped
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
-from vetgate.formats.readers import formats
+from vetgate.formats.readers import formats, written_formats
 from vetgate.role import guard_roles, repair_roles
 from vetgate.trust.named_file import read_named
 
@@ -128,7 +128,7 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
         default_factory=lambda: dict.fromkeys(formats(), 1)
     )
     """The least sandbox for each format: 1 is process limits, 2 is bubblewrap."""
-    promote_formats: tuple[str, ...] = Field(default_factory=lambda: tuple(sorted(formats(), reverse=True)))
+    promote_formats: tuple[str, ...] = Field(default_factory=written_formats)
     """Formats that may enter production."""
     repair: RepairPolicy = RepairPolicy()
     """What may be repaired, and at what price."""

@@ -75,6 +75,7 @@ class Code(StrEnum):
     SECOND_RUN_DIFFERS = "second-run-differs", Bearing.OPEN
     REFUSED = "refused", Bearing.OPEN
     GIVEN_UP = "given-up", Bearing.OPEN
+    NOT_CANONICAL = "not-canonical", Bearing.OPEN
     # told, and held against nothing
     NOTHING_STANDS_OUT = "nothing-stands-out", Bearing.NOTE
     UNCALIBRATED = "uncalibrated", Bearing.NOTE

@@ -43,6 +43,8 @@ WORDS: dict[Code, str] = {
     Code.SEEDS_DIFFER: "the methods ran with {seeds} different seeds, expected the submission's",
     Code.FORMAT_NOT_ACCEPTED: "the policy names no sandbox level for {format}, so it does not accept it",
     Code.SANDBOX_TOO_WEAK: "the policy demands sandbox level {wanted} for {format}, this host gave {given}",
+    Code.NOT_CANONICAL: "these are not bytes that vetgate wrote, and only those are vetted; vetgate wrote {written} in "
+    "their place, which `vetgate vet` vets",
     Code.OTHER_DATA: "the calibration's references on {data} were trained on other bytes; "
     "run `vetgate calibrate {data}`",
     Code.NOTHING_INSPECTED: "no detector that is held against labels (`null` is LABEL) could be read; a verdict "

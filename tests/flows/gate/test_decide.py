@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.gate.decide import answer, make_ready
-from flows.gate.judged import NOT_SIGNED
+from flows.gate.judged import NOT_CANONICAL, NOT_SIGNED
 from tasks.mlflow.heads import publish_head
 from tasks.records.attestations import attestation_at, newest_attestation, save_attestation
 from tasks.records.coverage import admitted_until
@@ -26,6 +26,7 @@ from tasks.store.open import open_store
 from tasks.vetting import signed_results
 from tasks.vetting.intake import read_record, seed_of
 from tests.deciding import BACKDOORED, CLEAN, METHOD, ODD, TARGET, Court
+from tests.production import Home
 from tests.vetgate.verdict.test_judge import label_norms
 from vetgate.digest import canonical_json, sha256_json
 from vetgate.errors import Stale
@@ -492,3 +493,14 @@ class TestClock:
 
 def court_claims(court: Court, answered: dict[str, Any]) -> dict[str, Any]:
     return attestation_at(court.store, answered["attestation"]).claims
+
+
+def test_bytes_that_vetgate_did_not_write_are_not_judged(court: Court) -> None:
+    manifest = Home.submit(court, b"as its supplier has it")
+    request = court.request(manifest, CLEAN)
+    answered = answer(court.settings, request)
+    assert answered["verdict"]["decision"] == "INCONCLUSIVE", answered
+    (reason,) = [r for r in newest(court, manifest)["reason_records"] if r["method"] == METHOD]
+    assert reason["figures"]["error"] == NOT_CANONICAL
+    court.found_canonical(manifest)
+    assert answer(court.settings, {**request, "asked": True})["verdict"]["decision"] == "PASS"

@@ -127,7 +127,7 @@ bank: {sets: {digits: {images: 600, epochs: 8}}}
 POLICY = """
 name: new
 required: [swept_square]
-sandbox_level: {mirrored: 1}
+sandbox_level: {mirrored: 1, safetensors: 1}
 repair: {methods: [row_removal]}
 """
 MEMBERS = """
@@ -196,13 +196,20 @@ def main():
         " architecture: small-cnn, input_shape: [1, 8, 8], classes: 10, reference_data: digits}"
     )
     submission = read_submission(given).model_dump(mode="json")
-    source = bank_stage._source("digits")
     model = {"directory": str(given), "submission": submission}
+    read = {**model, "out": str(out / "canonical")}
+    source = bank_stage._source("digits")
+    with Sandbox(scratch=out, read_only=[given], level=1) as sandbox:
+        answer = sandbox.call("inspect", read)
+    (kept := room / "kept").mkdir()
+    (kept / "model.bin").write_bytes((out / "canonical").read_bytes())
+    outcome["changes"] = answer["changes"]
+    submission |= answer["changes"]
+    model = {"directory": str(kept), "submission": submission}
     case = {**model, "clean": [str(source.splits.invert), str(source.splits.confirm)]}
     rows = room / "rows.safetensors"
     safetensors.torch.save_file({k: v[:200] for k, v in safetensors.torch.load_file(source.training).items()}, rows)
-    with Sandbox(scratch=out, read_only=[given, room, Path(source.splits.invert).parent], level=1) as sandbox:
-        sandbox.call("inspect", model)
+    with Sandbox(scratch=out, read_only=[room, Path(source.splits.invert).parent], level=1) as sandbox:
         outcome["parameters"] = sandbox.call("describe", model)["parameters"]
         asked = {"method": "swept_square", "params": params.detect["swept_square"], "seed": 1}
         found = sandbox.call("detect", {**case, **asked})
@@ -217,7 +224,7 @@ def main():
     # judge
     evidence = Evidence.from_json(found["evidence"])
     verdict = judge([evidence], load_policy(settings.policy), calibration, classes=10, data_sha256=card["data_sha256"],
-                    with_training_data=False, sandbox_level=1, format="mirrored", input_shape=[1, 8, 8],
+                    with_training_data=False, sandbox_level=1, format="safetensors", input_shape=[1, 8, 8],
                     data_name="digits").to_json()
     outcome["verdict"], outcome["target"] = verdict, card["target"]
     outcome["findings"] = findings(verdict)
@@ -278,9 +285,10 @@ def test_the_bank_takes_them_and_measures_a_repair_by_flagged_rows(outcome: dict
     assert {"accuracy", "attack_success"} <= set(repaired) and len(repaired["accuracy"]) == 2
 
 
-def test_the_sandbox_reads_the_format_and_writes_it_back(outcome: dict[str, Any]) -> None:
+def test_the_sandbox_reads_the_format_and_writes_it_anew(outcome: dict[str, Any]) -> None:
     assert outcome["repaired parameters"] == outcome["parameters"] > 0
-    assert "mirrored" in outcome["default formats"] and "row_removal" in outcome["default repairs"]
+    assert outcome["changes"] == {"format": "safetensors"}
+    assert outcome["default formats"] == ["onnx", "safetensors"] and "row_removal" in outcome["default repairs"]
 
 
 def test_the_judge_holds_it_against_its_own_references(outcome: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ RESULT += [
     "reason_records",
     "repairs",
     "guards",
+    "submitted_sha256",
 ]
 METHOD = ["name", "statistic", "alarmed", "suspects", "failure", "seconds"]
 REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]

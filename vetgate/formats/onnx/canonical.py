@@ -17,7 +17,7 @@ def canonical_bytes(graph: Graph) -> bytes:
     logits = helper.make_tensor_value_info(
         graph.output, TensorProto.FLOAT, None if out is None else ["N" if size is None else size for size in out]
     )
-    weights = [numpy_helper.from_array(constant.value, name) for name, constant in sorted(graph.constants.items())]
+    weights = [numpy_helper.from_array(constant.value, name) for name, constant in graph.constants.items()]
     written = helper.make_graph(nodes, "vetgate", [image], [logits], weights)
     opset = [helper.make_opsetid("", graph.opset)]
     model = helper.make_model(written, opset_imports=opset, ir_version=8, producer_name="vetgate")

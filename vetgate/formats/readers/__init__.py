@@ -62,6 +62,11 @@ def formats() -> dict[str, Format]:
     return {name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names}
 
 
+def written_formats() -> tuple[str, ...]:
+    """The names of those that vetgate writes."""
+    return tuple(sorted((name for name, each in formats().items() if each.form is not None), reverse=True))
+
+
 def accepted() -> str:
     """What may be handed in, in words."""
     return " or ".join(each.accepts for each in formats().values())

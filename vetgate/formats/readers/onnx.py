@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from vetgate.formats.submission import Submission
 
+WRITTEN = "model.onnx"
+
 
 def sniff(data: bytes) -> bool:
     """Protobuf has no magic number: whatever is not known as something else."""
@@ -33,7 +35,10 @@ def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Sub
     from vetgate.formats.onnx.canonical import canonical_bytes
     from vetgate.formats.onnx.graph import parse_model, read_graph
 
-    return submission, canonical_bytes(read_graph(parse_model(members[submission.model])))
+    return (
+        submission.model_copy(update={"model": WRITTEN}),
+        canonical_bytes(read_graph(parse_model(members[submission.model]))),
+    )
 
 
 def load(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:

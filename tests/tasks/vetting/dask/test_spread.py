@@ -17,10 +17,11 @@ from sklearn.datasets import load_digits
 from tasks.sandbox.host import Crashed, Limits, TimedOut
 from tasks.settings import Settings
 from tasks.store.open import open_store
-from tasks.vetting import inspect, intake, workplaces
+from tasks.vetting import inspect, intake
+from tasks.vetting.dask import workplaces
+from tasks.vetting.dask.spread import _Asking, compute, detect_spread
 from tasks.vetting.inspect import Case, Data
 from tasks.vetting.prepare import prepare
-from tasks.vetting.spread import _Asking, compute, detect_spread
 from tasks.vetting.workplace import cool, open_workplace
 from tests.databases import with_fixed_seeds
 from vetgate.architectures import ARCHITECTURES

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from tasks.sandbox.answers import MORE_TIME
 from tasks.sandbox.host import Crashed, TimedOut
 from tasks.settings import Settings, load_settings
+from tasks.vetting.dask.workplaces import case_from_json, case_to_json, place_for
 from tasks.vetting.inspect import Case, payload_of, recorded
-from tasks.vetting.workplaces import case_from_json, case_to_json, place_for
 from vetgate.digest import code_digest
 from vetgate.errors import StoreError
 from vetgate.shape import Blob

@@ -1,0 +1,72 @@
+"""The canonical form of a submission: the files that vetgate writes in place of those that were handed in.
+
+What is read one way by us and another way by what serves it cannot be vetted, so nothing that was handed in is served:
+its every byte is understood, written anew by the one writer of its form, and only that is vetted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vetgate.errors import NotUnderstood, VetgateError
+from vetgate.formats.load import load_members
+from vetgate.formats.readers import format_of
+from vetgate.formats.sniff import ACCEPTED
+from vetgate.formats.submission import Submission
+
+# what the reading of a file may change in its description: how it is read, and never what it is said to be
+REWRITTEN = ("model", "format", "layer", "architecture")
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """The model file that stands in place of those that were handed in, and what its description says otherwise."""
+
+    data: bytes
+    changes: Mapping[str, Any]
+
+
+def canonical(members: Mapping[str, bytes], submission: Submission) -> Canonical | None:
+    """What vetgate writes in place of `members`, the inspected files of a model; None where they are that already.
+
+    What is written is read again, and must give the very same bytes. Raises NotUnderstood.
+    """
+    written, data = _written(members, submission)
+    if data == members[submission.model] and written == submission:
+        return None
+    load_members({written.model: data}, written)
+    if _written({written.model: data}, written) != (written, data):
+        raise NotUnderstood(
+            f"expected one canonical form of {submission.model}, got another when that was read; hand in {ACCEPTED}"
+        )
+    before, after = submission.model_dump(mode="json"), written.model_dump(mode="json")
+    changes = {field: after[field] for field in after if after[field] != before[field]}
+    if not set(changes) <= set(REWRITTEN):
+        raise NotUnderstood(f"expected only {', '.join(REWRITTEN)} to be written anew, got {sorted(changes)}")
+    return Canonical(data, changes)
+
+
+def rewritten(submission: Submission, changes: Mapping[str, Any], manifest: str) -> Submission:
+    """The description of what was written in place of the submission with this manifest.
+
+    Raises NotUnderstood for changes of anything that says what the model is.
+    """
+    if not set(changes) <= set(REWRITTEN):
+        raise NotUnderstood(f"expected only {', '.join(REWRITTEN)} to be written anew, got {sorted(changes)}")
+    fields = submission.model_dump(mode="json") | dict(changes) | {"submitted": manifest}
+    return Submission.model_validate(fields)
+
+
+def _written(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
+    try:
+        return format_of(submission).canonical(members, submission)
+    except (VetgateError, MemoryError):
+        raise
+    except Exception as error:
+        # numbers that an attacker chose: whatever the readers of files raise, this one was not understood
+        raise NotUnderstood(
+            f"expected a model that can be written anew, got {type(error).__name__}: {str(error)[:300]}; "
+            f"hand in {ACCEPTED}"
+        ) from error
