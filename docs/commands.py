@@ -52,6 +52,7 @@ ENDS: dict[str, dict[int, str]] = {
     "reconcile": {1: "an alias was taken back", 5: "the ledger is broken: what the gate promoted was left where it is"},
     "rescan": {1: "a model was taken back", 3: "a canary came out wrong, and nothing of the batch counts"},
     "revoke": {1: "the key does not count"},
+    "scan": {1: "a file is malicious", 3: "a file is not understood, or there was nothing to scan"},
     "serve": {1: "denied", 3: "a file is not understood", 5: "expired, revoked, out of date, or gone from the ledger"},
     "submit": {3: "a file is not understood"},
     "verify": {1: "denied", 3: "a file is not understood", 5: "expired, revoked, out of date, or gone from the ledger"},

@@ -28,6 +28,7 @@ CASES = {
     "vetgate status": COMMAND.format(["status"], 0),
     "vetgate submit": COMMAND.format(["submit", "given"], 0),
     "vetgate rejected": COMMAND.format(["rejected"], 0),
+    "vetgate scan": COMMAND.format(["scan", "given"], 0),
     "vetgate verify": COMMAND.format(NO_ATTESTATION, 1),
     "the gate's own process": "import flows.gate.decide",
     "canaries": "import flows.rescan.canaries",

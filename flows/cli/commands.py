@@ -10,6 +10,7 @@ import typer
 
 from flows.cli import bank, gate, serve, service, verify, watch
 from flows.cli.console import Outcome, carry_out, run
+from flows.cli.scan.command import scan
 from tasks.environment import speak_utf8
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ for command in (
     gate.revoke,
     verify.status,
     verify.verify,
+    scan,
 ):
     app.command()(command)
 app.add_typer(gate.ledger_app, name="ledger")

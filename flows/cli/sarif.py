@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from vetgate.errors import (
@@ -33,6 +34,23 @@ EXIT_CODES = {
 }
 
 
+class Ruled(Protocol):
+    """What a log says of a rule, whatever it is about."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+    @property
+    def taxa(self) -> tuple[str, ...]: ...
+    @property
+    def level(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Rule:
     """One way of being refused: errors of this kind, with its ids in ATLAS 5.6.1 and CWE."""
@@ -43,6 +61,7 @@ class Rule:
     help: str
     kind: type[Exception]
     taxa: tuple[str, ...] = ()
+    level: str = "error"
 
 
 # the first that fits: what is more special comes first
@@ -103,82 +122,102 @@ def rule_of(error: Exception) -> Rule:
 def sarif_log(checked: Checked) -> dict[str, Any]:
     """The log of one verification; no results means that it went well."""
     rules = sorted(RULES, key=lambda rule: rule.id)
+    results = [] if checked.rule is None else [_result(checked, checked.rule, rules.index(checked.rule), rules)]
+    return log_of(rules, results, _invocation(checked))
+
+
+def log_of(rules: Sequence[Ruled], results: list[dict[str, Any]], invocation: dict[str, Any]) -> dict[str, Any]:
+    """The log of one run by these rules, which are all of error level unless they say otherwise."""
     driver = {
         "name": "vetgate",
         "semanticVersion": importlib.metadata.version("vetgate"),
-        "rules": [_described(rule) for rule in rules],
+        "rules": [_described(rule, rules) for rule in rules],
         "supportedTaxonomies": [{"name": name, "index": i} for i, name in enumerate(TAXONOMIES)],
     }
     run = {
         "tool": {"driver": driver},
-        "taxonomies": [_taxonomy(name) for name in TAXONOMIES],
-        "invocations": [_invocation(checked)],
-        "results": [] if checked.rule is None else [_result(checked, checked.rule, rules.index(checked.rule))],
+        "taxonomies": [_taxonomy(name, rules) for name in TAXONOMIES],
+        "invocations": [invocation],
+        "results": results,
     }
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _described(rule: Rule) -> dict[str, Any]:
+def taxa_of(rule: Ruled, rules: Sequence[Ruled]) -> list[dict[str, Any]]:
+    """The taxa of a rule, as a result refers to them in the log of these rules."""
+    return [_taxon(taxon, rules) for taxon in rule.taxa]
+
+
+def location(path: str, member: str = "") -> dict[str, Any]:
+    """A place: a file, and the member of it, if it is one."""
+    whole = escaped(f"{path}!{member}" if member else path)
+    return {
+        "physicalLocation": {"artifactLocation": {"uri": quote(os.fsencode(path), safe="/:@")}},
+        "logicalLocations": [{"fullyQualifiedName": whole, "kind": "member" if member else "module"}],
+    }
+
+
+def invocation_of(code: int, description: str, message: str) -> dict[str, Any]:
+    """How a run ended; only errors and wrong usage are no execution."""
+    reached = code not in (2, 4)
+    return {
+        "executionSuccessful": reached,
+        "exitCode": code,
+        "exitCodeDescription": description,
+        "toolExecutionNotifications": [] if reached else [{"level": "error", "message": {"text": message}}],
+    }
+
+
+def _described(rule: Ruled, rules: Sequence[Ruled]) -> dict[str, Any]:
     return {
         "id": rule.id,
         "name": rule.name,
         "shortDescription": {"text": rule.text},
         "help": {"text": rule.help},
-        "defaultConfiguration": {"level": "error"},
-        "relationships": [{"target": _taxon(taxon), "kinds": ["relevant"]} for taxon in rule.taxa],
+        "defaultConfiguration": {"level": rule.level},
+        "relationships": [{"target": taxon, "kinds": ["relevant"]} for taxon in taxa_of(rule, rules)],
     }
 
 
-def _result(checked: Checked, rule: Rule, index: int) -> dict[str, Any]:
+def _result(checked: Checked, rule: Rule, index: int, rules: Sequence[Rule]) -> dict[str, Any]:
     prints = {"target/v1": hashlib.sha256(os.fsencode(checked.target)).hexdigest()}
     if checked.manifest is not None:
         prints["manifest/v1"] = checked.manifest
     return {
         "ruleId": rule.id,
         "ruleIndex": index,
-        "level": "error",
+        "level": rule.level,
         "kind": "fail",
         "message": {"text": checked.message or rule.text},
-        "locations": [
-            {
-                "physicalLocation": {"artifactLocation": {"uri": quote(os.fsencode(checked.target), safe="/:@")}},
-                "logicalLocations": [{"fullyQualifiedName": escaped(checked.target), "kind": "module"}],
-            }
-        ],
-        "taxa": [_taxon(taxon) for taxon in rule.taxa],
+        "locations": [location(checked.target)],
+        "taxa": taxa_of(rule, rules),
         "partialFingerprints": prints,
     }
 
 
 def _invocation(checked: Checked) -> dict[str, Any]:
-    reached = checked.exit_code not in (2, 4)
-    return {
-        "executionSuccessful": reached,
-        "exitCode": checked.exit_code,
-        "exitCodeDescription": EXIT_CODES.get(checked.exit_code, "error"),
-        "toolExecutionNotifications": [] if reached else [{"level": "error", "message": {"text": checked.message}}],
-    }
+    return invocation_of(checked.exit_code, EXIT_CODES.get(checked.exit_code, "error"), checked.message)
 
 
-def _taxonomy(name: str) -> dict[str, Any]:
+def _taxonomy(name: str, rules: Sequence[Ruled]) -> dict[str, Any]:
     organization, version, text = TAXONOMIES[name]
     taxonomy: dict[str, Any] = {
         "name": name,
         "organization": organization,
         "shortDescription": {"text": text},
-        "taxa": [{"id": _number(taxon)} for taxon in _taxa(name)],
+        "taxa": [{"id": _number(taxon)} for taxon in _taxa(name, rules)],
     }
     return taxonomy if version is None else taxonomy | {"version": version}
 
 
-def _taxon(taxon: str) -> dict[str, Any]:
+def _taxon(taxon: str, rules: Sequence[Ruled]) -> dict[str, Any]:
     name = _taxonomy_of(taxon)
     where = {"name": name, "index": list(TAXONOMIES).index(name)}
-    return {"id": _number(taxon), "index": _taxa(name).index(taxon), "toolComponent": where}
+    return {"id": _number(taxon), "index": _taxa(name, rules).index(taxon), "toolComponent": where}
 
 
-def _taxa(name: str) -> list[str]:
-    return sorted({taxon for rule in RULES for taxon in rule.taxa if _taxonomy_of(taxon) == name})
+def _taxa(name: str, rules: Sequence[Ruled]) -> list[str]:
+    return sorted({taxon for rule in rules for taxon in rule.taxa if _taxonomy_of(taxon) == name})
 
 
 def _taxonomy_of(taxon: str) -> str:

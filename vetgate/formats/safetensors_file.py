@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,33 +29,39 @@ class TensorEntry:
 
 def inspect_safetensors(data: bytes) -> dict[str, TensorEntry]:
     """The tensors that a whole file holds; raises NotUnderstood unless header and data fit each other exactly."""
-    header, begin = _header(data)
-    entries = sorted((_entry(name, given) for name, given in header.items()), key=lambda e: (e.start, e.stop))
-    at = 0
-    for entry in entries:
-        if entry.start != at:
-            raise NotUnderstood(f"expected tensor {entry.name!r} to start at byte {at}, got {entry.start}; {ADVICE}")
-        at = entry.stop
-    if at != len(data) - begin:
-        raise NotUnderstood(
-            f"expected {at} bytes of weights as the header says, got {len(data) - begin} (truncated or altered); "
-            f"{ADVICE}"
-        )
-    return {entry.name: entry for entry in entries}
-
-
-def _header(data: bytes) -> tuple[dict[str, Any], int]:
     size = int.from_bytes(data[:8], "little")
     if len(data) < 10 or size > len(data) - 8 or size > MAX_HEADER:
         raise NotUnderstood(
             f"expected a safetensors header of at most {MAX_HEADER} bytes within the file, got {size} bytes in a "
             f"file of {len(data)}; {ADVICE}"
         )
-    text = data[8 : 8 + size]
+    return tensors_of(data[8 : 8 + size], len(data) - 8 - size)
+
+
+def tensors_of(header: bytes, data_size: int, item_sizes: Mapping[str, int] = ITEM_SIZES) -> dict[str, TensorEntry]:
+    """The tensors that a header describes; raises NotUnderstood unless they cover `data_size` bytes exactly.
+
+    Only types of `item_sizes`, which holds the bytes of an element of each, are taken.
+    """
+    given = _parsed(header)
+    entries = sorted((_entry(name, of, item_sizes) for name, of in given.items()), key=lambda e: (e.start, e.stop))
+    at = 0
+    for entry in entries:
+        if entry.start != at:
+            raise NotUnderstood(f"expected tensor {entry.name!r} to start at byte {at}, got {entry.start}; {ADVICE}")
+        at = entry.stop
+    if at != data_size:
+        raise NotUnderstood(
+            f"expected {at} bytes of weights as the header says, got {data_size} (truncated or altered); {ADVICE}"
+        )
+    return {entry.name: entry for entry in entries}
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise NotUnderstood(f"expected a safetensors header that starts with a brace, got {text[:1]!r}; {ADVICE}")
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant)
+        header: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise NotUnderstood(
             f"expected a JSON header, got {type(error).__name__} ({str(error)[:200]}); {ADVICE}"
@@ -64,7 +71,7 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
         raise NotUnderstood(f"expected metadata of texts in the header, got something else; {ADVICE}")
     if not header:
         raise NotUnderstood(f"expected weights, got a safetensors file without a tensor; {ADVICE}")
-    return header, 8 + size
+    return header
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,17 +85,17 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
 
 
-def _entry(name: str, given: Any) -> TensorEntry:
+def _entry(name: str, given: Any, item_sizes: Mapping[str, int]) -> TensorEntry:
     if not isinstance(given, dict) or set(given) != {"dtype", "shape", "data_offsets"}:
         raise NotUnderstood(f"expected dtype, shape and data_offsets for tensor {name[:80]!r}; {ADVICE}")
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+    if not isinstance(dtype, str) or dtype not in item_sizes:
         raise NotUnderstood(
-            f"expected {', '.join(ITEM_SIZES)} for tensor {name[:80]!r}, got {str(dtype)[:20]!r}; convert the weights"
+            f"expected {', '.join(item_sizes)} for tensor {name[:80]!r}, got {str(dtype)[:20]!r}; convert the weights"
         )
     if not _sizes(shape) or len(shape) > MAX_RANK or not _sizes(offsets) or len(offsets) != 2:
         raise NotUnderstood(f"expected whole sizes and two offsets for tensor {name[:80]!r}, got others; {ADVICE}")
-    size = math.prod(shape) * ITEM_SIZES[dtype]
+    size = math.prod(shape) * item_sizes[dtype]
     if offsets[1] - offsets[0] != size:
         raise NotUnderstood(
             f"expected {size} bytes for tensor {name[:80]!r} of shape {shape}, got {offsets[1] - offsets[0]}; {ADVICE}"

@@ -1,0 +1,1 @@
+"""`vetgate scan`: what it takes and how what was found is shown."""

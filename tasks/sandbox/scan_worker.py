@@ -1,0 +1,81 @@
+"""The process that opens files to be scanned: no torch, little memory, limits on time, and no way back but its answer.
+
+It reads one JSON object a line, {"path", "file", "seconds"}, and answers each with one line. Whatever a file does to
+it, the worst is that it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import stat
+import sys
+
+from tasks.sandbox.fork import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
+from vetgate.scan.inspection import Finding
+from vetgate.scan.recognise import inspect
+from vetgate.scan.rules import LINK, UNFINISHED, UNREAD
+from vetgate.scan.scanned import ScannedFile
+from vetgate.scan.source import OpenFile
+
+MEMORY_BYTES = 512 << 20
+FILE_BYTES = 8 << 30
+OPEN_FILES = 64
+CHUNK = 1 << 20
+# no link is followed, and no pipe waited for
+FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def main() -> None:
+    """Answer every line of stdin on stdout until there is none."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    for which, most in (
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(which, (most, most))
+    for line in sys.stdin.buffer:
+        asked = json.loads(line)
+        _spend_at_most(asked["seconds"])
+        sys.stdout.buffer.write(json.dumps(scan_file(asked["path"], asked["file"]).to_json()).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def scan_file(path: str, file: str) -> ScannedFile:
+    """Scan one file, which is called `path` in what is found."""
+    try:
+        descriptor = os.open(file, FLAGS)
+    except OSError as error:
+        return ScannedFile(path, 0, None, (Finding(UNREAD.id, path, "", error.strerror or "it cannot be opened"),))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ScannedFile(path, 0, None, (Finding(LINK.id, path, "", "no plain file"),))
+        source = OpenFile(descriptor)
+        sha256 = _digest(source)
+        found = inspect(path, source).findings
+        if source.size != os.fstat(descriptor).st_size:
+            found.append(Finding(UNFINISHED.id, path, "", "it changed while it was read"))
+        return ScannedFile(path, source.size, sha256, tuple(found))
+    except OSError as error:
+        return ScannedFile(path, 0, None, (Finding(UNREAD.id, path, "", error.strerror or "it cannot be read"),))
+    finally:
+        os.close(descriptor)
+
+
+def _digest(source: OpenFile) -> str:
+    digest = hashlib.sha256()
+    for at in range(0, source.size, CHUNK):
+        digest.update(source.read(at, min(CHUNK, source.size - at)))
+    return digest.hexdigest()
+
+
+def _spend_at_most(seconds: int) -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = int(used.ru_utime + used.ru_stime) + 1 + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
