@@ -85,12 +85,13 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _known_architecture(self) -> Submission:
-        if self.architecture is not None and self.architecture not in ARCHITECTURES:
-            given = reprlib.repr(self.architecture)
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {given}")
         known = formats().get(self.format)
+        by_name = f"one of {', '.join(ARCHITECTURES)}"
+        ours = self.architecture is None or self.architecture in ARCHITECTURES
+        if not ours and (known is None or not known.takes_architecture(str(self.architecture))):
+            raise ValueError(f"architecture must be {by_name}, got {reprlib.repr(self.architecture)}")
         if known is not None and known.needs_architecture and self.architecture is None:
-            raise ValueError(f"format {self.format} needs an architecture, one of {', '.join(ARCHITECTURES)}")
+            raise ValueError(f"format {self.format} needs an architecture, {by_name}")
         return self
 
 

@@ -29,6 +29,7 @@ class Format:
     (the model's and those that belong to it, by name) understood, else NotUnderstood. `canonical(members, submission)`:
     the description and the model file that vetgate writes in their place, in a format that has a `form`; what it wrote
     itself comes back as it is, byte for byte, and a layer that is named gets the name that it has there.
+    `takes_architecture(name)`: whether it knows an architecture that is none of ours.
     """
 
     accepts: str
@@ -38,6 +39,7 @@ class Format:
     form: Form | None = None
     belongs: Callable[[str], bool] = lambda name: False
     needs_architecture: bool = False
+    takes_architecture: Callable[[str], bool] = lambda name: False
 
 
 @dataclass(frozen=True, kw_only=True)

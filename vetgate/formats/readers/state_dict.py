@@ -1,0 +1,132 @@
+"""State dicts: the tensors of a `.pt`, `.pth` or `.bin` file, for an architecture of vetgate or of timm by its name.
+
+The file is read opcode by opcode and never unpickled. Weights for an architecture of ours become safetensors; a network
+of timm is built without weights by timm, which is optional, takes the tensors by their exact names, and becomes ONNX.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vetgate.errors import NotUnderstood
+from vetgate.formats.readers import Format
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vetgate.formats.submission import Submission
+
+TIMM = "timm:"
+# what DataParallel puts before every name
+PARALLEL = "module."
+# what both of torch's exporters, timm and our reader know
+OPSET = 18
+
+
+def sniff(data: bytes) -> bool:
+    """A zip archive or a pickle, as torch.save writes them: what else it holds is refused by its reader."""
+    return data.startswith(b"PK\x03\x04") or (data[:1] == b"\x80" and len(data) > 1 and 2 <= data[1] <= 5)
+
+
+def inspect(members: Mapping[str, bytes], submission: Submission) -> None:
+    """Read the file to its last byte: tensors, and plain settings beside them, in nothing else."""
+    from vetgate.formats.state_dict import read_state_dict
+
+    read_state_dict(members[submission.model])
+
+
+def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
+    """The weights as safetensors for our architectures, or the network of timm that holds them as ONNX."""
+    tensors, name = _tensors(members[submission.model]), submission.architecture or ""
+    if name.startswith(TIMM):
+        network = _timm(name.removeprefix(TIMM), submission)
+        _fill(network, tensors, name)
+        exported = submission.model_copy(update={"format": "onnx", "architecture": None})
+        return _as("onnx", exported, _exported(network, submission))
+    import safetensors.torch
+
+    weights = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
+    named = submission.model_copy(update={"format": "safetensors", "model": "model.safetensors"})
+    return _as("safetensors", named, weights)
+
+
+def _as(format: str, submission: Submission, data: bytes) -> tuple[Submission, bytes]:
+    from vetgate.formats.readers import formats
+
+    known, members = formats()[format], {submission.model: data}
+    known.inspect(members, submission)
+    return known.canonical(members, submission)
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    import torch
+
+    from vetgate.formats.state_dict import read_state_dict
+
+    found = {name: torch.from_numpy(array.copy()) for name, array in read_state_dict(data).items()}
+    if all(name.startswith(PARALLEL) for name in found):
+        found = {name.removeprefix(PARALLEL): value for name, value in found.items()}
+    return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def _timm(name: str, submission: Submission) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise NotUnderstood(
+            f"expected timm to build {name}, which is not installed; install vetgate with the extra `timm`, or hand in "
+            "the network as ONNX"
+        ) from error
+    if name not in timm.list_models() or submission.format != "state_dict":
+        raise NotUnderstood(f"expected a network of timm {timm.__version__} after {TIMM!r}, got {name!r:.80}; name one")
+    wanted: dict[str, Any] = {"num_classes": submission.n_classes, "in_chans": submission.input_shape[0]}
+    network: nn.Module = timm.create_model(name, pretrained=False, exportable=True, **wanted)
+    return network.eval()
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    expected = network.state_dict()
+    if set(expected) != set(tensors):
+        missing, extra = sorted(set(expected) - set(tensors))[:5], sorted(set(tensors) - set(expected))[:5]
+        raise NotUnderstood(f"expected the weights of {name}, got others: missing {missing}, extra {extra}")
+    for key, value in expected.items():
+        if value.shape != tensors[key].shape or value.is_floating_point() != tensors[key].is_floating_point():
+            raise NotUnderstood(
+                f"expected {key} of shape {tuple(value.shape)} for {name} with this input_shape and classes, got "
+                f"{tensors[key].dtype} of shape {tuple(tensors[key].shape)}; correct submission.yaml"
+            )
+    network.load_state_dict(tensors, strict=True)
+
+
+def _exported(network: nn.Module, submission: Submission) -> bytes:
+    import torch
+
+    image = torch.zeros(2, *submission.input_shape)
+    batch = {"image": {0: "N"}, "logits": {0: "N"}}
+    with tempfile.TemporaryDirectory() as room, torch.no_grad():
+        written = Path(room, "network.onnx")
+        torch.onnx.export(
+            network,
+            (image,),
+            written,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes=batch,
+        )
+        return written.read_bytes()
+
+
+FORMAT = Format(
+    accepts="a state dict of torch.save (tensors only) for one of vetgate's architectures or timm's",
+    sniff=sniff,
+    inspect=inspect,
+    canonical=canonical,
+    needs_architecture=True,
+    takes_architecture=lambda name: name.startswith(TIMM) and len(name) < 80,
+)
