@@ -12,12 +12,12 @@ PAGES := methods commands policy_keys decision_index scan_rules
 
 install: $(INSTALLED)
 
-# torch comes by pip, which honours the configuration of this host, where uv does not; the rest comes by uv, which is
+# torch and torchvision come by pip, which honours the configuration of this host, where uv does not; the rest comes by uv, which is
 # ten times as fast, and by pip where uv finds no index; pip compiles to bytecode by itself, uv only when it is told to,
 # and without that every process that may not write there compiles MLflow and Prefect anew
 $(INSTALLED): constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv torch torchvision
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]' \
 	  || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -17,7 +17,7 @@ from tasks.vetting.intake import Record
 from tasks.vetting.repair import Yardstick, restore
 from tasks.vetting.results import Compared, RepairFailed, RepairRecord, Result, repair_from_json
 from tasks.vetting.workplace import warm
-from vetgate.errors import DefenceError
+from vetgate.errors import DefenceError, NotUnderstood
 from vetgate.role import source_of
 from vetgate.verdict.policy import RepairPolicy
 from vetgate.verdict.reasons import Code, Reason
@@ -50,7 +50,7 @@ def repair_submission(
         restore(vetting.settings, case, chosen, directory)
         try:
             figures = Compared.from_json(steps.re_evaluate(case, chosen, directory))
-        except DefenceError as error:
+        except (DefenceError, NotUnderstood) as error:
             # on these images it is not the network that was chosen
             tried[tried.index(chosen)] = RepairFailed(chosen.method, str(error))
             continue

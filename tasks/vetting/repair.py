@@ -19,7 +19,7 @@ from tasks.vetting.inspect import Case, log_invocation, provenance
 from tasks.vetting.results import Compared, RepairFailed, RepairRecord, RepairTriggers, TriggerSize, Validated
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import sha256_json
-from vetgate.errors import DefenceError, StoreError
+from vetgate.errors import DefenceError, NotUnderstood, StoreError
 from vetgate.formats.manifest import Manifest, hash_directory
 from vetgate.packed import array_of
 from vetgate.shape import Blob
@@ -93,7 +93,8 @@ def run_repair(
         answer = sandbox.call("repair", payload, limits=case.limits, on_progress=progress_of(f"repair {method}"))
         repaired = adopt(case, out)
         triggers, figures = _measured(case, repaired, by, was)
-    except (SandboxError, DefenceError) as error:
+    except (SandboxError, DefenceError, NotUnderstood) as error:
+        # a repair may also leave weights that no file may hold
         return RepairFailed(method, str(error))
     manifest = _keep(store, case, method, Path(repaired.directory))
     record = RepairRecord(
@@ -144,12 +145,12 @@ def restore(settings: Settings, case: Case, record: RepairRecord, destination: P
 def report_figures(case: Case, record: RepairRecord, directory: Path) -> Compared:
     """Before and after the chosen repair on the test images, which served no choice.
 
-    Raises DefenceError where they cannot be measured, and leaves no directory then.
+    Raises DefenceError or NotUnderstood where they cannot be measured, and leaves no directory then.
     """
     try:
         was = evaluate(case, case.model, record.triggers.before, "test")
         now = evaluate(case, adopt(case, directory).model, record.triggers.after, "test")
-    except DefenceError:
+    except (DefenceError, NotUnderstood):
         shutil.rmtree(directory, ignore_errors=True)
         raise
     return Compared(was.measured(), now.measured())

@@ -17,7 +17,7 @@ from vetgate.formats.sniff import ACCEPTED
 from vetgate.formats.submission import Submission
 
 # what the reading of a file may change in its description: how it is read, and never what it is said to be
-REWRITTEN = ("model", "format", "layer", "architecture")
+REWRITTEN = ("model", "format", "layer", "architecture", "normalization", "layout", "color", "output")
 
 
 @dataclass(frozen=True)

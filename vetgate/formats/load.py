@@ -106,7 +106,6 @@ def write_repaired(
     written = form_of(submission).write(data, submission, tensors)
     changes = {"parent": parent, "name": name or submission.name, "training_data": None, "submitted": None}
     repaired = submission.model_copy(update=changes)
-    _, written = format_of(repaired).canonical({submission.model: written}, repaired)
     texts = {n: read_member(directory, n) for n in sorted(os.listdir(directory)) if TEXTS.fullmatch(n)}
     files = {FILE: dump_submission(repaired).encode(), submission.model: written, **texts}
     try:

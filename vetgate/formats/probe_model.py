@@ -1,8 +1,8 @@
 """A first run of a loaded model: promised shapes, finite numbers, and every image judged by itself.
 
 A graph could behave while it is vetted in large batches and misbehave on single images in production. So no operator
-may see across the batch: each value keeps the batch as its first axis and the rest of its shape whatever the batch
-size, and no number computed from a shape may enter the arithmetic.
+may see across the batch: along one axis each value holds one image after the other, whatever the batch size, and no
+number computed from a shape may enter the arithmetic.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx.build import CoercedSoftmax
 from vetgate.formats.onnx.module import OnnxModule, Step
-from vetgate.formats.onnx.shapes import Gather, Pad, Reshape, Slice
+from vetgate.formats.onnx.operators.moves import GatherNd
+from vetgate.formats.onnx.shapes import Concat, Gather, Pad, Reshape, Slice
 from vetgate.formats.onnx.weights import Arithmetic
 from vetgate.formats.onnx.windows import PaddedAvgPool2d, PaddedMaxPool2d
 from vetgate.formats.submission import Submission
@@ -23,6 +23,7 @@ MAX_ELEMENTS = 1 << 26
 MIXING = 1e-3
 IMAGES_ONLY = (
     nn.Conv2d,
+    nn.ConvTranspose2d,
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
@@ -61,77 +62,139 @@ def _on_zeros(model: nn.Module, shape: tuple[int, int, int], classes: int) -> Te
     if not isinstance(model, OnnxModule):
         out: Tensor = model(torch.zeros(2, *shape))
         return out
+    axes = _batch_axes(model, shape)
     runs = [_traced(model, torch.zeros(batch, *shape), classes) for batch in (1, 3, 2)]
-    for step, *sizes in zip(model.steps, *(rests for _, rests in runs), strict=True):
-        if any(size != sizes[0] for size in sizes):
-            raise _mixing(step, f"shapes that change with the batch size, {sizes}")
+    for step, *sizes in zip(model.steps, *(each for _, each in runs), strict=True):
+        _check_sizes(step, axes[step.output], sizes)
     return runs[-1][0]
 
 
 def _traced(model: OnnxModule, x: Tensor, classes: int) -> tuple[Tensor, list[torch.Size | None]]:
-    # the output, and of each step's the shape behind the batch axis; None for whole numbers
+    # the output, and each step's shape; None for whole numbers
     values: dict[str, Tensor] = {model.image: model.input(x)}
-    rests: list[torch.Size | None] = []
+    shapes: list[torch.Size | None] = []
     for step in model.steps:
         module, given = model.get_submodule(step.name), [values[name] for name in step.inputs]
         _check_inputs(step, module, given)
-        try:
-            value: Tensor = module(*given)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise NotUnderstood(
-                f"expected {step.node} to take {[tuple(g.shape) for g in given]} for a batch of {len(x)} images, got: "
-                f"{str(error)[:200]}; export the model with a free batch size and this input_shape"
-            ) from error
-        if value.numel() > MAX_ELEMENTS:
-            raise NotUnderstood(f"expected at most {MAX_ELEMENTS} values from {step.node}, got {value.numel()}")
-        _check_output(step, module, given, value, len(x))
+        value = _called(step, module, given, len(x))
+        _check_output(step, module, given, value)
         if step.name == model.stripped:
             _check_stripped(value, model.stripped_axis, classes)
-        rests.append(value.shape[1:] if value.is_floating_point() else None)
+        shapes.append(value.shape if value.is_floating_point() else None)
         values[step.output] = value
         for name in step.done:
             del values[name]
-    return values[model.result], rests
+    return values[model.result], shapes
+
+
+def _called(step: Step, module: nn.Module, given: list[Tensor], batch: int) -> Tensor:
+    try:
+        value: Tensor = module(*given)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise NotUnderstood(
+            f"expected {step.node} to take {[tuple(g.shape) for g in given]} for a batch of {batch} images, got: "
+            f"{str(error)[:200]}; export the model with a free batch size and this input_shape"
+        ) from error
+    if value.numel() > MAX_ELEMENTS:
+        raise NotUnderstood(f"expected at most {MAX_ELEMENTS} values from {step.node}, got {value.numel()}")
+    return value
 
 
 def _check_inputs(step: Step, module: nn.Module, given: list[Tensor]) -> None:
+    if not given:
+        return
     data = given[0]
     if isinstance(module, IMAGES_ONLY) and data.ndim != 4:
         raise NotUnderstood(
             f"expected images (N, C, H, W) for {step.node}, got shape {tuple(data.shape)}; export again"
         )
-    if not data.is_floating_point():
-        if isinstance(module, Arithmetic):
-            raise _mixing(step, "arithmetic on a shape")
-        return
+    if not data.is_floating_point() and isinstance(module, Arithmetic):
+        raise _mixing(step, "arithmetic on a shape")
+
+
+def _check_output(step: Step, module: nn.Module, given: list[Tensor], value: Tensor) -> None:
+    kinds = {g.is_floating_point() for g in given}
+    if (
+        value.is_floating_point()
+        and False in kinds
+        and not (isinstance(module, Reshape) and given[0].is_floating_point())
+    ):
+        raise _mixing(step, "a shape among its numbers")
+
+
+def _batch_axes(model: OnnxModule, shape: tuple[int, int, int]) -> dict[str, list[int]]:
+    """The axis along which each value holds one image after the other; none of what depends on no image.
+
+    One of two images is made of NaN, which nothing in a network loses: wherever it shows, that image had a say. So it
+    is seen also in what weights of zero, or a threshold that no test image passes, would hide. What takes fixed places
+    of an axis could reach an image that two do not show, and may not touch this axis.
+    """
+    values: dict[str, list[Tensor]] = {}
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    for i in range(2):
+        tainted = images.clone()
+        tainted[i] = torch.nan
+        values.setdefault(model.image, []).append(model.input(tainted))
+    axes = {model.image: [0]}
+    for step in model.steps:
+        module = model.get_submodule(step.name)
+        for name in step.inputs:
+            if any(axis in axes.get(name, []) for axis in _fixed_places(module, values[name][0].ndim)):
+                raise _mixing(step, "fixed places of the batch axis")
+        pair = [_called(step, module, [values[name][i] for name in step.inputs], 2) for i in range(2)]
+        tainted_pair = [value.isnan() for value in pair]
+        if any(bool(tainted.any()) for tainted in tainted_pair):
+            axes[step.output] = [
+                axis
+                for axis, size in enumerate(pair[0].shape)
+                if size % 2 == 0
+                and not bool(tainted_pair[0].narrow(axis, size // 2, size // 2).any())
+                and not bool(tainted_pair[1].narrow(axis, 0, size // 2).any())
+            ]
+            if not axes[step.output]:
+                raise _mixing(step, "values that depend on more than one")
+        else:
+            axes[step.output] = []
+        values[step.output] = pair
+        for name in step.done:
+            del values[name]
+    return axes
+
+
+def _fixed_places(module: nn.Module, rank: int) -> list[int]:
+    # the axes of which a module takes or adds some places, counted from the front
     axes: list[int] = []
     match module:
-        case nn.Softmax() | nn.LogSoftmax():
-            axes = [int(module.dim or 0)]
-        case CoercedSoftmax() | Gather():
+        case Gather() | Concat():
             axes = [module.axis]
         case Slice():
-            axes = [axis for axis, _ in module.ranges]
+            axes = [axis for axis, *_ in module.ranges]
         case Pad():
             axes = [axis for axis, before, after in module.widths if before or after]
-    if any(axis in (0, -data.ndim) for axis in axes):
-        raise _mixing(step, "the batch axis")
+        case GatherNd():
+            axes = list(range(module.index.shape[-1]))
+    return [axis % rank for axis in axes if -rank <= axis < rank]
 
 
-def _check_output(step: Step, module: nn.Module, given: list[Tensor], value: Tensor, batch: int) -> None:
-    kinds = {g.is_floating_point() for g in given}
-    if not value.is_floating_point():
+def _check_sizes(step: Step, axes: list[int], sizes: list[torch.Size | None]) -> None:
+    # for one, three and two images
+    if any(size is None for size in sizes):
+        if any(size is not None for size in sizes):
+            raise _mixing(step, "another number type for another batch size")
         return
-    if False in kinds and not (isinstance(module, Reshape) and given[0].is_floating_point()):
-        raise _mixing(step, "a shape among its numbers")
-    if value.ndim < 1 or value.shape[0] != batch:
-        raise _mixing(step, f"shape {tuple(value.shape)} for a batch of {batch}")
+    one, three, two = ([*size] for size in sizes if size is not None)
+    for axis in axes or range(len(one)):
+        scaled = [[*one[:axis], one[axis] * n, *one[axis + 1 :]] for n in (3, 2)]
+        if scaled == [three, two]:
+            return
+    if axes or not one == three == two:
+        raise _mixing(step, f"shapes {one}, {two} and {three} for one, two and three images")
 
 
 def _mixing(step: Step, got: str) -> NotUnderstood:
     return NotUnderstood(
-        f"expected {step.node} to treat each image of a batch alone, got {got}; export the model with the batch "
-        "as first axis throughout"
+        f"expected {step.node} to treat each image of a batch alone, got {got}; export the model without "
+        "what joins images"
     )
 
 

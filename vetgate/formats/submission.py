@@ -26,7 +26,16 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Channels = Annotated[int, Field(strict=True, ge=1, le=16)]
 Side = Annotated[int, Field(strict=True, ge=1, le=1024)]
 ManifestDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e4, le=1e4)]
+Positive = Annotated[float, Field(allow_inf_nan=False, ge=1e-4, le=1e4)]
 Count = Annotated[int, Field(strict=True, ge=2, le=100_000)]
+
+
+class Normalization(BaseModel, frozen=True, extra="forbid"):
+    """What the model expects of pixels in [0, 1]: (x - mean) / std, one number a channel, in the model's order."""
+
+    mean: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=16)]
+    std: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=16)]
 
 
 class Submission(BaseModel, frozen=True, extra="forbid"):
@@ -46,6 +55,10 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
     reference_data: Name | None = None
     architecture: str | None = None
     layer: Label | None = None
+    normalization: Normalization | None = None
+    layout: Literal["NCHW", "NHWC"] | None = None
+    color: Literal["RGB", "BGR"] | None = None
+    output: Label | None = None
     training_data: Name | None = None
     parent: ManifestDigest | None = None
     submitted: ManifestDigest | None = None
@@ -84,6 +97,18 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
         return value
 
     @model_validator(mode="after")
+    def _one_number_a_channel(self) -> Submission:
+        channels = self.input_shape[0]
+        for given in (self.normalization.mean, self.normalization.std) if self.normalization else ():
+            if len(given) != channels:
+                raise ValueError(
+                    f"normalization must have one number for each of {channels} channels, got {len(given)}"
+                )
+        if self.color == "BGR" and channels != 3:
+            raise ValueError(f"color BGR needs three channels, input_shape has {channels}")
+        return self
+
+    @model_validator(mode="after")
     def _known_architecture(self) -> Submission:
         known = formats().get(self.format)
         by_name = f"one of {', '.join(ARCHITECTURES)}"
@@ -92,6 +117,12 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"architecture must be {by_name}, got {reprlib.repr(self.architecture)}")
         if known is not None and known.needs_architecture and self.architecture is None:
             raise ValueError(f"format {self.format} needs an architecture, {by_name}")
+        plain = (self.normalization, self.output) == (None, None) and self.layout != "NHWC" and self.color != "BGR"
+        if self.loaded_into in ARCHITECTURES and not plain:
+            raise ValueError(
+                f"{self.architecture} takes pixels in [0, 1] as (N, C, H, W): normalization, layout, color and output "
+                "are for other networks"
+            )
         return self
 
 

@@ -12,6 +12,8 @@ from vetgate.formats.onnx import shapes as onnx_shapes
 from vetgate.formats.onnx import weights as onnx_weights
 from vetgate.formats.onnx import windows as onnx_windows
 from vetgate.formats.onnx.operands import Built, Operands, Pointwise
+from vetgate.formats.onnx.operators import moves, norms, reductions
+from vetgate.formats.onnx.operators.resize import resize
 
 Builder = Callable[[Operands], Built]
 
@@ -21,6 +23,8 @@ def build(operands: Operands) -> Built:
     name = operands.node.op
     if name in ELEMENTWISE:
         return Built(ELEMENTWISE[name](operands), (0,))
+    if name not in BUILDERS:
+        raise operands.refuse("constants and shapes as inputs", "activations, which it would steer")
     return BUILDERS[name](operands)
 
 
@@ -44,21 +48,6 @@ def _clip(o: Operands) -> Built:
         # the same values, at a third of what the gradient of a clamp costs
         return Built(nn.Hardtanh(low, high), (0,))
     return Built(Pointwise(lambda x: x.clamp(low, high)), (0,))
-
-
-def _reduce(o: Operands) -> Built:
-    axes, keep = o.axes(), bool(o.integer("keepdims", 1))
-    if not axes:
-        if axes is not None and o.integer("noop_with_empty_axes", 0):
-            return Built(nn.Identity(), (0,))
-        raise o.refuse("axes to reduce", "none, which mixes the images of a batch")
-    where = tuple(axes)
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "ReduceMean": lambda x: x.mean(where, keep),
-        "ReduceSum": lambda x: x.sum(where, keep),
-        "ReduceMax": lambda x: x.amax(where, keep),
-    }
-    return Built(Pointwise(functions[o.node.op]), (0,))
 
 
 def _dropout(o: Operands) -> Built:
@@ -117,6 +106,8 @@ ELEMENTWISE: dict[str, Callable[[Operands], nn.Module]] = {
     "Exp": lambda o: Pointwise(torch.exp),
     "Log": lambda o: Pointwise(torch.log),
     "Sqrt": lambda o: Pointwise(torch.sqrt),
+    "Sin": lambda o: Pointwise(torch.sin),
+    "Cos": lambda o: Pointwise(torch.cos),
     "Erf": lambda o: Pointwise(torch.erf),
     "Reciprocal": lambda o: Pointwise(torch.reciprocal),
     "GlobalAveragePool": lambda o: nn.AdaptiveAvgPool2d(1),
@@ -136,7 +127,20 @@ BUILDERS: dict[str, Builder] = {
     "MaxPool": onnx_windows.max_pool,
     "AveragePool": onnx_windows.average_pool,
     "LRN": onnx_windows.lrn,
-    **{name: _reduce for name in ("ReduceMean", "ReduceMax", "ReduceSum")},
+    **dict.fromkeys(reductions.FUNCTIONS, reductions.reduction),
+    "ConvTranspose": onnx_windows.transposed_conv,
+    "LayerNormalization": norms.layer_norm,
+    "InstanceNormalization": norms.instance_norm,
+    "GroupNormalization": norms.group_norm,
+    "Einsum": moves.einsum,
+    "Where": moves.where,
+    "Expand": moves.expand,
+    "Tile": moves.tile,
+    "GatherND": moves.gather_nd,
+    "Trilu": moves.triangle,
+    "DepthToSpace": moves.depth_to_space,
+    "SpaceToDepth": moves.space_to_depth,
+    "Resize": resize,
     "Dropout": _dropout,
     "Cast": onnx_shapes.cast,
     "Reshape": onnx_shapes.reshape,

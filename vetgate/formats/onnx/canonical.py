@@ -1,33 +1,134 @@
-"""The canonical form of a graph: the one file that vetgate writes of it."""
+"""The canonical form of a network: the one ONNX file that vetgate writes of it.
+
+One format version, one opset, one domain; names made from the operators and their order; nodes in the order in which
+the output asks for them; for each use of a tensor a tensor of its own; no text, no type, no value that is not needed.
+The same network gives the same bytes, whatever its file called things and in whatever order it held them.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from vetgate.formats.onnx.graph import Graph, Node
+from vetgate.errors import NotUnderstood
+from vetgate.formats.manifest import MAX_BYTES
+from vetgate.formats.onnx.graph import Graph
+from vetgate.formats.onnx.nodes import Constant, Node, Value
+
+IR_VERSION = 10
+IMAGE, LOGITS, PRODUCER = "image", "logits", "vetgate"
+# what the constants of an operator are called, by the place at which they enter it
+ROLES: dict[str, tuple[str, ...]] = {
+    "Conv": ("input", "weight", "bias"),
+    "ConvTranspose": ("input", "weight", "bias"),
+    "Gemm": ("input", "weight", "bias"),
+    "MatMul": ("left", "weight"),
+    "BatchNormalization": ("input", "weight", "bias", "mean", "variance"),
+    "InstanceNormalization": ("input", "weight", "bias"),
+    "GroupNormalization": ("input", "weight", "bias"),
+    "LayerNormalization": ("input", "weight", "bias"),
+    "PRelu": ("input", "slope"),
+    "Clip": ("input", "min", "max"),
+    "Reshape": ("input", "shape"),
+    "Expand": ("input", "shape"),
+    "Pad": ("input", "pads", "value"),
+    "Gather": ("input", "indices"),
+    "Slice": ("input", "starts", "ends", "axes", "steps"),
+    "Squeeze": ("input", "axes"),
+    "Unsqueeze": ("input", "axes"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Arranged:
+    """A graph in canonical order under canonical names; `nodes` is how the node that makes a value is called now."""
+
+    graph: Graph
+    nodes: Mapping[str, str]
+
+
+def arrange(graph: Graph) -> Arranged:
+    """Order and name what the output needs; raises NotUnderstood where shared tensors would fill the memory."""
+    makers = {node.outputs[0]: node for node in graph.nodes}
+    names: dict[str, str] = {graph.input: IMAGE}
+    counts: Counter[str] = Counter()
+    nodes: list[Node] = []
+    constants: dict[str, Constant] = {}
+    size = 0
+    ordered = _ordered(graph, makers)
+    for node in ordered:
+        kind = node.op.lower()
+        counts[kind] += 1
+        name = f"{kind}_{counts[kind]}"
+        inputs = []
+        for place, given in enumerate(node.inputs):
+            if given not in graph.constants:
+                inputs.append(names[given] if given else "")
+                continue
+            role = ROLES.get(node.op, ())[place : place + 1] or (f"input{place}",)
+            held = f"{name}.{role[0]}"
+            value = graph.constants[given].value
+            size += value.nbytes
+            if size > MAX_BYTES:
+                raise NotUnderstood(
+                    f"expected at most {MAX_BYTES} bytes of tensors, one for each use, got more; share fewer"
+                )
+            constants[held] = Constant(value, len(constants), is_node=False)
+            inputs.append(held)
+        names[node.outputs[0]] = LOGITS if node.outputs[0] == graph.output else name
+        nodes.append(
+            replace(node, position=len(nodes), name=name, inputs=tuple(inputs), outputs=(names[node.outputs[0]],))
+        )
+    called = {old.outputs[0]: new.name for old, new in zip(ordered, nodes, strict=True)}
+    return Arranged(replace(graph, nodes=tuple(nodes), constants=constants, input=IMAGE, output=LOGITS), called)
 
 
 def canonical_bytes(graph: Graph) -> bytes:
-    """The graph as an ONNX file: the same for the same graph, whatever it was read from."""
-    nodes = [_node(node) for node in graph.nodes]
-    dims = ["N" if size is None else size for size in graph.input_dims]
-    image = helper.make_tensor_value_info(graph.input, TensorProto.FLOAT, dims)
-    out = graph.output_dims
-    logits = helper.make_tensor_value_info(
-        graph.output, TensorProto.FLOAT, None if out is None else ["N" if size is None else size for size in out]
-    )
-    weights = [numpy_helper.from_array(constant.value, name) for name, constant in graph.constants.items()]
-    written = helper.make_graph(nodes, "vetgate", [image], [logits], weights)
-    opset = [helper.make_opsetid("", graph.opset)]
-    model = helper.make_model(written, opset_imports=opset, ir_version=8, producer_name="vetgate")
+    """The file of a settled graph."""
+    arranged = arrange(graph).graph
+    image = helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, _sizes(arranged.input_dims))
+    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, _sizes(arranged.output_dims or ()))
+    weights = [numpy_helper.from_array(c.value, name) for name, c in arranged.constants.items()]
+    written = helper.make_graph([_node(node) for node in arranged.nodes], PRODUCER, [image], [logits], weights)
+    opset = [helper.make_opsetid("", arranged.opset)]
+    model = helper.make_model(written, opset_imports=opset, ir_version=IR_VERSION, producer_name=PRODUCER)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def _ordered(graph: Graph, makers: Mapping[str, Node]) -> list[Node]:
+    # what a node takes stands before it, in the order in which it takes it
+    done: set[str] = set()
+    order: list[Node] = []
+    stack = [(makers[graph.output], 0)]
+    while stack:
+        node, place = stack.pop()
+        if node.outputs[0] in done:
+            continue
+        while place < len(node.inputs) and (node.inputs[place] not in makers or node.inputs[place] in done):
+            place += 1
+        if place < len(node.inputs):
+            stack += [(node, place + 1), (makers[node.inputs[place]], 0)]
+        else:
+            done.add(node.outputs[0])
+            order.append(node)
+    return order
+
+
+def _sizes(dims: tuple[int | None, ...]) -> list[int | str]:
+    return ["N" if size is None else size for size in dims]
 
 
 def _node(node: Node) -> NodeProto:
     written = helper.make_node(node.op, node.inputs, node.outputs, node.name)
     for key, value in sorted(node.attributes.items()):
-        given = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
-        written.attribute.append(helper.make_attribute(key, given))
+        written.attribute.append(helper.make_attribute(key, _attribute(value)))
     return written
+
+
+def _attribute(value: Value) -> object:
+    return numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value

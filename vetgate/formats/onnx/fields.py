@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Field:
     """A field that a message may have: a wire kind, and the message it holds where it holds one."""
 
-    kind: str  # int, float, text, bytes, floats, ints, or the name of a message
+    kind: str  # int, float, text, bytes, floats, doubles, ints, or the name of a message
     many: bool = False
 
 
@@ -72,7 +72,9 @@ TABLE: dict[str, dict[int, tuple[str, Field]]] = {
         7: ("int64_data", _many("ints")),
         8: ("name", Field("text")),
         9: ("raw_data", Field("bytes")),
+        10: ("double_data", _many("doubles")),
         12: ("doc_string", Field("text")),
+        13: ("external_data", _many("Pair")),
         14: ("data_location", Field("int")),
         16: ("metadata_props", _many("Pair")),
     },
@@ -106,9 +108,7 @@ REFUSED: dict[tuple[str, int], str] = {
     ("Attribute", 23): "sparse tensors; store them densely",
     ("Tensor", 3): "a tensor segment; store each tensor whole",
     ("Tensor", 6): "a tensor of strings",
-    ("Tensor", 10): "a tensor of doubles or complex numbers; convert the model to float32",
     ("Tensor", 11): "a tensor of unsigned 64-bit numbers; convert it to int64",
-    ("Tensor", 13): "external data; save the model with all weights inside the file",
     ("Type", 4): "a sequence",
     ("Type", 5): "a map",
     ("Type", 7): "an opaque type",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.onnx.nodes import Constant as Constant
+from vetgate.formats.onnx.nodes import Node as Node
+from vetgate.formats.onnx.nodes import Value as Value
+from vetgate.formats.onnx.reading.forms import Forms
+from vetgate.formats.onnx.reading.tensors import WIDTHS, array_of, check_files_beside
 from vetgate.formats.onnx.table import DOMAINS, OPERATORS, OPSETS, AttributeKind
 from vetgate.formats.onnx.wire import ADVICE, inspect_wire
 from vetgate.formats.submission import Submission
 
 MAX_NODES = 5_000
 MAX_INTS = 4096
-Value = float | int | str | np.ndarray | tuple[float, ...] | tuple[int, ...]
+CALL = (
+    'export for inference with torch.onnx.export(model.eval(), (images,), "model.onnx", opset_version=20, '
+    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))"
+)
 _KINDS: dict[AttributeKind, int] = {
     "float": AttributeProto.FLOAT,
     "int": AttributeProto.INT,
@@ -26,33 +35,12 @@ _KINDS: dict[AttributeKind, int] = {
 }
 
 
-@dataclass(frozen=True)
-class Node:
-    """One operator; `position` is its place in the file."""
-
-    position: int
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Value]
-
-    def __str__(self) -> str:
-        return f"{self.op} node {self.name or self.outputs[0]!r}"
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A tensor that the file holds, in an initializer or in a Constant node, at `position` there."""
-
-    value: np.ndarray
-    position: int
-    is_node: bool
-
-
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What an ONNX file computes. Dimensions that vary are None; nodes stand in an order that can be run."""
+    """What an ONNX file computes. Dimensions that vary are None; nodes stand in an order that can be run.
+
+    `changes` says in what this differs from what the file computes: in precision, which a runtime of the file shows.
+    """
 
     nodes: tuple[Node, ...]
     constants: Mapping[str, Constant]
@@ -61,6 +49,7 @@ class Graph:
     output: str
     output_dims: tuple[int | None, ...] | None
     opset: int
+    changes: tuple[str, ...] = ()
 
 
 def parse_model(data: bytes) -> ModelProto:
@@ -74,24 +63,29 @@ def parse_model(data: bytes) -> ModelProto:
     return model
 
 
-def read_graph(model: ModelProto) -> Graph:
-    """Check operators and structure of a parsed file; raises NotUnderstood."""
-    opset = _opset(model)
+def read_graph(model: ModelProto, *, output: str | None = None, beside: Mapping[str, bytes] | None = None) -> Graph:
+    """Check operators and structure of a parsed file; raises NotUnderstood.
+
+    `output` is the one that is read where there are several, `beside` the files that hold weights, by name.
+    """
+    opset, beside = _opset(model), beside or {}
     proto = model.graph
     if not 0 < len(proto.node) <= MAX_NODES:
         raise NotUnderstood(f"expected 1 to {MAX_NODES} operators, got {len(proto.node)}; {ADVICE}")
-    constants = {t.name: Constant(_array(t), i, is_node=False) for i, t in enumerate(proto.initializer)}
+    _check_operators(proto.node, opset)
+    check_files_beside(model, beside)
+    constants = {t.name: Constant(array_of(t, beside), i, is_node=False) for i, t in enumerate(proto.initializer)}
     if len(constants) != len(proto.initializer) or "" in constants:
         raise NotUnderstood("expected initializers with names of their own, got one twice or unnamed; export it again")
     inputs = [i for i in proto.input if i.name not in constants]  # old files list weights as inputs too
-    if len(inputs) != 1 or len(proto.output) != 1:
+    chosen = _chosen(proto.output, output)
+    if len(inputs) != 1:
         raise NotUnderstood(
-            f"expected one input and one output, got {len(inputs)} and {len(proto.output)}; "
-            "export a graph from images to logits only"
+            f"expected one input and one output, got {len(inputs)} inputs; export a graph that takes images only"
         )
     nodes: list[Node] = []
     for position, given in enumerate(proto.node):
-        node = _node(position, given, opset)
+        node = _node(position, given, opset, beside)
         if node.op == "Constant":
             name = node.outputs[0]
             if name in constants:
@@ -105,27 +99,74 @@ def read_graph(model: ModelProto) -> Graph:
         constants,
         inputs[0].name,
         dims or (),
-        proto.output[0].name,
-        _dims(proto.output[0], "output"),
+        chosen.name,
+        _dims(chosen, "output"),
         opset,
+        _changes(model),
     )
     _check_names(graph)
-    return graph
+    return _in_one_form(_leading_to(graph, [info.name for info in proto.output]), len(proto.node))
+
+
+def _chosen(outputs: Iterable[ValueInfoProto], name: str | None) -> ValueInfoProto:
+    by_name = {info.name: info for info in outputs}
+    if name is None and len(by_name) == 1:
+        return next(iter(by_name.values()))
+    if name is None:
+        raise NotUnderstood(
+            f"expected one output, got {list(by_name)[:8]}; name the one with the logits as `output` in submission.yaml"
+        )
+    if name not in by_name:
+        raise NotUnderstood(f"expected an output {name!r} as submission.yaml says, got {list(by_name)[:8]}; correct it")
+    return by_name[name]
+
+
+def _changes(model: ModelProto) -> tuple[str, ...]:
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    kinds |= {info.type.tensor_type.elem_type for info in model.graph.input}
+    found = sorted(TensorProto.DataType.Name(kind).lower() for kind in kinds & set(WIDTHS) - {TensorProto.FLOAT})
+    return tuple(f"{kind} is computed in float32" for kind in found)
+
+
+def _leading_to(graph: Graph, outputs: list[str]) -> Graph:
+    # what leads to the other outputs only is dropped; what leads to none is refused
+    _check_use(graph, outputs)
+    if len(outputs) == 1:
+        return graph
+    needed = {graph.output}
+    nodes = []
+    for node in reversed(graph.nodes):
+        if not needed.isdisjoint(node.outputs):
+            nodes.append(node)
+            needed.update(node.inputs)
+    constants = {name: constant for name, constant in graph.constants.items() if name in needed}
+    return replace(graph, nodes=tuple(reversed(nodes)), constants=constants)
+
+
+def _in_one_form(graph: Graph, positions: int) -> Graph:
+    taken = {name for node in graph.nodes for name in node.outputs} | {graph.input}
+    forms = Forms(graph.opset, dict(graph.constants), positions, taken)
+    nodes = forms.rewrite(graph.nodes)
+    used = {name for node in nodes for name in node.inputs}
+    constants = {name: constant for name, constant in forms.constants.items() if name in used}
+    return replace(graph, nodes=tuple(nodes), constants=constants)
 
 
 def check_description(graph: Graph, submission: Submission) -> bool:
     """Whether the graph takes images as (N, H, W, C); raises NotUnderstood when shape or classes do not fit."""
     channels, height, width = submission.input_shape
     dims = graph.input_dims
-    fits = len(dims) == 4 and _fit(dims[1:], (channels, height, width))
-    last = len(dims) == 4 and _fit(dims[1:], (height, width, channels))
+    fits = len(dims) == 4 and _fit(dims[1:], (channels, height, width)) and submission.layout != "NHWC"
+    last = len(dims) == 4 and _fit(dims[1:], (height, width, channels)) and submission.layout != "NCHW"
     if not fits and not last:
         raise NotUnderstood(
             f"expected an input of shape (N, {channels}, {height}, {width}) as submission.yaml says, got "
-            f"{_shown(dims)}; correct input_shape or export the model for it"
+            f"{_shown(dims)}; correct input_shape and layout or export the model for it"
         )
     out = graph.output_dims
-    if out is not None and (len(out) != 2 or not _fit(out[1:], (submission.n_classes,))):
+    # some networks leave the height and width of their last map, one by one
+    ones = () if out is None else out[2:]
+    if out is not None and (not _fit(out[1:2], (submission.n_classes,)) or any(d not in (None, 1) for d in ones)):
         raise NotUnderstood(
             f"expected an output of shape (N, {submission.n_classes}) as submission.yaml says, got {_shown(out)}; "
             "correct classes or export the model for them"
@@ -150,18 +191,28 @@ def _opset(model: ModelProto) -> int:
     return int(versions[0])
 
 
-def _node(position: int, given: NodeProto, opset: int) -> Node:
-    label = f"{given.op_type} node {given.name or position}"
-    if given.domain not in DOMAINS:
-        raise NotUnderstood(f"expected standard operators, got {label} of domain {given.domain!r}; {ADVICE}")
-    operator = OPERATORS.get(given.op_type)
-    if given.op_type in ("If", "Loop", "Scan"):
-        raise NotUnderstood(f"expected a graph without control flow, got {label}; export it without If, Loop and Scan")
-    if operator is None or opset < operator.since:
+def _check_operators(nodes: Iterable[NodeProto], opset: int) -> None:
+    # everything that is missing at once, so that nobody has to export again for each
+    flow = [f"{n.op_type} node {n.name}" for n in nodes if n.op_type in ("If", "Loop", "Scan")]
+    if flow:
         raise NotUnderstood(
-            f"expected a known operator, got {label} of opset {opset}; export without it or hand in safetensors with a "
-            f"named architecture. Known: {', '.join(OPERATORS)}"
+            f"expected a graph without control flow, got {flow[:5]}; export it without If, Loop and Scan: {CALL}"
         )
+    foreign = sorted({f"{n.op_type} of {n.domain!r}" for n in nodes if n.domain not in DOMAINS})
+    if foreign:
+        raise NotUnderstood(f"expected standard operators, got {foreign[:20]}; export it with none of its own: {CALL}")
+    missing = Counter(n.op_type for n in nodes if n.op_type not in OPERATORS or opset < OPERATORS[n.op_type].since)
+    if missing:
+        counted = ", ".join(f"{count} x {name}" for name, count in sorted(missing.items()))
+        raise NotUnderstood(
+            f"expected known operators, got {counted} of opset {opset}, which are not; {CALL}, or hand in safetensors "
+            f"with a named architecture. Known: {', '.join(OPERATORS)}"
+        )
+
+
+def _node(position: int, given: NodeProto, opset: int, beside: Mapping[str, bytes]) -> Node:
+    label = f"{given.op_type} node {given.name or position}"
+    operator = OPERATORS[given.op_type]
     least, most = operator.inputs
     if not least <= len(given.input) <= most or any(not name for name in given.input[:least]):
         raise NotUnderstood(
@@ -176,11 +227,13 @@ def _node(position: int, given: NodeProto, opset: int) -> Node:
             raise NotUnderstood(f"expected attributes {list(operator.attributes)} for {label}, got {item.name!r}")
         if item.type != _KINDS[spec.kind]:
             raise NotUnderstood(f"expected {item.name} of {label} as {spec.kind}, got another type; export it again")
-        attributes[item.name] = _value(item, spec.kind, label)
+        attributes[item.name] = _value(item, spec.kind, label, beside)
+    if given.op_type == "Cast" and attributes.get("to") in WIDTHS:
+        attributes["to"] = int(TensorProto.FLOAT)
     return Node(position, given.name, given.op_type, tuple(given.input), tuple(given.output), attributes)
 
 
-def _value(item: AttributeProto, kind: AttributeKind, label: str) -> Value:
+def _value(item: AttributeProto, kind: AttributeKind, label: str, beside: Mapping[str, bytes]) -> Value:
     if kind in ("ints", "floats") and max(len(item.ints), len(item.floats)) > MAX_INTS:
         raise NotUnderstood(f"expected at most {MAX_INTS} numbers in {item.name} of {label}; store a tensor instead")
     match kind:
@@ -191,7 +244,7 @@ def _value(item: AttributeProto, kind: AttributeKind, label: str) -> Value:
         case "text":
             return bytes(item.s).decode("ascii", "replace")
         case "tensor":
-            return _array(item.t)
+            return array_of(item.t, beside)
         case "floats":
             return tuple(float(v) for v in item.floats)
         case "ints":
@@ -205,31 +258,20 @@ def _constant(node: Node) -> np.ndarray:
     return np.asarray(value, None if kind == "value" else np.float32 if "float" in kind else np.int64)
 
 
-def _array(tensor: TensorProto) -> np.ndarray:
-    array: np.ndarray = numpy_helper.to_array(tensor)
-    # a lone infinity is a limit of Clip or Pad, not a weight
-    sound = np.isfinite(array).all() or (array.size == 1 and not np.isnan(array).any())
-    if not sound:
-        raise NotUnderstood(
-            f"expected finite weights, got NaN or infinity in tensor {tensor.name!r}; hand in a model that was trained"
-        )
-    return array
-
-
 def _dims(info: ValueInfoProto, role: str) -> tuple[int | None, ...] | None:
     kind = info.type.tensor_type
-    if kind.elem_type != TensorProto.FLOAT:
-        raise NotUnderstood(f"expected a float32 {role}, got ONNX data type {kind.elem_type}; export images in float32")
+    if kind.elem_type not in WIDTHS:
+        raise NotUnderstood(
+            f"expected floating-point numbers as {role}, got ONNX data type {kind.elem_type}; export images in float32"
+        )
     if not kind.HasField("shape"):
         if role == "output":
             return None
         raise NotUnderstood(
             "expected an input with a shape (N, C, H, W), got none; export the model with its input's shape"
         )
-    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
-    if any(d is not None and d < 1 for d in dims):
-        raise NotUnderstood(f"expected positive sizes for the {role}, got {list(dims)[:8]}; export it again")
-    return dims
+    # some exporters write -1 or 0 for a size that varies
+    return tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
 
 
 def _check_names(graph: Graph) -> None:
@@ -248,15 +290,14 @@ def _check_names(graph: Graph) -> None:
             if name in defined:
                 raise NotUnderstood(f"expected every name once, got {name!r} twice; export it again")
             defined.add(name)
-    _check_use(graph)
 
 
-def _check_use(graph: Graph) -> None:
-    needed = {graph.output}
+def _check_use(graph: Graph, outputs: list[str]) -> None:
+    needed = set(outputs)
     for node in reversed(graph.nodes):
-        if any(name in needed for name in node.outputs[1:]):
+        if node.op != "Split" and any(name in needed for name in node.outputs[1:]):
             raise NotUnderstood(f"expected only the first output of {node} in use, got another one; {ADVICE}")
-        if node.outputs[0] not in needed:
+        if needed.isdisjoint(node.outputs):
             raise NotUnderstood(f"expected every operator to lead to the output, got {node}, which does not; remove it")
         needed.update(filter(None, node.inputs))
     idle = [name for name in graph.constants if name not in needed]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx.graph import Node
+from vetgate.formats.onnx.nodes import Node
 
 
 @dataclass(frozen=True)

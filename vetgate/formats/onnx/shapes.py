@@ -92,18 +92,26 @@ class Pad(nn.Module):
 
 
 class Slice(nn.Module):
-    """A range along each of some axes."""
+    """A range along each of some axes, backwards where its step is negative."""
 
-    def __init__(self, ranges: Sequence[tuple[int, slice]]) -> None:
+    def __init__(self, ranges: Sequence[tuple[int, int, int, int]]) -> None:
         super().__init__()
         self.ranges = ranges
 
     def forward(self, x: Tensor) -> Tensor:
-        """x cut to the ranges."""
-        index = [slice(None)] * x.ndim
-        for axis, cut in self.ranges:
-            index[axis] = cut
-        return x[tuple(index)]
+        """x cut to the ranges (axis, start, end, step)."""
+        for axis, start, end, step in self.ranges:
+            size = x.shape[axis]
+            first, last = (v + size if v < 0 else v for v in (start, end))
+            if step > 0:
+                first, last = min(max(first, 0), size), min(max(last, 0), size)
+                x = x.narrow(axis, first, max(last - first, 0))
+                if step > 1:
+                    x = x[(slice(None),) * (axis % x.ndim) + (slice(None, None, step),)]
+            else:
+                first, last = min(max(first, 0), size - 1), min(max(last, -1), size - 1)
+                x = x.index_select(axis, torch.arange(first, last, step, device=x.device))
+        return x
 
 
 class Gather(nn.Module):
@@ -119,7 +127,11 @@ class Gather(nn.Module):
         if bool(((self.index < -size) | (self.index >= size)).any()):
             raise IndexError(f"expected positions within {size}, got {self.index.flatten()[:8].tolist()}")
         index = self.index % size
-        return x.select(self.axis, int(index)) if index.ndim == 0 else x.index_select(self.axis, index.to(x.device))
+        if index.ndim == 0:
+            return x.select(self.axis, int(index))
+        axis = self.axis % x.ndim
+        rows = x.index_select(axis, index.flatten().to(x.device))
+        return rows.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
 class Unsqueeze(nn.Module):
@@ -223,8 +235,8 @@ def shape(o: Operands) -> Built:
 
 def gather(o: Operands) -> Built:
     index = o.constant(1)
-    if index.dtype not in (np.int64, np.int32) or index.ndim > 1:
-        raise o.refuse("one position or a list of them", f"{index.dtype} of shape {index.shape}")
+    if index.dtype not in (np.int64, np.int32) or not index.size:
+        raise o.refuse("positions", f"{index.dtype} of shape {index.shape}")
     return Built(Gather(o.integer("axis", 0), tensor(index).long()), (0,))
 
 
@@ -232,15 +244,14 @@ def cut(o: Operands) -> Built:
     starts, ends = o.whole(1), o.whole(2)
     axes = o.whole(3) if o.given(3) else list(range(len(starts)))
     steps = o.whole(4) if o.given(4) else [1] * len(starts)
-    if not len(starts) == len(ends) == len(axes) == len(steps) or any(step < 1 for step in steps):
-        raise o.refuse("starts, ends, axes and forward steps of one length", f"{starts} {ends} {axes} {steps}")
-    cuts = [slice(start, end, step) for start, end, step in zip(starts, ends, steps, strict=True)]
-    return Built(Slice(list(zip(axes, cuts, strict=True))), (0,))
+    if not len(starts) == len(ends) == len(axes) == len(set(axes)) == len(steps) or 0 in steps:
+        raise o.refuse("starts, ends, axes and steps of one length", f"{starts} {ends} {axes} {steps}")
+    return Built(Slice(list(zip(axes, starts, ends, steps, strict=True))), (0,))
 
 
 def cast(o: Operands) -> Built:
-    kinds = {1: torch.float32, 6: torch.int32, 7: torch.int64}
+    kinds = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool}
     to = o.integer("to", 0)
     if to not in kinds:
-        raise o.refuse("a cast to float32, int32 or int64", f"ONNX data type {to}")
+        raise o.refuse("a cast to float32, int32, int64 or bool", f"ONNX data type {to}")
     return Built(Cast(kinds[to]), (0,))

@@ -117,6 +117,41 @@ def conv(o: Operands) -> Built:
     return Built(module, (0,), tuple(slots))
 
 
+def transposed_conv(o: Operands) -> Built:
+    weight = o.weight(1, rank=4)
+    inner, out, *kernel = weight.shape
+    group = o.integer("group", 1)
+    if o.integers("kernel_shape") not in (None, kernel) or not 1 <= group <= inner or inner % group or not out:
+        raise o.refuse("a kernel and groups that fit the weights", f"weights {weight.shape}, group {group}")
+    border, extra = _window(o, kernel), o.integers("output_padding") or [0, 0]
+    plain = border.symmetric
+    if plain is None or o.integers("output_shape") is not None or o.text("auto_pad", "NOTSET") != "NOTSET":
+        raise o.refuse("the same pads on both sides and no output_shape", "others")
+    limits = [max(s, d) for s, d in zip(border.stride, border.dilation, strict=True)]
+    if len(extra) != 2 or any(not 0 <= e < limit for e, limit in zip(extra, limits, strict=True)):
+        raise o.refuse(f"an output_padding below {limits}", str(extra))
+    module = nn.ConvTranspose2d(
+        inner,
+        out * group,
+        border.kernel,
+        border.stride,
+        plain,
+        (extra[0], extra[1]),
+        group,
+        bias=o.given(2),
+        dilation=border.dilation,
+        device="meta",
+    )
+    module.weight = o.parameter(1)
+    slots = [o.slot("weight", 1)]
+    if o.given(2):
+        if o.weight(2, rank=1).shape != (out * group,):
+            raise o.refuse(f"a bias of {out * group}", f"shape {o.weight(2).shape}")
+        module.bias = o.parameter(2)
+        slots.append(o.slot("bias", 2))
+    return Built(module, (0,), tuple(slots))
+
+
 def max_pool(o: Operands) -> Built:
     border = _window(o, o.integers("kernel_shape") or [])
     plain, ceil = border.symmetric, bool(o.integer("ceil_mode", 0))

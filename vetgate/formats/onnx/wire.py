@@ -1,7 +1,7 @@
 """The bytes of an ONNX file, walked before any parser sees them.
 
 Every field must stand in the table of `onnx_fields`; every length must fit in what is left; a tensor's data must be
-exactly as long as its shape says. What is not in the table is refused: subgraphs, functions, external data, sparse
+exactly as long as its shape says. What is not in the table is refused: subgraphs, functions, sparse
 tensors, sequences, training graphs, device placement. The messages do not nest into themselves, so depth is bounded.
 """
 
@@ -15,14 +15,17 @@ import numpy as np
 
 from vetgate.errors import NotUnderstood
 from vetgate.formats.onnx.fields import REFUSED, TABLE, Field
+from vetgate.formats.onnx.table import OPSETS
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_FIELDS = 300_000
 MAX_TEXT = 1 << 20
 MAX_RANK = 16
-ITEM_SIZES = {1: 4, 6: 4, 7: 8, 9: 1}  # float32, int32, int64, bool
+# float32, uint8, int8, uint16, int16, int32, int64, bool, float16, float64, bfloat16
+ITEM_SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 ADVICE = (
-    "hand in one self-contained ONNX graph: float32, opset 11 to 23, standard operators only, weights inside the file"
+    f"hand in one ONNX graph: opset {OPSETS.start} to {OPSETS.stop - 1}, standard operators only, weights inside the "
+    "file or in one beside it"
 )
 
 
@@ -94,16 +97,17 @@ class _Walker:
         kind = spec.kind
         if kind in ("int", "ints") and wire == VARINT:
             found.ints.setdefault(name, []).append(_signed(value))
-        elif kind in ("float", "floats") and wire == FIXED32:
+        elif (kind in ("float", "floats") and wire == FIXED32) or (kind == "doubles" and wire == FIXED64):
             found.sizes[name] = found.sizes.get(name, 0) + 1
         elif wire != BYTES or kind in ("int", "float"):
             raise NotUnderstood(f"expected {name} as {kind} at byte {value}, got wire type {wire}; {ADVICE}")
         elif kind == "ints":
             self._packed_ints(found, name, value, stop)
-        elif kind == "floats":
-            if (stop - value) % 4:
-                raise NotUnderstood(f"expected whole float32 numbers in {name}, got {stop - value} bytes; {ADVICE}")
-            found.sizes[name] = found.sizes.get(name, 0) + (stop - value) // 4
+        elif kind in ("floats", "doubles"):
+            size = 4 if kind == "floats" else 8
+            if (stop - value) % size:
+                raise NotUnderstood(f"expected whole numbers of {size} bytes in {name}, got {stop - value}; {ADVICE}")
+            found.sizes[name] = found.sizes.get(name, 0) + (stop - value) // size
         elif kind == "text":
             text = self._text(name, value, stop)
             found.sizes[name] = stop - value
@@ -167,13 +171,20 @@ def _check_tensor(found: Message, start: int) -> None:
     label = f"tensor {found.name!r}" if found.name else f"the tensor at byte {start}"
     dims = found.ints.get("dims", [])
     kind = found.ints.get("data_type", [0])[0]
-    if found.ints.get("data_location", [0])[0] != 0:
-        raise NotUnderstood(f"expected {label} inside the file, got external data; save all weights inside the file")
     if kind not in ITEM_SIZES:
-        raise NotUnderstood(f"expected {label} as float32, int64, int32 or bool, got ONNX data type {kind}; convert it")
+        raise NotUnderstood(
+            f"expected {label} as floating-point or whole numbers, got ONNX data type {kind}; convert it"
+        )
     if len(dims) > MAX_RANK or any(d < 0 for d in dims):
         raise NotUnderstood(f"expected a shape of at most {MAX_RANK} sizes >= 0 for {label}, got {dims[:MAX_RANK]}")
     counted = {name: found.sizes.get(name, 0) + len(found.ints.get(name, [])) for name in DATA_FIELDS.values()}
+    location = found.ints.get("data_location", [0])[0]
+    if location not in (0, 1) or (location == 1) != ("external_data" in found.sizes):
+        raise NotUnderstood(f"expected {label} inside the file or in one beside it, got neither; save the model again")
+    if location == 1:
+        if any(counted.values()) or "raw_data" in found.sizes:
+            raise NotUnderstood(f"expected {label} inside the file or beside it, got both; save the model again")
+        return  # where its bytes lie is checked with the file that holds them
     typed = counted.pop(DATA_FIELDS[kind])
     elements = math.prod(dims)
     if any(counted.values()) or (typed and "raw_data" in found.sizes):
@@ -203,7 +214,9 @@ def _check_dimension(found: Message, start: int) -> None:
         raise NotUnderstood(f"expected a size or a name for the dimension at byte {start}, got both; export it again")
 
 
-DATA_FIELDS = {1: "float_data", 6: "int32_data", 7: "int64_data", 9: "int32_data"}
+DATA_FIELDS = {1: "float_data", 7: "int64_data", 11: "double_data"} | dict.fromkeys(
+    (2, 3, 4, 5, 6, 9, 10, 16), "int32_data"
+)
 AFTER: dict[str, Callable[[Message, int], None]] = {
     "Model": _check_model,
     "Tensor": _check_tensor,

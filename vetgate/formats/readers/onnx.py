@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,13 @@ from vetgate.formats.readers import Form, Format
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vetgate.formats.onnx.graph import Graph
+    from vetgate.formats.onnx.module import OnnxModule
     from vetgate.formats.submission import Submission
 
+
 WRITTEN = "model.onnx"
+WEIGHTS = re.compile(r".+([._]data(_\d+)?|\.bin|\.weights?)", re.IGNORECASE)
 
 
 def sniff(data: bytes) -> bool:
@@ -25,33 +30,34 @@ def sniff(data: bytes) -> bool:
 
 def inspect(members: Mapping[str, bytes], submission: Submission) -> None:
     """Read the graph to its last byte, and hold it against what the submission says."""
-    from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
+    from vetgate.formats.onnx.reading.submitted import read_submitted
 
-    check_description(read_graph(parse_model(members[submission.model])), submission)
+    read_submitted(members, submission)
 
 
 def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
     """The graph as vetgate writes it."""
-    from vetgate.formats.onnx.canonical import canonical_bytes
-    from vetgate.formats.onnx.graph import parse_model, read_graph
+    from vetgate.formats.onnx.canonical import arrange, canonical_bytes
+    from vetgate.formats.onnx.module import INPUT, build_module
+    from vetgate.formats.onnx.reading.submitted import plain_description
 
-    return (
-        submission.model_copy(update={"model": WRITTEN}),
-        canonical_bytes(read_graph(parse_model(members[submission.model]))),
-    )
+    graph, names = _read(members, submission)
+    layer = submission.layer
+    if layer is not None:
+        module = build_module(graph, channels_last=False)
+        layer = _layer(module, layer, names)
+        made = {step.name: step.output for step in module.steps}
+        layer = layer if layer == INPUT else arrange(graph).nodes[made[layer]]
+    return plain_description(submission, layer).model_copy(update={"model": WRITTEN}), canonical_bytes(graph)
 
 
 def load(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
     """The graph as a module."""
-    from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
     from vetgate.formats.onnx.module import build_module, default_layer
 
-    graph = read_graph(parse_model(data))
-    module = build_module(graph, channels_last=check_description(graph, submission))
-    layer = default_layer(module) if submission.layer is None else module.find(submission.layer)
-    if layer is None:
-        names = ", ".join([name for name, _ in module.named_modules() if name][-12:])
-        raise NotUnderstood(f"expected a layer of the graph, got {submission.layer!r}; there are {names}")
+    graph, names = _read({submission.model: data}, submission)
+    module = build_module(graph, channels_last=False)
+    layer = default_layer(module) if submission.layer is None else _layer(module, submission.layer, names)
     return module, layer, module.stripped is not None
 
 
@@ -59,20 +65,45 @@ def write(data: bytes, submission: Submission, tensors: Mapping[str, Tensor]) ->
     """The graph with other weights."""
     from vetgate.formats.onnx.write import write_back
 
-    return write_back(data, tensors)
+    return write_back(_read({submission.model: data}, submission)[0], tensors)
 
 
 def serve(data: bytes, submission: Submission) -> nn.Module:
     """The graph as onnxruntime computes it."""
-    # a third of a second, which nothing else pays
-    from vetgate.formats.onnx.runtime import as_served
+    from vetgate.formats.onnx.module import build_module
 
-    return as_served(data, submission)
+    # a third of a second, which nothing else pays
+    from vetgate.formats.onnx.runtime import RuntimeModule
+
+    ours = build_module(_read({submission.model: data}, submission)[0], channels_last=False, strip=False)
+    return RuntimeModule(data, ours).eval()
+
+
+def _read(members: Mapping[str, bytes], submission: Submission) -> tuple[Graph, Mapping[str, str]]:
+    # the settled graph of a file, and under which name what is named in the file is found there
+    from vetgate.formats.onnx.reading.submitted import read_submitted
+    from vetgate.formats.onnx.rewriting.settle import settle
+
+    return settle(read_submitted(members, submission), submission.input_shape)
+
+
+def _layer(module: OnnxModule, given: str, names: Mapping[str, str]) -> str:
+    found = module.find(given) or (module.find(names[given]) if given in names else None)
+    if found is None:
+        known = ", ".join([name for name, _ in module.named_modules() if name][-12:])
+        raise NotUnderstood(f"expected a layer of the graph, got {given!r}; there are {known}")
+    return found
+
+
+def belongs(name: str) -> bool:
+    """Whether a file is called as exporters call those that hold a model's weights."""
+    return WEIGHTS.fullmatch(name) is not None
 
 
 FORMAT = Format(
-    accepts="an ONNX graph (float32, data only)",
+    accepts="an ONNX graph (data only)",
     sniff=sniff,
+    belongs=belongs,
     inspect=inspect,
     canonical=canonical,
     form=Form(load=load, write=write, serve=serve),

@@ -16,6 +16,8 @@ from vetgate.errors import NotUnderstood
 from vetgate.formats.readers import Format
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import Tensor, nn
 
     from vetgate.formats.submission import Submission
@@ -73,15 +75,26 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
 
-def _timm(name: str, submission: Submission) -> nn.Module:
+def load_timm() -> ModuleType:
+    """timm, also where torchvision was built for another torch: classifiers need none of its operators."""
+    import torch
+
     try:
-        timm = importlib.import_module("timm")
+        return importlib.import_module("timm")
     except ImportError as error:
         raise NotUnderstood(
-            f"expected timm to build {name}, which is not installed; install vetgate with the extra `timm`, or hand in "
-            "the network as ONNX"
+            "expected timm to build a network of its name, which is not installed; install vetgate with the extra "
+            "`timm`, or hand in the network as ONNX"
         ) from error
-    if name not in timm.list_models() or submission.format != "state_dict":
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return importlib.import_module("timm")
+
+
+def _timm(name: str, submission: Submission) -> nn.Module:
+    timm = load_timm()
+    if name not in timm.list_models():
         raise NotUnderstood(f"expected a network of timm {timm.__version__} after {TIMM!r}, got {name!r:.80}; name one")
     wanted: dict[str, Any] = {"num_classes": submission.n_classes, "in_chans": submission.input_shape[0]}
     network: nn.Module = timm.create_model(name, pretrained=False, exportable=True, **wanted)

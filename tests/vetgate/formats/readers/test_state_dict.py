@@ -16,6 +16,7 @@ from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.canonical import canonical, rewritten
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import load_members
+from vetgate.formats.readers.state_dict import load_timm
 from vetgate.formats.submission import Submission, dump_submission, parse_submission
 
 FIELDS: dict[str, Any] = {
@@ -68,6 +69,13 @@ def test_half_precision_is_computed_in_single(tmp_path: Path) -> None:
     )
 
 
+def timm_or_skip() -> Any:
+    try:
+        return load_timm()
+    except NotUnderstood:
+        pytest.skip("timm is not installed; it is an optional extra")
+
+
 class Runs:
     """What touches a file when it is unpickled."""
 
@@ -115,8 +123,17 @@ def test_an_architecture_is_one_of_ours_or_of_timm_and_of_timm_for_state_dicts_o
         parse_submission(text.replace("small-cnn", "timm:resnet18").replace("state_dict", "safetensors"))
 
 
+def test_networks_of_ours_take_pixels_as_they_are() -> None:
+    text = dump_submission(GIVEN)
+    for more in ("color: RGB\nlayout: NCHW\n", ""):
+        assert parse_submission(text + more).architecture == "small-cnn"
+    for more in ("normalization: {mean: [0.5], std: [0.5]}\n", "layout: NHWC\n", "output: logits\n"):
+        with pytest.raises(BadSubmission, match="takes pixels in"):
+            parse_submission(text + more)
+
+
 def test_a_network_of_timm_becomes_a_graph_that_computes_the_same() -> None:
-    timm = pytest.importorskip("timm", reason="timm is not installed; it is an optional extra")
+    timm = timm_or_skip()
     given = Submission.model_validate(
         FIELDS | {"architecture": "timm:test_resnet", "input_shape": (3, 32, 32), "classes": 5}
     )
@@ -132,7 +149,7 @@ def test_a_network_of_timm_becomes_a_graph_that_computes_the_same() -> None:
 
 
 def test_a_network_that_timm_does_not_know_is_refused() -> None:
-    pytest.importorskip("timm", reason="timm is not installed; it is an optional extra")
+    timm_or_skip()
     given = Submission.model_validate(FIELDS | {"architecture": "timm:hf_hub_thing"})
     with pytest.raises(NotUnderstood, match="expected a network of timm"):
         canonical({given.model: saved(network().state_dict())}, given)

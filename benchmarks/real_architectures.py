@@ -1,0 +1,143 @@
+"""Networks that people use, as the files they hand in: read, written anew, and held against onnxruntime.
+
+`python -m benchmarks.real_architectures FILES --json FILE` exports 26 architectures of timm (random weights) with both
+of PyTorch's exporters into the directory FILES, unless they lie there, and adds three classifiers that ship in packages
+where `FILES/packages` holds their ONNX files. Rows that the JSON file has are kept; `--again` measures them anew.
+Accepted means: the canonical form is written, its module runs, and onnxruntime computes the same logits from the
+submitted file, and from the canonical one with and without optimisation, at batches of one and three images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.timm_models import ARCHITECTURES, EXPORTERS, export, images
+from vetgate.errors import VetgateError
+from vetgate.formats.load import load_members
+from vetgate.formats.onnx.runtime import Session
+from vetgate.formats.readers import format_of
+from vetgate.formats.submission import Submission
+
+BATCHES = (1, 3)
+MODEL = "model.onnx"
+# file of a package -> side of its images and number of classes, as the package says
+PACKAGES: dict[str, tuple[str, tuple[int, int, int], int]] = {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one file; `gap` is the largest difference of logits, in units of their spread."""
+
+    architecture: str
+    exporter: str
+    side: int
+    nodes: int
+    written: int | None
+    gap: float | None
+    seconds: float
+    refused: str | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, help="where the exported files are kept")
+    parser.add_argument("--json", type=Path, help="write the rows here, and keep those that are there")
+    parser.add_argument("--again", action="store_true", help="measure rows anew that are there")
+    parser.add_argument("--only", default="", help="a pattern for architecture and exporter")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    done = {(row["architecture"], row["exporter"]): row for row in rows}
+    for architecture, exporter, fixed in cases():
+        label = f"{exporter}{', batch of 1' if fixed else ''}"
+        if not re.search(args.only, f"{architecture} {label}") or ((architecture, label) in done and not args.again):
+            continue
+        folder = args.files / f"{architecture}.{exporter}{'-fixed' if fixed else ''}"
+        row = measured(architecture, exporter, label, folder, fixed)
+        if row is not None:
+            done[architecture, label] = asdict(row)
+            print(architecture, label, row.refused or f"{row.gap:.1e}", f"{row.seconds:.0f} s", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(list(done.values()), indent=1) + "\n")
+    show(list(done.values()))
+
+
+def cases() -> Iterator[tuple[str, str, bool]]:
+    """Architecture, exporter, and whether the batch size is fixed at one as the shortest call has it."""
+    for exporter, fixed in [*((exporter, False) for exporter in EXPORTERS), ("dynamo", True)]:
+        yield from ((architecture, exporter, fixed) for architecture in ARCHITECTURES)
+
+
+def measured(architecture: str, exporter: str, label: str, folder: Path, fixed: bool) -> Row | None:
+    """Export the network unless that was done, and read the file; None where it cannot be exported."""
+    name, side = ARCHITECTURES[architecture]
+    if not (folder / MODEL).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        export(name, side, exporter, folder / MODEL, batch=not fixed)
+    shape = (3, side, side)
+    members = {path.name: path.read_bytes() for path in folder.iterdir()}
+    nodes = len(onnx.load(folder / MODEL, load_external_data=False).graph.node)
+    begin = time.monotonic()
+    try:
+        written, gap = held_against_runtime(members, folder / MODEL, shape, 1000, images(BATCHES[-1], side))
+        reason = None
+    except VetgateError as error:
+        written, gap, reason = None, None, str(error)
+    return Row(architecture, label, side, nodes, written, gap, round(time.monotonic() - begin, 1), reason)
+
+
+@torch.no_grad()
+def held_against_runtime(
+    members: dict[str, bytes], path: Path, shape: tuple[int, int, int], classes: int, natural: Tensor
+) -> tuple[int, float]:
+    """The number of operators written and the largest difference of logits; raises VetgateError where it is refused."""
+    submission = Submission(
+        name="timm",
+        supplier="benchmark",
+        task="image-classification",
+        model=MODEL,
+        format="onnx",
+        input_shape=shape,
+        classes=classes,
+        reference_data=None,
+    )
+    described, data = format_of(submission).canonical(members, submission)
+    loaded = load_members({described.model: data}, described)
+    x = torch.cat([natural, torch.rand(natural.shape, generator=torch.Generator().manual_seed(0))])
+    ours = loaded.model(x)
+    spread = float(ours.max() - ours.min())
+    gap = 0.0
+    for session in (Session(data), Session(data, optimised=False), Session(str(path))):
+        for batch in BATCHES:
+            theirs = torch.cat([session.run(part) for part in x.split(batch)])
+            gap = max(gap, float((theirs - ours).abs().max()) / spread)
+    return len(onnx.load_from_string(data).graph.node), gap
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    """Print a line an architecture."""
+    table = Table("architecture", *(exporters := sorted({str(row["exporter"]) for row in rows})))
+    for architecture in dict.fromkeys(str(row["architecture"]) for row in rows):
+        found = {row["exporter"]: row for row in rows if row["architecture"] == architecture}
+        cells = [
+            "-" if each not in found else "refused" if found[each]["refused"] else f"{found[each]['gap']:.1e}"
+            for each in exporters
+        ]
+        table.add_row(architecture, *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
