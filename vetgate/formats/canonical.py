@@ -6,16 +6,17 @@ its every byte is understood, written anew by the one writer of its form, and on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from vetgate.errors import NotUnderstood, VetgateError
 from vetgate.formats.load import load_members
-from vetgate.formats.readers import format_of
+from vetgate.formats.readers import form_of, format_of
 from vetgate.formats.sniff import ACCEPTED
 from vetgate.formats.submission import Submission
 
+T = TypeVar("T")
 # what the reading of a file may change in its description: how it is read, and never what it is said to be
 REWRITTEN = ("model", "format", "layer", "architecture", "normalization", "layout", "color", "output")
 
@@ -31,12 +32,16 @@ class Canonical:
 def canonical(members: Mapping[str, bytes], submission: Submission) -> Canonical | None:
     """What vetgate writes in place of `members`, the inspected files of a model; None where they are that already.
 
-    What is written is read again, and must give the very same bytes. Raises NotUnderstood.
+    What is written is read again, and must give the very same bytes; what serves it must compute the same. Raises
+    NotUnderstood.
     """
     written, data = _written(members, submission)
+    load_members({written.model: data}, written)
+    agree = form_of(written).agree
+    if agree is not None:
+        _understood(lambda: agree(data, written, members, submission))
     if data == members[submission.model] and written == submission:
         return None
-    load_members({written.model: data}, written)
     if _written({written.model: data}, written) != (written, data):
         raise NotUnderstood(
             f"expected one canonical form of {submission.model}, got another when that was read; hand in {ACCEPTED}"
@@ -60,8 +65,12 @@ def rewritten(submission: Submission, changes: Mapping[str, Any], manifest: str)
 
 
 def _written(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
+    return _understood(lambda: format_of(submission).canonical(members, submission))
+
+
+def _understood(work: Callable[[], T]) -> T:
     try:
-        return format_of(submission).canonical(members, submission)
+        return work()
     except (VetgateError, MemoryError):
         raise
     except Exception as error:

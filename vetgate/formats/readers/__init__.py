@@ -49,12 +49,15 @@ class Form:
     `load(data, submission)`: the network in eval mode, the name of the layer of the features, and whether a final
     softmax was stripped. `write(data, submission, tensors)`: the same model with other weights. `serve(data,
     submission)`, where files of the format are served by a runtime of their own: the network as that computes it from
-    these very bytes, by which it is measured; raises DefenceError where it cannot.
+    these very bytes, by which it is measured; raises DefenceError where it cannot. `agree(data, submission, members,
+    described)`: raises NotUnderstood unless that runtime computes what our reading does, from this file and, where they
+    are of the same format, from the `members` that were handed in as `described`.
     """
 
     load: Callable[[bytes, Any], tuple[nn.Module, str, bool]]
     write: Callable[[bytes, Any, Mapping[str, Tensor]], bytes]
     serve: Callable[[bytes, Any], nn.Module] | None = None
+    agree: Callable[[bytes, Any, Mapping[str, bytes], Any], None] | None = None
 
 
 @cache

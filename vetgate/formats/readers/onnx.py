@@ -79,6 +79,15 @@ def serve(data: bytes, submission: Submission) -> nn.Module:
     return RuntimeModule(data, ours).eval()
 
 
+def agree(data: bytes, submission: Submission, members: Mapping[str, bytes], described: Submission) -> None:
+    """Hold the graph as vetgate wrote it, and the one that was handed in, against our module in onnxruntime."""
+    from vetgate.formats.onnx.equal import check_equal
+
+    # what is of another format cannot be run in onnxruntime
+    same = described.format == submission.format
+    check_equal(data, submission, members=members if same else None, described=described if same else None)
+
+
 def _read(members: Mapping[str, bytes], submission: Submission) -> tuple[Graph, Mapping[str, str]]:
     # the settled graph of a file, and under which name what is named in the file is found there
     from vetgate.formats.onnx.reading.submitted import read_submitted
@@ -106,5 +115,5 @@ FORMAT = Format(
     belongs=belongs,
     inspect=inspect,
     canonical=canonical,
-    form=Form(load=load, write=write, serve=serve),
+    form=Form(load=load, write=write, serve=serve, agree=agree),
 )
