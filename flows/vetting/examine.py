@@ -28,6 +28,7 @@ from vetgate.errors import NotUnderstood
 from vetgate.formats.readers import formats
 from vetgate.shape import Blob
 from vetgate.trust.statements import EXAMINATION
+from vetgate.verdict.first_look import FirstLook, objection
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.reasons import Code, Figure, Reason, of_error
 from vetgate.verdict.wording import render
@@ -53,7 +54,8 @@ class Seen:
     """What the detectors found, or why nothing could be looked for; `refused` when the files were not understood.
 
     `guards` are the run-time guards that were fitted for serving the model, None where none were to be; `written` is
-    the manifest of what vetgate wrote in place of what was handed in, which alone is looked at.
+    the manifest of what vetgate wrote in place of what was handed in, which alone is looked at. `first_look` is None
+    where there are no trusted images.
     """
 
     found: tuple[Found, ...] = ()
@@ -61,6 +63,7 @@ class Seen:
     refused: bool = False
     guards: Guarding | None = None
     written: str | None = None
+    first_look: FirstLook | None = None
 
 
 @contextmanager
@@ -105,9 +108,13 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
             pass_on(vetting.settings, vetting.record.id)
             return vetting, Seen(refusal=Reason(Code.NOT_CANONICAL, figures={"written": written}), written=written)
         data: Data = Data(**pending.result())
+        vetting = replace(vetting, case=replace(vetting.case, data=data))
+        look = FirstLook.from_json(steps.look_first(vetting.settings, vetting.case)) if data.splits else None
     except (NotUnderstood, SandboxError) as error:
         return vetting, Seen(refusal=of_error(error), refused=isinstance(error, NotUnderstood))
-    vetting = replace(vetting, case=replace(vetting.case, data=data))
+    against = None if look is None else objection(look, vetting.case.n_classes, vetting.policy.least_skill)
+    if against is not None:
+        return vetting, Seen(refusal=against, first_look=look)
     wanted = {
         method: params
         for method, params in vetting.params.detect.items()
@@ -123,6 +130,7 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
             most = vetting.policy.timeout_seconds
             announce(f"one may take more than {most} s of processor time, the `timeout_seconds` of the policy")
     seen = _seen(vetting, workplace, wanted, at_once)
+    seen = replace(seen, first_look=look)
     return vetting, seen if seen.refused else replace(seen, guards=guard_submission(vetting, seen.found))
 
 

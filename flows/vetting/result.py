@@ -33,6 +33,7 @@ from tasks.vetting.results import (
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
 from vetgate.trust.guard_claims import guards_in
+from vetgate.verdict.first_look import FirstLook
 from vetgate.verdict.policy import GuardPolicy
 from vetgate.verdict.reasons import Reason, records
 from vetgate.verdict.stated import StatedMethod
@@ -75,6 +76,7 @@ def result_of(
     level: int,
     started: float,
     guards: ResultGuards | None = None,
+    first_look: FirstLook | None = None,
 ) -> Result:
     """Design.md's object; what it points to is written by `publish`."""
     verdict = answer.decided.verdict
@@ -103,6 +105,7 @@ def result_of(
         repairs=() if repaired is None else repaired.candidates,
         guards=guards,
         submitted_sha256=record.submission.submitted,
+        first_look=first_look,
     )
 
 

@@ -121,6 +121,7 @@ def render(
         "reasons": result.reasons,
         "suspects": [name_of(k, names) for k in result.suspects],
         "rows": rows,
+        "by_class": _by_class(result, names),
         "repair": _repair(result, repair, names, clean),
         "tried": tried(result.repairs, names),
         "guards": _guards(result),
@@ -167,6 +168,11 @@ def environment() -> Environment:
 def _plain(value: Any) -> Any:
     """What a template shows of a value: a stranger's text without controls; markup is what a macro of ours made."""
     return escaped_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _by_class(result: Result, names: list[str]) -> list[tuple[str, Any]]:
+    look = result.first_look
+    return [] if look is None else [(name_of(label, names), share) for label, share in enumerate(look.by_class)]
 
 
 def _class_names(submission: Blob | None) -> list[str]:

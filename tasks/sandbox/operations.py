@@ -30,6 +30,7 @@ from vetgate.guard.package import Package, to_bytes
 from vetgate.inversion import attack_success, invert
 from vetgate.probe import accuracy, logits
 from vetgate.replay import Computed, Missing, Replay, replaying
+from vetgate.verdict.first_look import first_look
 
 Payload = Mapping[str, Any]
 Progress = Callable[[float], None]
@@ -63,6 +64,12 @@ def describe(payload: Payload, progress: Progress) -> dict[str, Any]:
         "clean_accuracy": None if samples is None else accuracy(loaded.model, samples.x, samples.y),
         "image_seconds": image_seconds(loaded.model, _submission(payload).input_shape),
     }
+
+
+def look_first(payload: Payload, progress: Progress) -> dict[str, Any]:
+    """What the file, as it is served, does on the trusted `samples`, and would do if they were meant otherwise."""
+    loaded = load_served(Path(payload["directory"]), _submission(payload))
+    return first_look(loaded.model, _needed(payload, "samples", loaded), loaded.classes).to_json()
 
 
 def image_seconds(model: torch.nn.Module, shape: Sequence[int], batch: int = 16) -> float | None:
@@ -312,4 +319,4 @@ def _named(methods: Mapping[str, Method], name: str) -> Method:
     return methods[name]
 
 
-OPS = {op.__name__: op for op in (inspect, describe, detect, repair, evaluate, reinvert, guard)}
+OPS = {op.__name__: op for op in (inspect, describe, look_first, detect, repair, evaluate, reinvert, guard)}

@@ -30,6 +30,7 @@ from vetgate.errors import DefenceError, MissingInput, NotUnderstood
 from vetgate.trust.keys import read_trust_root
 from vetgate.trust.seeds import Seed
 from vetgate.trust.statements import EVIDENCE, INSPECTION
+from vetgate.verdict.first_look import FirstLook
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,21 @@ def _written(settings: Settings, record: Record, case: Case) -> Record:
     return written
 
 
+def look_first(settings: Settings, case: Case) -> FirstLook:
+    """What the model does on trusted images, found once; raises NotUnderstood or SandboxError."""
+    about = {**_looked(case), "data": bound(case.data.source), "what": "first look"}
+    saved = signed_results.find(settings, INSPECTION, about)
+    if saved is None:
+        asked = {**case.model, "samples": case.data.files("validate")}
+        try:
+            found = workplace_of(case.manifest).sandbox.call("look_first", asked, limits=case.limits.single)
+        except DefenceError as error:
+            # what is served must be what is looked at
+            raise NotUnderstood(str(error)) from error
+        saved = signed_results.save(settings, INSPECTION, about, found)
+    return FirstLook.from_json(saved.found)
+
+
 def processor_seconds(case: Case, described: dict[str, Any]) -> float | None:
     """What all detectors together will take of one core, about; None where the model could not be timed."""
     image = described.get("image_seconds")
@@ -154,11 +170,12 @@ def _looked(case: Case) -> dict[str, Any]:
 def _readers() -> str:
     """SHA-256 over all that opens a submitted file: our readers of formats, and the versions of what they call."""
     folders = (PACKAGE / "formats", PACKAGE / "architectures")
-    files = [OPS, PACKAGE / "errors.py", *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
+    own = (PACKAGE / "errors.py", PACKAGE / "verdict" / "first_look.py")
+    files = [OPS, *own, *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    for package in ("onnx", "safetensors", "torch"):
+    for package in ("onnx", "onnxruntime", "safetensors", "torch"):
         digest.update(f"{package} {version(package)}".encode())
     return digest.hexdigest()
 

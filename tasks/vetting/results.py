@@ -9,6 +9,7 @@ from typing import Any
 
 from vetgate.shape import Blob, Number, Shaped
 from vetgate.verdict.accuracy_loss import AccuracyLoss
+from vetgate.verdict.first_look import FirstLook
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,8 @@ class Result(Shaped):
     guards: ResultGuards | None = None
     # the manifest of what was handed in, where vetgate wrote other bytes in its place
     submitted_sha256: str | None = None
+    # None without trusted images, or by an earlier version
+    first_look: FirstLook | None = None
 
 
 @dataclass(frozen=True)
@@ -290,4 +293,5 @@ class NotTakenIn:
             "repairs": [],
             "guards": None,
             "submitted_sha256": None,
+            "first_look": None,
         }

@@ -78,6 +78,19 @@ def inspect_and_load(settings: Settings, record: Record, case: Case) -> Blob:
 
 
 @task(
+    name="first look",
+    task_run_name="first look",
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=NO_CACHE,
+)
+def look_first(settings: Settings, case: Case) -> Blob:
+    """What the model does on trusted images, as JSON; raises NotUnderstood or SandboxError."""
+    with reporting("first look"):
+        return inspect.look_first(settings, case).to_json()
+
+
+@task(
     name="detect", task_run_name="detect {method}", persist_result=True, result_serializer="json", cache_policy=NO_CACHE
 )
 def detect(settings: Settings, case: Case, method: str, params: Blob) -> Blob:

@@ -130,6 +130,8 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     """The least sandbox for each format: 1 is process limits, 2 is bubblewrap."""
     promote_formats: tuple[str, ...] = Field(default_factory=written_formats)
     """Formats that may enter production."""
+    least_skill: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """How far from guessing (0) to always right (1) a model must come on trusted images, or nothing is said of it."""
     repair: RepairPolicy = RepairPolicy()
     """What may be repaired, and at what price."""
     guard: GuardPolicy = Field(default_factory=GuardPolicy)

@@ -76,6 +76,8 @@ class Code(StrEnum):
     REFUSED = "refused", Bearing.OPEN
     GIVEN_UP = "given-up", Bearing.OPEN
     NOT_CANONICAL = "not-canonical", Bearing.OPEN
+    NO_SKILL = "no-skill", Bearing.OPEN
+    READ_WRONGLY = "read-wrongly", Bearing.OPEN
     # told, and held against nothing
     NOTHING_STANDS_OUT = "nothing-stands-out", Bearing.NOTE
     UNCALIBRATED = "uncalibrated", Bearing.NOTE

@@ -45,6 +45,10 @@ WORDS: dict[Code, str] = {
     Code.SANDBOX_TOO_WEAK: "the policy demands sandbox level {wanted} for {format}, this host gave {given}",
     Code.NOT_CANONICAL: "these are not bytes that vetgate wrote, and only those are vetted; vetgate wrote {written} in "
     "their place, which `vetgate vet` vets",
+    Code.NO_SKILL: "the model is right on {accuracy:share} of {images} trusted images of {classes} classes, which is "
+    "near guessing; see whether reference_data, classes and normalization in submission.yaml are the model's",
+    Code.READ_WRONGLY: "the model is right on {accuracy:share} of {images} trusted images, and on {under_cause:share} "
+    "of those held out with {cause}; say so in submission.yaml, or hand in a model that does this itself",
     Code.OTHER_DATA: "the calibration's references on {data} were trained on other bytes; "
     "run `vetgate calibrate {data}`",
     Code.NOTHING_INSPECTED: "no detector that is held against labels (`null` is LABEL) could be read; a verdict "

@@ -31,6 +31,7 @@ RESULT += [
     "repairs",
     "guards",
     "submitted_sha256",
+    "first_look",
 ]
 METHOD = ["name", "statistic", "alarmed", "suspects", "failure", "seconds"]
 REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]

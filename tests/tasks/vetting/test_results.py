@@ -29,7 +29,8 @@ PRINTED = (
     '"guards": {"package": "22", "action": "reject", "rate": 0.05, "false_rejections": 0.03, "guards": [{"name": '
     '"strip", "chosen": true, "reason": null, "rate": 0.05, "false_rejections": 0.03, "detection": 1, "alone": '
     '{"bare": 0.5, "guarded": 2, "slowdown": 4.0}, "batch": {"bare": 1.5, "guarded": 120, "slowdown": 80.0}}], '
-    '"seconds": 1.5}, "submitted_sha256": null}'
+    '"seconds": 1.5}, "submitted_sha256": null, "first_look": {"images": 256, '
+    '"accuracy": 0.97, "by_class": [0.97, null], "cause": null, "under_cause": null, "as_submitted": null}}'
 )
 
 # canonical JSON, as it is written under repairs/
@@ -53,7 +54,13 @@ def test_a_result_of_an_earlier_version_is_read_and_says_that_nothing_was_measur
     earlier = json.loads(PRINTED)
     del earlier["repairs"][0]["submission"], earlier["repairs"][0]["verdict"]
     assert Result.from_json(earlier).repairs[0].verdict is None
-    del earlier["repairs"], earlier["guards"], earlier["submitted_sha256"], earlier["repair"]["robust_accuracy"]
+    del (
+        earlier["repairs"],
+        earlier["guards"],
+        earlier["submitted_sha256"],
+        earlier["first_look"],
+        earlier["repair"]["robust_accuracy"],
+    )
     result = Result.from_json(earlier)
     assert result.repairs == () and result.repair is not None and result.repair.robust_accuracy == (None, None)
     assert Result.from_json(result.to_json()) == result
