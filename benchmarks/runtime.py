@@ -127,15 +127,15 @@ def members_trained(wanted: Sequence[Member]) -> Iterator[Attacked]:
         yield Attacked.of(names, network.model, given.classes, parts, network.attacked)
 
 
-def papers(place: Path, files: Mapping[str, Path]) -> Iterator[Attacked]:
-    """The networks of other benchmarks with known triggers, and those with a pattern of lone pixels."""
+def papers(place: Path, files: Mapping[str, Path], wanted: Sequence[str] | None) -> Iterator[Attacked]:
+    """The networks of other benchmarks with known triggers, and those with a pattern of lone pixels; all, or some."""
     for case in CASES:
-        if case.data in files and case.backdoor != "transfer":
+        if case.data in files and case.backdoor != "transfer" and (wanted is None or case.name in wanted):
             data = Data.of(files[case.data])
             model, trigger = infected(case, data, place)
             yield _stamped((case.name, case.data, case.backdoor, case.architecture), model, data, trigger)
     for name, budget in ALLOWED.items():
-        if name in files:
+        if name in files and (wanted is None or f"{name}-pattern" in wanted):
             data = Data.of(files[name])
             model, trigger = with_pattern(name, data, place)
             params = {voter: {"budget": budget} for voter in voters()}
@@ -275,7 +275,7 @@ def main() -> None:
     """Do what is not in the file yet, and print the table of what is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--members", nargs="+", default=[m.name for m in to_measure()])
+    parser.add_argument("--members", nargs="+")
     parser.add_argument("--attacks", nargs="+", default=sorted({m.attack for m in to_measure()}))
     parser.add_argument("--guards", nargs="+", default=sorted(GUARDS), choices=sorted(GUARDS))
     parser.add_argument("--cost", action="store_true")
@@ -285,10 +285,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.papers is None:
-        cases = members_trained([m for m in to_measure() if m.name in given.members and m.attack in given.attacks])
+        wanted = [m for m in to_measure() if given.members is None or m.name in given.members]
+        cases = members_trained([m for m in wanted if m.attack in given.attacks])
     else:
         files = {name: getattr(given, name) for name in EPOCHS if getattr(given, name) is not None}
-        cases = papers(given.papers, files)
+        cases = papers(given.papers, files, given.members)
     for row in rows(cases, given.guards, given.json, cost if given.cost else figures):
         Console(stderr=True).print(row)
     if not given.cost:

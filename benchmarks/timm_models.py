@@ -57,14 +57,14 @@ def plausible(name: str, side: int, seed: int = 0) -> nn.Module:
                 parameter.add_(0.1 * torch.randn_like(parameter))
         model.train()
         for _ in range(3):
-            model(images(4, side))
+            model(images(4, side, side))
     return model.eval()
 
 
-def images(count: int, side: int) -> Tensor:
-    """Random images (N, 3, side, side) in [0, 1], smooth as photographs are, with some grain."""
-    smooth = nn.functional.interpolate(torch.rand(count, 3, 7, 7), (side, side), mode="bicubic").clamp(0, 1)
-    return (0.8 * smooth + 0.2 * torch.rand(count, 3, side, side)).float()
+def images(count: int, height: int, width: int) -> Tensor:
+    """Random images (N, 3, height, width) in [0, 1], smooth as photographs are, with some grain."""
+    smooth = nn.functional.interpolate(torch.rand(count, 3, 7, 7), (height, width), mode="bicubic").clamp(0, 1)
+    return (0.8 * smooth + 0.2 * torch.rand(count, 3, height, width)).float()
 
 
 def export(name: str, side: int, exporter: str, path: Path, *, batch: bool = True) -> None:
@@ -72,7 +72,7 @@ def export(name: str, side: int, exporter: str, path: Path, *, batch: bool = Tru
 
     Without `batch` the call is the shortest that users make, and the batch size stays fixed at one.
     """
-    model, x = plausible(name, side), images(1 if not batch else 2, side)
+    model, x = plausible(name, side), images(1 if not batch else 2, side, side)
     free: dict[str, object] = {}
     if batch and exporter == "torchscript":
         free = {"input_names": ["image"], "dynamic_axes": {"image": {0: "N"}}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vetgate.guard  # noqa: F401 - registers the guards
 from flows.service.scoring.current import Served
-from vetgate.contract import Samples, Subject
+from vetgate.contract import Param, Samples, Subject
 from vetgate.guard.guarded import Action, Guarded, fit_guards
 from vetgate.guard.package import Package
 from vetgate.trust.keys import utc_now
@@ -20,7 +20,10 @@ SHAPE, CLASSES, RATE = (1, 8, 8), ("north-west", "north-east", "south-west", "so
 MANIFEST, ATTESTATION = "a" * 64, "b" * 64
 GUARD = "strip"
 # at full strength the lit corner stays lit whatever is added to it
-PARAMS = {"overlays": 64, "brightness": 1.0}
+PARAMS: dict[str, Param] = {"overlays": 64, "brightness": 1.0}
+VOTER = "input_fuzzing"
+# the network has no weights to tune; noise puts the lit corner out
+VOTING: dict[str, dict[str, Param]] = {VOTER: {"steps": 0, "votes": 32}}
 
 
 class Quarters(nn.Module):
@@ -47,13 +50,22 @@ def triggered(x: Tensor) -> Tensor:
     return stamped
 
 
-def guarded(action: Action = Action.REJECT) -> Guarded:
-    """The network with a guard that is fitted on clean images."""
+def split(x: Tensor) -> Tensor:
+    """The images with a second quarter that is as bright as the brightest."""
+    quarters = nn.functional.unfold(x, 4, stride=4)  # (M, 16, 4)
+    first, last = quarters.sum(1).argsort(1, descending=True)[:, [0, -1]].T
+    rows = torch.arange(len(x))
+    quarters[rows, :, last] = quarters[rows, :, first]
+    return nn.functional.fold(quarters, SHAPE[1:], 4, stride=4)
+
+
+def guarded(action: Action = Action.REJECT, wanted: Mapping[str, Mapping[str, Param]] | None = None) -> Guarded:
+    """The network with a guard that is fitted on clean images, or with the wanted ones."""
     model, x = Quarters().eval(), images(200)
     with torch.no_grad():
         clean = Samples(x, model(x).argmax(1))
     subject = Subject(model=model, layer="", classes=len(CLASSES), clean=clean[:100], train=None)
-    fitted, failed = fit_guards(subject, clean[100:], {GUARD: PARAMS}, rate=RATE, seed=0)
+    fitted, failed = fit_guards(subject, clean[100:], wanted or {GUARD: PARAMS}, rate=RATE, seed=0)
     assert not failed
     return Guarded(model, Package(MANIFEST, fitted), SHAPE, action=action)
 

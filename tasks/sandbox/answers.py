@@ -46,6 +46,12 @@ class Crashed(SandboxError):
     code = "crashed"
 
 
+class Died(Crashed):
+    """An operation was ended by a fault of its own, such as a wrong address: what it was given broke what ran it."""
+
+    code = "died"
+
+
 class TimedOut(SandboxError):
     """An operation ran past its limit of wall-clock or processor time."""
 
@@ -58,6 +64,7 @@ class OutOfMemory(SandboxError):
     code = "out-of-memory"
 
 
+FAULTS = ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL", "SIGBUS")
 KNOWN: dict[str, type[VetgateError]] = {
     name: item for name, item in vars(errors).items() if isinstance(item, type) and issubclass(item, VetgateError)
 } | {"OutOfMemory": OutOfMemory, "Crashed": Crashed}
@@ -123,7 +130,7 @@ def _failure(end: Mapping[str, Any], limits: Limits, tail: str) -> tuple[type[Sa
     if outcome == "signal":
         name = signal.Signals(end["signal"]).name if end["signal"] in set(signal.Signals) else "of no name"
         hint = "free memory on this host" if name == "SIGKILL" else "refuse the model"
-        return Crashed, f"signal {end['signal']} {name}; {hint}"
+        return Died if name in FAULTS else Crashed, f"signal {end['signal']} {name}; {hint}"
     return Crashed, f"exit code {end['exit']}; refuse the model"
 
 

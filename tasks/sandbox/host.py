@@ -25,6 +25,7 @@ from typing import IO, Any, Literal, NoReturn, Self
 from tasks.sandbox.answers import (
     MORE_TIME,
     Crashed,
+    Died,
     Limits,
     OutOfMemory,
     SandboxError,
@@ -39,6 +40,7 @@ from vetgate.errors import StoreError
 
 __all__ = [
     "Crashed",
+    "Died",
     "Limits",
     "OutOfMemory",
     "Sandbox",

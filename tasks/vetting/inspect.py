@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.progress import progress_of
-from tasks.sandbox.host import OPS, Crashed, Limits, SandboxError
+from tasks.sandbox.host import OPS, Crashed, Died, Limits, Sandbox, SandboxError
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -114,7 +114,7 @@ def _written(settings: Settings, record: Record, case: Case) -> Record:
     out.unlink(missing_ok=True)
     # what an earlier version wrote stays what it is
     asked = case.model if known else {**case.model, "out": str(out)}
-    answer = workplace.sandbox.call("inspect", asked, limits=case.limits)
+    answer = understood(workplace.sandbox, asked, case.limits)
     if known:
         return record
     written = record
@@ -124,6 +124,14 @@ def _written(settings: Settings, record: Record, case: Case) -> Record:
         written = take_written(settings, record, Path(case.directory), out, answer["changes"], room)
     keep_conversion(settings, record, _readers(), written)
     return written
+
+
+def understood(sandbox: Sandbox, asked: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """What the sandbox says of the files that it read; those that break a reader or a runtime are not understood."""
+    try:
+        return sandbox.call("inspect", asked, limits=limits)
+    except Died as error:
+        raise NotUnderstood(f"expected files that their readers survive, got a crash: {error}") from error
 
 
 def look_first(settings: Settings, case: Case) -> FirstLook:

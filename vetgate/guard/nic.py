@@ -147,7 +147,7 @@ def _beyond(tensors: Tensors, decisions: Tensor) -> Tensor:
     return ((decisions - tensors["usual"]) / tensors["unit"]).clamp(min=0)
 
 
-def _fit(subject: Subject, *, images: int = 2000, dims: int = 64, layers: int = 10, nu: float = 0.02) -> Fitted:
+def _fit(subject: Subject, *, images: int = 2000, dims: int = 40, layers: int = 10, nu: float = 0.02) -> Fitted:
     """Learn from up to `images` trusted ones, `dims` directions of each of up to `layers` layers, the last ones surely.
 
     Each one-class model leaves the share `nu` of them outside: as many as may be rejected, or fewer.

@@ -46,9 +46,9 @@ class Inspection:
 
     def found(self, rule: ScanRule, member: str, evidence: str) -> None:
         """Note a finding, once, unless there are too many already."""
-        shown = escaped(evidence)
+        shown = escaped(evidence[: 4 * MAX_EVIDENCE])
         shown = shown if len(shown) <= MAX_EVIDENCE else f"{shown[: MAX_EVIDENCE - 1]}…"
-        finding = Finding(rule.id, self.path, escaped(member)[: 4 * MAX_EVIDENCE], shown)
+        finding = Finding(rule.id, self.path, escaped(member[: 4 * MAX_EVIDENCE]), shown)
         # what makes it malicious is kept whatever fills the list
         full = len(self.findings) >= MAX_FINDINGS
         worse = finding.severity in (Severity.CRITICAL, Severity.HIGH)

@@ -20,17 +20,24 @@ from vetgate.scan.rules import (
 
 TARGETS = ("_target_", "__target__", "_class_name_")
 OF_JSONPICKLE = ("py/object", "py/reduce", "py/function", "py/type", "py/newargs", "py/newargsex", "py/repr", "py/mod")
-TEMPLATED = re.compile(r"\{[{%]")
 INSIDE = re.compile(
-    r"__(?:class|globals|builtins|import|subclasses|mro|base|bases|init|getattribute|code|dict|self)__|\battr\s*\(|"
+    r"__(?:class|globals|builtins|import|subclasses|mro|base|bases|init|getattribute|code|dict|self)__|\battr\s*\(\s*[\"']_|"
     r"\b(?:lipsum|cycler|joiner|namespace)\b\s*(?:\.|\[)\s*[\"']?_|\bpopen\b|\bos\.system\b"
 )
 
 
 def check_template(text: str, at: Place) -> None:
-    """Tell of a template that reaches for the inside of Python."""
-    if TEMPLATED.search(text) and (found := INSIDE.search(text)):
-        at.found(TEMPLATE, text[max(0, found.start() - 40) : found.end() + 40])
+    """Tell of a template that reaches for the inside of Python, within its braces."""
+    for opening, closing in (("{{", "}}"), ("{%", "%}")):
+        start = text.find(opening)
+        while start >= 0:
+            stop = text.find(closing, start)
+            if stop < 0:
+                # what does not end is no template
+                break
+            if found := INSIDE.search(text, start, stop):
+                at.found(TEMPLATE, text[max(0, found.start() - 40) : found.end() + 40])
+            start = text.find(opening, stop)
 
 
 def check_target(target: Any, at: Place) -> None:
@@ -69,7 +76,7 @@ def _check_object(value: dict[str, Any], at: Place) -> None:
             at.found(CONFIG_CALL, f"{key}: {value[key]}")
     if "__module__" in value and "__class__" in value:
         at.found(CONFIG_TARGET, f"{value['__module__']}.{value['__class__']}")
-    if "class_name" in value:
+    if "class_name" in value and "config" in value:
         check_layer(value, at)
     check_flavor(value, at)
 

@@ -6,19 +6,22 @@ from collections.abc import Callable
 
 from vetgate.scan.archives.compressed import is_zlib, read_compressed
 from vetgate.scan.archives.tar_archive import is_tar, read_tar
-from vetgate.scan.archives.zip_archive import read_zip
-from vetgate.scan.archives.zip_directory import LOCAL, find_end
+from vetgate.scan.archives.zip_archive import read_members
+from vetgate.scan.archives.zip_directory import LOCAL, find_end, zip_members
 from vetgate.scan.inspection import Inspection, Place
 from vetgate.scan.keras_config import HDF5, read_hdf5
 from vetgate.scan.numpy_file import MAGIC as NUMPY
 from vetgate.scan.numpy_file import read_npy
 from vetgate.scan.onnx_scan import may_be_onnx, read_onnx
 from vetgate.scan.pickles.streams import Probed, probe, read_pickles
+from vetgate.scan.png_file import MAGIC as PNG
+from vetgate.scan.png_file import read_png
 from vetgate.scan.rules import MASQUERADE, POLYGLOT, PROGRAM, UNKNOWN
 from vetgate.scan.safetensors_scan import is_safetensors, read_safetensors
 from vetgate.scan.source import Part, Source
 from vetgate.scan.texts import as_text, read_text
 from vetgate.scan.torch_legacy import is_torch_legacy, read_torch_legacy
+from vetgate.scan.torch_zip import is_torch, read_torch_zip
 
 Reader = Callable[[Source, Place], object]
 COMPRESSED = {
@@ -50,6 +53,11 @@ UNREAD_MAGIC = {
 ENDINGS = {
     ".safetensors": ("safetensors",),
     ".onnx": ("ONNX",),
+    ".pt": ("zip", "pickle"),
+    ".pth": ("zip", "pickle"),
+    ".ckpt": ("zip", "pickle"),
+    ".pkl": ("pickle",),
+    ".pickle": ("pickle",),
     ".npy": ("numpy",),
     ".npz": ("zip",),
     ".keras": ("zip",),
@@ -62,8 +70,8 @@ ENDINGS = {
     ".txt": ("text",),
     ".md": ("text",),
     ".csv": ("text",),
-    ".png": ("image",),
-    ".jpg": ("image",),
+    ".png": ("PNG",),
+    ".jpg": ("JPEG",),
 }
 HDF5_STARTS = [512 << shift for shift in range(24)]
 
@@ -85,7 +93,8 @@ def recognise(source: Source, at: Place) -> None:
     ending = "." + at.name.rpartition(".")[2].lower()
     if kind not in ENDINGS.get(ending, (kind,)):
         at.found(MASQUERADE, f"{kind or 'something unknown'} under the name {at.name}")
-    if kind != "pickle" and probed.runs:
+    # as a pickle, a zip archive begins with a persistent id that no loader takes
+    if kind not in ("pickle", "text", "zip") and probed.runs:
         at.found(POLYGLOT, f"{kind or 'bytes'} that can be read as a pickle, which would run code")
         at.guarded(lambda: read_pickles(source, at))
     if kind != "zip":
@@ -108,9 +117,11 @@ def kind_of(source: Source, probed: Probed) -> tuple[str, Reader]:
         if head.startswith(magic) and (kind != "lzma" or len(head) > 13):
             return kind, _reading_compressed(kind)
     if head.startswith((LOCAL, b"PK\x05\x06")):
-        return "zip", read_zip
+        return "zip", _read_zip
     if head.startswith(HDF5):
         return "HDF5", read_hdf5
+    if head.startswith(PNG):
+        return "PNG", read_png
     if head.startswith(NUMPY):
         return "numpy", read_npy
     if is_torch_legacy(source):
@@ -123,20 +134,19 @@ def kind_of(source: Source, probed: Probed) -> tuple[str, Reader]:
 
 
 def _without_magic(source: Source, probed: Probed, head: bytes) -> tuple[str, Reader]:
-    text = as_text(source)
-    whole = probed.end is not None and not probed.findings
-    # class names one a line can look like an import; what calls, or is whole, is a pickle
+    whole = probed.end == source.size and not probed.findings
     marked = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    if marked or probed.runs or (probed.end == source.size and whole):
+    if marked or whole or probed.calls or (probed.imports and probed.end is not None):
         return "pickle", read_pickles
-    if text is not None:
+    # words one a line can look like an import, such as cast, iron: what neither calls nor comes to an end is text
+    if (text := as_text(source)) is not None:
         return "text", lambda source, at: read_text(text, at)
-    if probed.end is not None:
+    if probed.imports or probed.end is not None:
         return "pickle", read_pickles
     if is_zlib(source):
         return "zlib", _reading_compressed("zlib")
-    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
-        return "image", _telling_unknown("an image")
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG", _telling_unknown("a JPEG image")
     if may_be_onnx(source):
         return "ONNX", read_onnx
     return "", _telling_unknown("bytes of no known format")
@@ -144,6 +154,14 @@ def _without_magic(source: Source, probed: Probed, head: bytes) -> tuple[str, Re
 
 def _reading_compressed(kind: str) -> Reader:
     return lambda source, at: read_compressed(source, at, kind)
+
+
+def _read_zip(source: Source, at: Place) -> None:
+    members = zip_members(source, at)
+    if is_torch(members):
+        read_torch_zip(source, members, at)
+    else:
+        read_members(source, members, at)
 
 
 def _telling_program(name: str) -> Reader:

@@ -18,6 +18,7 @@ from vetgate.scan.rules import (
     LIMIT,
     REMOTE_CODE,
     SOURCE_CODE,
+    UNREAD,
 )
 from vetgate.scan.source import BrokenFileError, Source
 
@@ -34,13 +35,14 @@ PYTHON = re.compile(
     re.M,
 )
 FENCE = re.compile(r"^(```|~~~|    \S|\.\. code)", re.M)
+POINTER = "version https://git-lfs.github.com/spec/"
 # a YAML tag, where a node can begin: verbatim, with a handle, or without
 TAG = re.compile(r"(?:^|[\s\[{,:?-])(!(?:<[^>\n]{0,300}>|[\w-]*!?[\w%/.:;@&=+$#~*'()-]{1,300}))", re.M)
 DIRECTIVE = re.compile(r"^%TAG\s", re.M)
 KEY = re.compile(
     r"""(?:^|[\s{,\[-])["']?(_target_|auto_map|trust_remote_code|custom_pipelines)["']?\s*:[ \t]*(\S*)""", re.M
 )
-ESCAPED_KEY = re.compile(r'"[^"\n]{0,200}\\[^"\n]{1,200}"\s*:', re.M)
+ESCAPED_KEY = re.compile(r'"[^"\\\n]{0,60}\\[^"\n]{1,60}"[ \t]{0,9}:', re.M)
 
 
 def as_text(source: Source) -> str | None:
@@ -59,8 +61,14 @@ def as_text(source: Source) -> str | None:
 
 def read_text(text: str, at: Place) -> None:
     """Inspect a text, as JSON if it is."""
-    if at.name.lower().endswith(SCRIPTS) or text.startswith("#!"):
+    if at.name.lower().endswith(SCRIPTS):
+        # no reader of configurations opens it, and code looks like much
         at.found(SOURCE_CODE, at.name)
+        return
+    if text.startswith("#!"):
+        at.found(SOURCE_CODE, text[:40])
+    if text.startswith(POINTER):
+        at.found(UNREAD, "a pointer of git LFS; the file that it stands for is not here")
     if at.name == FILE:
         read_mlmodel(text, at)
     elif text.lstrip()[:1] in ("{", "[") and _read_json(text, at):

@@ -16,7 +16,16 @@ import pytest
 
 from tasks.sandbox import host
 from tasks.sandbox.answers import KNOWN, conclude
-from tasks.sandbox.host import Crashed, Limits, OutOfMemory, Sandbox, SandboxUnavailable, TimedOut, available_level
+from tasks.sandbox.host import (
+    Crashed,
+    Died,
+    Limits,
+    OutOfMemory,
+    Sandbox,
+    SandboxUnavailable,
+    TimedOut,
+    available_level,
+)
 from tests import system
 from vetgate.errors import BadSubmission, NotFinite, NotUnderstood, StoreError
 
@@ -149,6 +158,13 @@ def test_file_size_is_limited_and_reads_as_a_full_disk(sandbox):
 def test_a_signal_is_named_with_the_last_words(sandbox, number):
     with pytest.raises(Crashed, match=f"signal {int(number)} {number.name}.*last words"):
         sandbox.call("die", {"signal": int(number)})
+
+
+@pytest.mark.parametrize("number, own", [(signal.SIGSEGV, True), (signal.SIGBUS, True), (signal.SIGKILL, False)])
+def test_a_fault_of_its_own_is_told_from_being_killed(sandbox, number, own):
+    with pytest.raises(Crashed) as caught:
+        sandbox.call("die", {"signal": int(number)})
+    assert isinstance(caught.value, Died) is own
 
 
 def test_an_exit_without_an_answer_is_a_crash(sandbox):

@@ -51,6 +51,7 @@ def test_links_pipes_and_what_cannot_be_read_are_not_clean_and_not_opened(tmp_pa
         assert rules(worker.scan("pipe", given / "pipe")) == {"Link"}
         assert rules(worker.scan("link", given / "nowhere")) == {"Unread"}
         assert rules(worker.scan("gone", given / "gone")) == {"Unread"}
+        assert rules(worker.scan("longer", Path("/proc/self/status"))) == {"Unfinished"}
 
 
 def test_nothing_to_scan_is_not_clean(tmp_path: Path) -> None:

@@ -278,7 +278,9 @@ def test_a_pickle_under_any_name_is_refused_and_never_run(
 
 
 def test_other_formats_are_refused_with_what_to_hand_in(cnn: Any, submit: Submit) -> None:
-    assert "ONNX graph" in refused(*submit(cnn, format="pt"), "expected format onnx or safetensors, got 'pt'")
+    assert "ONNX graph" in refused(
+        *submit(cnn, format="pt"), "expected format onnx or safetensors or state_dict, got 'pt'"
+    )
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,14 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "submission.yaml").write_bytes(GOOD.replace("acme", "Müller").encode("latin-1"))
     with pytest.raises(BadSubmission, match="UTF-8"):
         read_submission(tmp_path)
+
+
+def test_what_is_said_of_pixels_reads_back() -> None:
+    text = (
+        "name: a\nsupplier: b\ntask: image-classification\nmodel: m.onnx\nformat: onnx\ninput_shape: [3, 8, 8]\n"
+        "classes: 3\nreference_data: null\nnormalization: {mean: [0.1, 0.2, 0.3], std: [1, 2, 3]}\n"
+        "layout: NHWC\ncolor: BGR\noutput: probabilities\n"
+    )
+    submission = parse_submission(text)
+    assert submission.normalization is not None and submission.normalization.std == (1.0, 2.0, 3.0)
+    assert parse_submission(dump_submission(submission)) == submission

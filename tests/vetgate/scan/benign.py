@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import pickle
+import struct
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import onnx
 import safetensors.torch
 import torch
 from onnx import TensorProto, helper
+from PIL import Image
 
 from tests.vetgate.scan.assembled import tarred, zipped
 from tests.vetgate.scan.malicious import Made
@@ -29,7 +31,7 @@ README = b"""# A net
 import torch
 model = torch.load("model.pt")
 ```
-Do not use !important things. Ask: is it ok?
+Do not use !important things. Ask: is it ok? Templates such as {{ name }} are filled in; see `Net.__init__`.
 """
 CONDA = b"""channels:
 - conda-forge
@@ -84,13 +86,16 @@ def harmless() -> dict[str, Made]:
         "objects.npy": _saved(np.array([1, "a", None], dtype=object)),
         "objects.pkl": pickle.dumps(np.array([1, "a", None], dtype=object)),
         "code": {"train.py": b"import torch\n\nprint(torch.zeros(1))\n", "run.sh": b"#!/bin/sh\nls\n"},
-        "picture.png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "picture.jpg": b"\xff\xd8\xff" + bytes(100),
+        "truncated.png": _picture()[:-6],
         "random.bin": np.random.default_rng(0).bytes(5000),
         "truncated.pt": _torch_files()["float32.pt"][:-40],  # type: ignore[dict-item, index]
         "truncated.safetensors": safetensors.torch.save(NET.state_dict())[:-4],
         "truncated.gz": gzip.compress(b"text" * 100)[:-9],
         "control-flow.onnx": _model(helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)),
         "foreign.onnx": _model(helper.make_node("Own", ["x"], ["y"], domain="org.own")),
+        "pointer.bin": b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 9\n",
+        "text.pt": b"text\n",
         "targets.yaml": b"net:\n  _target_: torch.nn.Linear\n",
         "compressed-twice.zip": zipped({"a.txt": bytes(60 << 20).replace(b"\0", b" ")}, 8),
     }  # fmt: skip
@@ -153,8 +158,9 @@ def _pickles() -> dict[str, Made]:
     }
     value["itself"] = value
     made: dict[str, Made] = {f"values-{number}.pkl": pickle.dumps(value, number) for number in range(6)}
-    large = pickle.dumps({"array": np.zeros(200_000)}, 5)
-    return made | {"large.pkl": large, "several.pkl": pickle.dumps(1) + pickle.dumps({"a": 2})}
+    array = {"array": np.arange(200_000.0)}
+    made |= {f"large-{number}.pkl": pickle.dumps(array, number) for number in (1, 2, 4, 5)}
+    return made | {"several.pkl": pickle.dumps(1) + pickle.dumps({"a": 2})}
 
 
 def _arrays() -> dict[str, Made]:
@@ -167,8 +173,25 @@ def _arrays() -> dict[str, Made]:
         "plain.npz": plain.getvalue(),
         "array.npy": _saved(np.ones((2, 3), np.float32)),
         "fields.npy": _saved(fields),
+        "sizes-twice.npz": _sizes_twice(_saved(np.arange(3.0))),
         "times.npy": _saved(np.zeros(2, "datetime64[s]")),
     }
+
+
+def _picture() -> bytes:
+    made = io.BytesIO()
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(made, "png")
+    return made.getvalue()
+
+
+def _sizes_twice(data: bytes) -> bytes:
+    """An archive whose member has its sizes in the zip64 field too, as older versions of Python write it."""
+    plain = zipped({"a.npy": data})
+    extra = struct.pack("<HHQQ", 1, 16, len(data), len(data))
+    directory, end = plain.index(b"PK\x01\x02"), plain.index(b"PK\x05\x06")
+    local = plain[:28] + struct.pack("<H", len(extra)) + plain[30:35] + extra + plain[35:directory]
+    offset = struct.pack("<I", directory + len(extra))
+    return local + plain[directory : end + 16] + offset + plain[end + 20 :]
 
 
 def _model(*nodes: onnx.NodeProto) -> bytes:
@@ -194,9 +217,12 @@ def _texts() -> dict[str, Made]:
         "README.md": README,
         "LICENSE": b"Copyright (c) someone. Permission is hereby granted.\n",
         "labels.txt": b"cat\ndog\nbird\n",
+        "words.txt": b"cast\niron\n",
+        "platforms.txt": b"ios\nandroid\ncos\nsin\n",
         "names.txt": "\ufeffGrößen\r\nNaïve\r\n".encode(),
         "table.csv": b"label,share\n0,0.5\n",
         "empty.txt": b"",
+        "picture.png": _picture(),
         "conda.yaml": CONDA,
         "submission.yaml": b"name: net\nformat: onnx\ninput_shape: [3, 8, 8]\nclasses: 10\n",
         "values.json": json.dumps({"a": [1, 2, {"b": None}], "text": "{{ name }}"}).encode(),

@@ -119,6 +119,11 @@ def _pickles(command: str) -> dict[str, Made]:
         "popped-import.pkl": b"\x80\x02" + imported("antigravity", "fly") + b"0N.",
         "deep.pkl": b"\x80\x02" + b"]" * 500 + plain[2:-1] + b"a" * 500 + b".",
         "memo-then-call.pkl": b"\x80\x02" + imported("os", "system") + b"q\x000}h\x00" + arguments + b"Rq\x010.",
+        "odd-numbers-first.pkl": b"I010\n0I1_0\n0Fx\n0L\n0Nq\x000g00\n0" + plain[2:],
+        "no-text-first.pkl": b"X\x01\0\0\0\xff0S'\\x'\n0" + plain[2:],
+        "memo-by-text.pkl": b"Vos\np010\n0Vsystem\np-0\n0g10\ng0\n\x93" + arguments + b"R.",
+        "long-text-called.pkl": b"\x80\x02" + text("x" * 100_000) + arguments + b"R.",
+        "long-text-of-an-import.pkl": b"\x80\x04" + text("x" * 100_000) + text("y") + b"\x93.",
         "no-stop.pkl": plain[:-1],
         "junk-tail.pkl": plain + b"\xff\xfe\x00junk",
         "junk-instead-of-stop.pkl": plain[:-1] + b"\xff\xfejunk",
@@ -220,11 +225,13 @@ def _zip_tricks(command: str) -> dict[str, Made]:
         "no-directory.zip": hidden,
         "before.zip": plain + zip_file,
         "after.zip": clean + plain,
+        "after.png": b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", bytes(13)) + _chunk(b"IEND", b"") + plain,
         "comment.zip": clean[:-2] + struct.pack("<H", len(plain)) + plain,
         "up.zip": zipped({"../../etc/cron.d/job": b"text\n"}),
         "absolute.zip": zipped({"/etc/cron.d/job": b"text\n"}),
         "drive.zip": zipped({"C:/job.txt": b"text\n"}),
         "backslash-up.zip": zipped({"..\\..\\job.txt": b"text\n"}),
+        "directory-with-bytes.zip": zipped({"a/": plain}),
         "entry-count.zip": zip_file[:-12] + b"\0\0" + zip_file[-10:],
         "two-ends.zip": clean[:end] + hidden + clean[end:],
         "safetensors-and-zip.safetensors": _safetensors() + zip_file,
@@ -232,6 +239,10 @@ def _zip_tricks(command: str) -> dict[str, Made]:
         "text-and-zip.txt": b"notes\n" + zip_file,
         "pickle-and-zip.bin": pickle.dumps({"a": 1}) + zip_file,
     }
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _safetensors() -> bytes:
@@ -329,6 +340,13 @@ def _others(command: str) -> dict[str, Made]:
         "registered.keras": _keras(
             {"class_name": "Own", "module": "keras.layers", "registered_name": "pkg>Own", "config": {}}
         ),
+        "torch-wrapper.keras": _keras(
+            {"class_name": "TorchModuleWrapper", "module": "keras.layers", "config": {"module": "UEsDBA=="}}
+        ),
+        "vocabulary.keras": _keras(
+            {"class_name": "StringLookup", "module": "keras.layers", "config": {"vocabulary": "/etc/passwd"}}
+        ),
+        "builtins.keras": _keras({"class_name": "eval", "module": "builtins", "config": {}}),
         "lambda.h5": hdf5,
         "lambda-escaped.h5": hdf5.replace(b"Lambda", b"\\u004cambda"),
         "lambda-model.json": json.dumps({"class_name": "Model", "config": {"layers": [lambdas]}}).encode(),

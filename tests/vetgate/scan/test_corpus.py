@@ -34,11 +34,21 @@ def others(corpus: Mapping[str, Made], wanted: Outcome) -> dict[str, dict[str, t
     return {name: result for name, result in results.items() if set(result) != {wanted.value}}
 
 
-def test_what_attacks_its_reader_is_malicious_and_nothing_of_it_runs(tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
-    corpus = malicious(marker)
-    assert len(corpus) >= 200
-    assert others(corpus, Outcome.MALICIOUS) == {}
+@pytest.fixture(scope="module")
+def marker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a payload would touch."""
+    return tmp_path_factory.mktemp("corpus") / "ran"
+
+
+@pytest.fixture(scope="module")
+def attacks(marker: Path) -> dict[str, Made]:
+    """The malicious files."""
+    return malicious(marker)
+
+
+def test_what_attacks_its_reader_is_malicious_and_nothing_of_it_runs(attacks: dict[str, Made], marker: Path) -> None:
+    assert len(attacks) >= 200
+    assert others(attacks, Outcome.MALICIOUS) == {}
     assert not marker.exists()
 
 
@@ -48,6 +58,45 @@ def test_what_the_payload_would_do_is_seen_where_it_is_run(tmp_path: Path) -> No
     assert isinstance(command, bytes)
     subprocess.run(command.split(b"V")[1].split(b"\n")[0].decode(), shell=True, check=True)
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("protocol-2.pkl", "PickleCall"),
+        ("gadget-somewhere-anything.pkl", "PickleGlobal"),
+        ("stack-global-computed.pkl", "PickleUnresolved"),
+        ("rebuild-with-a-call.pkl", "PickleMisuse"),
+        ("whole-module.pt", "PickledModule"),
+        ("no-stop.pkl", "PickleBroken"),
+        ("object.npy", "PickleObjects"),
+        ("out-of-bounds.pt", "TensorBounds"),
+        ("short-storage.pt", "TensorBounds"),
+        ("hidden-pickle.pt", "Unreferenced"),
+        ("storage-is-a-pickle.pt", "Polyglot"),
+        ("after.zip", "HiddenBytes"),
+        ("comment.zip", "HiddenBytes"),
+        ("before.zip", "Polyglot"),
+        ("hidden-member.zip", "HiddenMember"),
+        ("name-differs.zip", "Disagreement"),
+        ("crc-differs.zip", "Disagreement"),
+        ("wrong-crc.zip", "Corrupt"),
+        ("encrypted-flag.zip", "Encrypted"),
+        ("up.zip", "UnsafePath"),
+        ("tar-link-up.tar", "Link"),
+        ("constants.pt2", "ExportedProgram"),
+        ("script-constants.pt", "TorchScript"),
+        ("safetensors-and-pickle.safetensors", "Polyglot"),
+        ("lambda.keras", "KerasCode"),
+        ("tag-escaped.yaml", "ConfigCall"),
+        ("escaped-key.json", "RemoteCode"),
+        ("template.json", "Template"),
+        ("program", "Program"),
+        ("external-up.onnx", "UnsafePath"),
+    ],
+)
+def test_each_is_found_for_what_it_is(name: str, rule: str, attacks: dict[str, Made]) -> None:
+    assert any(said.startswith(f"{rule} ") for said in found_in(name, attacks[name])["malicious"])
 
 
 def test_ordinary_files_are_clean() -> None:

@@ -23,6 +23,8 @@ FOLDABLE = {
     "Concat": 64,
 }
 MAX_FOLDED = 1 << 26
+# the last operator that makes probabilities of logits, in the order that these have
+SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
 TAIL = ("Identity", "Flatten", "Squeeze", "Reshape", "Dropout")
 INPUT = "input"
 
@@ -117,7 +119,7 @@ class ChannelsLast(nn.Module):
 
 
 def build_module(graph: Graph, *, channels_last: bool, strip: bool = True) -> OnnxModule:
-    """The module of a checked graph, a final softmax left out if `strip`.
+    """The module of a checked graph, a final softmax or sigmoid left out if `strip`.
 
     Raises NotUnderstood for what has no exact meaning in torch.
     """
@@ -221,8 +223,9 @@ def _strip_softmax(graph: Graph, module: OnnxModule) -> None:
     node = by_output[graph.output]
     while node.op in TAIL and node.inputs[0] in by_output and uses[node.inputs[0]] == 1:
         node = by_output[node.inputs[0]]
-    if node.op in ("Softmax", "LogSoftmax"):
+    if node.op in SQUASHING:
         module.stripped = next(step.name for step in module.steps if step.output == node.outputs[0])
-        axis = node.attributes.get("axis", 1 if graph.opset < 13 else -1)
+        # a sigmoid has none: each class is squashed by itself
+        axis = 1 if node.op == "Sigmoid" else node.attributes.get("axis", 1 if graph.opset < 13 else -1)
         module.stripped_axis = axis if isinstance(axis, int) else 0
         module.add_module(module.stripped, nn.Identity())

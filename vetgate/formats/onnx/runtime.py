@@ -99,7 +99,7 @@ def difference(ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> st
         return f"an output of shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}"
     gap, spread = float((theirs - ours).abs().max()), float(ours.max() - ours.min())
     # outputs that are all but alike still carry the resolution of their own size
-    if gap <= tolerance * spread or gap <= RESOLUTION * float(ours.abs().max()):
+    if gap <= max(tolerance * spread, RESOLUTION * float(ours.abs().max()), torch.finfo(torch.float32).tiny):
         return None
     return f"outputs that are off by {gap:.2g} where they spread over {spread:.2g}"
 

@@ -1,9 +1,9 @@
-"""The members of a zip archive, unpacked and inspected one by one; those of torch and Keras by what they are for."""
+"""The members of a zip archive, unpacked, held against their sums, and inspected one by one."""
 
 from __future__ import annotations
 
 from vetgate.scan.archives.compressed import checked_crc, unpacked_member
-from vetgate.scan.archives.zip_directory import ZipMember, zip_members
+from vetgate.scan.archives.zip_directory import ZipMember
 from vetgate.scan.inspection import Place
 from vetgate.scan.rules import CORRUPT, DISAGREEMENT, UNKNOWN
 from vetgate.scan.source import Part, Source
@@ -38,14 +38,3 @@ def read_members(source: Source, members: list[ZipMember], at: Place) -> None:
                 at.inside(member.name, content(source, member, there))
 
             there.guarded(inspect)
-
-
-def read_zip(source: Source, at: Place) -> None:
-    """Inspect a zip archive."""
-    from vetgate.scan.torch_zip import is_torch, read_torch_zip
-
-    members = zip_members(source, at)
-    if is_torch(members):
-        read_torch_zip(source, members, at)
-    else:
-        read_members(source, members, at)

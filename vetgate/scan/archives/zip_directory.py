@@ -57,7 +57,7 @@ class ZipMember:
 
     @property
     def is_directory(self) -> bool:
-        return self.name.endswith("/") and not self.size
+        return self.name.endswith("/") and not self.size and not self.packed
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,8 @@ def _listed(source: Source, end: _End, at: Place) -> Iterator[ZipMember]:
         size, packed, offset = _wide(extra, [size, packed, offset], name, at)
         yield ZipMember(name, flags, method, crc, packed, size, offset, mode=mode >> 16 if made >> 8 == 3 else 0)
         count += 1
+        if count > MAX_MEMBERS:
+            raise BrokenFileError(LIMIT, f"more than {MAX_MEMBERS} members")
     if count != end.count:
         at.found(DISAGREEMENT, f"the directory has {count} entries and says {end.count}")
 
@@ -265,7 +267,8 @@ def _wide(extra: bytes, values: list[int], name: str, at: Place) -> list[int]:
         if kind == ZIP_64:
             numbers = iter(struct.unpack(f"<{len(field) // 8}Q", field[: len(field) // 8 * 8]))
             values = [next(numbers, value) if value == FULL_32 else value for value in values]
-            if next(numbers, None) not in (None, 0):
+            # older writers give the sizes here too where they were not needed
+            if any(number not in (*values, 0) for number in numbers):
                 at.found(HIDDEN_BYTES, f"numbers in the zip64 field of {name} that stand for nothing")
     return values
 

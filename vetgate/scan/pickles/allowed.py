@@ -53,7 +53,7 @@ PLAIN_DTYPE = re.compile(r"[<>=|]?(?:[biufcmM][0-9]{1,2}|[SUV][0-9]{1,6}|\?)")
 DANGEROUS = {
     "os", "posix", "nt", "ntpath", "posixpath", "genericpath", "subprocess", "sys", "builtins", "__builtin__",
     "importlib", "imp", "runpy", "pty", "socket", "socketserver", "shutil", "ctypes", "multiprocessing", "pickle",
-    "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "code", "codeop", "pdb", "bdb", "doctest",
+    "cPickle", "marshal", "shelve", "dill", "cloudpickle", "code", "codeop", "pdb", "bdb", "doctest",
     "unittest", "timeit", "cProfile", "profile", "trace", "webbrowser", "http", "urllib", "urllib2", "httplib",
     "ftplib", "smtplib", "poplib", "imaplib", "telnetlib", "nntplib", "xmlrpc", "asyncio", "threading", "signal",
     "tempfile", "glob", "pip", "pkgutil", "pydoc", "operator", "functools", "types", "inspect", "platform",
@@ -247,7 +247,8 @@ def _encode(machine: Any, items: tuple[Any, ...]) -> Any:
     text = items[0]
     if isinstance(text, Opaque):
         return OPAQUE
-    return Raw(-1, len(text), text) if isinstance(text, str) and all(ord(c) < 256 for c in text) else None
+    size = machine.latin(text)
+    return None if size is None else Raw(-1, size, text if isinstance(text, str) else None)
 
 
 def _bytes(machine: Any, items: tuple[Any, ...]) -> Any:
@@ -260,6 +261,11 @@ def _bytes(machine: Any, items: tuple[Any, ...]) -> Any:
 
 def _set(machine: Any, items: tuple[Any, ...]) -> Any:
     return Listed(items[0].items, "set") if len(items) == 1 and isinstance(items[0], Listed) else None
+
+
+def _range(machine: Any, items: tuple[Any, ...]) -> Any:
+    plain = 1 <= len(items) <= 3 and all(item is None or type(item) is int for item in items)
+    return Plain("range", items) if plain else None
 
 
 def _complex(machine: Any, items: tuple[Any, ...]) -> Any:
@@ -289,6 +295,9 @@ CALLS: dict[tuple[str, str], Callable[[Any, tuple[Any, ...]], Any]] = {
             ("bytearray", _bytes),
             ("bytes", _bytes),
             ("complex", _complex),
+            ("range", _range),
+            ("xrange", _range),
+            ("slice", _range),
         )
     },
 }

@@ -18,6 +18,7 @@ from vetgate.scan.pickles.nodes import (
     OPAQUE,
     Import,
     Listed,
+    Long,
     Mapped,
     Opaque,
     Plain,
@@ -28,7 +29,7 @@ from vetgate.scan.pickles.nodes import (
     shown,
     tupled,
 )
-from vetgate.scan.pickles.opcodes import OPCODES
+from vetgate.scan.pickles.opcodes import LINES, OPCODES
 from vetgate.scan.rules import (
     LIMIT,
     PICKLE_BROKEN,
@@ -42,6 +43,8 @@ from vetgate.scan.source import BrokenFileError, Cursor, Source
 MAX_OPCODES = 600_000
 MAX_LINE = 1 << 20
 MAX_TEXT = 1 << 16
+# bytes and digits of a number
+MAX_NUMBER, MAX_DIGITS = 64, 160
 MAX_MEMO = 1 << 24
 NEWEST = 5
 Found = Callable[[ScanRule, str], None]
@@ -82,7 +85,7 @@ class Machine:
                 elif isinstance(layout, struct.Struct):
                     work(self, byte.number(layout))
                 else:
-                    work(self, *[byte.line(MAX_LINE) for _ in range(layout)])
+                    work(self, *self._lines(layout))
         except _StopReached:
             if self.frame_end is not None and byte.at != self.frame_end:
                 self.found(PICKLE_BROKEN, f"a frame that goes on after the end, at byte {byte.at}")
@@ -91,6 +94,34 @@ class Machine:
             if error.rule in (LIMIT, PICKLE_BROKEN):
                 raise
             raise BrokenFileError(PICKLE_BROKEN, str(error)) from error
+
+    def _lines(self, count: int) -> list[bytes]:
+        try:
+            return [self.cursor.line(MAX_LINE) for _ in range(count)]
+        except BrokenFileError:
+            if count == LINES:
+                self.imports += 1
+                # one of CPython's loaders takes what is left for the name
+                self.found(PICKLE_UNRESOLVED, "an import in which the file ends")
+            raise
+
+    def latin(self, node: Any) -> int | None:
+        """How many characters a text has, if all of them are among the first 256; None otherwise."""
+        if isinstance(node, str):
+            return len(node) if all(ord(c) < 256 for c in node) else None
+        if not isinstance(node, Long):
+            return None
+        decoder, count, source = codecs.getincrementaldecoder("utf-8")(), 0, self.cursor.source
+        try:
+            for at in range(node.at, node.at + node.size, MAX_TEXT):
+                text = decoder.decode(source.read(at, min(MAX_TEXT, node.at + node.size - at)))
+                if text and max(text) > "\xff":
+                    return None
+                count += len(text)
+            decoder.decode(b"", True)
+        except UnicodeDecodeError:
+            return None
+        return count
 
     def found(self, rule: ScanRule, evidence: str) -> None:
         self.tell(rule, f"{evidence} (byte {self.cursor.at})")
@@ -158,7 +189,7 @@ class Machine:
         self.memo[index] = self.top()
 
     def put_text(self, line: bytes) -> None:
-        self.put(_int(line))
+        self.put(_index(line))
 
     def memoize(self) -> None:
         self.memo[len(self.memo)] = self.top()
@@ -169,7 +200,7 @@ class Machine:
         self.stack.append(self.memo[index])
 
     def get_text(self, line: bytes) -> None:
-        self.get(_int(line))
+        self.get(_index(line))
 
     # values
 
@@ -191,47 +222,63 @@ class Machine:
     def float_text(self, line: bytes) -> None:
         try:
             self.stack.append(float(line))
-        except ValueError as error:
-            raise BrokenFileError(PICKLE_BROKEN, f"{line[:20]!r} as a number") from error
+        except ValueError:
+            self._unreadable(f"{line[:20]!r} as a number")
 
     def int_text(self, line: bytes) -> None:
-        self.stack.append({b"00": False, b"01": True}[line] if line in (b"00", b"01") else _int(line))
+        if line in (b"00", b"01"):
+            self.stack.append(line == b"01")
+        else:
+            self.long_text(line)
 
     def long_text(self, line: bytes) -> None:
-        self.stack.append(_int(line.removesuffix(b"L")))
+        digits = line.removesuffix(b"L")
+        try:
+            self.stack.append(int(digits, 0) if len(digits) <= MAX_DIGITS else Long(self.cursor.at, len(digits)))
+        except ValueError:
+            self._unreadable(f"{line[:20]!r} as a number")
 
     def long(self, size: int) -> None:
         if size < 0:
             raise BrokenFileError(PICKLE_BROKEN, f"a number of {size} bytes")
-        self.stack.append(int.from_bytes(self.cursor.take(size), "little", signed=True) if size <= 64 else OPAQUE)
-        if size > 64:
-            self.cursor.skip(size)
+        if size > MAX_NUMBER:
+            self._long(size)
+        else:
+            self.stack.append(int.from_bytes(self.cursor.take(size), "little", signed=True))
+
+    def _long(self, size: int) -> None:
+        self.stack.append(Long(self.cursor.at, size))
+        self.cursor.skip(size)
+
+    def _unreadable(self, what: str) -> None:
+        # a loader stops here, or takes it for something else: what follows is looked at all the same
+        self.found(PICKLE_BROKEN, what)
+        self.stack.append(Long(self.cursor.at, 0))
 
     def string_text(self, line: bytes) -> None:
-        line = line.strip() if len(line) < 2 else line
         if len(line) < 2 or line[0] != line[-1] or line[0] not in b"\"'":
             raise BrokenFileError(PICKLE_BROKEN, "a string without quotes")
         try:
-            data = codecs.escape_decode(line[1:-1])[0]
-        except ValueError as error:
-            raise BrokenFileError(PICKLE_BROKEN, f"a string with a wrong escape: {error}") from error
-        self.stack.append(_decoded(data))
+            text = codecs.escape_decode(line[1:-1])[0].decode()
+        except ValueError:
+            self._unreadable("a string that is no text")
+        else:
+            self.stack.append(text)
 
     def unicode_text(self, line: bytes) -> None:
         try:
             self.stack.append(str(line, "raw-unicode-escape"))
-        except ValueError as error:
-            raise BrokenFileError(PICKLE_BROKEN, f"a text with a wrong escape: {error}") from error
+        except ValueError:
+            self._unreadable("a text with a wrong escape")
 
     def unicode(self, size: int) -> None:
         if size > MAX_TEXT:
-            self.cursor.skip(size)
-            self.stack.append(OPAQUE)
+            self._long(size)
             return
         try:
             self.stack.append(str(self.cursor.take(size), "utf-8", "surrogatepass"))
-        except ValueError as error:
-            raise BrokenFileError(PICKLE_BROKEN, f"a text that is no UTF-8: {error}") from error
+        except ValueError:
+            self._unreadable("a text that is no UTF-8")
 
     def raw_bytes(self, size: int) -> None:
         self.stack.append(Raw(self.cursor.at, size))
@@ -240,13 +287,15 @@ class Machine:
     def bytes_as_text(self, size: int) -> None:
         if size < 0:
             raise BrokenFileError(PICKLE_BROKEN, f"a string of {size} bytes")
-        at = self.cursor.at
         if size > MAX_TEXT:
-            self.cursor.skip(size)
-            self.stack.append(Raw(at, size))
+            self._long(size)
             return
-        text = _decoded(self.cursor.take(size))
-        self.stack.append(text if isinstance(text, str) else Raw(at, size))
+        at = self.cursor.at
+        try:
+            self.stack.append(self.cursor.take(size).decode())
+        except UnicodeDecodeError:
+            # of protocol 2, written by Python 2: bytes or a text, as the loader is told
+            self.stack.append(Raw(at, size))
 
     # containers
 
@@ -367,9 +416,10 @@ class Machine:
         self._construct(made, [arguments, keywords])
 
     def inst(self, module: bytes, name: bytes) -> None:
-        items = self.to_mark()
+        # one of CPython's loaders looks for the mark only after the import
         self.imported(module, name)
-        self._construct(self.pop(), items)
+        made = self.pop()
+        self._construct(made, self.to_mark())
 
     def obj(self) -> None:
         items = self.to_mark()
@@ -438,29 +488,22 @@ class Machine:
     def frame(self, size: int) -> None:
         if self.frame_end is not None:
             self.found(PICKLE_BROKEN, "a frame within a frame")
-        if size > self.cursor.end - self.cursor.at:
-            raise BrokenFileError(PICKLE_BROKEN, f"a frame of {size} bytes, which is longer than what is left")
         self.frame_end = self.cursor.at + size
+        if self.frame_end > self.cursor.end:
+            # of CPython's loaders one goes on
+            self.found(PICKLE_BROKEN, f"a frame of {size} bytes, which is longer than what is left")
+            self.frame_end = None
 
 
 class _StopReached(Exception):
     pass
 
 
-def _int(line: bytes) -> int:
+def _index(line: bytes) -> int:
     try:
-        if len(line) > 64:
-            raise ValueError(f"{len(line)} digits")
-        return int(line, 0)
+        return int(line[:MAX_DIGITS])
     except ValueError as error:
-        raise BrokenFileError(PICKLE_BROKEN, f"{line[:20]!r} as a number") from error
-
-
-def _decoded(data: bytes) -> Any:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return OPAQUE
+        raise BrokenFileError(PICKLE_BROKEN, f"{line[:20]!r} as a place of the memo") from error
 
 
 _METHODS: dict[str, Callable[..., None]] = {

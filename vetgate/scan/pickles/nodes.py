@@ -10,10 +10,18 @@ from typing import Any
 
 
 class Opaque:
-    """A value that is not known: what was refused gives one, and so does a number or text that is too long."""
+    """What stands for a value that was refused: a finding tells of it already."""
 
 
 OPAQUE = Opaque()
+
+
+@dataclass(eq=False)
+class Long:
+    """A number or text that is too long to be kept, or that cannot be read: `size` bytes at `at`; data, no more."""
+
+    at: int
+    size: int
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ class Probed:
     """How far bytes of whatever kind can be read as pickles, one after another."""
 
     calls: int = 0
+    imports: int = 0
     dangerous: bool = False
     end: int | None = None
     read: int = 0
@@ -60,6 +61,7 @@ def probe(source: Source, *, most: int = MAX_PICKLES) -> Probed:
         except BrokenFileError:
             start = source.size
         probed.calls += machine.calls
+        probed.imports += machine.imports
         probed.read += machine.read
     return probed
 

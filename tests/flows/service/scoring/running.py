@@ -1,13 +1,18 @@
-"""A scoring server on a free port of this machine, in a thread, and a client for it."""
+"""A scoring server on a free port of this machine, in a thread or by `vetgate serve`, and a client for it."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +23,7 @@ from flows.service.http.serving import Server
 from flows.service.scoring.app import Limits, Note, scoring_app
 from flows.service.scoring.current import Current, Served
 from flows.service.scoring.metrics import Metrics
-from tests.service.running import free_ports
+from tests.service.running import OWN, free_ports, killed_after
 
 
 def comes(state: Callable[[], bool]) -> bool:
@@ -88,3 +93,28 @@ def running(
         made.client.close()
         made.server.should_exit = True
         thread.join(20)
+
+
+@contextmanager
+def serving(
+    uri: str, home: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[dict[str, Any], httpx.Client]]:
+    """What `vetgate serve` says of itself, and a client for it; it ends by SIGTERM and leaves no process.
+
+    It is set to nothing but its home, or to this environment.
+    """
+    code = "import sys; from flows.cli.commands import main; sys.exit(main())"
+    own = environment or {k: v for k, v in os.environ.items() if not k.startswith(OWN)}
+    line = ["serve", uri, "--port", "0", "--json", "--home", str(home), *options]
+    process = subprocess.Popen([sys.executable, "-c", code, *line], env=own, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        with killed_after(process, 120):
+            about = json.loads(process.stdout.readline())
+        with httpx.Client(base_url=about["url"], timeout=60, trust_env=False) as client:
+            yield about, client
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()

@@ -16,7 +16,7 @@ import torch
 from flows.production.predictions import FIELDS, prediction
 from flows.service.scoring.app import Limits
 from tests.flows.service.scoring.running import Running, comes, running
-from tests.guarding import CLASSES, GUARD, SHAPE, images, served, triggered
+from tests.guarding import CLASSES, GUARD, SHAPE, VOTER, VOTING, guarded, images, served, split, triggered
 from vetgate.errors import Stale
 from vetgate.guard.guarded import Action
 
@@ -219,6 +219,27 @@ def test_where_alarms_are_only_logged_the_label_stays() -> None:
         (found,) = server.predictions(triggered(images(1)))
     assert (found["outcome"], found["label"], found["class"]) == ("accept", 0, CLASSES[0])
     assert found["alarms"] == [GUARD]
+
+
+def test_a_vote_corrects_a_triggered_image_and_abstains_where_it_is_split() -> None:
+    # of more contrast than those that the cut was set on, so that no vote is close by chance
+    clean = (3 * images(20, seed=11) - 1).clamp(0, 0.95)
+    x = torch.cat([clean, triggered(clean), split(clean)])
+    with running(served(guarded=guarded(Action.VOTE, VOTING))) as server:
+        with torch.no_grad():
+            right = server.what.guarded.model(clean).argmax(1).tolist()
+            assert server.what.guarded.model(triggered(clean)).argmax(1).tolist() == [0] * 20
+        found = server.predictions(x)
+        assert [each["label"] for each in found[:40]] == right * 2
+        assert {each["outcome"] for each in found[:40]} == {"accept"}
+        assert all(each["alarms"] == [VOTER] for each, label in zip(found[20:40], right, strict=True) if label != 0)
+        assert {(each["outcome"], each["label"], each["class"]) for each in found[40:]} == {("abstain", None, None)}
+        assert all(0.3 < each["score"] < 0.8 for each in found[40:])
+        assert server.counted("images_total", outcome="accept") == 40
+        assert server.counted("images_total", outcome="abstain") == 20
+        assert server.counted("images_total", outcome="reject") == 0
+        alarms = sum(bool(each["alarms"]) for each in found)
+        assert server.counted("rejections_total", guard=VOTER) == alarms >= 10
 
 
 def test_no_answer_holds_a_number_that_json_has_not() -> None:

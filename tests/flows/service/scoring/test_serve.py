@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 
@@ -24,10 +17,13 @@ from flows.production.guarded import guarded_load
 from flows.production.predictions import prediction
 from flows.service.scoring.current import Current
 from flows.service.scoring.serve import covered_until, load
+from tasks.guards.fit import pins
 from tests.flows.production.test_guarded import CHAMPION, NAME, NAMES, RATE, SHAPE, Production, attested
+from tests.flows.service.scoring.running import serving
+from tests.guarding import VOTER
 from tests.production import NOW, home_in
-from tests.service.running import killed_after
-from vetgate.guard.guarded import Action
+from vetgate.contract import Param, Samples, Subject
+from vetgate.guard.guarded import Action, fit_guards
 from vetgate.guard.package import Package, to_bytes
 
 
@@ -37,31 +33,11 @@ def production(tmp_path: Path) -> Production:
     return Production(home_in(tmp_path))
 
 
-@contextmanager
-def serving(production: Production, *options: str) -> Iterator[tuple[dict[str, Any], httpx.Client]]:
-    """What a served model says of itself, and a client for it; it ends by SIGTERM and leaves no process."""
-    code = "import sys; from flows.cli.commands import main; sys.exit(main())"
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("VETGATE_", "PREFECT_", "MLFLOW_"))}
-    line = ["serve", CHAMPION, "--port", "0", "--json", "--home", str(production.settings.home), *options]
-    process = subprocess.Popen([sys.executable, "-c", code, *line], env=own, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        with killed_after(process, 120):
-            about = json.loads(process.stdout.readline())
-        with httpx.Client(base_url=about["url"], timeout=60, trust_env=False) as client:
-            yield about, client
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_it_serves_what_is_covered_and_stops_when_it_is_not(production: Production) -> None:
     manifest = production.guarded()
     x = torch.rand(30, *SHAPE, generator=torch.Generator().manual_seed(3))
     expected = [prediction(answer, NAMES) for answer in guarded_load(CHAMPION, production.settings).guarded.predict(x)]
-    with serving(production, "--every", "1") as (about, client):
+    with serving(CHAMPION, production.settings.home, "--every", "1") as (about, client):
         assert (about["model"], about["version"], about["manifest_sha256"]) == ("prod.digits", "1", manifest)
         assert (about["action"], about["guards"]) == ("reject", [NAME])
         assert about["url"].startswith("http://127.0.0.1:") and about["false_rejection_rate"] == RATE
@@ -76,6 +52,36 @@ def test_it_serves_what_is_covered_and_stops_when_it_is_not(production: Producti
             time.sleep(0.1)
         assert response.status_code == 503 and "expected a PASS" in response.json()["message"]
         assert client.get("/ping").status_code == 503
+
+
+def test_a_vote_is_served_where_it_is_asked_for_and_a_split_one_abstains(production: Production) -> None:
+    x = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # so that random weights tell images apart
+        [*_, last] = production.weights
+        production.weights[last] -= production.model()(x).mean(0)
+        model = production.model()
+        clean = Samples(x, model(x).argmax(1))
+    subject = Subject(model=model, layer="", classes=len(NAMES), clean=clean[:100])
+    wanted: dict[str, dict[str, Param]] = {VOTER: {"steps": 0, "budget": 0.1, "votes": 64}}
+    fitted, failed = fit_guards(subject, clean[100:], wanted, rate=RATE, seed=0)
+    assert not failed
+    manifest = production.submit()
+    sha256 = production.keep(manifest, to_bytes(Package(manifest, fitted)))
+    chosen = [{"name": VOTER, "rate": RATE, "code": pins(wanted)[VOTER]["code"]}]
+    production.promoted(manifest, attested(sha256, chosen=chosen))
+    given = torch.rand(60, *SHAPE, generator=torch.Generator().manual_seed(3))
+    held = guarded_load(CHAMPION, production.settings, action=Action.VOTE).guarded
+    expected = [prediction(answer, NAMES) for answer in held.predict(given)]
+    outcomes = Counter(each["outcome"] for each in expected)
+    assert set(outcomes) == {"accept", "abstain"}
+    with serving(CHAMPION, production.settings.home, "--action", "vote") as (about, client):
+        assert (about["action"], about["guards"]) == ("vote", [VOTER])
+        found = client.post("/invocations", json={"inputs": given.tolist()}).json()["predictions"]
+        assert [(each["outcome"], each["label"]) for each in found] == [(e["outcome"], e["label"]) for e in expected]
+        counted = client.get("/metrics").text
+    for outcome, count in outcomes.items():
+        assert f'vetgate_images_total{{outcome="{outcome}"}} {count}.0' in counted
 
 
 def another_version(production: Production, **changes: Any) -> str:

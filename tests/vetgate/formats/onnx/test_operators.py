@@ -250,6 +250,24 @@ def test_an_operator_agrees_with_onnxruntime(
     np.testing.assert_allclose(ours, run_reference(model, x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_convolution_along_a_line_agrees_with_onnxruntime(
+    make_graph: Callable[..., Any], submit: Callable[..., Any], run_reference: Callable[..., np.ndarray]
+) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "line"], ["l"]),
+        helper.make_node("Conv", ["l", "cw", "cb"], ["c"], pads=[1, 2], strides=[2]),
+        helper.make_node("Flatten", ["c"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    held = {"line": ints(0, 2, 32), "cw": noise(4, 2, 3), "cb": noise(4), "w": noise(4 * 17, 3)}
+    model = make_graph(nodes, held)
+    x = np.random.default_rng(1).random((3, 1, 8, 8), dtype=F32)
+    loaded = load_model(*submit(model))
+    np.testing.assert_allclose(
+        loaded.model(torch.from_numpy(x)).detach(), run_reference(model, x), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_bounds_let_gradients_through_between_them_and_none_beyond(
     make_graph: Callable[..., Any], submit: Callable[..., Any]
 ) -> None:
@@ -431,11 +449,13 @@ def test_a_node_named_like_the_softmax_does_not_take_its_place(
     np.testing.assert_allclose(loaded.model(x).softmax(1).detach(), run_reference(cnn, x.numpy()), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
-def test_a_final_softmax_is_stripped_and_recorded(op: str, cnn: Any, submit: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Sigmoid"])
+def test_a_final_softmax_or_sigmoid_is_stripped_and_recorded(op: str, cnn: Any, submit: Callable[..., Any]) -> None:
     plain = load_model(*submit(cnn))
     cnn.graph.node[-1].output[0] = "logits"
-    cnn.graph.node.append(helper.make_node(op, ["logits"], ["y"], "probabilities", axis=1))
+    cnn.graph.node.append(
+        helper.make_node(op, ["logits"], ["y"], "probabilities", **{"axis": 1} if "max" in op else {})
+    )
     loaded = load_model(*submit(cnn))
     x = torch.rand(4, 1, 8, 8)
     assert loaded.softmax_stripped and not plain.softmax_stripped

@@ -50,20 +50,16 @@ def dequantised(graph: Graph) -> Graph:
 
 def _real(forms: Forms, node: Node, values: np.ndarray) -> np.ndarray:
     scale, zero = _grid(forms, node)
-    axis = node.attributes.get("axis", 1)
-    if (
-        node.attributes.get("block_size", 0)
-        or not isinstance(axis, int)
-        or not -values.ndim <= axis < max(values.ndim, 1)
-    ):
-        raise _refused(node, "a scale for the whole tensor or for each place of an axis", str(dict(node.attributes)))
-    if scale.ndim == 1 and scale.size > 1:
-        if values.ndim == 0 or scale.size != values.shape[axis]:
-            raise _refused(node, f"{values.shape} scales along axis {axis}", str(scale.shape))
+    if node.attributes.get("block_size", 0):
+        raise _refused(node, "a scale for the whole tensor or for each place of an axis", "one for each block")
+    if scale.size > 1:
+        axis = node.attributes.get("axis", 1)
+        if not isinstance(axis, int) or not -values.ndim <= axis < values.ndim or scale.shape != (values.shape[axis],):
+            raise _refused(node, f"a scale for each place of axis {axis} of {values.shape}", f"{scale.shape}")
         shape = [1] * values.ndim
         shape[axis] = scale.size
         scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.size > 1 else zero.reshape(())
-    elif scale.size == 1:
+    else:
         scale, zero = scale.reshape(()), zero.reshape(())
     return np.asarray((values.astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale, np.float32)
 

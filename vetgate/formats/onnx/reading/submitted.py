@@ -27,8 +27,9 @@ def read_submitted(members: Mapping[str, bytes], submission: Submission) -> Grap
 
 def plain_description(submission: Submission, layer: str | None) -> Submission:
     """The description of the written file, where the layer is called `layer`: the graph holds what was said of it."""
-    said = dict.fromkeys(("normalization", "layout", "color", "output"))
-    return submission.model_copy(update={**said, "layer": layer})
+    return submission.model_copy(
+        update={**dict.fromkeys(("normalization", "layout", "color", "output")), "layer": layer}
+    )
 
 
 def _in_front(graph: Graph, submission: Submission, channels_last: bool) -> Graph:

@@ -20,8 +20,10 @@ from vetgate.formats.onnx.nodes import Node
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
-# above zero, and still above it after a sum
-TINY = float(np.finfo(np.float32).tiny)
+# divisors as small as normalisations add; what only underflows to zero is not above it, and runtimes approximate it
+SMALL = 1e-13
+# beyond it, what float32 leaves of an angle is no angle any more
+WIDE = 1e3
 
 
 def check_ranges(graph: Graph) -> None:
@@ -47,19 +49,25 @@ def _check(node: Node, given: Sequence[Interval]) -> None:
     match node.op:
         case "Sqrt" if given[0][0] < 0:
             raise refuse("numbers from zero on", given[0])
-        case "Log" if given[0][0] <= 0:
+        case "Log" | "ReduceLogSum" if given[0][0] < SMALL:
             raise refuse("numbers above zero", given[0])
-        case "Reciprocal" if given[0][0] <= 0 <= given[0][1]:
+        case "Reciprocal" if _near_zero(given[0]):
             raise refuse("numbers other than zero", given[0])
-        case "Div" if given[1][0] <= 0 <= given[1][1]:
+        case "Div" if _near_zero(given[1]):
             raise refuse("divisors other than zero", given[1])
+        case "Sin" | "Cos" if max(-given[0][0], given[0][1]) > WIDE:
+            raise refuse(f"numbers of -{WIDE:.0f} to {WIDE:.0f}", given[0])
         case "Pow":
             low, high = given[1]
             whole = low == high and low == round(low)
             if given[0][0] < 0 and not whole:
                 raise refuse("numbers from zero on", given[0])
-            if low < 0 and given[0][0] <= 0 <= given[0][1]:
+            if low < 0 and _near_zero(given[0]):
                 raise refuse("numbers other than zero", given[0])
+
+
+def _near_zero(given: Interval) -> bool:
+    return given[0] < SMALL and given[1] > -SMALL
 
 
 def _monotone(function: Callable[[float], float]) -> Callable[[Node, Sequence[Interval]], Interval]:
@@ -86,8 +94,8 @@ def _div(node: Node, given: Sequence[Interval]) -> Interval:
 def _pow(node: Node, given: Sequence[Interval]) -> Interval:
     low, high = given[1]
     if low == high and low == round(low) and round(low) % 2 == 0:
-        return (0.0, math.inf) if given[0][0] <= 0 <= given[0][1] else (TINY, math.inf)
-    return (TINY if given[0][0] > 0 else 0.0, math.inf) if given[0][0] >= 0 else ANY
+        return 0.0, math.inf
+    return (0.0, math.inf) if given[0][0] >= 0 else ANY
 
 
 def _abs(node: Node, given: Sequence[Interval]) -> Interval:
@@ -96,7 +104,7 @@ def _abs(node: Node, given: Sequence[Interval]) -> Interval:
 
 
 def _exp(value: float) -> float:
-    return max(math.exp(min(max(value, -700.0), 700.0)), TINY)
+    return math.exp(min(value, 700.0))
 
 
 def _between(low: float, high: float) -> Callable[[Node, Sequence[Interval]], Interval]:
@@ -161,10 +169,8 @@ RANGES: dict[str, Callable[[Node, Sequence[Interval]], Interval]] = {
     "Sqrt": _monotone(_root),
     "Log": _monotone(_log),
     "Relu": _monotone(lambda value: max(value, 0.0)),
-    "Sigmoid": _between(TINY, 1.0),
-    "HardSigmoid": _between(0.0, 1.0),
-    "Softmax": _between(TINY, 1.0),
-    "Softplus": _between(TINY, math.inf),
+    **dict.fromkeys(("Sigmoid", "HardSigmoid", "Softmax"), _between(0.0, 1.0)),
+    "Softplus": _between(0.0, math.inf),
     "Tanh": _between(-1.0, 1.0),
     "Erf": _between(-1.0, 1.0),
     "Sin": _between(-1.0, 1.0),
@@ -179,6 +185,8 @@ RANGES: dict[str, Callable[[Node, Sequence[Interval]], Interval]] = {
     "AveragePool": _with_zero,
     "ReduceSum": _summed,
     "ReduceL2": _norm,
+    "ReduceL1": _norm,
+    "ReduceSumSquare": _between(0.0, math.inf),
     "Identity": _same,
     **dict.fromkeys(("ReduceMean", "ReduceMax", "ReduceMin", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"), _same),
     **dict.fromkeys(("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Gather", "Slice"), _same),

@@ -21,18 +21,17 @@ FLAGS = (
     *("transA", "transB", "keepdims", "noop_with_empty_axes", "ceil_mode", "count_include_pad", "storage_order"),
     *("allowzero", "training_mode", "fmod", "saturate", "exclude_outside", "antialias"),
 )
+# beyond these, a factor or an exponent leaves float32, each runtime in its own way
+SMALLEST, LARGEST = 1e-15, 1e5
 # what a node means that says nothing else
 DEFAULTS: dict[str, dict[str, Value]] = {
     "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0},
-    "LRN": {"alpha": 1e-4, "beta": 0.75, "bias": 1.0},
     "LeakyRelu": {"alpha": 0.01},
     "Elu": {"alpha": 1.0},
     "Celu": {"alpha": 1.0},
     "Selu": {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875},
     "Gelu": {"approximate": "none"},
     "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
-    "InstanceNormalization": {"epsilon": 1e-5},
-    "GroupNormalization": {"epsilon": 1e-5},
     "DepthToSpace": {"mode": "DCR"},
     "Trilu": {"upper": 1},
     "GatherND": {"batch_dims": 0},
@@ -47,6 +46,9 @@ def rewrite(walk: Walk, node: Node, opset: int, *, folded: bool) -> None:
     for flag in FLAGS:
         if node.attributes.get(flag, 0) not in (0, 1):
             raise refuse(node, f"{flag} 0 or 1", str(node.attributes[flag]))
+    for name, value in node.attributes.items():
+        if isinstance(value, float) and not (value == 0 or SMALLEST <= abs(value) <= LARGEST):
+            raise refuse(node, f"{name} of {SMALLEST:.0e} to {LARGEST:.0e} or zero", f"{value:.3g}")
     if folded:
         return
     given = Rewrite(walk, node, opset)
@@ -60,6 +62,28 @@ def rewrite(walk: Walk, node: Node, opset: int, *, folded: bool) -> None:
 
 def _last(r: Rewrite) -> str:
     return r.node.outputs[0]
+
+
+def _by_counts(r: Rewrite) -> str:
+    count = r.constant(1)
+    if count is not None and count.dtype != np.int64:
+        raise r.refuse("whole numbers (int64) as input 1", str(count.dtype))
+    return _plain(r)
+
+
+def _power(r: Rewrite) -> str:
+    exponent = r.constant(1)
+    size = np.abs(np.zeros(0) if exponent is None else exponent)
+    if bool(((size != 0) & ((size < 0.01) | (size > 100))).any()):
+        raise r.refuse("exponents of 0.01 to 100", "others, which make a step of what is near zero or one")
+    return _plain(r)
+
+
+def _lrn(r: Rewrite) -> str:
+    factors = {name: r.real(name, default) for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))}
+    if any(value <= 0 for value in factors.values()):
+        raise r.refuse("alpha, beta and bias above zero", str(factors))
+    return r.write("LRN", [r.name(0)], {**factors, "size": r.integer("size", 0)}, output=_last(r))
 
 
 def _plain(r: Rewrite) -> str:
@@ -96,13 +120,6 @@ def _cast(r: Rewrite) -> str:
     return r.name(0)
 
 
-def _fixed_size(r: Rewrite, axis: int) -> int:
-    one, two = (shape[axis] for shape in r.shapes())
-    if one != two:
-        raise r.refuse("to treat each image of a batch alone", f"places along axis {axis}, which grows with the batch")
-    return one
-
-
 def _chain(op: str) -> Rule:
     def write(r: Rewrite) -> str:
         names = [r.name(i) for i in range(len(r.node.inputs))]
@@ -126,17 +143,32 @@ def _batch_norm(r: Rewrite) -> str:
         raise r.refuse("one output", f"{len(r.node.outputs)}, which only training has")
     if r.integer("training_mode", 0):
         raise r.refuse("inference mode", "training_mode 1")
-    attributes: dict[str, Value] = {"epsilon": r.real("epsilon", 1e-5), "momentum": r.real("momentum", 0.9)}
+    epsilon, variance = r.real("epsilon", 1e-5), r.constant(4)
+    if variance is None or not variance.size or float(variance.min()) + epsilon < SMALLEST:
+        raise r.refuse(f"a variance and epsilon of {SMALLEST:.0e} at least", "less, which is divided by")
+    attributes: dict[str, Value] = {"epsilon": epsilon, "momentum": r.real("momentum", 0.9)}
     return r.write("BatchNormalization", [r.name(i) for i in range(5)], attributes, output=_last(r))
 
 
 def _layer_norm(r: Rewrite) -> str:
     if len(r.node.outputs) != 1:
         raise r.refuse("one output", f"{len(r.node.outputs)}, which only training has")
-    names = [r.name(i) for i in range(len(r.node.inputs))]
-    return r.write(
-        "LayerNormalization", names, {"axis": r.axis(-1), "epsilon": r.real("epsilon", 1e-5)}, output=_last(r)
-    )
+    return r.write("LayerNormalization", _weights(r), {"axis": r.axis(-1), "epsilon": _epsilon(r)}, output=_last(r))
+
+
+def _other_norm(r: Rewrite) -> str:
+    attributes: dict[str, Value] = {"epsilon": _epsilon(r)}
+    if r.node.op == "GroupNormalization":
+        attributes["num_groups"] = r.integer("num_groups", 0)
+    return r.write(r.node.op, _weights(r), attributes, output=_last(r))
+
+
+def _epsilon(r: Rewrite) -> float:
+    # of an image of one colour nothing else is left to divide by
+    epsilon = r.real("epsilon", 1e-5)
+    if epsilon < SMALLEST:
+        raise r.refuse(f"an epsilon of {SMALLEST:.0e} at least", f"{epsilon:.3g}")
+    return epsilon
 
 
 def _window(r: Rewrite, kernel: list[int]) -> dict[str, Value]:
@@ -181,11 +213,31 @@ def _conv(r: Rewrite) -> str:
     if r.integers("kernel_shape") not in (None, kernel):
         raise r.refuse("a kernel that fits the weights", f"{r.integers('kernel_shape')} beside {weight.shape}")
     attributes = {**_window(r, kernel), "group": r.integer("group", 1)}
+    if weight.ndim == 3 and r.node.op == "Conv":
+        return _conv_along_a_line(r, weight, attributes)
     if r.node.op == "ConvTranspose":
         if r.text("auto_pad", "NOTSET") != "NOTSET" or r.integers("output_shape") is not None:
             raise r.refuse("explicit pads and no output_shape", "others, which runtimes count in two ways")
         attributes["output_padding"] = tuple(r.integers("output_padding") or [0] * len(kernel))
     return r.write(r.node.op, _weights(r), attributes, output=_last(r))
+
+
+def _conv_along_a_line(r: Rewrite, weight: np.ndarray, attributes: dict[str, Value]) -> str:
+    # of one side, as of an image with a height of one
+    both: dict[str, Value] = {"group": attributes["group"]}
+    for key in ("kernel_shape", "strides", "dilations"):
+        both[key] = (1, *_whole(attributes[key]))
+    first, last = _whole(attributes["pads"])
+    both["pads"] = (0, first, 0, last)
+    height = r.hold(np.array([2], np.int64))
+    image = r.write("Unsqueeze", [r.name(0), height])
+    inputs = [image, r.hold(weight[:, :, None, :].copy()), *([r.name(2)] if r.given(2) else [])]
+    made = r.write("Conv", inputs, both)
+    return r.write("Squeeze", [made, r.hold(np.array([2], np.int64))], output=_last(r))
+
+
+def _whole(value: Value) -> tuple[int, ...]:
+    return tuple(int(v) for v in value) if isinstance(value, tuple) else ()
 
 
 def _weights(r: Rewrite) -> list[str]:
@@ -270,8 +322,8 @@ def _softmax(r: Rewrite) -> str:
     if r.opset >= 13:
         return r.write(r.node.op, [r.name(0)], {"axis": r.axis(-1)}, output=_last(r))
     axis = r.axis(1)
-    for place in range(axis, r.rank):
-        _fixed_size(r, place)
+    if any(r.grows(place) for place in range(axis, r.rank)):
+        raise r.refuse("to treat each image of a batch alone", "a softmax over all of them")
     rest = math.prod(shapes[0][axis:])
     if rest == shapes[0][axis]:
         return r.write(r.node.op, [r.name(0)], {"axis": axis}, output=_last(r))
@@ -552,7 +604,9 @@ def _cut(r: Rewrite, taken: list[tuple[int, int, int, int]], *, output: str = ""
 def _split(r: Rewrite) -> None:
     # every part is a cut of its own
     axis = r.axis(0)
-    size = _fixed_size(r, axis)
+    if r.grows(axis):
+        raise r.refuse("to treat each image of a batch alone", "a split along the batch")
+    size = r.shapes()[0][axis]
     begin = 0
     for output, length in zip(r.node.outputs, parts(r.node, [None, r.constant(1)], size), strict=True):
         if output:
@@ -588,9 +642,13 @@ RULES: dict[str, Rule] = {
     "Sum": _chain("Add"),
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
+    **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), _other_norm),
     "Conv": _conv,
     "ConvTranspose": _conv,
     "Resize": _resize,
+    "Pow": _power,
+    **dict.fromkeys(("Trilu", "Tile", "GatherND"), _by_counts),
+    "LRN": _lrn,
     "MaxPool": _pool,
     "AveragePool": _pool,
     **{name: _softmax for name in ("Softmax", "LogSoftmax")},

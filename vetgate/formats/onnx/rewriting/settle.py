@@ -58,6 +58,11 @@ def _plain(value: Array) -> Array:
     if value.dtype != np.float32:
         return value
     small = (value != 0) & (np.abs(value) < np.finfo(np.float32).tiny)
+    if value.size == 1 and bool(small.any()):
+        raise NotUnderstood(
+            f"expected a number that every runtime keeps, got {float(value.reshape(-1)[0]):.2g}, which some take for "
+            "zero; export the model without it"
+        )
     return np.where(small, np.float32(0), value) if bool(small.any()) else value
 
 

@@ -2,7 +2,7 @@
 
 Two batches tell what holds for every batch only of numbers that are a + b * N. So these are moved, added, scaled and
 compared with what they never equal, and no number of another kind comes of them. A list of the images' places may be
-counted up to their number, and constants that are repeated for each image are one row.
+counted up to their number, and what is the same row for each image may be computed with like a constant.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ Pair = tuple[np.ndarray, ...]
 def check_sizes(node: Node, given: Sequence[Pair | None], batches: tuple[int, int]) -> None:
     """Refuse an operator that makes something else of sizes; `given` are its inputs for each of `batches`."""
     moving = [i for i, pair in enumerate(given) if pair is not None and not _alike(pair)]
-    if all(rows_alike(given[i] or (), batches) for i in moving) or (node.op == "Range" and moving == [1]):
-        # rows of constants: whatever is computed of them is one again, or depends on how many there are and is used up
+    if all(rows_alike(given[i], batches) for i in moving) or (node.op == "Range" and moving == [1]):
         return
-    whole = all(value.dtype == np.int64 for i in moving for value in given[i] or ())
+    whole = all(value.dtype in (np.int64, np.int32) for i in moving for value in given[i] or ())
     if node.op in SHAPED or (not whole and node.op in ("Squeeze", "Unsqueeze", "Reshape", "Shape")):
         return
     sound = whole and (
-        (node.op in MOVED and node.attributes.get("to", 7) == 7 and (node.op != "Where" or 0 not in moving))
+        (node.op in MOVED and node.attributes.get("to", 7) in (6, 7) and (node.op != "Where" or 0 not in moving))
         or node.op in ADDED
         or (node.op == "Mul" and len(moving) == 1)
         or (node.op == "Div" and moving == [0] and _divides(given[0], given[1], batches))
@@ -44,10 +43,13 @@ def check_sizes(node: Node, given: Sequence[Pair | None], batches: tuple[int, in
         )
 
 
-def rows_alike(pair: Pair, batches: tuple[int, int]) -> bool:
-    """Whether constants have one row for each image, all the same."""
-    return all(
-        value.ndim > 0 and len(value) == batch and bool((value == value[:1]).all())
+def rows_alike(pair: Pair | None, batches: tuple[int, int]) -> bool:
+    """Whether constants are the same for each image, such as the position of a patch."""
+    return pair is not None and all(
+        value.ndim > 1
+        and len(value) == batch
+        and value.shape[1:] == pair[0].shape[1:]
+        and bool((value == pair[0][:1]).all())
         for value, batch in zip(pair, batches, strict=True)
     )
 

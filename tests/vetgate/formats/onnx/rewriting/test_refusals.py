@@ -32,9 +32,9 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, I64)
 
 
-def norm(mean: float, *, variance: float = 1.0, outputs: Sequence[str] = ("t",)) -> Case:
+def norm(mean: float, *, variance: float = 1.0, outputs: Sequence[str] = ("t",), epsilon: float = 1e-5) -> Case:
     held = {"s": full(1), "b": full(0), "m": full(mean), "v": full(variance)}
-    return [N("BatchNormalization", ["c", "s", "b", "m", "v"], list(outputs))], held
+    return [N("BatchNormalization", ["c", "s", "b", "m", "v"], list(outputs), epsilon=epsilon)], held
 
 
 def conv(bias: float, after: Case) -> Case:
@@ -101,6 +101,19 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
     "bounds that cross": (plain("Clip", [np.array(0.7, F32), np.array(0.2, F32)]), 17, "lower bound below"),
     "an even size": (plain("LRN", size=2), 17, "an odd size"),
     "a whole exponent of another type": (plain("Pow", [np.array(2, I64)]), 17, "float32 beside"),
+    "an exponent that makes a step": (plain("Pow", [np.array(1e-30, F32)]), 17, "exponents of 0.01"),
+    "a lone number that some take for zero": (plain("Mul", [np.array(1e-45, F32)]), 17, "every runtime keeps"),
+    "an attribute without bounds": (plain("LeakyRelu", alpha=1e30), 17, "alpha of 1e-15 to 1e"),
+    "a factor of zero": (plain("LRN", size=3, beta=0.0), 17, "alpha, beta and bias above zero"),
+    "a diagonal of another type": (plain("Trilu", [np.array(1, F32)]), 17, r"whole numbers \(int64\)"),
+    "an angle without bounds": (conv(0, ([N("Sin", ["c"], ["t"])], {})), 17, "numbers of -1000 to 1000"),
+    "no epsilon": (plain("LayerNormalization", [noise(7)], epsilon=0.0), 17, "an epsilon of 1e-15 at least"),
+    "no variance": (conv(0, norm(0, variance=0.0, epsilon=0.0)), 17, "a variance and epsilon of 1e-15"),
+    "a division by what runtimes approximate": (
+        ([N("Sigmoid", ["x"], ["d"]), N("Div", ["x", "d"], ["t"])], {}),
+        17,
+        "divisors other than zero",
+    ),
     "a root of what may be negative": (
         ([N("Sub", ["x", "h"], ["d"]), N("Sqrt", ["d"], ["t"])], {"h": np.array(0.25, F32)}),
         17,
