@@ -363,6 +363,16 @@ def _einsum(d: Draft) -> str:
     )
 
 
+def _attention(d: Draft) -> str:
+    given = {"is_causal": 1} if d.dice.random() < 0.3 else {}
+    if len(d.shape) == 3:
+        return d.add("Attention", [d.value] * 3, q_num_heads=1, kv_num_heads=1, **given)
+    inputs = [d.value] * 3
+    if d.dice.random() < 0.3:
+        inputs.append(d.hold(d.noise(d.shape[-2], d.shape[-2])))
+    return d.add("Attention", inputs, **given)
+
+
 def _blocks(op: str) -> Callable[[Draft], str]:
     def make(d: Draft) -> str:
         many = d.add("Concat", [d.value] * 4, axis=1)
@@ -374,7 +384,7 @@ def _blocks(op: str) -> Callable[[Draft], str]:
 
 IMAGES = (
     *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN", "Resize"),
-    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "DepthToSpace", "SpaceToDepth"),
+    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "DepthToSpace", "SpaceToDepth", "Attention"),
 )
 ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign", "HardSwish", "Mish", "Abs", "Neg", "Exp", "Log")
 SEEDS: dict[str, Callable[[Draft], str]] = {
@@ -400,6 +410,9 @@ SEEDS: dict[str, Callable[[Draft], str]] = {
     "Softmax": _unary("Softmax", axis=[1, -1, 2]),
     "LogSoftmax": _unary("LogSoftmax", axis=[1, -1, 2]),
     "Flatten": _unary("Flatten", axis=[1, 1, 2, -1]),
+    "Swish": _unary("Swish", alpha=[0.5, 2.0]),
+    "RMSNormalization": lambda d: d.add("RMSNormalization", [d.value, d.hold(d.noise(d.shape[-1]))], axis=-1),
+    "Attention": _attention,
     "Clip": _clip,
     "Dropout": _dropout,
     "Cast": lambda d: d.add("Cast", [d.value], to=1),

@@ -23,7 +23,11 @@ INSPECTS = {
     Axis.CLASS: "the model; one score a class label",
     Axis.INPUT: "inputs at run time; one score an input",
 }
-NULLS = {By.LABEL: "labels", By.MODEL: "models"}
+NULLS = {
+    By.LABEL: "held against clean labels",
+    By.MODEL: "held against clean models",
+    By.NOTHING: "held against nothing",
+}
 CONFIRMS = {
     Confirm.HELD_OUT_AND_SECOND_START: "confirmed on unseen images and from a second start",
     Confirm.SUCCESS: "confirmed by the success of its trigger on unseen images",
@@ -31,6 +35,7 @@ CONFIRMS = {
     Confirm.MISLABELLED: "confirmed where each of two networks by itself finds a label's rows wrong",
     Confirm.ROWS: "the rows it flags are the finding",
     Confirm.NEVER: "names no label",
+    Confirm.PROVEN: "proven where what it found decides by itself once it is driven; a question otherwise",
 }
 LABELS = ("Source", "Deviates", "Blind to")
 HEAD = """# Methods
@@ -57,7 +62,8 @@ def section(method: Method) -> str:
     title = f"**{named.title}.** {named.sentence}" if named else ""
     if role is not None and method.kind == "detector":
         counted = f"weight {role.weight:g}" if role.weight else "advisory: shown, never counted"
-        facts.append(f"- In a verdict: {counted}; held against clean {NULLS[role.null]}; {CONFIRMS[role.confirm]}")
+        counted = "decides alone" if role.null is By.NOTHING else counted
+        facts.append(f"- In a verdict: {counted}; {NULLS[role.null]}; {CONFIRMS[role.confirm]}")
         facts += ["- Counts where references are on the model's data and of its architecture"] * role.by_architecture
     if method.axis is not None:
         facts.insert(0, f"- Inspects: {INSPECTS[method.axis]}")

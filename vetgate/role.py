@@ -31,10 +31,14 @@ class Axis(StrEnum):
 
 
 class By(StrEnum):
-    """What clean models a statistic is held against: simulated labels like those of the references, or the models."""
+    """What a statistic is held against: simulated labels like those of clean models, clean models, or nothing.
+
+    Against nothing: what is found is proven on the model itself, or is a question, whatever clean models look like.
+    """
 
     LABEL = "label"
     MODEL = "model"
+    NOTHING = "nothing"
 
 
 class Confirm(StrEnum):
@@ -43,7 +47,8 @@ class Confirm(StrEnum):
     HELD_OUT_AND_SECOND_START: details `held_out` (success on unseen images) and `second_start` (effect from another
     start), one a label. SUCCESS: detail `success`, one a trigger. REPEATED: detail `repeated`, the scores measured
     again. MISLABELLED: the same, and what is measured are training rows. ROWS: the rows of the training set are the
-    finding. NEVER: the statistic counts, and names nothing.
+    finding. NEVER: the statistic counts, and names nothing. PROVEN: details are the findings, each
+    [kind, share of images on which it alone decides, label or -1, 1 if it was confirmed].
     """
 
     HELD_OUT_AND_SECOND_START = "held-out-and-second-start"
@@ -52,6 +57,7 @@ class Confirm(StrEnum):
     MISLABELLED = "mislabelled"
     ROWS = "rows"
     NEVER = "never"
+    PROVEN = "proven"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,8 @@ class Role:
             raise ValueError(
                 f"expected a weight of 0 or more, rows of a training set and labels of a model, got {self}"
             )
+        if (self.confirm is Confirm.PROVEN) != (self.null is By.NOTHING) or (self.null is By.NOTHING and self.weight):
+            raise ValueError(f"expected what is proven to be held against nothing, without a weight, got {self}")
         if self.confirm not in (Confirm.ROWS, Confirm.NEVER) and not self.scores_labels:
             raise ValueError(f"expected labels to confirm, got scores of {self.axis} in {self.title}")
 
@@ -161,6 +169,12 @@ def by_label(method: str) -> bool:
     """Whether a detector's null is simulated from the labels of the references."""
     role = role_of(method)
     return role is not None and role.null is By.LABEL
+
+
+def by_itself(method: str) -> bool:
+    """Whether what a detector finds is proven on the model itself, so that it is held against no references."""
+    role = role_of(method)
+    return role is not None and role.null is By.NOTHING
 
 
 def scores_labels(method: str) -> bool:

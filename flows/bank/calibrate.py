@@ -20,7 +20,7 @@ from flows.bank.files import Files, pins, verdict
 from flows.bank.networks import OPEN, Member, Recipe
 from flows.bank.train import trained
 from flows.params import Params
-from vetgate.role import scores_labels
+from vetgate.role import by_itself, scores_labels
 from vetgate.shape import Blob
 from vetgate.shipped import need_checkout
 from vetgate.verdict.calibration import SHIPPED, Bank, Calibration, Left, Reference, Seen
@@ -117,7 +117,10 @@ def own(
     listed, place = list(wanted), settings.home / "bank"
     data = source(settings, listed[0].data, params.data, recipe.images)
     # all detectors on a network in one worker, so that no two of them train it
-    groups = [[Task(m, recipe, data, place, name, given) for name, given in params.detect.items()] for m in listed]
+    groups = [
+        [Task(m, recipe, data, place, name, given) for name, given in params.detect.items() if not by_itself(name)]
+        for m in listed
+    ]
     fresh = []
     for group, seen in spread(by_all, groups, jobs):
         fresh.append(reference(trained(group[0])[1], data.shape, data.classes, seen))

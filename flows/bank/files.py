@@ -14,6 +14,7 @@ from flows.bank.networks import BANK, LEAST_SUCCESS, OPEN, members, plan, read_a
 from flows.params import Params, load_params
 from vetgate.contract import DETECTORS, Evidence
 from vetgate.digest import code_digest
+from vetgate.role import by_itself
 from vetgate.shape import Blob
 from vetgate.verdict.calibration import Calibration, MethodPin
 from vetgate.verdict.judge import Verdict, judge
@@ -25,10 +26,11 @@ MOST_LOST = 0.04
 
 
 def pins(params: Params) -> dict[str, MethodPin]:
-    """The detectors that have a section in params.yaml, as they are now."""
+    """The detectors that have a section in params.yaml and are held against references, as they are now."""
     return {
         name: MethodPin(code=code_digest("detect", name), params={**DETECTORS[name].defaults, **section})
         for name, section in sorted(params.detect.items())
+        if not by_itself(name)
     }
 
 
@@ -88,7 +90,7 @@ def verdict(
     """The verdict on one member's evidence, as a vetting would give it by a calibration."""
     return judge(
         seen,
-        policy,
+        policy.on_references,
         calibration,
         classes=files.images[card["data"]][1],
         data_sha256=card["data_sha256"],

@@ -79,7 +79,7 @@ RULES = (
     Rule("VET006", "BadSignature", "No trusted gate key signed this.", "Have the gate decide, and fetch it again.",
          BadSignature, ("CWE-347", "AML.T0010.003")),
     Rule("VET007", "FailedVetting", "The gate signed a verdict that is no PASS.", "Do not use this model.",
-         NotPassed, ("AML.T0018.000", "AML.T0058")),
+         NotPassed, ("AML.T0018.000", "AML.T0018.001", "AML.T0058")),
     Rule("VET001", "NotAttested", "No promotion and attestation cover this.", "Have it vetted and promoted.",
          Denied, ("CWE-345", "AML.T0010.003")),
     Rule("VET008", "NotUnderstood", "A file was not understood to its last byte.", "Hand in a supported format.",

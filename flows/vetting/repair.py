@@ -90,7 +90,9 @@ def _wanted(vetting: Vetting, seen: Seen, ruling: Answer) -> bool:
     # what came from a repair is not repaired again: a supplier could otherwise keep this machine busy for ever
     given = vetting.record.submission.parent is None
     blind = policy.blind and decision in ("PASS", "INCONCLUSIVE")
-    return policy.enabled and can_be and given and (decision == "FAIL" or blind)
+    # other weights leave a path that goes around them as it is
+    wired = any(record["code"] == Code.STRUCTURAL_BACKDOOR for record in ruling.decided.verdict.reason_records)
+    return policy.enabled and can_be and given and not wired and (decision == "FAIL" or blind)
 
 
 def _runs(vetting: Vetting, seen: Seen, ruling: Answer) -> Iterator[Tried]:

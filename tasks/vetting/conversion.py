@@ -16,9 +16,8 @@ from tasks.store.open import open_store
 from tasks.vetting import signed_results
 from tasks.vetting.intake import Record, find_record, read_record, seeds_of, take
 from vetgate.errors import NotUnderstood, StoreError
-from vetgate.formats.canonical import rewritten
 from vetgate.formats.inspect import TEXTS
-from vetgate.formats.submission import FILE, dump_submission
+from vetgate.formats.submission import FILE, dump_submission, rewritten
 from vetgate.shape import Blob
 from vetgate.trust.keys import TrustRoot, read_trust_root
 from vetgate.trust.statements import CONVERSION

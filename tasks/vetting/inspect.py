@@ -134,7 +134,7 @@ def understood(sandbox: Sandbox, asked: Mapping[str, Any], limits: Limits) -> di
         raise NotUnderstood(f"expected files that their readers survive, got a crash: {error}") from error
 
 
-def look_first(settings: Settings, case: Case) -> FirstLook:
+def first_look_of(settings: Settings, case: Case) -> FirstLook:
     """What the model does on trusted images, found once; raises NotUnderstood or SandboxError."""
     about = {**_looked(case), "data": bound(case.data.source), "what": "first look"}
     saved = signed_results.find(settings, INSPECTION, about)

@@ -87,7 +87,7 @@ def inspect_and_load(settings: Settings, record: Record, case: Case) -> Blob:
 def look_first(settings: Settings, case: Case) -> Blob:
     """What the model does on trusted images, as JSON; raises NotUnderstood or SandboxError."""
     with reporting("first look"):
-        return inspect.look_first(settings, case).to_json()
+        return inspect.first_look_of(settings, case).to_json()
 
 
 @task(

@@ -14,11 +14,9 @@ from vetgate.errors import NotUnderstood, VetgateError
 from vetgate.formats.load import load_members
 from vetgate.formats.readers import form_of, format_of
 from vetgate.formats.sniff import ACCEPTED
-from vetgate.formats.submission import Submission
+from vetgate.formats.submission import REWRITTEN, Submission
 
 T = TypeVar("T")
-# what the reading of a file may change in its description: how it is read, and never what it is said to be
-REWRITTEN = ("model", "format", "layer", "architecture", "normalization", "layout", "color", "output")
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,6 @@ def canonical(members: Mapping[str, bytes], submission: Submission) -> Canonical
     if not set(changes) <= set(REWRITTEN):
         raise NotUnderstood(f"expected only {', '.join(REWRITTEN)} to be written anew, got {sorted(changes)}")
     return Canonical(data, changes)
-
-
-def rewritten(submission: Submission, changes: Mapping[str, Any], manifest: str) -> Submission:
-    """The description of what was written in place of the submission with this manifest.
-
-    Raises NotUnderstood for changes of anything that says what the model is.
-    """
-    if not set(changes) <= set(REWRITTEN):
-        raise NotUnderstood(f"expected only {', '.join(REWRITTEN)} to be written anew, got {sorted(changes)}")
-    fields = submission.model_dump(mode="json") | dict(changes) | {"submitted": manifest}
-    return Submission.model_validate(fields)
 
 
 def _written(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,8 @@ from vetgate.formats.yaml12 import dump_plain, load_plain
 
 FILE = "submission.yaml"
 MAX_SIZE = 128 * 1024
+# what the reading of a file may change in its description: how it is read, and never what it is said to be
+REWRITTEN = ("model", "format", "layer", "architecture", "normalization", "layout", "color", "output")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -157,6 +160,17 @@ def dump_submission(submission: Submission) -> str:
     """The text of a `submission.yaml` that reads back as `submission`."""
     fields = {k: v for k, v in submission.model_dump(mode="json").items() if v is not None or k == "reference_data"}
     return dump_plain(fields)
+
+
+def rewritten(submission: Submission, changes: Mapping[str, Any], manifest: str) -> Submission:
+    """The description of what was written in place of the submission with this manifest.
+
+    Raises NotUnderstood for changes of anything that says what the model is.
+    """
+    if not set(changes) <= set(REWRITTEN):
+        raise NotUnderstood(f"expected only {', '.join(REWRITTEN)} to be written anew, got {sorted(changes)}")
+    fields = submission.model_dump(mode="json") | dict(changes) | {"submitted": manifest}
+    return Submission.model_validate(fields)
 
 
 def _check_text(fields: dict[str, Any]) -> None:

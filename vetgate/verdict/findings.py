@@ -19,8 +19,8 @@ UNEXPLAINED = "inconclusive:unexplained"
 def findings(verdict: Mapping[str, Any]) -> tuple[str, ...]:
     """The ids of what a verdict (`Verdict.to_json`, with `refused` if its files were not understood) holds against it.
 
-    backdoor:label-7, poisoned-data:<method>, inconclusive:<method>, inconclusive:<code>[:<method>][:label-<n>],
-    not-understood. A PASS has none, everything else at least one.
+    backdoor:label-7, structural-backdoor[:label-<n>], poisoned-data:<method>, inconclusive:<method>,
+    inconclusive:<code>[:<method>][:label-<n>], not-understood. A PASS has none, everything else at least one.
     """
     if verdict["decision"] == "PASS":
         return ()

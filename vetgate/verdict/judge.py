@@ -3,8 +3,8 @@
 Every method's statistic is standardised against clean reference models, what the methods say of a label is added with
 fixed weights, and the largest sum gets one p-value, so that the rate of false alarms is one of the whole verdict. A
 label is named only when it stands out by more than the labels of clean models do and its trigger works on images it
-was not inverted on and from a second start. What is missing, failed, not calibrated or not confirmed makes the verdict
-INCONCLUSIVE.
+was not inverted on and from a second start. What is proven on the model itself (`verdict.proven`) fails it whatever
+clean models look like. What is missing, failed, not calibrated or not confirmed makes the verdict INCONCLUSIVE.
 
 Source    Combination first, one p-value after: the methods look at one model and are dependent.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vetgate.role import By, Confirm, Role, by_label, role_of, weight_of
+from vetgate.role import By, Confirm, Role, by_itself, by_label, role_of, weight_of
 from vetgate.verdict.calibration import (
     ENOUGH,
     Array,
@@ -48,6 +48,7 @@ from vetgate.verdict.gaps import (
     unreadable,
 )
 from vetgate.verdict.policy import Policy
+from vetgate.verdict.proven import proven_and_open
 from vetgate.verdict.reasons import Bearing, Code, Reason, records
 from vetgate.verdict.seen import Failure, SeenEvidence
 from vetgate.verdict.wording import render_failure, rendered
@@ -152,12 +153,18 @@ def judge(
     uncounted = {
         n: why
         for n, e in readable.items()
-        if not (simulated and _means_something_alone(n))
+        if not by_itself(n)
+        and not (simulated and _means_something_alone(n))
         and (why := incomparable(e, calibration, data_sha256, level)) is not None
     }
     # a policy that allows a verdict without references cannot require what only they give a meaning
     gaps += [why for name, why in uncounted.items() if name in required and not simulated]
-    comparable = {n: e for n, e in readable.items() if n not in uncounted}
+    comparable = {n: e for n, e in readable.items() if n not in uncounted and not by_itself(n)}
+    wired = {n: proven_and_open(e) for n, e in readable.items() if by_itself(n)}
+    proven = [reason for reasons in wired.values() for reason in reasons if not reason.open]
+    unexplained = [reason for reasons in wired.values() for reason in reasons if reason.open]
+    if policy.structure.unconfirmed == "inconclusive":
+        gaps += unexplained
     usable = {n: e for n, e in comparable.items() if not advisory(n)}
     strange = {
         n for n in usable if calibration and not calibration.counts(n, data_sha256, level, classes, architecture)
@@ -178,7 +185,9 @@ def judge(
         clean = calibration.clean_scores(standings, data_sha256, level, classes, architecture)
     p_value, labels_p = _combine(standings, nulls, clean)
     methods = tuple(
-        _result(name, evidence.get(name), unread | uncounted | failures, shown.get(name), every.get(name), level)
+        _proven_result(readable[name], wired[name])
+        if name in wired
+        else _result(name, evidence.get(name), unread | uncounted | failures, shown.get(name), every.get(name), level)
         for name in sorted({*evidence, *failures, *required})
     )
     if p_value is None:
@@ -188,11 +197,12 @@ def judge(
     gaps += [part for part in partly if part.open]
     low = p_value is not None and p_value <= level
     confirmed = {label for s in standings.values() for label in s.confirmed}
-    suspects = tuple(sorted(label for label in confirmed if low and labels_p is not None and labels_p[label] <= level))
+    rare = {label for label in confirmed if low and labels_p is not None and labels_p[label] <= level}
     by_data = [n for n, s in standings.items() if _role(n).confirm is Confirm.ROWS and s.p_value <= level]
-    if low and (suspects or by_data):
+    suspects = tuple(sorted({*rare, *(reason.label for reason in proven if reason.label is not None)}))
+    if proven or (low and (rare or by_data)):
         decision = Decision.FAIL
-        reasons = [_why(label, evidence, standings) for label in suspects]
+        reasons = [*proven, *(_why(label, evidence, standings) for label in sorted(rare))]
         reasons += [Reason(Code.POISONED_DATA, name) for name in by_data]
         # what could not run cannot make a found backdoor harmless
         reasons += gaps
@@ -203,7 +213,8 @@ def judge(
     else:
         decision = Decision.PASS
         reasons = [Reason(Code.NOTHING_STANDS_OUT)]
-    reasons = [*reasons, *(part for part in partly if not part.open), *map(_not_alike, sorted(strange))]
+    told = [reason for reason in unexplained if reason not in reasons]
+    reasons = [*reasons, *told, *(part for part in partly if not part.open), *map(_not_alike, sorted(strange))]
     if simulated:
         reasons = [*reasons, Reason(Code.UNCALIBRATED), *(Reason(Code.NOT_COUNTED, name) for name in uncounted)]
     about, at_home = None, False
@@ -227,7 +238,8 @@ def rescanned(verdict: Verdict, alarm: float) -> Verdict:
 
     An alarm at the rate of a first vetting that is none at this one passes; what could not be seen stays INCONCLUSIVE.
     """
-    if verdict.decision is Decision.PASS or verdict.p_value is None:
+    proven = any(reason.code is Code.STRUCTURAL_BACKDOOR for reason in verdict.reasons)
+    if verdict.decision is Decision.PASS or verdict.p_value is None or proven:
         return verdict
     notes = []
     references = int((verdict.calibration or {}).get("references", 0))
@@ -352,6 +364,11 @@ def _result(
     return MethodResult(
         name, found.statistic, round(standing.p_value, 5), alarmed, standing.alarming if alarmed else (), None, shown
     )
+
+
+def _proven_result(found: SeenEvidence, reasons: Sequence[Reason]) -> MethodResult:
+    labels = sorted({reason.label for reason in reasons if reason.label is not None})
+    return MethodResult(found.method, found.statistic, alarmed=bool(reasons), suspects=tuple(labels))
 
 
 def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: float) -> list[Reason]:

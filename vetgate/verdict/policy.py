@@ -16,7 +16,7 @@ from vetgate import shipped
 from vetgate.digest import sha256_json
 from vetgate.errors import BadPolicy
 from vetgate.formats.readers import formats, written_formats
-from vetgate.role import guard_roles, repair_roles
+from vetgate.role import by_itself, guard_roles, repair_roles
 from vetgate.trust.named_file import read_named
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -66,6 +66,13 @@ class GuardPolicy(BaseModel, frozen=True, extra="forbid"):
         if self.enabled and self.action == "vote" and not any(known[name].votes for name in self.methods):
             raise ValueError(f"expected a guard that votes for the action vote, got {list(self.methods)}; name one")
         return self
+
+
+class StructurePolicy(BaseModel, frozen=True, extra="forbid"):
+    """What a fault in the wiring of a network does where nothing proves that it is a backdoor."""
+
+    unconfirmed: Literal["inconclusive", "note"] = "inconclusive"
+    """Whether it leaves the verdict open, or is only told. One that is confirmed fails the model in any case."""
 
 
 class PromotionPolicy(BaseModel, frozen=True, extra="forbid"):
@@ -130,6 +137,8 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     """The least sandbox for each format: 1 is process limits, 2 is bubblewrap."""
     promote_formats: tuple[str, ...] = Field(default_factory=written_formats)
     """Formats that may enter production."""
+    structure: StructurePolicy = StructurePolicy()
+    """What a fault in the wiring does."""
     least_skill: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """How far from guessing (0) to always right (1) a model must come on trusted images, or nothing is said of it."""
     repair: RepairPolicy = RepairPolicy()
@@ -154,6 +163,11 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     """How long one method may run."""
     memory_bytes: PositiveInt = 6 * 2**30
     """How much address space one method may have."""
+
+    @property
+    def on_references(self) -> Policy:
+        """What it demands of networks that are references, on which nothing runs that needs none."""
+        return self.model_copy(update={"required": tuple(name for name in self.required if not by_itself(name))})
 
     @property
     def digest(self) -> str:

@@ -46,6 +46,7 @@ class Code(StrEnum):
     REPEATED = "repeated", Bearing.NAMED
     MISLABELLED = "mislabelled", Bearing.NAMED
     POISONED_DATA = "poisoned-data", Bearing.NAMED
+    STRUCTURAL_BACKDOOR = "structural-backdoor", Bearing.NAMED
     # found, but nothing is proven
     TRIGGER_NOT_CONFIRMED = "trigger-not-confirmed", Bearing.UNPROVEN
     NO_LABEL_NAMED = "no-label-named", Bearing.UNPROVEN
@@ -71,6 +72,7 @@ class Code(StrEnum):
     OTHER_DATA = "other-data", Bearing.OPEN
     NOTHING_INSPECTED = "nothing-inspected", Bearing.OPEN
     NO_TRIGGER_FOUND = "no-trigger-found", Bearing.OPEN
+    STRUCTURE_NOT_EXPLAINED = "structure-not-explained", Bearing.OPEN
     LABELS_NOT_LOOKED_AT = "labels-not-looked-at", Bearing.OPEN
     SECOND_RUN_DIFFERS = "second-run-differs", Bearing.OPEN
     REFUSED = "refused", Bearing.OPEN
@@ -147,10 +149,13 @@ class Reason:
     def finding(self) -> str | None:
         """The id of what the reason holds against a model; the same whatever its figures and its text; None for notes.
 
-        backdoor:label-<n>, poisoned-data:<method>, inconclusive:<method>, inconclusive:<code>[:<method>][:label-<n>].
+        backdoor:label-<n>, structural-backdoor[:label-<n>], poisoned-data:<method>, inconclusive:<method>,
+        inconclusive:<code>[:<method>][:label-<n>].
         """
         if self.bearing is Bearing.NOTE:
             return None
+        if self.code is Code.STRUCTURAL_BACKDOOR:
+            return self.code.value if self.label is None else f"{self.code.value}:label-{self.label}"
         if self.bearing is Bearing.NAMED:
             return f"poisoned-data:{self.method}" if self.label is None else f"backdoor:label-{self.label}"
         if self.bearing is Bearing.METHOD:

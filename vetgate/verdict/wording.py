@@ -6,6 +6,7 @@ import string
 from collections.abc import Iterable
 from typing import Any
 
+from vetgate.structure.kind import Kind
 from vetgate.verdict.reasons import Code, Reason
 
 WORDS: dict[Code, str] = {
@@ -17,6 +18,10 @@ WORDS: dict[Code, str] = {
     Code.MISLABELLED: "label {label}: {share:share} of the training images under it show something else, by {method}; "
     "in clean training sets it is far less",
     Code.POISONED_DATA: "{method} finds poisoned rows in the training data",
+    Code.STRUCTURAL_BACKDOOR: "{kind:structure}, and when it is driven it alone sends {share:share} of images to "
+    "{label:to}: {path}",
+    Code.STRUCTURE_NOT_EXPLAINED: "{kind:structure}, which no ordinary network needs; driving it proved nothing (it "
+    "alone decided on {share:share} of images): {path}",
     Code.TRIGGER_NOT_CONFIRMED: "label {label} stands out, but what points at it was not confirmed when it was "
     "measured again: on other images, from a second start, or by a second network",
     Code.NO_LABEL_NAMED: "the evidence together is rarer (p = {p_value:.3g}) than {level:g} among clean models, but "
@@ -108,6 +113,15 @@ WORDS: dict[Code, str] = {
 }
 
 
+# what is wrong with the structure of a network
+STRUCTURE = {
+    Kind.AROUND: "a path from the image goes around the trained layers",
+    Kind.IN_FRONT: "pixels are bent in front of the first trained layer",
+    Kind.BESIDE: "a part that shares no trained layer with the rest joins behind the last one",
+    Kind.SILENT: "a channel that no trusted image opens outweighs all others",
+    Kind.COPIES: "kernels copy pixels through trained layers untouched",
+}
+
 # what a repair may lack, as methods declare it
 DATA = {
     "clean": "trusted images",
@@ -128,6 +142,10 @@ class _Formatter(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if format_spec == "datum":
             return DATA.get(value, str(value))
+        if format_spec == "structure":
+            return STRUCTURE.get(value, "something is wired in a way that is not known")
+        if format_spec == "to":
+            return "many labels" if value is None else f"label {value}"
         if not isinstance(value, int | float) or isinstance(value, bool):
             return str(value)
         if format_spec == "share":

@@ -62,7 +62,7 @@ HUGE = json.dumps({"w": {"dtype": "F32", "shape": [2**30], "data_offsets": [0, 2
 HUGE_TENSOR = struct.pack("<Q", len(HUGE)) + HUGE
 NOT_UNDERSTOOD: dict[str, tuple[Callable[[bytes], bytes], dict[str, Any], str]] = {
     "truncated ONNX": (lambda _: graph()[:-200], ONNX, "truncated"),
-    "external data": (lambda _: graph(external=True), ONNX, "external"),
+    "external data": (lambda _: graph(external=True), ONNX, "in a file beside the model"),
     "unknown operator": (lambda _: graph(end="Frobnicate"), ONNX, "Frobnicate"),
     "control flow": (lambda _: graph(end="If"), ONNX, "If"),
     "weights of another architecture": (lambda w: w, {"architecture": "vgg-small"}, "vgg-small"),

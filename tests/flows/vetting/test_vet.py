@@ -90,7 +90,8 @@ def test_a_result_of_an_earlier_version_is_read_and_not_published_again(passed, 
 
 
 def test_an_inspection_that_was_altered_is_not_believed_and_made_anew(vetgate, passed, honest, settings):
-    (key,) = open_store(settings).list(f"inspections/{passed.blob['manifest_sha256']}/")
+    keys = list(open_store(settings).list(f"inspections/{passed.blob['manifest_sha256']}/"))
+    (key,) = (key for key in keys if b'"described"' in open_store(settings).read(key))
     file = Path(settings.store, key)
     said = file.read_bytes()
     file.chmod(0o644)
@@ -102,7 +103,7 @@ def test_an_inspection_that_was_altered_is_not_believed_and_made_anew(vetgate, p
         file.write_bytes(said)
 
     assert done.code == 0 and done.blob["verdict"] == "PASS"
-    assert len(list(open_store(settings).list(f"inspections/{passed.blob['manifest_sha256']}/"))) == 2
+    assert len(list(open_store(settings).list(f"inspections/{passed.blob['manifest_sha256']}/"))) == len(keys) + 1
 
 
 def test_no_file_of_the_installation_tells_a_seed(passed, failed, home, settings):

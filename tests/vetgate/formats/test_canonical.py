@@ -13,11 +13,11 @@ import torch
 from tests.models import FIELDS
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import NotUnderstood
-from vetgate.formats.canonical import canonical, rewritten
+from vetgate.formats.canonical import canonical
 from vetgate.formats.load import load_members
 from vetgate.formats.readers import formats
 from vetgate.formats.readers import safetensors as reader
-from vetgate.formats.submission import Submission
+from vetgate.formats.submission import Submission, rewritten
 
 MANIFEST = "a" * 64
 WEIGHTS = Submission.model_validate(FIELDS | {"classes": 3})

@@ -15,6 +15,7 @@ from torch import Tensor
 from vetgate.errors import DefenceError, NotUnderstood
 from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
 from vetgate.formats.onnx.module import build_module
+from vetgate.formats.onnx.reading.quantised import dequantised
 from vetgate.formats.onnx.reading.submitted import read_submitted
 from vetgate.formats.onnx.rewriting.settle import settle
 from vetgate.formats.onnx.runtime import TOLERANCE, Session, difference
@@ -53,13 +54,21 @@ def check_equal(
     if members is not None and described is not None and members[described.model] != written:
         data, beside = members[described.model], {k: v for k, v in members.items() if k != described.model}
         read = read_graph(parse_model(data), output=described.output, beside=beside)
-        _check(
-            "the submitted file",
-            partial(Session, data, beside=beside, output=described.output),
-            pixels(x, described, channels_last=check_description(read, described)),
-            expected,
-            COARSE if read.changes else TOLERANCE,
-        )
+        changed = dequantised(read).changes
+        start = partial(Session, data, beside=beside, output=described.output)
+        if changed and not _starts(start):
+            # types that onnxruntime computes on no processor; what is served is the canonical form, which it does
+            return
+        taken = pixels(x, described, channels_last=check_description(read, described))
+        _check("the submitted file", start, taken, expected, COARSE if changed else TOLERANCE)
+
+
+def _starts(start: Callable[[], Session]) -> bool:
+    try:
+        start()
+    except DefenceError:
+        return False
+    return True
 
 
 def pixels(x: Tensor, described: Submission, *, channels_last: bool) -> Tensor:

@@ -65,6 +65,17 @@ OPERATORS: dict[str, Operator] = {
     "InstanceNormalization": Operator((3, 3), {"epsilon": _FLOAT}),
     # before opset 21 its weights are one a group, which no runtime computes
     "GroupNormalization": Operator((3, 3), {"epsilon": _FLOAT, "num_groups": _INT, "stash_type": _INT}, since=21),
+    "RMSNormalization": Operator((2, 2), {"axis": _INT, "epsilon": _FLOAT, "stash_type": _INT}, since=23),
+    "Attention": Operator(
+        (3, 7),
+        {
+            **dict.fromkeys(("is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode"), _INT),
+            **dict.fromkeys(("softmax_precision", "left_window_size", "right_window_size"), _INT),
+            **dict.fromkeys(("scale", "softcap"), _FLOAT),
+        },
+        outputs=4,
+        since=23,
+    ),
     # arithmetic
     "Add": _BINARY,
     "Sub": _BINARY,
@@ -99,6 +110,7 @@ OPERATORS: dict[str, Operator] = {
     "Softsign": _UNARY,
     "HardSigmoid": Operator((1, 1), {"alpha": _FLOAT, "beta": _FLOAT}),
     "HardSwish": Operator((1, 1), since=14),
+    "Swish": Operator((1, 1), {"alpha": _FLOAT}, since=24),
     "Clip": Operator((1, 3), {"min": Attribute("float", before=11), "max": Attribute("float", before=11)}),
     "Softmax": Operator((1, 1), {"axis": _INT}),
     "LogSoftmax": Operator((1, 1), {"axis": _INT}),

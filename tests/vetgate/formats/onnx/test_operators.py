@@ -137,6 +137,10 @@ CASES: list[tuple[str, dict[str, Any], list[np.ndarray | None], int]] = [
     ("LayerNormalization", {}, [noise(7), noise(7)], 17),
     ("LayerNormalization", {"axis": -2, "epsilon": 1e-3}, [noise(9, 7)], 20),
     ("LayerNormalization", {"axis": 1}, [noise(2, 9, 7), noise(2, 9, 7)], 21),
+    ("RMSNormalization", {"epsilon": 1e-3}, [noise(7)], 23),
+    ("RMSNormalization", {"axis": -2}, [noise(9, 7)], 24),
+    ("Swish", {}, [], 24),
+    ("Swish", {"alpha": 0.7}, [], 24),
     ("InstanceNormalization", {"epsilon": 1e-3}, [noise(2), noise(2)], 13),
     ("GroupNormalization", {"num_groups": 1}, [noise(2), noise(2)], 21),
     ("GroupNormalization", {"num_groups": 2, "epsilon": 1e-2}, [noise(2), noise(2)], 21),
@@ -250,6 +254,44 @@ def test_an_operator_agrees_with_onnxruntime(
     np.testing.assert_allclose(ours, run_reference(model, x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "mask"),
+    [
+        ({}, None),
+        ({"scale": 0.3}, noise(9, 9)),
+        ({"is_causal": 1}, None),
+        ({}, np.tri(9, 9) > 0),
+        ({"q_num_heads": 2, "kv_num_heads": 2}, None),
+    ],
+)
+@pytest.mark.parametrize("opset", [23, 24])
+def test_attention_agrees_with_onnxruntime(
+    attributes: dict[str, Any],
+    mask: np.ndarray | None,
+    opset: int,
+    make_graph: Callable[..., Any],
+    submit: Callable[..., Any],
+    run_reference: Callable[..., np.ndarray],
+) -> None:
+    held = {f"m{i}": noise(6, 6) + 0 * i for i in range(3)} | {"w": noise(2 * 9 * 6, 3), "flat": ints(0, 9, 12)}
+    nodes = [helper.make_node("MatMul", ["x", f"m{i}"], [f"p{i}"]) for i in range(3)]
+    inputs = [f"p{i}" for i in range(3)]
+    if "q_num_heads" in attributes:
+        nodes += [helper.make_node("Reshape", [f"p{i}", "flat"], [f"f{i}"]) for i in range(3)]
+        inputs = [f"f{i}" for i in range(3)]
+    if mask is not None:
+        held["mask"] = mask
+        inputs.append("mask")
+    nodes.append(helper.make_node("Attention", inputs, ["a"], **attributes))
+    nodes += [helper.make_node("Flatten", ["a"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    used = {name for node in nodes for name in node.input}
+    model = make_graph(nodes, {k: v for k, v in held.items() if k in used}, shape=("N", 2, 9, 6), opset=opset)
+    model.ir_version = 10
+    x = np.random.default_rng(1).random((3, 2, 9, 6), dtype=F32)
+    ours = load_model(*submit(model, input_shape=[2, 9, 6])).model(torch.from_numpy(x)).detach()
+    np.testing.assert_allclose(ours, run_reference(model, x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_convolution_along_a_line_agrees_with_onnxruntime(
     make_graph: Callable[..., Any], submit: Callable[..., Any], run_reference: Callable[..., np.ndarray]
 ) -> None:
@@ -329,10 +371,11 @@ def test_what_decides_rounds_or_counts_takes_no_activations(
 def test_every_operator_of_the_table_is_built_and_tested() -> None:
     built = set(BUILDERS) | set(ELEMENTWISE) | {"Constant"} | (set(RULES) - {"Resize"})
     whole = {"QuantizeLinear", "DequantizeLinear"}
+    composed = {"Attention", "RMSNormalization", "Swish"}
     folded = {name for name, operator in OPERATORS.items() if operator.on_constants}
     assert folded <= set(FOLDS) and not folded & set(BUILDERS)
-    assert built | whole | folded | {"Split", "Sum"} == set(OPERATORS)
-    elsewhere = {"Constant", "Gemm", "Shape", *whole}
+    assert built | whole | folded | composed | {"Split", "Sum"} == set(OPERATORS)
+    elsewhere = {"Constant", "Gemm", "Shape", "Attention", *whole}
     assert {case[0] for case in CASES + ON_CONSTANTS} | elsewhere == set(OPERATORS)
 
 
@@ -400,6 +443,11 @@ SHAPE = [N("Shape", ["x"], ["s"]), N("Gather", ["s", "nought"], ["b"], axis=0)]
 # each gives "m" something that depends on the other images or on how many there are; the zero hides it from every run
 MIXERS = {
     "the mean over the batch": [N("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1)],
+    "the mean of what no image shows": [
+        N("Sub", ["x", "two32"], ["far"]),
+        N("Relu", ["far"], ["off"]),
+        N("ReduceMean", ["off"], ["m"], axes=[0], keepdims=1),
+    ],
     "a softmax over the batch": [N("Softmax", ["x"], ["m"], axis=-4)],
     "the image before": [N("Pad", ["x", "shift"], ["m"])],
     "the first image": [N("Slice", ["x", "o", "i", "o"], ["m"])],
@@ -431,6 +479,7 @@ def test_nothing_may_see_across_the_batch_even_unnoticed(
         N("MatMul", ["f", "w"], ["y"]),
     ]
     held = {"w": noise(64, 3), "hidden": np.array(0, F32), "o": ints(0), "i": ints(1), "nought": np.array(0, I64)}
+    held |= {"two32": np.array(2, F32)}
     held |= {"two": np.array(2, I64), "shift": ints(1, 0, 0, 0, -1, 0, 0, 0), "minus": ints(-1)}
     used = {name for node in nodes for name in node.input}
     graph = make_graph(nodes, {name: value for name, value in held.items() if name in used})

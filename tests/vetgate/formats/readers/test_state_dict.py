@@ -13,11 +13,11 @@ from torch import nn
 
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import BadSubmission, NotUnderstood
-from vetgate.formats.canonical import canonical, rewritten
+from vetgate.formats.canonical import canonical
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import load_members
 from vetgate.formats.readers.state_dict import load_timm
-from vetgate.formats.submission import Submission, dump_submission, parse_submission
+from vetgate.formats.submission import Submission, dump_submission, parse_submission, rewritten
 
 FIELDS: dict[str, Any] = {
     "name": "weights",

@@ -20,7 +20,7 @@ from vetgate.formats.onnx.operands import Operands
 
 MAX_FOLDED = 1 << 26
 # whole numbers are computed exactly, one by one
-MAX_WHOLE = 1 << 20
+MAX_WHOLE = 1 << 16
 EXACT_IN_FLOAT32 = 1 << 24
 TYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_}
 # these are read as float32
@@ -38,6 +38,8 @@ def fold(node: Node, given: Given, opset: int) -> tuple[Array, ...]:
     if node.op in ONE_TYPE and len(kinds) > 1:
         raise refuse(node, "inputs of one type", " and ".join(sorted(map(str, kinds))))
     try:
+        if _size(node, given) > MAX_FOLDED:
+            raise ValueError("more values than are computed beforehand")
         with np.errstate(all="ignore"):
             made = function(node, given, opset)
     except (ValueError, IndexError, TypeError, OverflowError, RuntimeError) as error:
@@ -50,6 +52,19 @@ def fold(node: Node, given: Given, opset: int) -> tuple[Array, ...]:
         if value.dtype not in TYPES.values():
             raise refuse(node, "float32, whole numbers or truth values", str(value.dtype))
     return values
+
+
+def _size(node: Node, given: Given) -> int:
+    # how many values come of it, where they may be many more than went in
+    shapes = [value.shape for value in given if value is not None]
+    if node.op == "MatMul" and len(shapes) == 2 and min(map(len, shapes)) > 1:
+        return int(math.prod(np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])) * shapes[0][-2] * shapes[1][-1])
+    if node.op == "Gather" and len(shapes) == 2 and shapes[0]:
+        axis = _integer(node, "axis", 0)
+        return int(math.prod(shapes[0]) // max(1, shapes[0][axis]) * math.prod(shapes[1]))
+    if node.op in ONE_TYPE - {"MatMul", "Concat", "Range"} or node.op == "Where":
+        return int(math.prod(np.broadcast_shapes(*shapes)))
+    return 0
 
 
 def refuse(node: Node, expected: str, got: str) -> NotUnderstood:

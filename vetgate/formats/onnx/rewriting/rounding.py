@@ -11,7 +11,7 @@ Deviates  Static, from weights alone: a signal is as large as a layer's weights 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,10 @@ from vetgate.formats.onnx.nodes import Node
 
 # beside the signal, of which 2^-10 may be lost; and where constants cancel, beside what is left, of which 2^-14 may be
 LARGEST, LARGEST_CANCELLED = 2.0**14, 2.0**10
+# of what weights make of inputs of size one, far from where float32 ends
+LARGEST_SCALE = 1e9
+# of any number, such as one that masks a place
+LARGEST_NUMBER = 1e31
 LINEAR = ("Conv", "Gemm", "MatMul")
 AFFINE = ("BatchNormalization", "Add", "Sub", "Mul", "Div")
 Array = np.ndarray
@@ -69,12 +73,23 @@ def check_rounding(graph: Graph, ranks: Mapping[str, int]) -> None:
     readers = Counter(name for node in graph.nodes if node.op not in AFFINE for name in node.inputs)
     readers[graph.output] += 1
     for node in graph.nodes:
+        if node.op != "Clip":
+            _check_numbers(node, [constants[name] for name in node.inputs if name in constants])
         signal = _signal(node, signals, constants, ranks)
         if signal is None:
             continue
         signals[node.outputs[0]] = signal
         # between maps by constants, nothing but their sum counts
         _check(node, signal, last=readers[node.outputs[0]] > 0)
+
+
+def _check_numbers(node: Node, held: Sequence[Array]) -> None:
+    largest = max((float(np.abs(value).max()) for value in held if value.size), default=0.0)
+    if largest > LARGEST_NUMBER:
+        raise NotUnderstood(
+            f"expected numbers of at most {LARGEST_NUMBER:.0e} in {node}, got {largest:.2g}, whose sums and products "
+            "leave float32; export the model with smaller ones"
+        )
 
 
 def _signal(
@@ -140,6 +155,11 @@ def _begun(node: Node, constants: dict[str, Array]) -> Signal | None:
 
 
 def _check(node: Node, signal: Signal, *, last: bool) -> None:
+    if not float(signal.scale.max()) <= LARGEST_SCALE:
+        raise NotUnderstood(
+            f"expected weights at {node} that make at most {LARGEST_SCALE:.0e} of an input of size one, got "
+            f"{signal.scale.max():.2g}; hand in a sound model"
+        )
     bounds = []
     if signal.linear:
         bounds.append(LARGEST * np.maximum(signal.scale, np.median(signal.scale)))

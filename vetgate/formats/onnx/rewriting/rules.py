@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vetgate.formats.onnx.nodes import Node, Value
+from vetgate.formats.onnx.rewriting import composed
 from vetgate.formats.onnx.rewriting.fold import cuts, parts, refuse
 from vetgate.formats.onnx.rewriting.walk import BATCHES, Rewrite, Shape, Walk
 
@@ -19,7 +20,17 @@ from vetgate.formats.onnx.rewriting.walk import BATCHES, Rewrite, Shape, Walk
 WIDE = (1, 10, 11, 16)
 FLAGS = (
     *("transA", "transB", "keepdims", "noop_with_empty_axes", "ceil_mode", "count_include_pad", "storage_order"),
-    *("allowzero", "training_mode", "fmod", "saturate", "exclude_outside", "antialias"),
+    *(
+        "allowzero",
+        "training_mode",
+        "fmod",
+        "saturate",
+        "exclude_outside",
+        "antialias",
+        "upper",
+        "exclusive",
+        "reverse",
+    ),
 )
 # beyond these, a factor or an exponent leaves float32, each runtime in its own way
 SMALLEST, LARGEST = 1e-15, 1e5
@@ -37,6 +48,7 @@ DEFAULTS: dict[str, dict[str, Value]] = {
     "GatherND": {"batch_dims": 0},
 }
 # their constants hold a value for each axis of the image from the right, so one row stands for the whole batch
+COUNTED = ("Trilu", "Tile", "GatherND")
 BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Where", "MatMul", "Equal", "Less", "Greater")
 Rule = Callable[[Rewrite], str]
 
@@ -64,13 +76,6 @@ def _last(r: Rewrite) -> str:
     return r.node.outputs[0]
 
 
-def _by_counts(r: Rewrite) -> str:
-    count = r.constant(1)
-    if count is not None and count.dtype != np.int64:
-        raise r.refuse("whole numbers (int64) as input 1", str(count.dtype))
-    return _plain(r)
-
-
 def _power(r: Rewrite) -> str:
     exponent = r.constant(1)
     size = np.abs(np.zeros(0) if exponent is None else exponent)
@@ -93,9 +98,13 @@ def _plain(r: Rewrite) -> str:
         (r.name(i) if rows or r.walk.root(name) not in r.walk.numbers else _refused(r, i)) if name else ""
         for i, name in enumerate(r.node.inputs)
     ]
-    kinds = {str(r.walk.constants[name].dtype) for name in inputs if name in r.walk.constants}
-    if rows and r.node.op != "Where" and kinds - {"float32"}:
-        raise r.refuse("float32 beside what the image gives", " and ".join(sorted(kinds)))
+    for index, name in enumerate(inputs):
+        # a mask is of truth values, a count of whole numbers
+        kind = np.bool_ if (r.node.op, index) == ("Where", 0) else np.int64 if r.node.op in COUNTED else np.float32
+        if name in r.walk.constants and r.walk.constants[name].dtype != kind:
+            raise r.refuse(
+                f"{np.dtype(kind)} beside what the image gives, as input {index}", str(r.walk.constants[name].dtype)
+            )
     return r.write(r.node.op, inputs, attributes, output=_last(r))
 
 
@@ -188,7 +197,7 @@ def _window(r: Rewrite, kernel: list[int]) -> dict[str, Value]:
     if mode.startswith("SAME"):
         if any(d != 1 for d in dilations):
             raise r.refuse("explicit pads beside dilations", f"auto_pad {mode}, which runtimes count in two ways")
-        pads = _same_pads(shapes[0][2:], kernel, strides, lower=mode == "SAME_LOWER")
+        pads = _same_pads(r, shapes[0][2:], kernel, strides, lower=mode == "SAME_LOWER")
     return {
         "kernel_shape": tuple(kernel),
         "strides": tuple(strides),
@@ -197,10 +206,12 @@ def _window(r: Rewrite, kernel: list[int]) -> dict[str, Value]:
     }
 
 
-def _same_pads(sizes: Shape, kernel: list[int], strides: list[int], *, lower: bool) -> list[int]:
-    totals = [
-        max((math.ceil(size / s) - 1) * s + k - size, 0) for size, k, s in zip(sizes, kernel, strides, strict=True)
-    ]
+def _same_pads(r: Rewrite, sizes: Shape, kernel: list[int], strides: list[int], *, lower: bool) -> list[int]:
+    totals = [(math.ceil(size / s) - 1) * s + k - size for size, k, s in zip(sizes, kernel, strides, strict=True)]
+    if min(totals) < -1:
+        # onnxruntime takes this as a border to be cut off
+        raise r.refuse("explicit pads where strides pass over what is left", f"sizes {sizes}, {kernel} by {strides}")
+    totals = [max(total, 0) for total in totals]
     before = [(total + lower) // 2 for total in totals]
     return [*before, *(total - first for total, first in zip(totals, before, strict=True))]
 
@@ -635,6 +646,9 @@ def _prelu(r: Rewrite) -> str:
 
 
 RULES: dict[str, Rule] = {
+    "Attention": composed.attention,
+    "RMSNormalization": composed.rms_norm,
+    "Swish": composed.swish,
     "Identity": _same,
     "Dropout": _dropout,
     "Cast": _cast,
@@ -647,7 +661,6 @@ RULES: dict[str, Rule] = {
     "ConvTranspose": _conv,
     "Resize": _resize,
     "Pow": _power,
-    **dict.fromkeys(("Trilu", "Tile", "GatherND"), _by_counts),
     "LRN": _lrn,
     "MaxPool": _pool,
     "AveragePool": _pool,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.manifest import MAX_BYTES
 from vetgate.formats.onnx.graph import Graph
 from vetgate.formats.onnx.nodes import Constant, Node
 from vetgate.formats.onnx.rewriting.fold import fold, shape_of
@@ -98,6 +99,11 @@ def _keep(walk: Walk, node: Node, made: Sequence[tuple[Array, ...]]) -> None:
         if not name:
             continue
         values = tuple(each[place] for each in made)
+        walk.folded += sum(value.nbytes for value in values)
+        if walk.folded > MAX_BYTES:
+            raise NotUnderstood(
+                f"expected at most {MAX_BYTES} bytes of constants computed beforehand, got more at {node}; simplify it"
+            )
         if all(value.shape == values[0].shape and np.array_equal(value, values[0]) for value in values[1:]):
             walk.constants[name] = values[0]
         else:

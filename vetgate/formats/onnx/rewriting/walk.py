@@ -28,7 +28,7 @@ class Walk:
 
     `constants` are the same for every batch, `numbers` are computed from shapes and are not, `tensors` are computed
     from the image. A value that is another one under a new name stands in `aliases`. `batch` is the size that the file
-    fixes, or None.
+    fixes, or None; `folded` counts the bytes of constants that were computed.
     """
 
     batch: int | None = None
@@ -40,6 +40,7 @@ class Walk:
     made_by: dict[str, Node] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
+    folded: int = 0
 
     def root(self, name: str) -> str:
         """The name of the value that `name` is."""

@@ -11,6 +11,7 @@ import torch
 from onnx import helper
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.onnx.equal import check_equal
 from vetgate.formats.onnx.graph import parse_model, read_graph
 from vetgate.formats.onnx.reading.quantised import dequantised
 from vetgate.formats.readers import format_of
@@ -68,7 +69,8 @@ def test_weights_are_the_same_and_limits_stay(quantised: Make, submit: Make, run
     graph = dequantised(read_graph(parse_model(model.SerializeToString())))
     assert [n.op for n in graph.nodes] == ["Clip", "Conv", "Clip", "Flatten", "MatMul", "Add"]
     assert graph.changes == ("quantised activations are limited and not rounded",)
-    assert described.output is None and directory.is_dir()
+    check_equal(data, described, members={"model.onnx": model.SerializeToString()}, described=submission)
+    assert directory.is_dir()
 
 
 def test_a_limit_that_stands_for_a_relu_is_one(quantised: Make, submit: Make) -> None:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import Loaded, load_members
+from vetgate.formats.onnx.equal import check_equal
 from vetgate.formats.onnx.table import OPSETS
 from vetgate.formats.readers import format_of
 from vetgate.formats.submission import Submission, parse_submission
@@ -91,7 +92,10 @@ def test_other_precisions_are_computed_in_float32(kind: Any, cnn: Any, written: 
     for info in (*low.graph.input, *low.graph.output):
         info.type.tensor_type.elem_type = low.graph.initializer[0].data_type
     x = images(3, 1, 8, 8)
-    assert gap(written(low)[0], run_reference(cnn, x.numpy()), x) < 1e-5
+    loaded, described, data = written(low)
+    assert gap(loaded, run_reference(cnn, x.numpy()), x) < 1e-5
+    given = described.model_copy()
+    check_equal(data, described, members={given.model: low.SerializeToString()}, described=given)
 
 
 def test_casts_to_half_and_back_are_none(cnn: Any, written: Make) -> None:

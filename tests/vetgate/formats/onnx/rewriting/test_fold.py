@@ -200,6 +200,17 @@ def test_what_runtimes_round_wrap_or_cannot_hold_is_refused(
         fold(made(op, given, attributes, COUNTS.get(op, 1)), given, 21)
 
 
-def test_nothing_large_is_made_before_it_is_refused() -> None:
-    with pytest.raises(NotUnderstood, match=r"moderate|the shape"):
-        fold(made("Expand", [f32(1), i64(MAX_FOLDED + 1)], {}), [f32(1), i64(MAX_FOLDED + 1)], 21)
+@pytest.mark.parametrize(
+    ("op", "given"),
+    [
+        ("Expand", [f32(1), i64(MAX_FOLDED + 1)]),
+        ("Add", [np.zeros((1 << 16, 1), F32), np.zeros((1, 1 << 16), F32)]),
+        ("Where", [np.zeros((1 << 16, 1), np.bool_), np.zeros((1, 1 << 16), F32), f32(0)]),
+        ("MatMul", [np.zeros((1 << 16, 1), F32), np.zeros((1, 1 << 16), F32)]),
+        ("Gather", [np.zeros((1, 1 << 16), F32), np.zeros(1 << 16, I64)]),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_nothing_large_is_made_before_it_is_refused(op: str, given: list[np.ndarray | None]) -> None:
+    with pytest.raises(NotUnderstood, match=r"computed beforehand|the shape"):
+        fold(made(op, given, {}), given, 21)

@@ -87,6 +87,11 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
         17,
         "explicit pads beside dilations",
     ),
+    "SAME that cuts off": (
+        plain("MaxPool", auto_pad="SAME_UPPER", kernel_shape=[1, 1], strides=[3, 3]),
+        17,
+        "explicit pads where strides pass",
+    ),
     "padding as wide as the window": (plain("AveragePool", pads=[3, 0, 0, 0], **SQUARE), 17, "smaller than the window"),
     "a last window in the padding": (
         plain("MaxPool", kernel_shape=[2, 2], strides=[3, 3], pads=[1, 1, 1, 1], ceil_mode=1),
@@ -105,8 +110,19 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
     "a lone number that some take for zero": (plain("Mul", [np.array(1e-45, F32)]), 17, "every runtime keeps"),
     "an attribute without bounds": (plain("LeakyRelu", alpha=1e30), 17, "alpha of 1e-15 to 1e"),
     "a factor of zero": (plain("LRN", size=3, beta=0.0), 17, "alpha, beta and bias above zero"),
-    "a diagonal of another type": (plain("Trilu", [np.array(1, F32)]), 17, r"whole numbers \(int64\)"),
+    "a diagonal of another type": (plain("Trilu", [np.array(1, F32)]), 17, "int64 beside"),
+    "a choice of another type": (
+        ([N("Where", ["m", "x", "k"], ["t"])], {"m": np.array([True]), "k": np.array(0, np.int32)}),
+        17,
+        "float32 beside",
+    ),
     "an angle without bounds": (conv(0, ([N("Sin", ["c"], ["t"])], {})), 17, "numbers of -1000 to 1000"),
+    "a mask at the end of float32": (
+        ([N("Where", ["m", "x", "k"], ["t"])], {"m": np.array([True]), "k": np.array(3.4e38, F32)}),
+        17,
+        "numbers of at most 1e",
+    ),
+    "weights at the end of float32": (plain("Mul", [np.array(1e30, F32)]), 17, "weights at Mul node 't' that make"),
     "no epsilon": (plain("LayerNormalization", [noise(7)], epsilon=0.0), 17, "an epsilon of 1e-15 at least"),
     "no variance": (conv(0, norm(0, variance=0.0, epsilon=0.0)), 17, "a variance and epsilon of 1e-15"),
     "a division by what runtimes approximate": (
@@ -139,6 +155,11 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
 # written in another way, and the same
 WRITTEN: dict[str, tuple[Case, int, list[str]]] = {
     "SAME padding": (plain("MaxPool", auto_pad="SAME_LOWER", strides=[2, 2], **SQUARE), 17, ["MaxPool"]),
+    "SAME that leaves one out": (
+        plain("Conv", [noise(2, 2, 1, 2)], auto_pad="SAME_LOWER", strides=[1, 4]),
+        17,
+        ["Conv"],
+    ),
     "ceil_mode 1": (plain("MaxPool", strides=[2, 2], ceil_mode=1, **SQUARE), 17, ["MaxPool"]),
     "ceil_mode 1 with a mean": (plain("AveragePool", strides=[2, 2], ceil_mode=1, **SQUARE), 17, ["AveragePool"]),
     "ceil_mode 1, padded": (

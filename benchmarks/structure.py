@@ -1,0 +1,140 @@
+"""Backdoors wired into a graph: what the structural inspector finds, and that ordinary networks are silent.
+
+`python -m benchmarks.structure --json FILE [--models DIR ...]` wires every construction of `benchmarks.wired` around a
+trained digits network and inspects it, and the clean twin. FIRST are those that the inspector was settled on, SECOND
+confirm. `--architectures` inspects our own architectures, trained on digits and written as ONNX; `--models` names
+submissions of ordinary networks, on images of noise where digits do not fit. One object a row goes to FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import vetgate.detect  # noqa: F401 - registers the detectors
+from benchmarks import wired
+from vetgate.architectures import ARCHITECTURES
+from vetgate.attacks.training import train
+from vetgate.contract import DETECTORS, Evidence, Samples, Subject
+from vetgate.errors import NotUnderstood
+from vetgate.formats.inspect import read_member
+from vetgate.formats.load import Loaded, described, load_members
+from vetgate.formats.submission import FILE, Submission
+from vetgate.probe import logits
+from vetgate.role import by_itself
+from vetgate.structure.kind import Kind
+
+IMAGES = 400
+COLUMNS = ("case", "half", "findings", "kind", "confirmed", "label", "decides", "stamped", "seconds")
+
+
+def inspected(loaded: Loaded, samples: Samples) -> tuple[Evidence, float]:
+    """What the inspector says of a loaded model, and the seconds that it took."""
+    (name,) = (name for name in DETECTORS if by_itself(name))
+    subject = Subject(model=loaded.model, layer=loaded.layer, classes=loaded.classes, clean=samples[:IMAGES])
+    started = time.monotonic()
+    evidence: Evidence = DETECTORS[name](subject)
+    return evidence, time.monotonic() - started
+
+
+def row(case: str, half: str, members: dict[str, bytes], submission: Submission, samples: Samples) -> dict[str, Any]:
+    """One row: of the findings the one that decides most, and what its stamp does to images that were not used."""
+    found: dict[str, Any] = {"case": case, "half": half}
+    try:
+        loaded = load_members(members, submission)
+    except NotUnderstood as error:
+        return {**found, "findings": "refused", "path": str(error)[:200]}
+    loaded.model.requires_grad_(False)
+    evidence, seconds = inspected(loaded, samples)
+    found |= {"findings": len(evidence.details), "seconds": round(seconds, 2)}
+    if not evidence.details:
+        return found
+    path, (kind, decides, label, confirmed) = max(evidence.details.items(), key=lambda item: item[1][1])  # type: ignore
+    found |= {"kind": Kind(int(kind)).name, "confirmed": bool(confirmed), "label": int(label), "decides": decides}
+    if evidence.triggers and len(samples) > IMAGES:
+        rest = samples[IMAGES:]
+        changed = labels(loaded, evidence.triggers[0].stamp(rest.x)) != labels(loaded, rest.x)
+        # images that have the label anyway say nothing
+        found["stamped"] = round(float(changed[rest.y != label].float().mean()), 3)
+    return {**found, "path": path}
+
+
+def labels(loaded: Loaded, x: torch.Tensor) -> torch.Tensor:
+    """The labels (N,) of images."""
+    return logits(loaded.model, x).argmax(1)
+
+
+def constructions() -> Iterator[dict[str, Any]]:
+    """Every construction, and the clean twin."""
+    model, samples = wired.trained_digits(), shuffled()
+    halves = [("first", c) for c in (wired.clean, *wired.FIRST)] + [("second", c) for c in wired.SECOND]
+    for half, construction in halves:
+        with TemporaryDirectory() as folder:
+            place = wired.write_wired(Path(folder, "case"), construction, model)
+            yield of_directory(construction.__name__, half, place, samples)
+
+
+def architectures() -> Iterator[dict[str, Any]]:
+    """Our own architectures as graphs."""
+    samples = shuffled()
+    for name, make in ARCHITECTURES.items():
+        torch.manual_seed(0)
+        model = train(make(wired.SHAPE, wired.CLASSES), samples, epochs=6).eval()
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model, (samples.x[:2],), file, dynamo=False, dynamic_axes={"x": {0: "N"}}, input_names=["x"]
+            )
+        with TemporaryDirectory() as folder:
+            place = wired.write_wired(Path(folder, "case"), wired.clean, wired.trained_digits(epochs=1))
+            (place / "model.onnx").write_bytes(file.getvalue())
+            yield of_directory(name, "ordinary", place, samples)
+
+
+def of_directory(case: str, half: str, place: Path, samples: Samples | None = None) -> dict[str, Any]:
+    """The row of a submission, on noise where there are no samples."""
+    submission = described({FILE: (place / FILE).read_bytes()})
+    members = {submission.model: read_member(place, submission.model)}
+    if samples is None:
+        noise = torch.rand(80, *submission.input_shape, generator=torch.Generator().manual_seed(0))
+        samples = Samples(noise, torch.zeros(80, dtype=torch.int64))
+    return row(case, half, members, submission, samples)
+
+
+def shuffled() -> Samples:
+    """The digits in an order of their own."""
+    samples = wired.digits()
+    return samples[torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))]
+
+
+def main() -> None:
+    """Print the table, and write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", type=Path, nargs="*", default=[])
+    parser.add_argument("--architectures", action="store_true")
+    given = parser.parse_args()
+    rows = list(architectures() if given.architectures else () if given.models else constructions())
+    rows += [of_directory(place.name, "ordinary", place) for place in given.models]
+    table = Table(*COLUMNS)
+    for one in rows:
+        table.add_row(*(str(one.get(column, "")) for column in COLUMNS))
+    Console().print(table)
+    if given.json is not None:
+        given.json.write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+
+if __name__ == "__main__":
+    main()
