@@ -45,8 +45,9 @@ KINDS = {int: "NUMBER", float: "SHARE", str: "TEXT", Path: "PATH"}
 # what else a command can end with than 0, 2, 4 and 130
 ENDS: dict[str, dict[int, str]] = {
     "approve": {1: "this key does not count", 5: "what is to be approved ran out"},
-    "data add": {3: "the file is no data set, or no model can be vetted on it"},
+    "data add": {3: "the file is no data set, an image is none, or no model can be vetted on it"},
     "demo": {2: "it ended otherwise than expected"},
+    "init": {3: "the file is not understood"},
     "ledger verify": {1: "something is forged, or not entered", 5: "something is missing, or was changed since"},
     "promote": {1: "refused", 5: "the verdict is stale, or something that the ledger tells of is missing"},
     "reconcile": {1: "an alias was taken back", 5: "the ledger is broken: what the gate promoted was left where it is"},

@@ -10,6 +10,8 @@ import typer
 
 from flows.cli import bank, gate, serve, service, verify, watch
 from flows.cli.console import Outcome, carry_out, run
+from flows.cli.preparing.data import data_app
+from flows.cli.preparing.init import init
 from flows.cli.scan.command import scan
 from tasks.environment import speak_utf8
 
@@ -20,7 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Reference data: trusted images that models are vetted on.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 for command in (
     bank.bench,
@@ -37,6 +38,7 @@ for command in (
     verify.status,
     verify.verify,
     scan,
+    init,
 ):
     app.command()(command)
 app.add_typer(gate.ledger_app, name="ledger")
@@ -125,60 +127,14 @@ def promote(
     """Let vetted bytes into production; refuses everything else with exit code 1 or 5."""
 
     def command() -> Outcome:
+        from flows.cli.show import show_pairs
         from flows.production.promote import promote as let_through
         from tasks.settings import load_settings
 
         granted: dict[str, Any] = let_through(
             load_settings(), name, submission=submission, alias=alias, hardened=hardened
         )
-        return Outcome(0, granted, lambda console: _show_pairs(console, granted))
-
-    return carry_out(command, as_json=json)
-
-
-@data_app.command("add")
-def data_add(
-    name: Annotated[str, typer.Argument(help="Name under which submissions refer to it.", metavar="NAME")],
-    file: Annotated[Path, typer.Argument(help=".npz with x_train, y_train, x_test, y_test.", metavar="FILE")],
-    training: Annotated[
-        bool, typer.Option("--training", help="A supplier's training set: classes may be missing or rare.")
-    ] = False,
-    json: AsJson = False,
-) -> int:
-    """Register a reference data set under DVC."""
-
-    def command() -> Outcome:
-        from tasks.data.reference import add, describe, doubts
-        from tasks.progress import announce, progress_of
-        from tasks.settings import load_settings
-
-        settings = load_settings()
-        ref = add(settings, name, file, progress_of(f"reading {file.name}"), training=training)
-        warnings = doubts(describe(settings, ref))
-        for warning in warnings:
-            announce(f"warning: {warning}")
-        blob = {"name": ref.name, "rev": ref.rev, "path": ref.path, "sha256": ref.sha256, "warnings": warnings}
-        return Outcome(0, blob, lambda console: _show_pairs(console, blob))
-
-    return carry_out(command, as_json=json)
-
-
-@data_app.command("list")
-def data_list(json: AsJson = False) -> int:
-    """List the registered reference data sets."""
-
-    def command() -> Outcome:
-        from flows.cli.show import show_data
-        from tasks.data.reference import describe, registered
-        from tasks.settings import load_settings
-
-        settings = load_settings()
-        rows = [
-            {"name": ref.name, "rev": ref.rev, "sha256": ref.sha256, "classes": described["classes"]}
-            for ref in registered(settings)
-            for described in [describe(settings, ref)]
-        ]
-        return Outcome(0, {"data": rows}, lambda console: show_data(console, rows))
+        return Outcome(0, granted, lambda console: show_pairs(console, granted))
 
     return carry_out(command, as_json=json)
 
@@ -196,9 +152,3 @@ def demo(
         return run_demo(seed)
 
     return carry_out(command, as_json=json)
-
-
-def _show_pairs(console: Any, blob: dict[str, Any]) -> None:
-    for key, value in blob.items():
-        if value is not None and not isinstance(value, dict | list):
-            console.print(f"{key:<16} {value}", soft_wrap=True)

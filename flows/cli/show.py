@@ -119,3 +119,10 @@ def _change(pair: tuple[Number | None, Number | None], absent: str = "not measur
 
 def _share(share: Number | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def show_pairs(console: Console, blob: dict[str, Any]) -> None:
+    """An object's plain values, one a line."""
+    for key, value in blob.items():
+        if value is not None and not isinstance(value, dict | list):
+            console.print(f"{key:<16} {value}", soft_wrap=True)

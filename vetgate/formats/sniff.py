@@ -16,7 +16,10 @@ _MAGIC = (
     (b"BZh", f"a bzip2 archive. Hand in {ACCEPTED}, uncompressed"),
     (b"\xfd7zXZ\x00", f"an xz archive. Hand in {ACCEPTED}, uncompressed"),
     (b"7z\xbc\xaf\x27\x1c", f"a 7z archive. Hand in {ACCEPTED}, uncompressed"),
-    (b"\x89HDF\r\n\x1a\n", f"an HDF5 file (Keras .h5). Convert it with tf2onnx and hand in {ACCEPTED}"),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        f"an HDF5 file; a Keras .h5 file is of format keras. Hand in {ACCEPTED}",
+    ),
     (b"\x93NUMPY", f"a numpy file. Hand in {ACCEPTED}"),
     (b"\x7fELF", f"a program. Hand in {ACCEPTED}"),
     (b"#!", f"a script. Hand in {ACCEPTED}"),

@@ -41,8 +41,8 @@ def test_they_are_known_without_torch_or_onnx() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x08\x07", b"x" * 64])
 def test_a_format_that_is_not_known_is_refused_at_every_door(tmp_path: Path, data: bytes) -> None:
-    submission = parse_submission(GIVEN.format("keras"))
-    (tmp_path / "submission.yaml").write_text(GIVEN.format("keras"))
+    submission = parse_submission(GIVEN.format("tensorflow"))
+    (tmp_path / "submission.yaml").write_text(GIVEN.format("tensorflow"))
     (tmp_path / "model.bin").write_bytes(data)
     for door in (
         lambda: format_of(submission),
@@ -50,7 +50,7 @@ def test_a_format_that_is_not_known_is_refused_at_every_door(tmp_path: Path, dat
         lambda: inspect_model({"model.bin": b"x"}, submission),
         lambda: load_members({"model.bin": data}, submission),
     ):
-        with pytest.raises(NotUnderstood, match=r"got 'keras'.*hand in|expected format"):
+        with pytest.raises(NotUnderstood, match=r"got 'tensorflow'.*hand in|expected format"):
             door()
 
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from vetgate.errors import BadPolicy
+from vetgate.formats.readers import formats
 from vetgate.guard.guarded import Action
 from vetgate.role import By, roles
 from vetgate.verdict.policy import Policy, load_policy
@@ -35,11 +36,7 @@ def test_what_is_left_out_takes_the_strict_default(tmp_path):
     assert (
         not policy.allow_uncalibrated
         and not policy.repair.blind
-        and policy.sandbox_level
-        == {
-            "onnx": 1,
-            "safetensors": 1,
-        }
+        and policy.sandbox_level == dict.fromkeys(formats(), 1)
     )
 
 
@@ -99,7 +96,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 
 def test_the_digest_is_of_the_meaning_and_not_of_the_file(tmp_path):
-    spelled_out = read(tmp_path, false_alarm_rate=0.05, sandbox_level={"safetensors": 1, "onnx": 1})
+    spelled_out = read(tmp_path, false_alarm_rate=0.05, sandbox_level=dict.fromkeys(reversed(formats()), 1))
     assert spelled_out.digest == read(tmp_path).digest
 
 

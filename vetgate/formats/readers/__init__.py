@@ -30,6 +30,8 @@ class Format:
     the description and the model file that vetgate writes in their place, in a format that has a `form`; what it wrote
     itself comes back as it is, byte for byte, and a layer that is named gets the name that it has there.
     `takes_architecture(name)`: whether it knows an architecture that is none of ours.
+    `says(members, model)`: what the file `model` among them says of itself, as fields of `submission.yaml` that
+    `vetgate init` fills in; NotUnderstood where it is not of this format.
     """
 
     accepts: str
@@ -38,6 +40,7 @@ class Format:
     canonical: Callable[[Mapping[str, bytes], Any], tuple[Submission, bytes]]
     form: Form | None = None
     belongs: Callable[[str], bool] = lambda name: False
+    says: Callable[[Mapping[str, bytes], str], Mapping[str, Any]] = lambda members, model: {}
     needs_architecture: bool = False
     takes_architecture: Callable[[str], bool] = lambda name: False
 

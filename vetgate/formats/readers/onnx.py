@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vetgate.errors import NotUnderstood
 from vetgate.formats.readers import Form, Format
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 WRITTEN = "model.onnx"
+# grey or colour
+CHANNELS = (1, 3)
 WEIGHTS = re.compile(r".+([._]data(_\d+)?|\.bin|\.weights?)", re.IGNORECASE)
 
 
@@ -104,6 +106,31 @@ def _layer(module: OnnxModule, given: str, names: Mapping[str, str]) -> str:
     return found
 
 
+def says(members: Mapping[str, bytes], model: str) -> dict[str, Any]:
+    """The sizes of input and output, as far as they are fixed."""
+    from vetgate.formats.onnx.graph import parse_model
+
+    graph = parse_model(members[model]).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    sizes = [
+        [each.dim_value for each in info.type.tensor_type.shape.dim]
+        for infos in ([i for i in graph.input if i.name not in constants], graph.output)
+        for info in list(infos)[:1]
+    ]
+    if len(sizes) != 2:
+        raise NotUnderstood("expected an ONNX graph with input and output, got neither; export the model again")
+    image, logits = sizes
+    fields: dict[str, Any] = {}
+    if len(image) == 4:
+        last = image[3] in CHANNELS and image[1] not in CHANNELS
+        shape = [image[3], image[1], image[2]] if last else image[1:]
+        fields = {"input_shape": shape if all(side > 0 for side in shape) else None}
+        fields |= {"layout": "NHWC"} if last else {}
+    if len(graph.output) > 1:
+        fields["output"] = graph.output[0].name
+    return fields | {"classes": logits[1] if len(logits) > 1 and logits[1] > 1 else None}
+
+
 def belongs(name: str) -> bool:
     """Whether a file is called as exporters call those that hold a model's weights."""
     return WEIGHTS.fullmatch(name) is not None
@@ -114,6 +141,7 @@ FORMAT = Format(
     sniff=sniff,
     belongs=belongs,
     inspect=inspect,
+    says=says,
     canonical=canonical,
     form=Form(load=load, write=write, serve=serve, agree=agree),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vetgate.errors import DefenceError, NotUnderstood
 from vetgate.formats.readers import Form, Format
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vetgate.formats.submission import Submission
+SIDES = (8, 16, 32, 64, 128)
 
 
 def sniff(data: bytes) -> bool:
@@ -33,6 +34,25 @@ def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Sub
     import safetensors.torch
 
     return submission, safetensors.torch.save(safetensors.torch.load(members[submission.model]))
+
+
+def says(members: Mapping[str, bytes], model: str) -> dict[str, Any]:
+    """The architecture whose weights have these names."""
+    import torch
+
+    from vetgate.architectures import ARCHITECTURES
+    from vetgate.formats.safetensors_file import inspect_safetensors
+
+    names = set(inspect_safetensors(members[model]))
+    with torch.device("meta"):
+        # how deep some are depends on the size of the images
+        fitting = {
+            each
+            for each, build in ARCHITECTURES.items()
+            for side in SIDES
+            if set(build((3, side, side), 2).state_dict()) == names
+        }
+    return {"architecture": fitting.pop() if len(fitting) == 1 else None}
 
 
 def load(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
@@ -101,6 +121,7 @@ FORMAT = Format(
     accepts="safetensors weights for one of vetgate's architectures",
     sniff=sniff,
     inspect=inspect,
+    says=says,
     canonical=canonical,
     form=Form(load=load, write=write),
     needs_architecture=True,

@@ -6,13 +6,13 @@ of timm is built without weights by timm, which is optional, takes the tensors b
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.optional import import_builder
 from vetgate.formats.readers import Format
 
 if TYPE_CHECKING:
@@ -76,20 +76,8 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def load_timm() -> ModuleType:
-    """timm, also where torchvision was built for another torch: classifiers need none of its operators."""
-    import torch
-
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise NotUnderstood(
-            "expected timm to build a network of its name, which is not installed; install vetgate with the extra "
-            "`timm`, or hand in the network as ONNX"
-        ) from error
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return importlib.import_module("timm")
+    """The library timm; raises NotUnderstood where it is not installed."""
+    return import_builder("timm", "timm")
 
 
 def _timm(name: str, submission: Submission) -> nn.Module:

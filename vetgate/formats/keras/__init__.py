@@ -1,0 +1,1 @@
+"""Keras models of layers that map exactly onto operators of ONNX: what the file says, its weights, and the graph."""

@@ -1,0 +1,35 @@
+"""JSON objects that a supplier wrote: each key once, numbers that are numbers, and no larger than said."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from vetgate.errors import NotUnderstood
+
+MAX_BYTES = 8 << 20
+
+
+def read_object(data: bytes | str, what: str) -> dict[str, Any]:
+    """The JSON object in UTF-8 bytes or text; raises NotUnderstood for anything else."""
+    if len(data) > MAX_BYTES:
+        raise NotUnderstood(f"expected {what} of at most {MAX_BYTES} bytes, got {len(data)}; shorten it")
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise NotUnderstood(f"expected {what} in plain JSON, got {str(error)[:200]}; save the model again") from error
+    if not isinstance(value, dict):
+        raise NotUnderstood(f"expected {what} to be a JSON object, got {type(value).__name__}; save the model again")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key given twice")
+    return found
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text}, which is no number of JSON")
