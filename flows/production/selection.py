@@ -14,12 +14,11 @@ from flows.production.admission import Admitted, Request
 from tasks.records.attestations import taken_back
 from tasks.records.ledger_state import LedgerState, ledger_state
 from tasks.vetting import signed_results
-from tasks.vetting.conversion import canonical_of
+from tasks.vetting.conversion import vetted_in_place_of
 from tasks.vetting.intake import Unproven, beginning_with, read_record
 from vetgate.errors import BadSubmission, Denied, NotPassed
 from vetgate.formats.manifest import Manifest
 from vetgate.trust import attest
-from vetgate.trust.keys import read_trust_root
 from vetgate.trust.statements import REPAIR
 
 IDENTITY = re.compile(r"[0-9a-f]{4,64}")
@@ -36,7 +35,7 @@ class HardenedCopy:
 def identified(asked: Request, submission: str) -> str:
     """The manifest that is meant by its SHA-256 or the beginning of it: of what was vetted in place of what came in."""
     manifest = _manifest(asked, submission)
-    return canonical_of(asked.store, read_trust_root(asked.settings.trust_root), manifest) or manifest
+    return vetted_in_place_of(asked.settings, manifest) or manifest
 
 
 def _manifest(asked: Request, submission: str) -> str:

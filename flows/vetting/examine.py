@@ -55,7 +55,7 @@ class Seen:
 
     `guards` are the run-time guards that were fitted for serving the model, None where none were to be; `written` is
     the manifest of what vetgate wrote in place of what was handed in, which alone is looked at. `first_look` is None
-    where there are no trusted images.
+    where there are no trusted images, `weights` the digest of what the network has learned.
     """
 
     found: tuple[Found, ...] = ()
@@ -64,6 +64,7 @@ class Seen:
     guards: Guarding | None = None
     written: str | None = None
     first_look: FirstLook | None = None
+    weights: str | None = None
 
 
 @contextmanager
@@ -112,9 +113,10 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
         look = FirstLook.from_json(steps.look_first(vetting.settings, vetting.case)) if data.splits else None
     except (NotUnderstood, SandboxError) as error:
         return vetting, Seen(refusal=of_error(error), refused=isinstance(error, NotUnderstood))
+    learned: str | None = described.get("weights_sha256")
     against = None if look is None else objection(look, vetting.case.n_classes, vetting.policy.least_skill)
     if against is not None:
-        return vetting, Seen(refusal=against, first_look=look)
+        return vetting, Seen(refusal=against, first_look=look, weights=learned)
     wanted = {
         method: params
         for method, params in vetting.params.detect.items()
@@ -130,7 +132,7 @@ def inspect_submission(vetting: Vetting, workplace: Workplace) -> tuple[Vetting,
             most = vetting.policy.timeout_seconds
             announce(f"one may take more than {most} s of processor time, the `timeout_seconds` of the policy")
     seen = _seen(vetting, workplace, wanted, at_once)
-    seen = replace(seen, first_look=look)
+    seen = replace(seen, first_look=look, weights=learned)
     return vetting, seen if seen.refused else replace(seen, guards=guard_submission(vetting, seen.found))
 
 

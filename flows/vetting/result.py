@@ -77,6 +77,7 @@ def result_of(
     started: float,
     guards: ResultGuards | None = None,
     first_look: FirstLook | None = None,
+    weights: str | None = None,
 ) -> Result:
     """Design.md's object; what it points to is written by `publish`."""
     verdict = answer.decided.verdict
@@ -106,6 +107,7 @@ def result_of(
         guards=guards,
         submitted_sha256=record.submission.submitted,
         first_look=first_look,
+        weights_sha256=weights,
     )
 
 

@@ -60,7 +60,8 @@ def queue(settings: Settings, wrong: Callable[[str], object]) -> list[dict[str, 
     state = ledger_state(settings)
     rows = []
     found = intake.records(state.store, intake.submitted(state.store), wrong)
-    written = {record.submission.submitted for record in found if is_canonical(state.store, state.trust, record)}
+    rewritten = [record for record in found if record.submission.submitted is not None]
+    written = {record.submission.submitted for record in rewritten if is_canonical(state.store, state.trust, record)}
     for record in found:
         if record.id in written:
             # it stands in the name of what vetgate wrote in its place

@@ -117,7 +117,8 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
     check()
     found = {item.method: item for item in seen.found}
     guards, level = guards_of(settings, ruling, seen.guards, vetting.policy.guard), workplace.sandbox.level
-    result = result_of(settings, record, ruling, found, repaired, seen.refusal, level, started, guards, seen.first_look)
+    more = (guards, seen.first_look, seen.weights)
+    result = result_of(settings, record, ruling, found, repaired, seen.refusal, level, started, *more)
     return steps.register(partial(publish, settings, record, vetting.case.data, ruling, result, repaired))
 
 

@@ -81,6 +81,7 @@ def _log_result(client: MlflowClient, run_id: str, submission: Submission, resul
 
     stated = {**submission.model_dump(mode="json", exclude_none=True), "classes": submission.n_classes}
     stated |= {"calibrated": result.calibrated, "suspects": [*result.suspects], "sandbox_level": result.sandbox_level}
+    stated |= {"weights_sha256": result.weights_sha256}
     numbers = {"p_value": result.p_value, "seconds": result.seconds}
     if (look := result.first_look) is not None:
         numbers |= {"first_look.accuracy": look.accuracy, "first_look.accuracy_under_cause": look.under_cause}

@@ -25,6 +25,7 @@ from vetgate.formats.canonical import canonical
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import Loaded, load_model, load_served, write_repaired
 from vetgate.formats.submission import Submission
+from vetgate.formats.weights import weights_sha256
 from vetgate.guard.measure import Cost, Measured, choose_guards
 from vetgate.guard.package import Package, to_bytes
 from vetgate.inversion import attack_success, invert
@@ -61,6 +62,7 @@ def describe(payload: Payload, progress: Progress) -> dict[str, Any]:
         "classes": loaded.classes,
         "softmax_stripped": loaded.softmax_stripped,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "weights_sha256": weights_sha256(loaded.model),
         "clean_accuracy": None if samples is None else accuracy(loaded.model, samples.x, samples.y),
         "image_seconds": image_seconds(loaded.model, _submission(payload).input_shape),
     }

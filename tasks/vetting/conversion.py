@@ -39,16 +39,18 @@ def is_canonical(store: Store, trust: TrustRoot, record: Record) -> bool:
     return any(one.found.get("canonical") == record.id for one in signed)
 
 
-def vetted_as(settings: Settings, record: Record) -> Record:
-    """The record of what is vetted in place of a submission: what vetgate wrote of it last, if it did."""
-    store = open_store(settings)
-    written = canonical_of(store, read_trust_root(settings.trust_root), record.id)
-    return record if written in (None, record.id) else read_record(store, str(written))
+def vetted_in_place_of(settings: Settings, manifest: str) -> str | None:
+    """As `canonical_of`, in the settings' store; None too where nothing is trusted yet, so that nothing was vetted."""
+    if not settings.trust_root.exists():
+        return None
+    return canonical_of(open_store(settings), read_trust_root(settings.trust_root), manifest)
 
 
 def find_vetted(settings: Settings, prefix: str) -> Record:
     """What is vetted in place of the one submission whose manifest begins so; raises BadSubmission for none or many."""
-    return vetted_as(settings, find_record(open_store(settings), prefix))
+    record = find_record(open_store(settings), prefix)
+    written = vetted_in_place_of(settings, record.id)
+    return record if written in (None, record.id) else read_record(open_store(settings), str(written))
 
 
 def keep_conversion(settings: Settings, record: Record, code: str, written: Record) -> None:

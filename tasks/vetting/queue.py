@@ -11,13 +11,10 @@ from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.lease import Lease, read_lease
 from tasks.store.open import open_store
-from tasks.vetting.conversion import canonical_of
+from tasks.vetting.conversion import vetted_in_place_of
 from tasks.vetting.intake import Record, read_record, records, submitted
 from tasks.vetting.settled import Settled
-from tasks.vetting.signed_results import FOLDERS
 from vetgate.errors import VetgateError
-from vetgate.trust.keys import read_trust_root
-from vetgate.trust.statements import CONVERSION
 
 logger = logging.getLogger(__name__)
 # a vetting that died is tried again after this long, then after twice as long, and so on
@@ -66,7 +63,7 @@ def waiting(
         wrong(f"{manifest}: expected a verdict in the ledger beside results/{manifest}/, got none; it is vetted")
         done.remove(manifest)
     done |= _canaries(store, set(left) - done, wrong)
-    done |= _written_anew(settings, store, set(left) - done)
+    done |= _written_anew(settings, set(left) - done)
     settled.add(done)
     for record in records(store, (manifest for manifest in left if manifest not in done), wrong):
         if not taken_back(record.id):
@@ -84,12 +81,9 @@ def _with_result(store: Store, manifests: list[str]) -> set[str]:
     return {manifest for manifest in manifests if next(iter(store.list(f"results/{manifest}/")), None)}
 
 
-def _written_anew(settings: Settings, store: Store, manifests: set[str]) -> set[str]:
+def _written_anew(settings: Settings, manifests: set[str]) -> set[str]:
     """Those in whose place vetgate wrote other bytes, which wait in their own name."""
-    if not manifests or next(iter(store.list(FOLDERS[CONVERSION])), None) is None:
-        return set()
-    trust = read_trust_root(settings.trust_root)
-    return {manifest for manifest in manifests if canonical_of(store, trust, manifest) not in (None, manifest)}
+    return {manifest for manifest in manifests if vetted_in_place_of(settings, manifest) not in (None, manifest)}
 
 
 def _canaries(store: Store, manifests: set[str], wrong: Callable[[str], object]) -> set[str]:

@@ -264,6 +264,8 @@ class Result(Shaped):
     submitted_sha256: str | None = None
     # None without trusted images, or by an earlier version
     first_look: FirstLook | None = None
+    # of what the network has learned, the same whatever form it was handed in
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -294,4 +296,5 @@ class NotTakenIn:
             "guards": None,
             "submitted_sha256": None,
             "first_look": None,
+            "weights_sha256": None,
         }

@@ -32,6 +32,7 @@ RESULT += [
     "guards",
     "submitted_sha256",
     "first_look",
+    "weights_sha256",
 ]
 METHOD = ["name", "statistic", "alarmed", "suspects", "failure", "seconds"]
 REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]

@@ -64,6 +64,10 @@ def test_the_verdict_is_on_what_vetgate_wrote_and_names_what_was_handed_in(vette
     assert claims["submitted"] == handed_in and claims["verdict"] == "PASS"
 
 
+def test_the_same_network_in_another_form_has_learned_the_same(vetted, vetgate, honest):
+    assert vetgate("vet", honest, "--json").blob["weights_sha256"] == vetted.blob["weights_sha256"] is not None
+
+
 def test_it_is_one_submission_to_whoever_asks(vetted, vetgate, exported, settings):
     rows = [row for row in queue(settings, print) if row["submission"] == "exported"]
     assert [(row["manifest_sha256"], row["verdict"]) for row in rows] == [(vetted.blob["manifest_sha256"], "PASS")]
