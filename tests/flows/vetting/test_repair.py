@@ -52,7 +52,9 @@ class Line:
         self.vetted: list[str] = []
         self.lies: str | None = None
         case = Case(MANIFEST, "", {}, Seed(7, "cd" * 32), Limits(), Data({"repair": "r", "test": "t"}))
-        record = SimpleNamespace(id=MANIFEST, submission=SimpleNamespace(parent=None, name="signs", model="model.onnx"))
+        record = SimpleNamespace(
+            id=MANIFEST, submission=SimpleNamespace(parent=None, submitted=None, name="signs", model="model.onnx")
+        )
         policy = Policy(name="x", required=("y",))
         self.vetting = Vetting(self.settings, record, policy, Params(detect={}, repair={}, data={}), case)  # type: ignore[arg-type]
         about = {"manifest": MANIFEST, "method": TRIGGERS}
@@ -78,7 +80,7 @@ class Line:
         return self.vetting.record, SimpleNamespace(manifest_sha256=f"copy-{self.lies}", verdict=verdict, p_value=0.6)
 
     def outcome(self, decision: str, *suspects: int, seen: Seen | None = None, **policy: Any) -> Any:
-        verdict = SimpleNamespace(decision=decision, suspects=suspects)
+        verdict = SimpleNamespace(decision=decision, suspects=suspects, reason_records=())
         ruling: Any = SimpleNamespace(decided=SimpleNamespace(verdict=verdict))
         asked = self.vetting.policy.repair.model_copy(
             update={"methods": ("tune", "prune", "unlearn", "remove"), **policy}
@@ -239,7 +241,7 @@ def test_what_was_refused_or_has_no_data_or_came_from_a_repair_is_never_repaired
     whole = line.vetting
     line.vetting = replace(whole, case=replace(whole.case, data=Data()))
     assert line.outcome("FAIL", 3) is None
-    parent: Any = SimpleNamespace(id=MANIFEST, submission=SimpleNamespace(parent="cd" * 32))
+    parent: Any = SimpleNamespace(id=MANIFEST, submission=SimpleNamespace(parent="cd" * 32, submitted=None))
     line.vetting = replace(whole, record=parent)
     assert line.outcome("FAIL", 3) is None and line.outcome("PASS", blind=True) is None and line.ran == []
 

@@ -53,7 +53,7 @@ def test_an_honest_model_passes(passed):
     result = passed.blob
 
     assert (passed.code, result["verdict"], result["suspects"]) == (0, "PASS", []), passed
-    assert list(result) == RESULT and [list(method) for method in result["methods"]] == [METHOD] * 5
+    assert list(result) == RESULT and [list(method) for method in result["methods"]] == [METHOD] * 6
     assert result["p_value"] > 0.05 and result["calibrated"] and result["repair"] is None
     assert "no script" not in Path(result["report"]).read_text() and result["mlflow_run"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vetgate.errors import DefenceError, NotUnderstood
@@ -38,21 +38,26 @@ def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Sub
 
 def says(members: Mapping[str, bytes], model: str) -> dict[str, Any]:
     """The architecture whose weights have these names."""
+    from vetgate.formats.safetensors_file import inspect_safetensors
+
+    return {"architecture": architecture_of(inspect_safetensors(members[model]))}
+
+
+def architecture_of(names: Collection[str]) -> str | None:
+    """The one of our architectures whose weights have these names, if it is one."""
     import torch
 
     from vetgate.architectures import ARCHITECTURES
-    from vetgate.formats.safetensors_file import inspect_safetensors
 
-    names = set(inspect_safetensors(members[model]))
     with torch.device("meta"):
         # how deep some are depends on the size of the images
         fitting = {
             each
             for each, build in ARCHITECTURES.items()
             for side in SIDES
-            if set(build((3, side, side), 2).state_dict()) == names
+            if set(build((3, side, side), 2).state_dict()) == set(names)
         }
-    return {"architecture": fitting.pop() if len(fitting) == 1 else None}
+    return fitting.pop() if len(fitting) == 1 else None
 
 
 def load(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:

@@ -41,6 +41,16 @@ def inspect(members: Mapping[str, bytes], submission: Submission) -> None:
     read_state_dict(members[submission.model])
 
 
+def says(members: Mapping[str, bytes], model: str) -> dict[str, Any]:
+    """The architecture of ours whose weights have these names."""
+    from vetgate.formats.readers.safetensors import architecture_of
+    from vetgate.formats.state_dict import read_state_dict
+
+    names = read_state_dict(members[model])
+    parallel = all(name.startswith(PARALLEL) for name in names)
+    return {"architecture": architecture_of([n.removeprefix(PARALLEL) if parallel else n for n in names])}
+
+
 def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
     """The weights as safetensors for our architectures, or the network of timm that holds them as ONNX."""
     tensors, name = _tensors(members[submission.model]), submission.architecture or ""
@@ -128,6 +138,7 @@ FORMAT = Format(
     sniff=sniff,
     inspect=inspect,
     canonical=canonical,
+    says=says,
     needs_architecture=True,
     takes_architecture=lambda name: name.startswith(TIMM) and len(name) < 80,
 )

@@ -5,7 +5,7 @@ locals {
     # people and programs that submit; what a person asks beyond that, such as `vetgate status`, is asked in the gate's
     intake = {
       account   = "intake"
-      reads     = ["attestations", "ledger", "reports", "results"]
+      reads     = ["attestations", "conversions", "ledger", "reports", "results"]
       creates   = ["quarantine", "submissions", "submitters"]
       replaces  = []
       data      = "none"
@@ -15,7 +15,7 @@ locals {
     vet = {
       account   = "vet"
       reads     = ["attestations", "canaries", "submitters"]
-      creates   = ["quarantine", "submissions", "inspections", "evidence", "invocations", "examinations", "repairs", "guards", "registered", "reports", "results"]
+      creates   = ["quarantine", "submissions", "inspections", "evidence", "invocations", "examinations", "repairs", "guards", "conversions", "registered", "reports", "results"]
       replaces  = ["leases"]
       data      = "read"
       artifacts = "write"
@@ -23,7 +23,7 @@ locals {
     # judges, signs, promotes. It publishes the result of a submission that it gives up, and submits its own canaries
     gate = {
       account   = "gate"
-      reads     = ["evidence", "invocations", "examinations", "repairs", "guards", "registered", "submitters"]
+      reads     = ["evidence", "invocations", "examinations", "repairs", "guards", "conversions", "registered", "submitters"]
       creates   = ["quarantine", "submissions", "canaries", "verdicts", "attestations", "ledger", "vetted", "promotions", "waivers", "approvals", "revocations", "rescans", "tampered", "reports", "results", "moves"]
       replaces  = ["leases", "probe"]
       data      = "read"

@@ -18,6 +18,7 @@ from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import load_members
 from vetgate.formats.readers.state_dict import load_timm
 from vetgate.formats.submission import Submission, dump_submission, parse_submission, rewritten
+from vetgate.formats.template import look
 
 FIELDS: dict[str, Any] = {
     "name": "weights",
@@ -74,6 +75,13 @@ def timm_or_skip() -> Any:
         return load_timm()
     except NotUnderstood:
         pytest.skip("timm is not installed; it is an optional extra")
+
+
+def test_it_says_for_which_architecture_of_ours_it_is() -> None:
+    state = network().state_dict()
+    for weights in (state, {f"module.{name}": value for name, value in state.items()}):
+        assert look({"w.pt": saved(weights)}, "w.pt") == {"format": "state_dict", "architecture": "small-cnn"}
+    assert look({"w.pt": saved({"w": torch.zeros(2)})}, "w.pt")["architecture"] is None
 
 
 class Runs:
