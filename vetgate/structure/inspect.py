@@ -65,6 +65,11 @@ def inspect_structure(
         driven = Driven(0.0, 0, False, None)
         if i < MOST_DRIVEN and _may_decide(network, branch, held_out):
             driven = drive(network, Gate(branch.value), starts, held_out, classes, leak=bent(), steps=steps)
+            if 0 < driven.success < 1:
+                # where it leads is known now, and every image may be driven there
+                there = Gate(branch.value, labels=(driven.label,))
+                again = drive(network, there, starts, held_out, classes, leak=bent(), steps=steps)
+                driven = max(driven, again, key=lambda d: d.success)
         _add(findings, branch.kind, branch.path, driven)
         report(0.6 * (i + 1) / len(branches))
     for i, gate in enumerate(gates):
