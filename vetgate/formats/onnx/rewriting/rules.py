@@ -30,6 +30,7 @@ FLAGS = (
         "upper",
         "exclusive",
         "reverse",
+        "is_causal",
     ),
 )
 # beyond these, a factor or an exponent leaves float32, each runtime in its own way

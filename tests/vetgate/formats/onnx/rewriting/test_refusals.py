@@ -80,6 +80,7 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
     "ceil_mode 2": (plain("MaxPool", ceil_mode=2, **SQUARE), 17, "ceil_mode 0 or 1"),
     "ceil_mode -1": (plain("AveragePool", ceil_mode=-1, **SQUARE), 17, "ceil_mode 0 or 1"),
     "count_include_pad 2": (plain("AveragePool", count_include_pad=2, **SQUARE), 17, "count_include_pad 0 or 1"),
+    "is_causal 3": (([N("Attention", ["x", "x", "x"], ["t"], is_causal=3)], {}), 23, "is_causal 0 or 1"),
     "keepdims 3": (plain("ReduceMax", axes=[1], keepdims=3), 13, "keepdims 0 or 1"),
     "storage order": (plain("MaxPool", storage_order=1, **SQUARE), 17, "storage_order 0"),
     "SAME beside a dilation": (
