@@ -184,7 +184,7 @@ def examine(data: bytes | None) -> tuple[str, str]:
         read = read_submitted({SUBMISSION.model: data}, SUBMISSION)
         written = canonical_bytes(settle(read, SHAPE)[0])
         graph, _ = settle(read_submitted({SUBMISSION.model: written}, SUBMISSION), SHAPE)
-        model = build_module(graph, channels_last=False)
+        model = build_module(graph)
         probe(model, default_layer(model), SUBMISSION)
     except NotUnderstood as error:
         return "refused", _shape_of(str(error))
@@ -192,7 +192,7 @@ def examine(data: bytes | None) -> tuple[str, str]:
         return "refused", f"{type(error).__name__}: {_shape_of(str(error))}"
     if canonical_bytes(graph) != written:
         return "differing", "another canonical form when read again"
-    ours = build_module(graph, channels_last=False, strip=False)
+    ours = build_module(graph, strip=False)
     x = _images()
     expected = ours(x)
     if not bool(torch.isfinite(expected).all()):

@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.console import Outcome, carry_out
+from flows.cli.console import AsJson, Outcome, carry_out
 from vetgate.errors import BadSubmission
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
 def calibrate(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import bank, gate, serve, service, verify, watch
-from flows.cli.console import Outcome, carry_out, run
+from flows.cli.console import AsJson, Outcome, carry_out, run
 from flows.cli.preparing.data import data_app
 from flows.cli.preparing.init import init
 from flows.cli.scan.command import scan
@@ -44,7 +44,6 @@ for command in (
 app.add_typer(gate.ledger_app, name="ledger")
 app.add_typer(gate.keys_app, name="keys")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Directory = Annotated[Path, typer.Argument(help="Directory with submission.yaml and the model.", metavar="DIR")]
 
 

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +23,8 @@ from tasks.program import plain_logs
 from vetgate.errors import VetgateError
 from vetgate.formats.plain_text import escaped_lines, without_secrets
 from vetgate.shape import Blob
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
 @dataclass(frozen=True)

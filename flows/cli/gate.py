@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.console import Outcome, carry_out
+from flows.cli.console import AsJson, Outcome, carry_out
 from vetgate.formats.plain_text import escaped
 
 app = typer.Typer(no_args_is_help=True)
@@ -16,7 +16,6 @@ keys_app = typer.Typer(help="Keys of people, and the public keys that are truste
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(keys_app, name="keys")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Key = Annotated[Path, typer.Option("--key", help="Your private key, a PEM file that only you can read.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with your signature.")]
 Role = Annotated[str, typer.Option(help="approver, submitter, vetter or gate.")]

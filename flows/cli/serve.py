@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import Outcome, carry_out, json_text
+from flows.cli.console import AsJson, Outcome, carry_out, json_text
 from vetgate.errors import BadSubmission, VetgateError
 from vetgate.formats.plain_text import escaped
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tasks.rejected import Kept
 
 app = typer.Typer()
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Home = Annotated[Path | None, typer.Option(help="State of the installation; VETGATE_HOME if left out.")]
 MOST_ROWS = 50
 

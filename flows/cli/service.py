@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import Outcome, carry_out, json_text
+from flows.cli.console import AsJson, Outcome, carry_out, json_text
 from flows.cli.console import run as command_line
 from vetgate.errors import VetgateError
 from vetgate.formats.plain_text import without_secrets
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer()
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
 @app.callback()

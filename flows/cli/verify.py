@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import Outcome, carry_out
+from flows.cli.console import AsJson, Outcome, carry_out
 from vetgate.formats.plain_text import escaped
 from vetgate.shape import Blob
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 File = Path | None
 
 

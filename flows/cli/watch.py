@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import Outcome, carry_out
+from flows.cli.console import AsJson, Outcome, carry_out
 from vetgate.formats.plain_text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer()
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
 @app.command()

@@ -6,6 +6,7 @@ import time
 
 from flows.gate.client import decision
 from flows.gate.question import Question
+from flows.vetting.examine import Seen
 from flows.vetting.result import publish, result_of
 from tasks import events
 from tasks.settings import Settings
@@ -36,7 +37,7 @@ def give_up(settings: Settings, manifest_sha256: str) -> Blob:
             sandbox_level=level,
         )
         answer = decision(settings, question)
-        result = result_of(settings, record, answer, {}, None, reason, level, time.monotonic())
+        result = result_of(settings, record, answer, Seen(refusal=reason), None, level, time.monotonic())
         published = publish(settings, record, Data(), answer, result, None)
     events.verdict_issued(record.id, published["verdict"], once=published["mlflow_run"], automatic=False)
     return published

@@ -22,6 +22,7 @@ from tasks.progress import report_progress
 from tasks.settings import Settings, load_settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
+from tasks.vetting.conversion import vetted_in_place_of
 from tasks.vetting.intake import Record
 from tasks.vetting.results import NotTakenIn, Result
 from tasks.vetting.workplace import cool, warm
@@ -48,7 +49,8 @@ def vet_locally(directory: Path) -> Result | NotTakenIn:
 def run(settings: Settings, record: Record) -> Result:
     """Vet a submission that was taken in."""
     # what has a result is most likely asked for once more: then no model is opened, and MLflow has it already
-    ready = start_all(settings, fresh=next(iter(open_store(settings).list(f"results/{record.id}/")), None) is None)
+    manifest = vetted_in_place_of(settings, record.id) or record.id
+    ready = start_all(settings, fresh=next(iter(open_store(settings).list(f"results/{manifest}/")), None) is None)
     try:
         report_progress("start", 0)
         with importing():

@@ -7,6 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.gate.decided import Answer
 from tasks.guards.fit import Guarding
@@ -33,11 +34,13 @@ from tasks.vetting.results import (
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
 from vetgate.trust.guard_claims import guards_in
-from vetgate.verdict.first_look import FirstLook
 from vetgate.verdict.policy import GuardPolicy
 from vetgate.verdict.reasons import Reason, records
 from vetgate.verdict.stated import StatedMethod
 from vetgate.verdict.wording import rendered
+
+if TYPE_CHECKING:
+    from flows.vetting.examine import Seen
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,15 @@ def result_of(
     settings: Settings,
     record: Record,
     answer: Answer,
-    found: dict[str, Found],
+    seen: Seen,
     repaired: Repaired | Rejected | None,
-    refusal: Reason | None,
     level: int,
     started: float,
     guards: ResultGuards | None = None,
-    first_look: FirstLook | None = None,
-    weights: str | None = None,
 ) -> Result:
     """Design.md's object; what it points to is written by `publish`."""
-    verdict = answer.decided.verdict
+    verdict, refusal = answer.decided.verdict, seen.refusal
+    found = {item.method: item for item in seen.found}
     more = [] if refusal is None else [refusal]
     if isinstance(repaired, Rejected) and verdict.decision == "FAIL":
         # of a blind repair they are no reasons for the verdict, and stand under `repairs` alone
@@ -106,8 +107,8 @@ def result_of(
         repairs=() if repaired is None else repaired.candidates,
         guards=guards,
         submitted_sha256=record.submission.submitted,
-        first_look=first_look,
-        weights_sha256=weights,
+        first_look=seen.first_look,
+        weights_sha256=seen.weights,
     )
 
 

@@ -115,10 +115,8 @@ def _vet(settings: Settings, record: intake.Record, unless_vetted: bool, check: 
         written: Blob = vet(seen.written, unless_vetted, WAIT_SECONDS)
         return written
     check()
-    found = {item.method: item for item in seen.found}
     guards, level = guards_of(settings, ruling, seen.guards, vetting.policy.guard), workplace.sandbox.level
-    more = (guards, seen.first_look, seen.weights)
-    result = result_of(settings, record, ruling, found, repaired, seen.refusal, level, started, *more)
+    result = result_of(settings, record, ruling, seen, repaired, level, started, guards)
     return steps.register(partial(publish, settings, record, vetting.case.data, ruling, result, repaired))
 
 

@@ -58,9 +58,9 @@ def keep_conversion(settings: Settings, record: Record, code: str, written: Reco
     signed_results.save(settings, CONVERSION, _about(record.id, code), {"canonical": written.id})
 
 
-def converted(settings: Settings, record: Record, code: str) -> Record | None:
+def converted(settings: Settings, manifest: str, code: str) -> Record | None:
     """What this very code wrote in place of a submission, or None where it did not read it yet."""
-    found = signed_results.find(settings, CONVERSION, _about(record.id, code))
+    found = signed_results.find(settings, CONVERSION, _about(manifest, code))
     if found is None or not _names(found.found):
         return None
     return read_record(open_store(settings), found.found["canonical"])

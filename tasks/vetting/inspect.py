@@ -8,10 +8,11 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _written(settings: Settings, record: Record, case: Case) -> Record:
             "vetter of this installation signed; take `submitted` out of submission.yaml"
         )
     workplace = workplace_of(case.manifest)
-    if not known and (before := converted(settings, record, _readers())) is not None:
+    if not known and (before := converted(settings, record.id, _readers())) is not None:
         return before
     out = workplace.made / "canonical"
     out.unlink(missing_ok=True)
@@ -166,7 +167,8 @@ def begun(settings: Settings, case: Case, wanted: dict[str, dict[str, Any]]) -> 
 
 def was_looked_at(settings: Settings, case: Case) -> bool:
     """Whether a trusted vetter understood the files before, by this very code."""
-    return signed_results.find(settings, INSPECTION, _looked(case)) is not None
+    looked = signed_results.find(settings, INSPECTION, _looked(case)) is not None
+    return looked or converted(settings, case.manifest, _readers()) is not None
 
 
 def _looked(case: Case) -> dict[str, Any]:
@@ -177,14 +179,16 @@ def _looked(case: Case) -> dict[str, Any]:
 @cache
 def _readers() -> str:
     """SHA-256 over all that opens a submitted file: our readers of formats, and the versions of what they call."""
-    folders = (PACKAGE / "formats", PACKAGE / "architectures")
+    folders = (PACKAGE / "formats", PACKAGE / "architectures", PACKAGE / "scan")
     own = (PACKAGE / "errors.py", PACKAGE / "verdict" / "first_look.py")
     files = [OPS, *own, *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    for package in ("onnx", "onnxruntime", "safetensors", "torch"):
-        digest.update(f"{package} {version(package)}".encode())
+    for package in ("h5py", "onnx", "onnxruntime", "safetensors", "timm", "torch", "transformers"):
+        # some of them build networks that only some installations take in
+        with suppress(PackageNotFoundError):
+            digest.update(f"{package} {version(package)}".encode())
     return digest.hexdigest()
 
 

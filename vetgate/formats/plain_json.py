@@ -15,13 +15,17 @@ def read_object(data: bytes | str, what: str) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise NotUnderstood(f"expected {what} of at most {MAX_BYTES} bytes, got {len(data)}; shorten it")
     try:
-        text = data.decode() if isinstance(data, bytes) else data
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        value = parse(data.decode() if isinstance(data, bytes) else data)
     except (ValueError, RecursionError) as error:
         raise NotUnderstood(f"expected {what} in plain JSON, got {str(error)[:200]}; save the model again") from error
     if not isinstance(value, dict):
         raise NotUnderstood(f"expected {what} to be a JSON object, got {type(value).__name__}; save the model again")
     return value
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text; raises ValueError for a key given twice and for NaN and the infinities."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

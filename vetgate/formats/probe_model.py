@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
 from vetgate.formats.onnx.module import OnnxModule, Step
+from vetgate.formats.onnx.operands import called
 from vetgate.formats.onnx.operators.moves import GatherNd
 from vetgate.formats.onnx.shapes import Concat, Gather, Pad, Reshape, Slice
 from vetgate.formats.onnx.weights import Arithmetic
@@ -19,7 +20,6 @@ from vetgate.formats.onnx.windows import PaddedAvgPool2d, PaddedMaxPool2d
 from vetgate.formats.submission import Submission
 from vetgate.probe import module_at, output_of
 
-MAX_ELEMENTS = 1 << 26
 MIXING = 1e-3
 IMAGES_ONLY = (
     nn.Conv2d,
@@ -76,7 +76,7 @@ def _traced(model: OnnxModule, x: Tensor, classes: int) -> tuple[Tensor, list[to
     for step in model.steps:
         module, given = model.get_submodule(step.name), [values[name] for name in step.inputs]
         _check_inputs(step, module, given)
-        value = _called(step, module, given, len(x))
+        value = called(step.node, module, given, len(x))
         _check_output(step, module, given, value)
         if step.name == model.stripped:
             _check_stripped(value, model.stripped_axis, classes)
@@ -85,19 +85,6 @@ def _traced(model: OnnxModule, x: Tensor, classes: int) -> tuple[Tensor, list[to
         for name in step.done:
             del values[name]
     return values[model.result], shapes
-
-
-def _called(step: Step, module: nn.Module, given: list[Tensor], batch: int) -> Tensor:
-    try:
-        value: Tensor = module(*given)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise NotUnderstood(
-            f"expected {step.node} to take {[tuple(g.shape) for g in given]} for a batch of {batch} images, got: "
-            f"{str(error)[:200]}; export the model with a free batch size and this input_shape"
-        ) from error
-    if value.numel() > MAX_ELEMENTS:
-        raise NotUnderstood(f"expected at most {MAX_ELEMENTS} values from {step.node}, got {value.numel()}")
-    return value
 
 
 def _check_inputs(step: Step, module: nn.Module, given: list[Tensor]) -> None:
@@ -141,7 +128,7 @@ def _batch_axes(model: OnnxModule, shape: tuple[int, int, int]) -> dict[str, lis
         for name in step.inputs:
             if any(axis in axes.get(name, []) for axis in _fixed_places(module, values[name][0].ndim)):
                 raise _mixing(step, "fixed places of the batch axis")
-        pair = [_called(step, module, [values[name][i] for name in step.inputs], 2) for i in range(2)]
+        pair = [called(step.node, module, [values[name][i] for name in step.inputs], 2) for i in range(2)]
         tainted_pair = [value.isnan() for value in pair]
         if any(bool(tainted.any()) for tainted in tainted_pair):
             axes[step.output] = [

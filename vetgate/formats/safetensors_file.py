@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.plain_json import parse
 
 MAX_HEADER = 1 << 20
 MAX_RANK = 8
@@ -61,7 +61,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise NotUnderstood(f"expected a safetensors header that starts with a brace, got {text[:1]!r}; {ADVICE}")
     try:
-        header: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant)
+        header: dict[str, Any] = parse(text.decode())
     except (ValueError, RecursionError) as error:
         raise NotUnderstood(
             f"expected a JSON header, got {type(error).__name__} ({str(error)[:200]}); {ADVICE}"
@@ -72,17 +72,6 @@ def _parsed(text: bytes) -> dict[str, Any]:
     if not header:
         raise NotUnderstood(f"expected weights, got a safetensors file without a tensor; {ADVICE}")
     return header
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a name is given twice")
-    return fields
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
 
 
 def _entry(name: str, given: Any, item_sizes: Mapping[str, int]) -> TensorEntry:

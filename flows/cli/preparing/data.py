@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import Outcome, carry_out
+from flows.cli.console import AsJson, Outcome, carry_out
 
 if TYPE_CHECKING:
     from tasks.settings import Settings
@@ -18,7 +18,6 @@ SIZE = re.compile(r"([1-9][0-9]{0,3})(?:x([1-9][0-9]{0,3}))?")
 # a day: as many images as anyone has
 SECONDS, MOST_BYTES = 24 * 3600, 1 << 40
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 data_app = typer.Typer(help="Reference data: trusted images that models are vetted on.", no_args_is_help=True)
 
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import Outcome, carry_out
+from flows.cli.console import AsJson, Outcome, carry_out
 
 if TYPE_CHECKING:
     from vetgate.scan.scanned import ScannedFile
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 File = Path | None
 
 

@@ -257,7 +257,7 @@ def result(line: Line, decision: str, repaired: Any) -> Result:
         reason_records=({"code": "x"},),
     )
     answer: Any = SimpleNamespace(decided=SimpleNamespace(verdict=verdict))
-    return result_of(line.settings, line.vetting.record, answer, {}, repaired, None, 1, 0.0)
+    return result_of(line.settings, line.vetting.record, answer, Seen(), repaired, 1, 0.0)
 
 
 @pytest.mark.parametrize("decision", ["FAIL", "PASS", "INCONCLUSIVE"])

@@ -30,7 +30,7 @@ def network_of(trained: nn.Sequential) -> Callable[[Construction], Network]:
 
     def read(construction: Construction) -> Network:
         graph = read_graph(parse_model(wired(construction, trained)))
-        return Network(build_module(graph, channels_last=False).requires_grad_(False))
+        return Network(build_module(graph).requires_grad_(False))
 
     return read
 
@@ -51,7 +51,7 @@ def by_hand() -> Callable[..., Network]:
     """A network of steps (output, module or function, *inputs) on the value `images`, the last one its logits."""
 
     def make(*steps: tuple[object, ...]) -> Network:
-        model = OnnxModule(channels_last=False)
+        model = OnnxModule()
         for output, what, *inputs in steps:
             module = what if isinstance(what, nn.Module) else Into(what)  # type: ignore[arg-type]
             model.add_module(f"made_{output}", module)

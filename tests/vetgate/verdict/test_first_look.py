@@ -68,7 +68,7 @@ def test_labels_in_another_order_are_found_and_chosen_on_other_images_than_they_
     order = torch.tensor([1, 2, 3, 0])
     look = first_look(Told(order=order), samples(), CLASSES)
     assert (look.accuracy, look.cause, look.under_cause) == (0.0, "the labels in another order", 1.0)
-    # of three images an order of labels always fits some, and is no cause
+    # on one image some order of labels always fits, and is no cause
     assert first_look(Told(order=order), samples(count=1), CLASSES).cause is None
 
 

@@ -44,7 +44,7 @@ def check_equal(
     that it fixes. Raises NotUnderstood, which says what differs and by how much.
     """
     graph, _ = settle(read_submitted({submission.model: written}, submission), submission.input_shape)
-    ours = build_module(graph, channels_last=False, strip=False)
+    ours = build_module(graph, strip=False)
     x = probes(submission.input_shape, images)
     expected = ours(x)
     if not bool(torch.isfinite(expected).all()):

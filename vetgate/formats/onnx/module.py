@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
@@ -16,13 +15,6 @@ from vetgate.formats.onnx.graph import Graph, Node
 from vetgate.formats.onnx.operands import Built, Operands, Slot
 from vetgate.formats.onnx.weights import flat_parameter, linear
 
-FOLDABLE = {
-    **dict.fromkeys(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Gather", "Slice"), 1),
-    **dict.fromkeys(("Flatten", "Neg", "Sqrt", "Exp", "Abs", "Reciprocal"), 1),
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow"), 2),
-    "Concat": 64,
-}
-MAX_FOLDED = 1 << 26
 # the last operator that makes probabilities of logits, in the order that these have
 SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
 TAIL = ("Identity", "Flatten", "Squeeze", "Reshape", "Dropout")
@@ -41,9 +33,9 @@ class Step:
 
 
 class OnnxModule(nn.Module):
-    """The network of an ONNX graph. Takes (B, C, H, W) also where the graph takes (B, H, W, C)."""
+    """The network of an ONNX graph."""
 
-    def __init__(self, channels_last: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.slots: dict[str, list[Slot]] = {}
@@ -52,7 +44,8 @@ class OnnxModule(nn.Module):
         self.result = ""
         self.stripped: str | None = None
         self.stripped_axis = 0
-        self.input: nn.Module = ChannelsLast() if channels_last else nn.Identity()
+        # a layer too: what enters a network of one linear map
+        self.input = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1].
@@ -110,28 +103,19 @@ def _forgetting(steps: list[Step], result: str) -> list[Step]:
     ]
 
 
-class ChannelsLast(nn.Module):
-    """(B, C, H, W) to (B, H, W, C), for graphs that take images that way round."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x with its channels last."""
-        return x.permute(0, 2, 3, 1)
-
-
-def build_module(graph: Graph, *, channels_last: bool, strip: bool = True) -> OnnxModule:
-    """The module of a checked graph, a final softmax or sigmoid left out if `strip`.
+def build_module(graph: Graph, *, strip: bool = True) -> OnnxModule:
+    """The module of a settled graph, a final softmax or sigmoid left out if `strip`.
 
     Raises NotUnderstood for what has no exact meaning in torch.
     """
     constants = {name: c.value for name, c in graph.constants.items()}
-    live = _fold(graph, constants)
     uses = Counter(name for node in graph.nodes for name in node.inputs)
-    biases = _biases(graph, live, constants, uses)
-    module = OnnxModule(channels_last)
+    biases = _biases(graph, constants, uses)
+    module = OnnxModule()
     parameters: dict[tuple[str, bool], nn.Parameter] = {}
     after_weights: set[str] = set()
     fused = {add.position for add, _ in biases.values()}
-    for node in live:
+    for node in graph.nodes:
         if node.position in fused:
             continue
         data = frozenset(i for i, name in enumerate(node.inputs) if name and name not in constants)
@@ -171,31 +155,11 @@ def default_layer(module: OnnxModule) -> str:
     )
 
 
-def _fold(graph: Graph, constants: dict[str, np.ndarray]) -> list[Node]:
-    # computes what depends on constants alone, into `constants`; returns the other nodes
-    live: list[Node] = []
-    for node in graph.nodes:
-        if any(name and name not in constants for name in node.inputs):
-            live.append(node)
-            continue
-        data = [i for i, name in enumerate(node.inputs) if name][: FOLDABLE.get(node.op, 0)]
-        if not data:
-            raise NotUnderstood(f"expected {node} to take the image's values, got constants only; simplify the graph")
-        built = build(Operands(node, constants, frozenset(data), graph.opset))
-        value: Tensor = built.module(*[torch.from_numpy(constants[node.inputs[i]].copy()) for i in data])
-        if value.numel() > MAX_FOLDED or not bool(torch.isfinite(value).all()):
-            raise NotUnderstood(f"expected a finite, moderate constant from {node}, got another; simplify the graph")
-        constants[node.outputs[0]] = value.detach().numpy().copy()
-    return live
-
-
-def _biases(
-    graph: Graph, live: list[Node], constants: dict[str, np.ndarray], uses: Counter[str]
-) -> dict[int, tuple[Node, int]]:
+def _biases(graph: Graph, constants: dict[str, np.ndarray], uses: Counter[str]) -> dict[int, tuple[Node, int]]:
     # MatMul by a matrix, then Add of a vector, is one linear layer: MatMul's position -> (the Add, where its vector is)
-    readers = {name: node for node in live for name in node.inputs}
+    readers = {name: node for node in graph.nodes for name in node.inputs}
     found: dict[int, tuple[Node, int]] = {}
-    for node in live:
+    for node in graph.nodes:
         if node.op != "MatMul" or node.inputs[0] in constants or node.inputs[1] not in constants:
             continue
         output, matrix = node.outputs[0], constants[node.inputs[1]]

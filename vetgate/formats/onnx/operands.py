@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
 from vetgate.formats.onnx.nodes import Node
+
+# of one value that is computed
+MAX_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,20 @@ class Operands:
     def refuse(self, expected: str, got: str) -> NotUnderstood:
         """The error for something about this node."""
         return NotUnderstood(f"expected {expected} for {self.node}, got {got}; export the model without it")
+
+
+def called(what: str, module: nn.Module, given: Sequence[Tensor], batch: int) -> Tensor:
+    """What the module of an operator gives for so many images; raises NotUnderstood where it takes no such inputs."""
+    try:
+        value: Tensor = module(*given)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise NotUnderstood(
+            f"expected {what} to take {[tuple(g.shape) for g in given]} for a batch of {batch} images, got: "
+            f"{str(error)[:200]}; export the model with a free batch size and this input_shape"
+        ) from error
+    if value.numel() > MAX_ELEMENTS:
+        raise NotUnderstood(f"expected at most {MAX_ELEMENTS} values from {what}, got {value.numel()}")
+    return value
 
 
 def tensor(value: np.ndarray) -> Tensor:

@@ -22,7 +22,7 @@ def write_back(graph: Graph, tensors: Mapping[str, Tensor]) -> bytes:
 
     Raises DefenceError when the tensors are not those of this graph.
     """
-    module = build_module(graph, channels_last=False)
+    module = build_module(graph)
     before = module.state_dict()
     if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in tensors.items()}:
         odd = sorted(set(before) ^ set(tensors))[:5]

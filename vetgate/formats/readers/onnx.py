@@ -46,7 +46,7 @@ def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Sub
     graph, names = _read(members, submission)
     layer = submission.layer
     if layer is not None:
-        module = build_module(graph, channels_last=False)
+        module = build_module(graph)
         layer = _layer(module, layer, names)
         made = {step.name: step.output for step in module.steps}
         layer = layer if layer == INPUT else arrange(graph).nodes[made[layer]]
@@ -58,7 +58,7 @@ def load(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
     from vetgate.formats.onnx.module import build_module, default_layer
 
     graph, names = _read({submission.model: data}, submission)
-    module = build_module(graph, channels_last=False)
+    module = build_module(graph)
     layer = default_layer(module) if submission.layer is None else _layer(module, submission.layer, names)
     return module, layer, module.stripped is not None
 
@@ -77,7 +77,7 @@ def serve(data: bytes, submission: Submission) -> nn.Module:
     # a third of a second, which nothing else pays
     from vetgate.formats.onnx.runtime import RuntimeModule
 
-    ours = build_module(_read({submission.model: data}, submission)[0], channels_last=False, strip=False)
+    ours = build_module(_read({submission.model: data}, submission)[0], strip=False)
     return RuntimeModule(data, ours).eval()
 
 

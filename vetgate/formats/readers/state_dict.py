@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from vetgate.formats.state_dict import Array
     from vetgate.formats.submission import Submission
 
 TIMM = "timm:"
@@ -46,9 +47,7 @@ def says(members: Mapping[str, bytes], model: str) -> dict[str, Any]:
     from vetgate.formats.readers.safetensors import architecture_of
     from vetgate.formats.state_dict import read_state_dict
 
-    names = read_state_dict(members[model])
-    parallel = all(name.startswith(PARALLEL) for name in names)
-    return {"architecture": architecture_of([n.removeprefix(PARALLEL) if parallel else n for n in names])}
+    return {"architecture": architecture_of(_plain(read_state_dict(members[model])))}
 
 
 def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
@@ -79,10 +78,14 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
 
     from vetgate.formats.state_dict import read_state_dict
 
-    found = {name: torch.from_numpy(array.copy()) for name, array in read_state_dict(data).items()}
-    if all(name.startswith(PARALLEL) for name in found):
-        found = {name.removeprefix(PARALLEL): value for name, value in found.items()}
+    found = {name: torch.from_numpy(array.copy()) for name, array in _plain(read_state_dict(data)).items()}
     return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def _plain(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The arrays by their names in the network itself."""
+    parallel = all(name.startswith(PARALLEL) for name in arrays)
+    return {name.removeprefix(PARALLEL) if parallel else name: array for name, array in arrays.items()}
 
 
 def load_timm() -> ModuleType:

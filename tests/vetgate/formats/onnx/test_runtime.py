@@ -59,7 +59,7 @@ def test_a_graph_for_batches_of_one_size_takes_any_number_of_images(
 @pytest.mark.parametrize("change, differs", [(1e-6, False), (3e-4, True), (float("nan"), True)])
 def test_it_differs_from_a_ten_thousandth_of_the_spread_on(change: float, differs: bool, cnn: onnx.ModelProto) -> None:
     graph, _ = settle(read_graph(parse_model(cnn.SerializeToString())), (1, 8, 8))
-    ours = build_module(graph, channels_last=False, strip=False)
+    ours = build_module(graph, strip=False)
     spread = float(np.ptp(ours(images()).detach().numpy()))
     with torch.no_grad():
         ours.get_submodule("out").bias += change * spread

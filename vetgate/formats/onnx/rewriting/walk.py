@@ -11,13 +11,12 @@ from torch import Tensor
 from vetgate.errors import NotUnderstood
 from vetgate.formats.onnx.build import build
 from vetgate.formats.onnx.nodes import Node, Value
-from vetgate.formats.onnx.operands import Operands
+from vetgate.formats.onnx.operands import MAX_ELEMENTS, Operands, called
 from vetgate.formats.onnx.rewriting.fold import refuse
 from vetgate.formats.onnx.rewriting.sizes import rows_alike
 
 OPSET = 21
 BATCHES = (2, 3)
-MAX_ELEMENTS = 1 << 26
 Array = np.ndarray
 Shape = tuple[int, ...]
 
@@ -69,15 +68,9 @@ class Walk:
         module, values = built.module.eval(), []
         for place in range(len(BATCHES)):
             given = [self.tensors[node.inputs[i]][place] for i in built.inputs]
-            try:
-                value: Tensor = module(*given)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                raise NotUnderstood(
-                    f"expected {node} to take {[tuple(g.shape) for g in given]} for a batch of {BATCHES[place]} "
-                    f"images, got: {str(error)[:200]}; export the model with a free batch size and this input_shape"
-                ) from error
-            if not 0 < value.numel() <= MAX_ELEMENTS:
-                raise NotUnderstood(f"expected at most {MAX_ELEMENTS} values from {node}, got {value.numel()}")
+            value = called(str(node), module, given, BATCHES[place])
+            if not value.numel():
+                raise NotUnderstood(f"expected at most {MAX_ELEMENTS} values from {node}, got 0")
             values.append(value)
         self.nodes.append(node)
         name = node.outputs[0]
