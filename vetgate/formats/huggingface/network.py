@@ -25,7 +25,7 @@ FILE = "config.json"
 SUFFIX = "ForImageClassification"
 # each was held against transformers' own output
 TYPES = {
-    "beit": "Beit", "convnext": "ConvNext", "convnextv2": "ConvNextV2", "deit": "DeiT", "dinov2": "Dinov2",
+    "beit": "Beit", "convnext": "ConvNext", "convnextv2": "ConvNextV2", "deit": "DeiT",
     "hgnet_v2": "HGNetV2", "levit": "Levit", "mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2",
     "mobilevit": "MobileViT", "poolformer": "PoolFormer", "regnet": "RegNet", "resnet": "ResNet",
     "swiftformer": "SwiftFormer", "vit": "ViT",
