@@ -13,7 +13,7 @@ from prefect import flow
 from flows.gate.question import Question, examination
 from flows.params import Params, load_params, needs
 from flows.vetting.guard import guard_submission
-from tasks.guards.fit import Guarding
+from flows.vetting.seen import Seen
 from tasks.progress import announce
 from tasks.sandbox.host import Limits, SandboxError
 from tasks.settings import Settings, load_settings
@@ -47,24 +47,6 @@ class Vetting:
     params: Params
     case: Case
     run: str = ""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the detectors found, or why nothing could be looked for; `refused` when the files were not understood.
-
-    `guards` are the run-time guards that were fitted for serving the model, None where none were to be; `written` is
-    the manifest of what vetgate wrote in place of what was handed in, which alone is looked at. `first_look` is None
-    where there are no trusted images, `weights` the digest of what the network has learned.
-    """
-
-    found: tuple[Found, ...] = ()
-    refusal: Reason | None = None
-    refused: bool = False
-    guards: Guarding | None = None
-    written: str | None = None
-    first_look: FirstLook | None = None
-    weights: str | None = None
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import time
 
 from flows.gate.client import decision
 from flows.gate.question import Question
-from flows.vetting.examine import Seen
 from flows.vetting.result import publish, result_of
+from flows.vetting.seen import Seen
 from tasks import events
 from tasks.settings import Settings
 from tasks.store.lease import leased

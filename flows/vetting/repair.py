@@ -8,8 +8,9 @@ from pathlib import Path
 
 from flows.gate.decided import Answer
 from flows.params import needs, uses
-from flows.vetting.examine import Seen, Vetting
+from flows.vetting.examine import Vetting
 from flows.vetting.result import Rejected, Repaired, Restored
+from flows.vetting.seen import Seen
 from tasks.vetting import steps
 from tasks.vetting.basis import nothing_to_go_by, records_with
 from tasks.vetting.choose import Tried, candidates, choose, clearly_good

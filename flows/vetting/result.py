@@ -7,9 +7,9 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flows.gate.decided import Answer
+from flows.vetting.seen import Seen
 from tasks.guards.fit import Guarding
 from tasks.mlflow.vettings import record_vetting
 from tasks.records.attestations import attestation_at
@@ -38,9 +38,6 @@ from vetgate.verdict.policy import GuardPolicy
 from vetgate.verdict.reasons import Reason, records
 from vetgate.verdict.stated import StatedMethod
 from vetgate.verdict.wording import rendered
-
-if TYPE_CHECKING:
-    from flows.vetting.examine import Seen
 
 
 @dataclass(frozen=True)
