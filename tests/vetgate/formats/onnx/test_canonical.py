@@ -102,6 +102,19 @@ def test_the_canonical_form_of_the_canonical_form_is_itself(name: str) -> None:
     assert canonical(data, **fields) == (submission, data)
 
 
+def test_attention_to_turned_images_is_written_as_it_is_read_again(make_graph: Callable[..., Any]) -> None:
+    # the transposition of the keys follows one of the file
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[0, 2, 1, 3]),
+        node("Attention", ["t", "t", "t"], ["a"]),
+        node("Flatten", ["a"], ["f"]),
+        node("MatMul", ["f", "w"], ["y"]),
+    ]
+    model = make_graph(nodes, {"w": np.eye(24, 3, dtype=np.float32)}, shape=("N", 2, 3, 4), opset=23, ir_version=10)
+    written, first = canonical(model, input_shape=(2, 3, 4))
+    assert canonical(first, input_shape=(2, 3, 4)) == (written, first)
+
+
 def test_what_is_read_back_is_the_same_module_bit_for_bit(cnn: onnx.ModelProto) -> None:
     submission, data = canonical(cnn)
     before = load_members({"model.onnx": cnn.SerializeToString()}, describe()).model

@@ -33,7 +33,7 @@ def attention(r: Rewrite) -> str:
     places, others, features = shapes[0][2], shapes[1][2], shapes[0][3]
     scale = r.node.attributes.get("scale", 1 / math.sqrt(features))
     queries = r.write("Mul", [names[0], r.hold(np.array(scale, np.float32))])
-    turned = r.write("Transpose", [names[1]], {"perm": (0, 1, 3, 2)})
+    turned = r.transposed(names[1], (0, 1, 3, 2))
     scores = r.write("MatMul", [queries, turned])
     if (mask := _mask(r, places, others)) is not None:
         scores = r.write("Add", [scores, r.hold(mask)])

@@ -472,16 +472,7 @@ def _transpose(r: Rewrite) -> str:
     perm = r.integers("perm") or list(reversed(range(r.rank)))
     if sorted(perm) != list(range(r.rank)):
         raise r.refuse(f"an order of {r.rank} axes", str(perm))
-    source, maker = r.name(0), r.walk.made_by.get(r.name(0))
-    before = maker.attributes["perm"] if maker is not None and maker.op == "Transpose" else None
-    if maker is not None and isinstance(before, tuple):
-        # one after another is one; what the first one took may be let go already
-        back = np.argsort(before).tolist()
-        r.walk.tensors[maker.inputs[0]] = tuple(value.permute(back) for value in r.walk.tensors[source])
-        source, perm = maker.inputs[0], [int(before[place]) for place in perm]
-    if perm == sorted(perm):
-        return source
-    return r.write("Transpose", [source], {"perm": tuple(perm)}, output=_last(r))
+    return r.transposed(r.name(0), perm, output=_last(r))
 
 
 def _concat(r: Rewrite) -> str:

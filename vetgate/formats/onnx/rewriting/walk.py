@@ -183,6 +183,19 @@ class Rewrite:
         self.walk.add(node)
         return name
 
+    def transposed(self, source: str, perm: Sequence[int], *, output: str = "") -> str:
+        """Write a Transpose, one in place of two in a row and none where the axes stay; the name of what it gives."""
+        maker = self.walk.made_by.get(source)
+        before = maker.attributes["perm"] if maker is not None and maker.op == "Transpose" else None
+        if maker is not None and isinstance(before, tuple):
+            # what the first one took may be let go already
+            back = np.argsort(before).tolist()
+            self.walk.tensors[maker.inputs[0]] = tuple(value.permute(back) for value in self.walk.tensors[source])
+            source, perm = maker.inputs[0], [int(before[place]) for place in perm]
+        if list(perm) == sorted(perm):
+            return source
+        return self.write("Transpose", [source], {"perm": tuple(perm)}, output=output)
+
     def refuse(self, expected: str, got: str) -> NotUnderstood:
         """The error for something about this node."""
         return refuse(self.node, expected, got)
