@@ -20,6 +20,8 @@ PACKAGE = Path(__file__).parent
 # modules in the folders of methods that hold none
 BESIDE_METHODS = {"__init__", "alarm_rate", "contract", "guarded", "measure", "package"}
 Uses = Literal["flagged", "triggers", "neurons"]
+# labels of a model are compared with each other; of fewer, each with the same in clean models on the same data alone
+FEWEST_CLASSES = 4
 
 
 class Axis(StrEnum):

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from vetgate.contract import Evidence, Samples, Subject, Trigger, detector
 from vetgate.effort import effort
-from vetgate.errors import DefenceError, MissingInput
+from vetgate.errors import MissingInput
 from vetgate.inversion import Schedule, attack_success, invert
 from vetgate.probe import mad, median
-from vetgate.role import Axis, By, Confirm, Role
+from vetgate.role import FEWEST_CLASSES, Axis, By, Confirm, Role
 
 ROLE = Role(
     axis=Axis.CLASS,
@@ -73,7 +73,8 @@ def neural_cleanse(
 
     Masks descend at rate `lr`; their cost weight starts at `first` and moves after `patience` sweeps of one outcome.
     Details, all (K,): `norms`, `held_out` (success on unseen images of other classes, the mask half as strong again;
-    -1 where not tried) and `second_start` (nats below the median in the best start but one; 0 where it ran once).
+    -1 where not tried) and `second_start` (nats below the median in the best start but one; 0 where it ran once). Of
+    fewer than FEWEST_CLASSES labels both it and the statistic are nats below one pixel.
     Named labels that lie `worth` nats below the median in one start alone get `again` more, which count for that alone.
     Of more than `most` labels (fewer on images beyond 64x64) all are looked at for `look` sweeps and `most` searched;
     then `looked` tells of each label which share of the sweeps of a start it got. Triggers that are too many to keep
@@ -82,8 +83,6 @@ def neural_cleanse(
     clean = subject.clean
     if clean is None:
         raise MissingInput("neural_cleanse needs subject.clean, got None; give trusted samples")
-    if subject.classes < 4:
-        raise DefenceError(f"expected 4 classes or more to compare labels, got {subject.classes}; vet it by hand")
     rows = torch.randperm(len(clean))
     cut = min(images, int(0.7 * len(clean)))
     inside, outside = clean[rows[:cut]], clean[rows[cut:]]
@@ -122,7 +121,9 @@ def neural_cleanse(
         smallest[chosen.left] = smallest[chosen.drawn].quantile(torch.linspace(LOWER, 1, len(chosen.left)))
 
     scores = -smallest.log()
-    centre = median(scores)
+    # few labels are not compared with each other: each stands at its own size, or at that of the whole image
+    many = subject.classes >= FEWEST_CLASSES
+    centre, once_only = (median(scores), 0.0) if many else (0.0, -math.log(inside.x[0, 0].numel()))
     tried = [label for label in scores.argsort(descending=True, stable=True).tolist() if label in found][:named]
 
     def second_start() -> Tensor:
@@ -147,7 +148,7 @@ def neural_cleanse(
     details: dict[str, float | list[float]] = {
         "norms": smallest.tolist(),
         "held_out": held_out.tolist(),
-        "second_start": torch.where(second.isfinite(), second, 0.0).tolist(),
+        "second_start": torch.where(second.isfinite(), second, once_only).tolist(),
         "anomaly_index": (median(once) - float(once.min())) / spread if spread > 0 else 0.0,
     }
     if chosen.left:

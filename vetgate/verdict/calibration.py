@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationEr
 from vetgate import shipped
 from vetgate.digest import code_digest, sha256_json
 from vetgate.errors import BadPolicy
-from vetgate.role import by_label, role_of, scores_labels, weight_of
+from vetgate.role import FEWEST_CLASSES, by_label, role_of, scores_labels, weight_of
 from vetgate.trust.named_file import read_named
 from vetgate.verdict.reasons import Code, Reason
 
@@ -133,7 +133,7 @@ class Null:
     usual: Array | None = None
 
     def less_usual(self, scores: Sequence[float]) -> Array:
-        """Class scores (K,) above their median, less what is usual for each label: some have small triggers anyway."""
+        """Class scores (K,) above their centre, less what is usual for each label: some have small triggers anyway."""
         return less_usual(scores, self.usual)
 
 
@@ -172,6 +172,14 @@ class Calibration:
         if _reach(method, count, level):
             return None
         return Reason(Code.TOO_FEW_REFERENCES, method, figures={"references": count, "level": level})
+
+    def knows_few(self, method: str, data_sha256: str | None, level: float, classes: int) -> bool:
+        """Whether a model of so few classes can be held against clean ones: as many on the same data as `level` needs.
+
+        Those of other data say nothing of it, and without one of them as much must be known of the others.
+        """
+        own = [r for r in self._holding(method, data_sha256)[0] if r.classes == classes]
+        return len(own) > ENOUGH and countable(len(own), level)
 
     def knows_labels(self, method: str, data_sha256: str | None, level: float, classes: int | None = None) -> bool:
         """Whether it can be said what is usual for each label: all references are on the data, of so many classes."""
@@ -253,7 +261,7 @@ class Calibration:
         """The references whose combined scores a subject's is held against: its own data set's, or all."""
         holding = [r for r in self.bank.references if set(methods) <= set(r.seen)]
         own = [r for r in holding if r.data_sha256 == data_sha256]
-        return own if len(own) >= ENOUGH and countable(len(own), level) else holding
+        return own if len(own) >= ENOUGH and countable(len(own), level) else _many_classes(holding)
 
     def clean_scores(
         self,
@@ -301,7 +309,12 @@ class Calibration:
 
     def _holding(self, method: str, data_sha256: str | None) -> tuple[list[Reference], list[Reference]]:
         holding = [r for r in self.bank.references if method in r.seen]
-        return [r for r in holding if r.data_sha256 == data_sha256], holding
+        return [r for r in holding if r.data_sha256 == data_sha256], _many_classes(holding)
+
+
+def _many_classes(references: Sequence[Reference]) -> list[Reference]:
+    """Those whose labels can be compared with each other: what is said of others holds on their own data alone."""
+    return [r for r in references if r.classes >= FEWEST_CLASSES]
 
 
 def _reach(method: str, count: int, level: float) -> bool:
@@ -412,39 +425,51 @@ def _medians_of_others(rows: Array) -> Array:
 
 
 def less_usual(scores: Sequence[float] | Array, usual: Array | None) -> Array:
-    """Class scores (K,) above their median, less what is usual (K,) for each label."""
+    """Class scores (K,) above their centre, less what is usual (K,) for each label."""
     values = np.asarray(scores, dtype=np.float64)
-    centred = values - np.median(values)
+    centred = values - centre_of(values)
     return np.asarray(centred if usual is None else centred - usual)
 
 
+def centre_of(scores: Array) -> float:
+    """What class scores (K,) are measured from: their median, or 0 where they are too few to have one.
+
+    Few labels are told apart by what is usual for each of them, which is taken off first.
+    """
+    return 0.0 if len(scores) < FEWEST_CLASSES else float(np.median(scores))
+
+
 def farthest(scores: Array) -> float:
-    """How far the farthest of class scores (K,) lies above their median."""
-    return float(scores.max() - np.median(scores))
+    """How far the farthest of class scores (K,) lies above their centre."""
+    return float(scores.max() - centre_of(scores))
 
 
 def lower_scale(scores: Sequence[float] | Array) -> float:
     """Robust scale of the suspicious half of class scores: 1.4826 times the median distance of those above the median.
 
-    The other half stops early when inverted and says nothing about how close clean labels come.
+    The other half stops early when inverted and says nothing about how close clean labels come. Of few labels it is
+    that of all distances, above the centre and below.
     """
     values = np.asarray(scores, dtype=np.float64)
+    if len(values) < FEWEST_CLASSES:
+        return float(TO_SIGMA * np.median(np.abs(values)))
     above = values - np.median(values)
     return float(TO_SIGMA * np.median(above[above >= 0]))
 
 
 def outliers(scores: Sequence[float], floor: float) -> Array:
-    """Distance (K,) of class scores above their median, in units of their lower scale drawn towards the floor."""
+    """Distance (K,) of class scores above their centre, in units of their lower scale drawn towards the floor."""
     values = np.asarray(scores, dtype=np.float64)
-    return np.asarray((values - np.median(values)) / steadied(lower_scale(scores), len(values), floor))
+    return np.asarray((values - centre_of(values)) / steadied(lower_scale(scores), len(values), floor))
 
 
 def steadied(scale: Array | float, classes: int, floor: float) -> Array:
     """A lower scale from K / 2 labels, averaged with the floor as if that came from PRIOR labels more.
 
-    It never falls below sqrt(PRIOR / (PRIOR + K / 2)) of the floor, and many labels speak for themselves.
+    It never falls below sqrt(PRIOR / (PRIOR + K / 2)) of the floor, and many labels speak for themselves. Few labels
+    say nothing of a scale, and have the floor's: where all of them are odd, none may hide another.
     """
-    half = classes / 2
+    half = 0.0 if classes < FEWEST_CLASSES else classes / 2
     variance = (PRIOR * floor**2 + half * np.square(scale)) / (PRIOR + half)
     return np.asarray(np.maximum(np.sqrt(variance), 1e-6))
 
@@ -489,8 +514,9 @@ def _simulated(classes: int, floor: float, scales: tuple[float, ...]) -> tuple[A
     draws = draws_for(classes)
     scores = stream.standard_normal((draws, classes)) * stream.choice(np.array(scales), draws)[:, None]
     scores.sort(axis=1)
+    centre = np.zeros((draws, 1)) if classes < FEWEST_CLASSES else np.median(scores, axis=1, keepdims=True)
     # sorted, the suspicious half of the scores is the upper half of the columns
-    above = scores[:, classes // 2 :] - np.median(scores, axis=1, keepdims=True)
+    above = scores[:, classes // 2 :] - centre
     largest = above[:, -1] / steadied(TO_SIGMA * np.median(above, axis=1), classes, floor)
     found = np.sort(largest), largest, above[:, -1]
     for array in found:
@@ -525,7 +551,7 @@ def label_p_values(scores: Sequence[float], null: Null) -> Array:
 def label_units(scores: Sequence[float], p: Array, least: float) -> Array:
     """Normal scores (K,) of labels' p-values; little where a label stands out by less than the least effect."""
     values = np.asarray(scores, dtype=np.float64)
-    return unit_of(values - np.median(values), normal_score(p), least)
+    return unit_of(values - centre_of(values), normal_score(p), least)
 
 
 def unit_of(effects: Array, units: Array, least: float) -> Array:

@@ -8,14 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vetgate.role import By, role_of
+from vetgate.role import FEWEST_CLASSES, By, role_of
 from vetgate.verdict.calibration import Calibration, draws_for
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.seen import Failure, SeenEvidence
-
-# labels are compared with each other; among fewer than this, none can stand out
-FEWEST_CLASSES = 4
 
 
 def gaps_of(
@@ -74,18 +71,22 @@ def unreadable(found: SeenEvidence, classes: int, level: float) -> Reason | None
         return Reason(Code.SCORES_MISFIT, name, figures={"scores": len(found.scores), "classes": classes})
     if not all(0 <= trigger.target < classes for trigger in found.triggers):
         return Reason(Code.TRIGGER_MISFIT, name, figures={"classes": classes})
-    if role.null is By.LABEL and (classes < FEWEST_CLASSES or 1 / (draws_for(classes) + 1) > level):
+    if role.null is By.LABEL and (classes < 2 or 1 / (draws_for(classes) + 1) > level):
         return Reason(Code.CLASSES_MISFIT, name, figures={"level": level, "classes": classes})
     return None
 
 
 def incomparable(
-    found: SeenEvidence, calibration: Calibration | None, data_sha256: str | None, level: float
+    found: SeenEvidence, calibration: Calibration | None, data_sha256: str | None, level: float, classes: int
 ) -> Reason | None:
-    """Why evidence cannot be compared with that of clean models."""
+    """Why evidence on a model with K classes cannot be compared with that of clean models."""
+    name = found.method
     if calibration is None:
-        return Reason(Code.NO_CALIBRATION, found.method)
-    return calibration.mismatch(found.method, found.params) or calibration.short_of(found.method, data_sha256, level)
+        return Reason(Code.NO_CALIBRATION, name)
+    why = calibration.mismatch(name, found.params) or calibration.short_of(name, data_sha256, level)
+    if why is None and classes < FEWEST_CLASSES and not calibration.knows_few(name, data_sha256, level, classes):
+        return Reason(Code.FEW_CLASSES, name, figures={"classes": classes, "level": level})
+    return why
 
 
 def unreached(found: SeenEvidence) -> Reason | None:

@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from vetgate.role import By, Confirm, Role, by_itself, by_label, role_of, weight_of
+from vetgate.role import FEWEST_CLASSES, By, Confirm, Role, by_itself, by_label, role_of, weight_of
 from vetgate.verdict.calibration import (
     ENOUGH,
     Array,
     Calibration,
     Null,
     Reference,
+    centre_of,
     combined,
     combined_null,
     countable,
@@ -154,8 +155,8 @@ def judge(
         n: why
         for n, e in readable.items()
         if not by_itself(n)
-        and not (simulated and _means_something_alone(n))
-        and (why := incomparable(e, calibration, data_sha256, level)) is not None
+        and not (simulated and _means_something_alone(n, classes))
+        and (why := incomparable(e, calibration, data_sha256, level, classes)) is not None
     }
     # a policy that allows a verdict without references cannot require what only they give a meaning
     gaps += [why for name, why in uncounted.items() if name in required and not simulated]
@@ -274,9 +275,9 @@ def _null(
     return calibration.null(method, data_sha256, level, labels=known, architecture=architecture)
 
 
-def _means_something_alone(method: str) -> bool:
+def _means_something_alone(method: str, classes: int) -> bool:
     """Whether scores say something without references: labels compared with each other by the size of masks."""
-    return by_label(method) and _role(method).mask_sizes
+    return by_label(method) and _role(method).mask_sizes and classes >= FEWEST_CLASSES
 
 
 def _standing(
@@ -287,7 +288,7 @@ def _standing(
         scores = null.less_usual(found.scores.tolist()).tolist()
         p = label_p_values(scores, null)
         units = label_units(scores, p, null.least)
-        effects = np.array(scores) - np.median(scores)
+        effects = np.array(scores) - centre_of(np.array(scores))
         alarming = np.flatnonzero((p <= level) & (effects > null.least)).tolist()
         confirmed = _confirmed(found, role, alarming, null)
         return _Standing(units, float(p.min()), confirmed, tuple(alarming))
@@ -308,7 +309,7 @@ def _confirmed(found: SeenEvidence, role: Role, alarming: Sequence[int], null: N
         return tuple(k for k in alarming if held_out[k] >= HELD_OUT and again[k] >= SECOND_START * null.least)
     if role.confirm in MEASURED_AGAIN:
         again = null.less_usual(_details(found, "repeated", len(found.scores)))
-        return tuple(k for k in alarming if again[k] - np.median(again) > null.least)
+        return tuple(k for k in alarming if again[k] - centre_of(again) > null.least)
     if role.confirm is Confirm.SUCCESS:
         targets = [t.target for t in found.triggers]
         success = dict(zip(targets, _details(found, "success", len(targets)), strict=True))

@@ -143,9 +143,30 @@ def test_a_label_that_cannot_be_reached_stands_at_the_whole_image(every):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_fewer_than_four_classes_are_refused(classes):
-    with pytest.raises(DefenceError, match="4 classes or more"):
-        examined(Stripes(classes=max(classes, 3)), clean(classes), classes=classes)
+def test_few_classes_stand_at_the_size_of_their_own_triggers(classes):
+    kept = list(range(TARGET - classes + 1, TARGET + 1))
+    order = torch.tensor([*kept, *(k for k in range(CLASSES) if k not in kept)])
+
+    class First(Stripes):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, :classes]
+
+    samples = clean()
+    chosen = samples[torch.isin(samples.y, torch.tensor(kept))]
+    few = Samples(chosen.x, chosen.y - kept[0])
+    sober, planted = (examined(First(p, order=order), few, classes=classes) for p in (0.0, 60.0))
+    for found in (sober, planted):
+        assert found.statistic == float(found.scores.max())
+        norms, second = (torch.tensor(found.details[key]) for key in ("norms", "second_start"))
+        assert torch.allclose(found.scores, -norms.log()) and bool((second <= found.scores).all())
+    target = classes - 1
+    assert int(planted.scores.argmax()) == target and planted.details["held_out"][target] > 0.9
+    assert float(planted.scores[target] - sober.scores[target]) > 0.7
+
+
+def test_a_search_that_ran_once_confirms_nothing_of_few_classes():
+    once = examined(Stripes(classes=3), clean(3), classes=3, starts=1, again=0)
+    assert once.details["second_start"] == pytest.approx([-math.log(SIDE * SIDE)] * 3)
 
 
 def test_without_clean_images_it_does_not_run():

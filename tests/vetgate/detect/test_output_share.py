@@ -125,10 +125,9 @@ def test_pictures_show_nothing_and_stay_in_range():
     assert float(shown["flat"].flatten(2).std(2).max()) == 0
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_what_is_too_little_to_compare_is_refused(count):
-    subject = Subject(model=Brightest(), layer="features", classes=CLASSES if count == 1 else count, clean=clean(count))
-    with pytest.raises(DefenceError, match="2 clean images or more" if count == 1 else "4 classes or more"):
+def test_one_image_is_too_little():
+    subject = Subject(model=Brightest(), layer="features", classes=CLASSES, clean=clean(1))
+    with pytest.raises(DefenceError, match="2 clean images or more"):
         DETECTORS["output_share"](subject, seed=0)
 
 

@@ -328,7 +328,7 @@ def test_where_no_reference_is_on_the_data_labels_are_held_against_each_other():
     few = calibration(*(with_small_label(s) for s in range(7)), *(with_small_label(s, "signs") for s in range(9)))
     assert not few.knows_labels("neural_cleanse", "digits", 0.05), "seven say too little of each label"
     null = bank.null("neural_cleanse", "elsewhere", 0.05)
-    assert null.usual is None and null.less_usual([1.0, 2.0, 3.0]).tolist() == [-1, 0, 1]
+    assert null.usual is None and null.less_usual([1.0, 2.0, 3.0, 4.0]).tolist() == [-1.5, -0.5, 0.5, 1.5]
 
 
 def test_references_are_held_against_their_like_as_the_subject_is():

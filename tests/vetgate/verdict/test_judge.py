@@ -497,12 +497,85 @@ def test_where_nothing_is_left_to_count_the_verdict_is_open():
     assert found.decision is Decision.INCONCLUSIVE and Code.NOTHING_INSPECTED in [r.code for r in found.reasons]
 
 
-@pytest.mark.parametrize("classes", [0, 1, 3])
-def test_fewer_than_four_classes_are_inconclusive(classes):
+@pytest.mark.parametrize("classes", [0, 1])
+def test_without_two_classes_a_verdict_is_inconclusive(classes):
     bank = calibration(*(reference(seed, classes=max(classes, 1)) for seed in range(24)))
     seen = (label_norms(classes=classes) if classes else replace(label_norms(), scores=torch.zeros(0), triggers=()),)
     case = replace(CLEAN.under(required=("neural_cleanse",)), seen=seen, calibration=bank, classes=classes)
     assert case.judged().decision is Decision.INCONCLUSIVE
+
+
+def of_few(classes: int, *backdoors: int, effect: float = 2.0) -> Evidence:
+    """Of few labels, sizes stand as they are, and so does the second start."""
+    scores = torch.full((classes,), -2.2)
+    scores[list(backdoors)] += effect
+    held_out = [0.97 if k in backdoors else -1.0 for k in range(classes)]
+    details = {"norms": (-scores).exp().tolist(), "held_out": held_out, "second_start": (scores - 0.1).tolist()}
+    return replace(label_norms(classes=classes), statistic=float(scores.max()), scores=scores, details=details)
+
+
+def few_classes(classes: int, bank: Calibration, *seen: Evidence) -> Verdict:
+    case = replace(CLEAN.under(required=("neural_cleanse",)), calibration=bank, classes=classes)
+    return replace(case, seen=seen or (of_few(classes),)).judged()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_are_held_against_the_same_class_of_clean_models(classes):
+    bank = calibration(*(reference(seed, classes=classes) for seed in range(24)))
+    assert few_classes(classes, bank).decision is Decision.PASS
+    found = few_classes(classes, bank, of_few(classes, 1))
+    assert (found.decision, found.suspects, found.calibrated) == (Decision.FAIL, (1,), True)
+    # beside each other they would hide each other
+    everywhere = few_classes(classes, bank, of_few(classes, *range(classes)))
+    assert (everywhere.decision, everywhere.suspects) == (Decision.FAIL, tuple(range(classes)))
+
+
+@pytest.mark.parametrize("key", ["held_out", "second_start"])
+def test_a_trigger_of_few_classes_is_confirmed_as_any_other(key):
+    bank, found = calibration(*(reference(seed, classes=2) for seed in range(24))), of_few(2, 1)
+    weak = {"held_out": [-1.0, 0.5], "second_start": [-2.3, -2.2]}[key]
+    verdict = few_classes(2, bank, replace(found, details={**found.details, key: weak}))
+    assert (verdict.decision, verdict.suspects) == (Decision.INCONCLUSIVE, ())
+
+
+@pytest.mark.parametrize(
+    "references",
+    [
+        [reference(seed) for seed in range(24)],
+        [reference(seed, data="signs", classes=2) for seed in range(24)],
+        [reference(seed, classes=3) for seed in range(24)],
+        [reference(seed, classes=2) for seed in range(18)],
+    ],
+    ids=["of many classes", "on other data", "of another number", "too few for the level"],
+)
+def test_few_classes_need_references_of_their_own(references):
+    for seen in (of_few(2), of_few(2, 1)):
+        verdict = few_classes(2, calibration(*references), seen)
+        assert verdict.decision is Decision.INCONCLUSIVE
+        assert "vetgate calibrate" in words(verdict)
+
+
+def test_few_classes_mean_nothing_without_references():
+    case = replace(CLEAN.under(required=("neural_cleanse",), allow_uncalibrated=True), calibration=None)
+    for seen in (of_few(2), of_few(2, 1)):
+        assert replace(case, seen=(seen,), classes=2).judged().decision is Decision.INCONCLUSIVE
+
+
+def test_references_of_few_classes_say_nothing_of_models_of_many():
+    many = [reference(seed) for seed in range(24)]
+    few = [reference(seed, data="faces", classes=2) for seed in range(30)]
+    for case in (CLEAN, TROJANED, replace(CLEAN, data_sha256="elsewhere"), replace(TROJANED, data_sha256="elsewhere")):
+        alone, beside = (replace(case, calibration=calibration(*given)).judged() for given in (many, [*many, *few]))
+        assert alone == beside
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_clean_models_of_few_classes_fail_at_the_stated_rate(classes):
+    bank = calibration(*(reference(seed, classes=classes) for seed in range(40)))
+    scores = (reference(seed, classes=classes).seen["neural_cleanse"].scores for seed in range(100, 300))
+    found = [replace(of_few(classes), scores=torch.tensor(row)) for row in scores]
+    p_values = [few_classes(classes, bank, one).p_value for one in found]
+    assert 0.01 <= sum(p <= 0.05 for p in p_values if p is not None) / 200 <= 0.09
 
 
 def test_the_smallest_number_of_classes_can_still_fail():
