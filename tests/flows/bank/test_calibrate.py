@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from flows.bank import calibrate
 from flows.bank.networks import Recipe
 from flows.bank.own import minutes
 from flows.cli.commands import main
+from tasks.data.digits import write_digits
 from tests.quick import clean
 from vetgate.verdict.calibration import Bank, Reference, load_calibration
 
@@ -59,6 +61,25 @@ def test_what_is_finished_is_not_made_again(environment: Path, monkeypatch: pyte
     out, again = environment / "own.json", environment / "again.json"
     assert main(["calibrate", "digits", "--count", "8", "--jobs", "1", "--out", str(again), "--json"]) == 0
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_what_only_compares_labels_has_no_references_where_they_are_few(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.bank.own.recipe", lambda rows: RECIPE)
+    params, out = environment / "both.yaml", environment / "few.json"
+    params.write_text(f"{PARAMS}neuron_inspect: {{images: 16}}\n")
+    monkeypatch.setenv("VETGATE_PARAMS", str(params))
+    write_digits(environment / "digits.npz")
+    with np.load(environment / "digits.npz") as held:
+        parity = {name: held[name] % 2 if name.startswith("y") else held[name] for name in held if "names" not in name}
+    np.savez(environment / "parity.npz", **parity)
+    assert main(["data", "add", "parity", str(environment / "parity.npz"), "--json"]) == 0
+    assert main(["calibrate", "parity", "--count", "8", "--jobs", "1", "--out", str(out), "--json"]) == 0, capfd
+    made = load_calibration(out)
+    assert made is not None and made.stale == ()
+    own = [r for r in made.bank.references if r.data == "parity"]
+    assert [set(r.seen) for r in own] == [{"neural_cleanse"}] * 8 and {r.classes for r in own} == {2}
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["no-such-set"], 2), (["digits", "--count", "3"], 4)])
