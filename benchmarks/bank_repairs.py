@@ -29,7 +29,7 @@ from flows.bank.repair import measured
 from flows.bank.suppliers import write_submission
 from flows.benchmark.tables import SOLVED
 from tasks.data.reference import registered
-from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
+from tasks.sandbox.prctl import PR_SET_CHILD_SUBREAPER, prctl
 from tasks.settings import Settings, load_settings
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import read_submission

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.third_party import repairs_by_policy, vetgate
-from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
+from tasks.sandbox.prctl import PR_SET_CHILD_SUBREAPER, prctl
 from vetgate.attacks.badnets import square
 from vetgate.attacks.blended import noise
 from vetgate.contract import Trigger

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.load import submissions
 from benchmarks.third_party import reap
-from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
+from tasks.sandbox.prctl import PR_SET_CHILD_SUBREAPER, prctl
 
 OWN = ("VETGATE_", "PREFECT_", "MLFLOW_")
 IMPORTS = ("mlflow.tracking", "prefect", "torch")

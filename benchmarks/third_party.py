@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.images import images
-from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
+from tasks.sandbox.prctl import PR_SET_CHILD_SUBREAPER, prctl
 from vetgate.attacks.badnets import square
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import read_submission

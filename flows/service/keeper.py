@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from tasks.program import ended
-from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, prctl
+from tasks.sandbox.prctl import PR_SET_CHILD_SUBREAPER, prctl
 
 STEADY_SECONDS = 30.0
 ATTEMPTS = 5

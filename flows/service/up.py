@@ -22,7 +22,7 @@ from flows.service.check import check, databases
 from flows.service.keeper import end_all
 from flows.service.parts import Part, client_environment, parts
 from flows.service.urls import gate_url, is_ours, mlflow_url, prefect_url, receiver_url
-from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from tasks.sandbox.prctl import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from tasks.settings import Settings
 from tasks.vetting.intake import seeds_of
 from tasks.vetting.signed_results import vetter_key

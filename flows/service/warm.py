@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tasks.program import plain_logs
-from tasks.sandbox.fork import PR_SET_PDEATHSIG, prctl
+from tasks.sandbox.prctl import PR_SET_PDEATHSIG, prctl
 from vetgate.shape import Blob
 
 # what a run imports on its way, besides the flow itself

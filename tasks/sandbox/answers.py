@@ -74,8 +74,9 @@ KNOWN: dict[str, type[VetgateError]] = {
 class Limits:
     """What one call may use: processor time of all its threads and processes together, so that load fails nothing.
 
-    Wall-clock time only ends what sleeps: a multiple of the processor time if not given. `memory_bytes` is address
-    space: importing torch alone takes 0.7 GiB of it.
+    Wall-clock time only ends what sleeps: a multiple of the processor time if not given. `memory_bytes` is what all of
+    them hold (resident, pages of files and shared ones included, in each that has them), looked at several times a
+    second; importing torch alone takes 0.25 GiB. Each has twice as much address space. `tasks` counts threads.
     """
 
     cpu_seconds: int = 900
@@ -83,6 +84,7 @@ class Limits:
     memory_bytes: int = 6 << 30
     file_bytes: int = 1 << 30
     open_files: int = 256
+    tasks: int = 1024
     result_bytes: int = 64 << 20
     threads: int = 2
 
@@ -121,6 +123,10 @@ def _failure(end: Mapping[str, Any], limits: Limits, tail: str) -> tuple[type[Sa
         )
     if outcome == "cpu":
         return TimedOut, f"none in {limits.cpu_seconds} s of processor time; {MORE_TIME} or refuse the model"
+    if outcome == "memory":
+        return OutOfMemory, f"none in {limits.memory_bytes} bytes of memory; {MORE_MEMORY} or refuse the model"
+    if outcome == "tasks":
+        return Crashed, f"more than {limits.tasks} threads; refuse the model"
     if outcome == "oversized":
         return Crashed, f"one of more than {limits.result_bytes} bytes; refuse the model"
     if outcome == "garbage":

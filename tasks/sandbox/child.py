@@ -15,24 +15,26 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from tasks.sandbox import fork as sandbox_fork
-from tasks.sandbox.fork import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, Op, prctl
+from tasks.sandbox.fork import Op
 from tasks.sandbox.frames import FRACTION, HEADER, read_frame, write_frame
+from tasks.sandbox.prctl import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
 
 STDERR_BYTES = 8192
 PROGRESS_SECONDS = 0.1
 REQUEST_BYTES = 1 << 30
-# how often all that a fork has started is looked at: the kernel limits each process by itself
-COUNT_SECONDS = 2.0
-TICKS = os.sysconf("SC_CLK_TCK")
+# how often all that a fork has started is looked for, and what it is known to have is looked at: the kernel limits each
+# process by itself, and memory by addresses alone
+COUNT_SECONDS, LOOK_SECONDS = 2.0, 0.2
+TICKS, PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
 
-def main(ops_file: str) -> NoReturn:
+def main(level: int, ops_file: str) -> NoReturn:
     """Serve requests from standard input until it ends, with the operations of a file's OPS."""
     requests, replies = os.dup(0), os.dup(1)
     with open(os.devnull) as nothing:
@@ -61,7 +63,7 @@ def main(ops_file: str) -> NoReturn:
         write_frame(replies, b"E", 0, json.dumps(ready).encode())
         while frame := read_frame(requests, most=REQUEST_BYTES):
             _, request, body = frame
-            _serve(ops, request, json.loads(body), requests, replies)
+            _serve(ops, level, request, json.loads(body), requests, replies)
     finally:
         os._exit(0)
 
@@ -81,7 +83,7 @@ def _load(ops_file: str) -> Mapping[str, Op]:
     return ops
 
 
-def _serve(ops: Mapping[str, Op], request: int, call: dict[str, Any], requests: int, replies: int) -> None:
+def _serve(ops: Mapping[str, Op], level: int, request: int, call: dict[str, Any], requests: int, replies: int) -> None:
     answers, answer_end = os.pipe()
     errors, error_end = os.pipe()
     parent = os.getpid()
@@ -91,14 +93,14 @@ def _serve(ops: Mapping[str, Op], request: int, call: dict[str, Any], requests: 
         for fd in (requests, replies, answers, errors):
             os.close(fd)
         op = ops.get(call["op"])
-        sandbox_fork.work(op, call, request=request, parent=parent, answers=answer_end, errors=error_end)
+        sandbox_fork.work(op, call, level=level, request=request, parent=parent, answers=answer_end, errors=error_end)
     os.close(answer_end)
     os.close(error_end)
     for fd in (answers, errors):
         os.set_blocking(fd, False)
-    fork = Fork(request, pid, answers, errors, replies, result_bytes=call["limits"]["result_bytes"])
+    fork = Fork(request, pid, answers, errors, replies, limits=call["limits"], memory=_memory(level))
     try:
-        outcome = fork.watch(requests, deadline, call["limits"]["cpu_seconds"])
+        outcome = fork.watch(requests, deadline)
     finally:
         end = fork.end()
     with suppress(BlockingIOError):
@@ -129,15 +131,18 @@ class Fork:
     answers: int
     errors: int
     replies: int
-    result_bytes: int
+    limits: Mapping[str, Any]
+    memory: Sequence[str]
     buffer: bytearray = field(default_factory=bytearray)
     tail: bytes = b""
     reported: float = 0.0
     spent: float = 0.0
+    below: frozenset[int] = frozenset()
 
-    def watch(self, requests: int, deadline: float, cpu_seconds: float) -> str | None:
-        """Forward what the fork says until it has answered, broken the protocol, ended (None) or run out of time."""
-        counted = time.monotonic()
+    def watch(self, requests: int, deadline: float) -> str | None:
+        """Forward what the fork says until it has answered, broken the protocol, ended (None) or passed a limit."""
+        self.below = frozenset([self.pid])
+        counted = looked = time.monotonic()
         pidfd = os.pidfd_open(self.pid)
         poller = select.poll()
         for fd in (self.answers, self.errors, pidfd):
@@ -146,12 +151,13 @@ class Fork:
         poller.register(requests, 0)
         try:
             while (left := deadline - time.monotonic()) > 0:
-                if time.monotonic() - counted >= COUNT_SECONDS:
-                    counted = time.monotonic()
-                    if (spent := _spent()) >= cpu_seconds:
-                        self.spent = spent
-                        return "cpu"
-                for fd, _ in poller.poll(min(left, COUNT_SECONDS) * 1000):
+                if (now := time.monotonic()) - counted >= COUNT_SECONDS:
+                    counted, self.below = now, _below()
+                if now - looked >= LOOK_SECONDS:
+                    looked = now
+                    if passed := self.passed():
+                        return passed
+                for fd, _ in poller.poll(min(left, LOOK_SECONDS) * 1000):
                     if fd == requests:
                         raise SystemExit
                     if fd == pidfd:
@@ -163,6 +169,16 @@ class Fork:
             return "wall"
         finally:
             os.close(pidfd)
+
+    def passed(self) -> str | None:
+        """The limit that the fork and all it has started passed together, if any."""
+        seen = [use for pid in self.below if (use := _use(pid)) is not None]
+        self.spent = max(self.spent, sum(use.cpu_seconds for use in seen))
+        if self.spent >= self.limits["cpu_seconds"]:
+            return "cpu"
+        if sum(use.memory_bytes for use in seen) + sum(map(_held, self.memory)) > self.limits["memory_bytes"]:
+            return "memory"
+        return "tasks" if sum(use.threads for use in seen) > self.limits["tasks"] else None
 
     def listen(self) -> bool:
         """Read on from the answer pipe; False at its end."""
@@ -182,7 +198,7 @@ class Fork:
             kind, request, length = HEADER.unpack_from(self.buffer)
             if request != self.request or kind not in (b"P", b"R") or (kind == b"P" and length != FRACTION.size):
                 return "garbage"
-            if length > self.result_bytes:
+            if length > self.limits["result_bytes"]:
                 return "oversized"
             if len(self.buffer) < HEADER.size + length:
                 return None
@@ -216,27 +232,51 @@ class Fork:
         return {"signal": ended_by, "exit": code, "cpu_seconds": spent}
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a process has of the machine; of processor time also what the children had that it has waited for."""
+
+    parent: int
+    cpu_seconds: float
+    threads: int
+    memory_bytes: int
+
+
+def _use(pid: int) -> Use | None:
+    """What a process uses, None if there is none."""
+    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+        # the name in parentheses may hold anything; the words after it begin with the third of proc(5)
+        words = [*map(int, stat.read().rpartition(b")")[2].split()[1:])]
+        return Use(words[0], sum(words[10:14]) / TICKS, words[16], words[20] * PAGE)
+    return None
+
+
+def _processes() -> dict[int, Use]:
+    """Every process."""
+    listed = map(int, filter(str.isdigit, os.listdir("/proc")))
+    return {pid: use for pid in listed if (use := _use(pid)) is not None}
+
+
 def _children() -> list[int]:
     """The processes whose parent is this one; none is reaped meanwhile, so no id can change hands."""
-    return [pid for pid, (parent, _) in _processes().items() if parent == os.getpid()]
+    return [pid for pid, use in _processes().items() if use.parent == os.getpid()]
 
 
-def _spent() -> float:
-    """Processor seconds of a fork and of all it has started, those who left it or have ended included."""
+def _below() -> frozenset[int]:
+    """A fork and all it has started, those who left it included: they come to this process."""
     all_of = _processes()
-    below, found = {os.getpid()}, 0.0
-    while fresh := {pid for pid, (parent, _) in all_of.items() if parent in below} - below:
-        found += sum(all_of[pid][1] for pid in fresh)
+    below = {os.getpid()}
+    while fresh := {pid for pid, use in all_of.items() if use.parent in below} - below:
         below |= fresh
-    return found
+    return frozenset(below - {os.getpid()})
 
 
-def _processes() -> dict[int, tuple[int, float]]:
-    """The parent of every process, and the processor seconds of it and of the children that it has waited for."""
-    found = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError), open(f"/proc/{entry}/stat", "rb") as stat:
-            # the name in parentheses may hold anything; the words after it begin with the third of proc(5)
-            words = stat.read().rpartition(b")")[2].split()
-            found[int(entry)] = int(words[1]), sum(map(int, words[11:15])) / TICKS
-    return found
+def _memory(level: int) -> tuple[str, ...]:
+    """File systems in memory that are the sandbox's own: what lies in them counts as what it holds."""
+    return ("/tmp", "/dev") if level == 2 else ()
+
+
+def _held(path: str) -> int:
+    """The bytes in a file system."""
+    status = os.statvfs(path)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize

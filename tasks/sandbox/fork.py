@@ -1,11 +1,10 @@
 """What a fork of the sandbox's parent does: shut itself in, run one operation, answer, end.
 
-The limits are set before anything that was submitted is opened, and cannot be raised again.
+Limits and filter are set before anything that was submitted is opened, and cannot be lifted again.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -17,25 +16,23 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from tasks.sandbox.frames import FRACTION, write_frame
+from tasks.sandbox.prctl import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, prctl
+from tasks.sandbox.seccomp import refuse_system_calls
 from vetgate.errors import NotFinite, StoreError, VetgateError
 
 Op = Callable[[Mapping[str, Any], Callable[[float], None]], dict[str, Any]]
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 CPU_GRACE_SECONDS = 5
+# addresses for each byte of memory: libraries map more than they touch. It bounds what is taken between two looks
+ADDRESSES = 2
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # torch and C++ libraries report a refused allocation in words only
 NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory", "out of memory")
 
 
-def prctl(option: int, value: int) -> None:
-    """Set a property of this process; raises OSError where the kernel refuses."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
-
-
-def work(op: Op | None, call: Mapping[str, Any], *, request: int, parent: int, answers: int, errors: int) -> NoReturn:
+def work(
+    op: Op | None, call: Mapping[str, Any], *, level: int, request: int, parent: int, answers: int, errors: int
+) -> NoReturn:
     """Run one operation in this fresh fork, write its answer to `answers` and end the process."""
     try:
         os.setpgid(0, 0)
@@ -50,6 +47,8 @@ def work(op: Op | None, call: Mapping[str, Any], *, request: int, parent: int, a
         os.close(errors)
         limits = call["limits"]
         _shut_in(limits)
+        if level > 0:
+            refuse_system_calls()
 
         import torch
 
@@ -72,7 +71,7 @@ def _shut_in(limits: Mapping[str, int]) -> None:
     _limit(resource.RLIMIT_NOFILE, limits["open_files"])
     _limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
     _limit(resource.RLIMIT_CPU, limits["cpu_seconds"], grace=CPU_GRACE_SECONDS)
-    _limit(resource.RLIMIT_AS, limits["memory_bytes"])
+    _limit(resource.RLIMIT_AS, limits["memory_bytes"] * ADDRESSES)
 
 
 def _limit(which: int, wanted: int, *, grace: int = 0) -> None:

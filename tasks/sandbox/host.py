@@ -58,7 +58,7 @@ STDERR_BYTES = 8192
 
 
 class Sandbox:
-    """A started or startable sandbox; `level` is 1 (process limits) or 2 (bubblewrap).
+    """A started or startable sandbox; `level` is 0 (limits), 1 (a filter of system calls besides) or 2 (bubblewrap).
 
     `read_only` are directories that may be filled after the start, `scratch` is the one directory that can be written;
     paths are the same inside. An int `level` demands exactly that one: raises SandboxUnavailable where the host cannot
@@ -77,10 +77,10 @@ class Sandbox:
     ) -> None:
         best = available_level()
         self.level = best if level == "auto" else level
-        if self.level not in range(1, best + 1):
+        if self.level not in range(best + 1):
             raise SandboxUnavailable(
                 f"expected a sandbox of level {level}, got at most {best} on this host; "
-                "install bubblewrap (level 2) where it may run, or demand less in the policy"
+                "allow seccomp (level 1) and bubblewrap (level 2) here, or demand less in the policy"
             )
         self.limits = limits or Limits()
         # what the last call used
@@ -114,7 +114,7 @@ class Sandbox:
             if not path.exists():
                 raise SandboxUnavailable(f"expected {path} to be there for the sandbox, got nothing; make it first")
         try:
-            self._home = tempfile.mkdtemp(prefix=".home-", dir=self._scratch) if self.level == 1 else ""
+            self._home = tempfile.mkdtemp(prefix=".home-", dir=self._scratch) if self.level < 2 else ""
         except OSError as error:
             raise StoreError(f"expected to write to {self._scratch}, got {error.strerror}; make room there") from error
         spawned = threading.Event()

@@ -1,7 +1,9 @@
-"""How far a submitted file can be shut in on this host: level 1 is process limits, level 2 is bubblewrap.
+"""How far a submitted file can be shut in on this host; each level has what those below it have.
 
-Level 2 shows the process no network, no other process, no environment, and of the files only the system's libraries,
-the interpreter, our two packages, what it is given to read and one directory to write.
+Level 0 is limits on a process. Level 1 has a filter in the kernel besides: no socket, no other program or process, no
+signal to others. A kernel that does not take the filter gives level 0, with bubblewrap or without. Level 2 is
+bubblewrap: no network, no other process, no environment, and of the files only the system's libraries, the interpreter,
+our two packages, what it is given to read and one directory to write.
 """
 
 from __future__ import annotations
@@ -17,29 +19,45 @@ from vetgate.shipped import PACKAGES
 
 # -I ignores PYTHON* variables, the user's packages and the working directory
 INTERPRETER = (sys.executable, "-I")
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox.child import main; main(sys.argv[2])"
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox.child import main; "
+BOOT += "main(int(sys.argv[2]), sys.argv[3])"
+TRIAL = """
+import socket, sys
+sys.path.insert(0, sys.argv[1])
+from tasks.sandbox.seccomp import refuse_system_calls
+refuse_system_calls()
+try:
+    socket.socket()
+except PermissionError:
+    sys.exit(0)
+sys.exit("the filter refuses nothing")
+"""
 # a trial that takes so long would have a busy host called one without bubblewrap
 PROBE_SECONDS = 120
 
 
 @functools.lru_cache(maxsize=1)
 def available_level() -> int:
-    """2 where bubblewrap can start our interpreter on this host, else 1; tried once a process."""
-    # many containers ship bubblewrap and forbid it to work; -S keeps the trial near 20 ms
-    trial = [*_bubblewrap({}, (), None), *INTERPRETER, "-S", "-c", "import ctypes"]
+    """The highest level that this host gives, 0, 1 or 2; tried once a process."""
+    # many containers ship bubblewrap and forbid it to work; -S keeps the trial near 50 ms
+    trial = [*INTERPRETER, "-S", "-c", TRIAL, str(PACKAGES)]
+    return 2 if _works([*_bubblewrap({}, (), None), *trial]) else 1 if _works(trial) else 0
+
+
+def _works(line: Sequence[str]) -> bool:
     try:
-        done = subprocess.run(trial, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS)
+        done = subprocess.run(line, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
-        return 1
-    return 2 if done.returncode == 0 else 1
+        return False
+    return done.returncode == 0
 
 
 def command(
     level: int, *, ops: Path, environment: Mapping[str, str], read_only: Sequence[Path], scratch: Path
 ) -> list[str]:
     """The command line that starts the parent inside with the operations of the file `ops`."""
-    start = [*INTERPRETER, "-c", BOOT, str(PACKAGES), str(ops)]
-    return start if level == 1 else [*_bubblewrap(environment, (*read_only, ops), scratch), *start]
+    start = [*INTERPRETER, "-c", BOOT, str(PACKAGES), str(level), str(ops)]
+    return start if level < 2 else [*_bubblewrap(environment, (*read_only, ops), scratch), *start]
 
 
 def _bubblewrap(environment: Mapping[str, str], read_only: Sequence[Path], scratch: Path | None) -> list[str]:

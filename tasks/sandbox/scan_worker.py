@@ -1,7 +1,7 @@
-"""The process that opens files to be scanned: no torch, little memory, limits on time, and no way back but its answer.
+"""The process that opens files to be scanned: no torch, little memory, limits on time, and no way out but its answer.
 
-It reads one JSON object a line, {"path", "file", "seconds"}, and answers each with one line. Whatever a file does to
-it, the worst is that it ends.
+It reads one JSON object a line, {"path", "file", "seconds", "parts"}, and answers each with one line. Whatever a file
+does to it, the worst is that it ends.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import resource
 import signal
 import stat
 import sys
+from collections.abc import Iterable
 
-from tasks.sandbox.fork import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
+from tasks.sandbox.prctl import PR_SET_PDEATHSIG, prctl
+from tasks.sandbox.seccomp import refuse_system_calls
 from vetgate.scan.inspection import Finding
+from vetgate.scan.onnx_data import inspect_data
 from vetgate.scan.recognise import inspect
 from vetgate.scan.rules import LINK, UNFINISHED, UNREAD
 from vetgate.scan.scanned import ScannedFile
@@ -35,7 +38,6 @@ def main() -> None:
     # what is read makes many values and few cycles
     gc.set_threshold(200_000, 50, 50)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
     for which, most in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
@@ -43,15 +45,18 @@ def main() -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(which, (most, most))
+    refuse_system_calls(limits_change=True)
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         _spend_at_most(asked["seconds"])
-        sys.stdout.buffer.write(json.dumps(scan_file(asked["path"], asked["file"]).to_json()).encode() + b"\n")
+        parts = asked["parts"] and [(start, size) for start, size in asked["parts"]]
+        scanned = scan_file(asked["path"], asked["file"], parts)
+        sys.stdout.buffer.write(json.dumps(scanned.to_json()).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 
-def scan_file(path: str, file: str) -> ScannedFile:
-    """Scan one file, which is called `path` in what is found."""
+def scan_file(path: str, file: str, parts: Iterable[tuple[int, int]] | None = None) -> ScannedFile:
+    """Scan one file, which is called `path` in what is found; with `parts` as numbers of an ONNX file beside it."""
     try:
         descriptor = os.open(file, FLAGS)
     except OSError as error:
@@ -61,11 +66,12 @@ def scan_file(path: str, file: str) -> ScannedFile:
             return ScannedFile(path, 0, None, (Finding(LINK.id, path, "", "no plain file"),))
         source = OpenFile(descriptor)
         sha256 = _digest(source)
-        found = inspect(path, source).findings
+        inspected = inspect(path, source) if parts is None else inspect_data(path, source, parts)
+        found = inspected.findings
         # files of /proc have more to read than they say
         if source.size != os.fstat(descriptor).st_size or os.pread(descriptor, 1, source.size):
             found.append(Finding(UNFINISHED.id, path, "", "it changed while it was read, or is longer than it says"))
-        return ScannedFile(path, source.size, sha256, tuple(found))
+        return ScannedFile(path, source.size, sha256, tuple(found), inspected.external or {})
     except OSError as error:
         return ScannedFile(path, 0, None, (Finding(UNREAD.id, path, "", error.strerror or "it cannot be read"),))
     finally:

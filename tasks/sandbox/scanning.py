@@ -9,18 +9,18 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tasks.sandbox.levels import INTERPRETER
+from tasks.sandbox.levels import INTERPRETER, available_level
 from vetgate.formats.plain_text import escaped
 from vetgate.scan.inspection import Finding
-from vetgate.scan.rules import LIMIT, LINK, UNFINISHED, UNREAD, ScanRule
-from vetgate.scan.scanned import ScannedFile
+from vetgate.scan.rules import EXTERNAL_DATA, LIMIT, LINK, UNFINISHED, UNREAD, ScanRule
+from vetgate.scan.scanned import Outcome, ScannedFile
 from vetgate.shipped import PACKAGES
 
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox.scan_worker import main; main()"
@@ -28,6 +28,7 @@ BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox.scan_wor
 LEAST_SECONDS, BYTES_A_SECOND = 30, 8 << 20
 MOST_ANSWER = 8 << 20
 MAX_FILES = 100_000
+Parts = Set[tuple[int, int]]
 
 
 class ScanWorker:
@@ -48,8 +49,11 @@ class ScanWorker:
         """The number of the process, if there is one."""
         return None if self._process is None else self._process.pid
 
-    def scan(self, path: str, file: Path, size: int = 0) -> ScannedFile:
-        """Scan one file of about `size` bytes, which is called `path` in what is found; raises nothing."""
+    def scan(self, path: str, file: Path, size: int = 0, parts: Parts | None = None) -> ScannedFile:
+        """Scan one file of about `size` bytes, which is called `path` in what is found; raises nothing.
+
+        With `parts` it is scanned as the tensors of an ONNX file beside it, which begin and are as long as these say.
+        """
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         late = threading.Event()
@@ -58,7 +62,8 @@ class ScanWorker:
         timer.daemon = True
         timer.start()
         try:
-            asked = {"path": path, "file": os.fspath(file.absolute()), "seconds": seconds}
+            named = {"path": path, "file": os.fspath(file.absolute())}
+            asked = named | {"seconds": seconds, "parts": None if parts is None else sorted(parts)}
             process.stdin.write(json.dumps(asked).encode() + b"\n")
             process.stdin.flush()
             answer = process.stdout.readline(MOST_ANSWER)
@@ -67,6 +72,8 @@ class ScanWorker:
             self._stop()
             spent = late.is_set() or process.returncode == -signal.SIGXCPU
             why = f"it took more than {seconds} s" if spent else f"its reader ended ({process.returncode})"
+            if not spent and available_level() < 1:
+                why = "this kernel takes no filter of system calls (seccomp), and without one no file is opened"
             return ScannedFile(path, size, None, (Finding(UNFINISHED.id, path, "", why),))
         finally:
             timer.cancel()
@@ -109,20 +116,43 @@ class Found:
     not_opened: tuple[ScanRule, str] | None = None
 
 
-def scan_all(root: Path, worker: ScanWorker) -> Iterator[ScannedFile]:
-    """Scan a file, or every file below a directory; a directory without one gives a finding too."""
-    count = 0
+def scan_all(root: Path, worker: ScanWorker) -> list[ScannedFile]:
+    """Scan a file, or every file below a directory; a directory without one gives a finding too.
+
+    Weights in files beside an ONNX file are scanned by what it says of them.
+    """
+    scanned: dict[Path, ScannedFile] = {}
     for found in files_below(root):
-        count += 1
-        if count > MAX_FILES:
-            yield _refused(str(root), LIMIT, f"more than {MAX_FILES} files")
-            return
+        if len(scanned) == MAX_FILES:
+            return [*scanned.values(), _refused(str(root), LIMIT, f"more than {MAX_FILES} files")]
         if found.not_opened is not None:
-            yield _refused(found.path, *found.not_opened)
+            scanned[found.file] = _refused(found.path, *found.not_opened)
         else:
-            yield worker.scan(found.path, found.file, found.size)
-    if not count:
-        yield _refused(str(root), UNREAD, "no file in it")
+            scanned[found.file] = worker.scan(found.path, found.file, found.size)
+    for file, model in list(scanned.items()):
+        if model.external:
+            _scan_external(file, model, scanned, worker)
+    return list(scanned.values()) or [_refused(str(root), UNREAD, "no file in it")]
+
+
+def _scan_external(file: Path, model: ScannedFile, scanned: dict[Path, ScannedFile], worker: ScanWorker) -> None:
+    """Scan the files that hold tensors of an ONNX file; if all are in order, their being elsewhere is no finding."""
+    whole = True
+    for name, parts in model.external.items():
+        beside = file.parent / name
+        known = scanned.get(beside)
+        if known is None or known.sha256 is None or known.outcome is Outcome.MALICIOUS or known.external:
+            whole = False
+            continue
+        again = worker.scan(known.path, beside, known.size, parts)
+        if again.outcome is Outcome.CLEAN and again.sha256 == known.sha256:
+            scanned[beside] = again
+        else:
+            # the findings tell what is wrong with it, unless another model was in order with it
+            whole = False
+            scanned[beside] = known if known.outcome is Outcome.CLEAN else again
+    if whole:
+        scanned[file] = replace(model, findings=tuple(f for f in model.findings if f.rule != EXTERNAL_DATA.id))
 
 
 def files_below(root: Path) -> Iterator[Found]:

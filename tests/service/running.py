@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tasks.sandbox.fork import PR_SET_PDEATHSIG, prctl
+from tasks.sandbox.prctl import PR_SET_PDEATHSIG, prctl
 from tests.databases import with_fixed_seeds
 from vetgate.shape import Blob
 

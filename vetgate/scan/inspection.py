@@ -18,6 +18,9 @@ FREE_BYTES, MAX_RATIO, MAX_UNPACKED = 48 << 20, 20, 8 << 30
 # and one stream of it: data of models do not become a hundredth of their size, zeros do
 FREE_OF_STREAM, MAX_RATIO_OF_STREAM = 8 << 20, 100
 
+# parts of files beside one, each where it begins and how long it is, by the names of the files
+External = dict[str, set[tuple[int, int]]]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -42,6 +45,7 @@ class Inspection:
     size: int
     findings: list[Finding] = field(default_factory=list)
     unpacked: int = 0
+    external: External | None = None
     members: int = 0
 
     def found(self, rule: ScanRule, member: str, evidence: str) -> None:

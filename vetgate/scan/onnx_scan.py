@@ -6,9 +6,10 @@ Source    The messages of onnx.proto (IR version 14).
 from __future__ import annotations
 
 import math
+import re
 
 from vetgate.scan.archives.zip_directory import unsafe_name
-from vetgate.scan.inspection import Place
+from vetgate.scan.inspection import External, Place
 from vetgate.scan.rules import CONTROL_FLOW, CORRUPT, EXTERNAL_DATA, FOREIGN_OPERATOR, LIMIT
 from vetgate.scan.source import BrokenFileError, Cursor, Source
 
@@ -55,6 +56,11 @@ REPEATED: dict[str, set[int]] = {
     "Tensor": {1, 4, 5, 6, 7, 10, 11, 13, 16}, "SparseTensor": {3}, "ValueInfo": {4}, "Shape": {1},
 }  # fmt: skip
 KEPT = {("Node", 7), ("Function", 10), ("Pair", 1), ("Pair", 2)}
+# fields in which a tensor holds its values itself
+DATA = {4, 5, 6, 7, 9, 10, 11}
+# a file in the directory of the model whose name says that it holds numbers, so that no loader takes it for a program;
+# and a place in it
+DATA_NAME, NUMBER = re.compile(r"\w[\w.-]{0,200}[._]data(_\d{1,3})?", re.ASCII), re.compile(r"0|[1-9][0-9]{0,14}")
 # onnxruntime brings these
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft", "com.microsoft.nchwc"}
 
@@ -72,8 +78,45 @@ def read_onnx(source: Source, at: Place) -> None:
     fields = reader.message("Model", source.size, 0)
     if not {1, 7, 8} <= set(fields):
         raise BrokenFileError(CORRUPT, "an ONNX file without a version, a graph or the operators it is for")
+    if not at.member:
+        at.inspection.external = reader.external
     for domain in sorted(reader.domains - DOMAINS - reader.functions)[:20]:
         at.found(FOREIGN_OPERATOR, f"domain {domain}")
+
+
+def is_message(source: Source) -> bool:
+    """Whether bytes can be read to their end as a protobuf message of any fields, as lenient readers do."""
+    cursor = Cursor(source)
+    try:
+        for _ in range(MAX_FIELDS):
+            if cursor.at == source.size:
+                return True
+            key = varint(cursor)
+            if key >> 3 == 0 or key & 7 > FIXED_32:
+                return False
+            # groups, 3 and 4, are marks around fields
+            size = {FIXED_64: 8, FIXED_32: 4}.get(key & 7, 0)
+            if key & 7 in (VARINT, BYTES):
+                number = varint(cursor)
+                size = number if key & 7 == BYTES else 0
+            if size < MAX_TEXT:
+                cursor.take(size)
+            else:
+                cursor.skip(size)
+    except BrokenFileError:
+        return False
+    return True
+
+
+def varint(cursor: Cursor) -> int:
+    """The next number of a message."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = cursor.take(1)[0]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value
+    raise BrokenFileError(CORRUPT, f"a number of more than 64 bits at byte {cursor.at}")
 
 
 class _Reader:
@@ -82,6 +125,8 @@ class _Reader:
         self.domains: set[str] = set()
         self.functions: set[str] = set()
         self.located: set[str] = set()
+        # where in which file beside it tensors lie, as long as every one of them says so plainly
+        self.external: External | None = {}
 
     def message(self, kind: str, end: int, depth: int) -> dict[int, list[object]]:
         """The fields of a message up to byte `end`: of numbers and kept texts the values, of others their sizes."""
@@ -94,7 +139,7 @@ class _Reader:
             if self.fields > MAX_FIELDS:
                 raise BrokenFileError(LIMIT, f"more than {MAX_FIELDS} fields")
             begin = cursor.at
-            key = self._varint()
+            key = varint(self.cursor)
             number, wire = key >> 3, key & 7
             if (expected := known.get(number)) is None:
                 raise BrokenFileError(CORRUPT, f"no field {number} in {kind} at byte {begin}")
@@ -109,14 +154,14 @@ class _Reader:
 
     def _value(self, kind: str, number: int, expected: str, wire: int, end: int, depth: int) -> object:
         if wire == VARINT and expected in (INT, INTS):
-            return self._varint()
+            return varint(self.cursor)
         if wire == FIXED_32 and expected in (FLOAT, FLOATS):
             return self.cursor.take(4)
         if wire == FIXED_64 and expected == DOUBLES:
             return self.cursor.take(8)
         if wire != BYTES or expected in (INT, FLOAT):
             raise BrokenFileError(CORRUPT, f"wire type {wire} for a field of {kind} at byte {self.cursor.at}")
-        size = self._varint()
+        size = varint(self.cursor)
         stop = self.cursor.at + size
         if stop > end:
             raise BrokenFileError(CORRUPT, f"a field of {size} bytes over the end of {kind} at byte {self.cursor.at}")
@@ -124,9 +169,7 @@ class _Reader:
             if expected == "Graph" and depth:
                 self.at.found(CONTROL_FLOW, f"a graph in a {kind.lower()} at byte {self.cursor.at}")
             inner = self.message(expected, stop, depth + 1)
-            if kind == "Tensor" and number == 13:
-                self._external(inner)
-            return size
+            return inner if (kind, number) == ("Tensor", 13) else size
         return self._bytes(kind, number, expected, size)
 
     def _bytes(self, kind: str, number: int, expected: str, size: int) -> object:
@@ -154,21 +197,10 @@ class _Reader:
                     raise BrokenFileError(CORRUPT, "half a number in a list")
             return size
         while self.cursor.at < stop:
-            numbers.append(self._varint())
+            numbers.append(varint(self.cursor))
         if self.cursor.at != stop or len(numbers) > 64:
             raise BrokenFileError(CORRUPT, "a shape that cannot be read")
         return numbers
-
-    def _varint(self) -> int:
-        value = 0
-        for shift in range(0, 70, 7):
-            byte = self.cursor.take(1)[0]
-            value |= (byte & 127) << shift
-            if byte < 128:
-                break
-        else:
-            raise BrokenFileError(CORRUPT, f"a number of more than 64 bits at byte {self.cursor.at}")
-        return value
 
     def _check(self, kind: str, found: dict[int, list[object]]) -> None:
         if kind == "Node":
@@ -181,23 +213,48 @@ class _Reader:
     def _check_tensor(self, found: dict[int, list[object]]) -> None:
         if 14 in found and found[14] != [0] and 13 not in found:
             raise BrokenFileError(CORRUPT, "a tensor in a file that is not named")
-        if 9 not in found or 13 in found:
-            return
-        shape: list[int] = []
-        for item in found.get(1, []):
-            shape += item if isinstance(item, list) else [item] if isinstance(item, int) else []
-        element = next(iter(found.get(2, [])), 0)
-        bits = BITS.get(element) if isinstance(element, int) else None
-        if bits is None:
-            raise BrokenFileError(CORRUPT, f"a tensor of type {element}")
-        if found[9] != [-(-math.prod(shape) * bits // 8)]:
-            raise BrokenFileError(CORRUPT, f"{found[9]} bytes for a tensor of shape {shape}")
+        if 13 in found:
+            self._external(found)
+        elif 9 in found and found[9] != [size := _bytes_of(found)]:
+            raise BrokenFileError(CORRUPT, f"{found[9]} bytes for a tensor of {size}")
 
-    def _external(self, pair: dict[int, list[object]]) -> None:
-        if pair.get(1) != ["location"]:
-            return
-        for value in pair.get(2, [""]):
-            if value not in self.located:
+    def _external(self, found: dict[int, list[object]]) -> None:
+        """Tell of every place that is named, and keep where the tensor lies if nothing about it is in doubt."""
+        said: list[tuple[object, object]] = []
+        for pair in found[13]:
+            assert isinstance(pair, dict)
+            said += [(key, value) for key in pair.get(1, [""]) for value in pair.get(2, [""])]
+        for key, value in said:
+            if key == "location" and value not in self.located:
                 self.located.add(str(value))
                 self.at.found(EXTERNAL_DATA, str(value))
                 unsafe_name(str(value), self.at)
+        if self.external is None:
+            return
+        fields, size = dict(said), _bytes_of(found)
+        name, offset, length = (str(fields.pop(key, "")) for key in ("location", "offset", "length"))
+        numbers = (offset or "0", length or str(size))
+        once = len(said) == len({key for key, _ in said}) and not fields
+        elsewhere = found.get(14) == [1] and not set(found) & DATA
+        if (
+            once
+            and elsewhere
+            and DATA_NAME.fullmatch(name)
+            and NUMBER.fullmatch(numbers[0])
+            and numbers[1] == str(size)
+        ):
+            self.external.setdefault(name, set()).add((int(numbers[0]), size))
+        else:
+            self.external = None
+
+
+def _bytes_of(found: dict[int, list[object]]) -> int:
+    """The bytes that a tensor takes, by its type and shape."""
+    shape: list[int] = []
+    for item in found.get(1, []):
+        shape += item if isinstance(item, list) else [item] if isinstance(item, int) else []
+    element = next(iter(found.get(2, [])), 0)
+    bits = BITS.get(element) if isinstance(element, int) else None
+    if bits is None:
+        raise BrokenFileError(CORRUPT, f"a tensor of type {element}")
+    return -(-math.prod(shape) * bits // 8)

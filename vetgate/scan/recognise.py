@@ -86,10 +86,26 @@ def inspect(path: str, source: Source) -> Inspection:
 
 def recognise(source: Source, at: Place) -> None:
     """Inspect bytes as what they are; what they could be taken for beside that is a finding."""
+    _recognise(source, at, ())
+
+
+def recognise_data(source: Source, at: Place) -> None:
+    """The same of bytes that are said to be numbers, which may begin as an ONNX file does: that is one byte."""
+    _recognise(source, at, ("", "ONNX"))
+
+
+def _recognise(source: Source, at: Place, numbers: tuple[str, ...]) -> None:
     if source.size == 0:
         return
     probed = probe(source)
     kind, read = kind_of(source, probed)
+    _tell_what_else(source, at, kind, probed)
+    if kind not in numbers:
+        read(source, at)
+
+
+def _tell_what_else(source: Source, at: Place, kind: str, probed: Probed) -> None:
+    """Tell of a name that says something else, and of other formats that the same bytes are."""
     ending = "." + at.name.rpartition(".")[2].lower()
     if kind not in ENDINGS.get(ending, (kind,)):
         at.found(MASQUERADE, f"{kind or 'something unknown'} under the name {at.name}")
@@ -101,7 +117,6 @@ def recognise(source: Source, at: Place) -> None:
         _hidden_zip(source, at)
     if kind != "HDF5" and any(_starts(source, HDF5, start) for start in HDF5_STARTS if start < source.size):
         at.found(POLYGLOT, "an HDF5 file after other bytes")
-    read(source, at)
 
 
 def kind_of(source: Source, probed: Probed) -> tuple[str, Reader]:

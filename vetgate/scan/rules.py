@@ -237,9 +237,9 @@ CONTROL_FLOW = ScanRule(
 )
 EXTERNAL_DATA = ScanRule(
     "VET-403", "ExternalData", MEDIUM,
-    "An ONNX file whose weights are in another file.",
+    "An ONNX file whose weights are in another file, which was not scanned with it or holds something else as well.",
     "What was scanned is not what is loaded.",
-    "Save all weights inside the file.", ("CWE-829",),
+    "Scan its whole directory, or save all weights inside the file.", ("CWE-829",),
 )
 UNKNOWN = ScanRule(
     "VET-501", "Unknown", MEDIUM,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from vetgate.scan.inspection import Finding
+from vetgate.scan.inspection import External, Finding
 from vetgate.scan.rules import RULES, Severity
 
 
@@ -22,12 +22,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """One file that was scanned; `sha256` is None where it could not be read to its end."""
+    """One file that was scanned; `sha256` is None where it could not be read to its end.
+
+    `external` is where in files beside it its tensors lie, if it says so plainly of all that are not in itself.
+    """
 
     path: str
     size: int
     sha256: str | None
     findings: tuple[Finding, ...]
+    external: External = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:
@@ -37,7 +41,8 @@ class ScannedFile:
         """A JSON object: the file, its outcome, and each finding with its rule's severity, remedy and ids."""
         findings = [finding_json(finding) for finding in self.findings]
         return {"path": self.path, "size": self.size, "sha256": self.sha256, "outcome": self.outcome.value} | {
-            "findings": findings
+            "findings": findings,
+            "external": {name: sorted(parts) for name, parts in self.external.items()},
         }
 
     @classmethod
@@ -52,7 +57,17 @@ class ScannedFile:
             if rule not in RULES or not isinstance(member, str) or not isinstance(evidence, str):
                 raise ValueError("no finding")
             made.append(Finding(rule, path, member, evidence))
-        return cls(path, size, sha256, tuple(made))
+        return cls(path, size, sha256, tuple(made), external_of(blob["external"]))
+
+
+def external_of(blob: Any) -> External:
+    """Parts of files from JSON; raises ValueError or TypeError for anything else."""
+    if not isinstance(blob, dict):
+        raise ValueError("no parts of files")
+    parts = {name: {(start, size) for start, size in given} for name, given in blob.items()}
+    if not all(type(n) is int and n >= 0 for each in parts.values() for part in each for n in part):
+        raise ValueError("no part of a file")
+    return parts
 
 
 def outcome_of(findings: Iterable[Finding]) -> Outcome:

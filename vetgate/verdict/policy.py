@@ -131,10 +131,10 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     """The share of clean models that the whole verdict may fail."""
     allow_uncalibrated: bool = False
     """Whether a simulated null may stand in where there is no calibration; the verdict then says so."""
-    sandbox_level: dict[str, Annotated[int, Field(ge=1, le=4)]] = Field(
+    sandbox_level: dict[str, Annotated[int, Field(ge=0, le=4)]] = Field(
         default_factory=lambda: dict.fromkeys(formats(), 1)
     )
-    """The least sandbox for each format: 1 is process limits, 2 is bubblewrap."""
+    """The least sandbox for each format: 0 is limits, 1 a filter of system calls besides, 2 bubblewrap besides."""
     promote_formats: tuple[str, ...] = Field(default_factory=written_formats)
     """Formats that may enter production."""
     structure: StructurePolicy = StructurePolicy()
@@ -162,7 +162,7 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     timeout_seconds: PositiveInt = 900
     """How long one method may run."""
     memory_bytes: PositiveInt = 6 * 2**30
-    """How much address space one method may have."""
+    """How much memory one method may hold, with all that it starts; of address space it gets twice that."""
 
     @property
     def on_references(self) -> Policy:

@@ -1,11 +1,15 @@
 """Operations that do inside the sandbox what a hostile file might."""
 
 import ctypes
+import errno
+import mmap
 import os
+import resource
 import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -31,18 +35,54 @@ def look(payload, progress):
         "descriptors": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
         "parent_threads": len(os.listdir(f"/proc/{os.getppid()}/task")),
         "visible": {path: os.path.exists(path) for path in payload.get("paths", [])},
-        "start": time.monotonic(),
+        "interfaces": [line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]],
     }
-
-
-def hog(payload, progress):
-    kept = []
-    while True:
-        kept.append(bytearray(64 << 20))
 
 
 def hog_tensors(payload, progress):
     return {"sum": float(torch.ones(payload["bytes"] // 4).sum())}
+
+
+def hold(payload, progress):
+    kept = bytearray(b"x" * 1) * payload["bytes"]
+    time.sleep(60)
+    return {"held": len(kept)}
+
+
+def map_memory(payload, progress):
+    """Addresses that nothing is written to."""
+    with mmap.mmap(-1, payload["bytes"]) as mapped:
+        time.sleep(1)
+        return {"mapped": len(mapped)}
+
+
+def start_threads(payload, progress):
+    threading.stack_size(64 << 10)
+    for _ in range(payload["count"]):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    time.sleep(60)
+
+
+def open_files(payload, progress):
+    opened = []
+    try:
+        while True:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        assert error.errno == errno.EMFILE
+    return {"opened": len(opened)}
+
+
+def raise_limits(payload, progress):
+    raised = []
+    for name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_CORE"):
+        which = getattr(resource, name)
+        try:
+            resource.setrlimit(which, (resource.getrlimit(which)[1] + 1,) * 2)
+            raised.append(name)
+        except (ValueError, OSError):
+            continue
+    return {"raised": raised, "core": resource.getrlimit(resource.RLIMIT_CORE)}
 
 
 def spin(payload, progress):
@@ -82,6 +122,7 @@ def write(payload, progress):
     with open(payload["path"], "wb") as file:
         for _ in range(payload["megabytes"]):
             file.write(bytes(1 << 20))
+    time.sleep(payload.get("stay", 0))
     return {"size": os.path.getsize(payload["path"])}
 
 
@@ -155,8 +196,12 @@ def not_finite(payload, progress):
 
 
 def linger(payload, progress):
-    """Leave a process of another session behind, and come back or go on."""
-    if os.fork() == 0:
+    """Leave a process of another session behind where that is allowed, and come back or go on."""
+    try:
+        forked = os.fork() == 0
+    except PermissionError:
+        forked = False
+    if forked:
         os.setsid()
         if os.fork():
             os._exit(0)
@@ -176,8 +221,11 @@ OPS = {
     op.__name__: op
     for op in (
         look,
-        hog,
         hog_tensors,
+        hold,
+        start_threads,
+        open_files,
+        raise_limits,
         spin,
         spin_deaf,
         spin_in_children,
@@ -197,4 +245,4 @@ OPS = {
         not_finite,
         linger,
     )
-}
+} | {"map": map_memory}

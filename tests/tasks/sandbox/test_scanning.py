@@ -90,6 +90,8 @@ def test_a_worker_that_dies_leaves_its_file_inconclusive(tmp_path: Path, monkeyp
         "{}",
         '{"size": 1, "sha256": "x", "findings": []}',
         '{"size": 1, "sha256": null, "findings": [{"rule": "VET-0"}]}',
+        '{"size": 1, "sha256": null, "findings": [], "external": []}',
+        '{"size": 1, "sha256": null, "findings": [], "external": {"a": [[0, -1]]}}',
     ],
 )
 def test_an_answer_that_is_none_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
@@ -106,4 +108,4 @@ def test_the_worker_runs_under_limits(tmp_path: Path) -> None:
         worker.scan("small.txt", tmp_path / "small.txt")
         limits = Path(f"/proc/{worker.pid}/limits").read_text()
         status = Path(f"/proc/{worker.pid}/status").read_text()
-    assert f"Max address space         {512 << 20}" in limits and "NoNewPrivs:\t1" in status
+    assert f"Max address space         {512 << 20}" in limits and "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status

@@ -51,7 +51,7 @@ def test_what_is_left_out_takes_the_strict_default(tmp_path):
         {"false_alarm_rate": -0.1},
         {"false_alarm_rate": float("nan")},
         {"false_alarm_rate": True},
-        {"sandbox_level": {"onnx": 0}},
+        {"sandbox_level": {"onnx": -1}},
         {"sandbox_level": {"onnx": 5}},
         {"repair": {"max_accuracy_loss": float("nan")}},
         {"repair": {"max_attack_success": 1.5}},
