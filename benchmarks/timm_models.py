@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vetgate.formats.readers.state_dict import load_timm
+from vetgate.formats.networks.timm_network import load_timm
 
 EXPORTERS = ("torchscript", "dynamo")
 # family -> a member that costs little, and the side of its images: what timm states where a network takes one size

@@ -26,6 +26,26 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
     heading = Text(f"{result.submission}  ") + _decision(result.verdict)
     heading.append(f"  p = {_number(result.p_value)}{'' if result.calibrated else ', uncalibrated'}")
     console.print(heading)
+    # where nothing was looked for, each would say what the reason does
+    if any(method.failure not in result.reasons for method in result.methods):
+        _show_methods(console, result)
+    _show_reasons(console, result.reasons)
+    _show_repairs(console, result)
+    _show_chosen(console, result)
+    if (look := result.first_look) is not None:
+        console.print(f"first look      right on {_share(look.accuracy)} of {look.images} trusted images")
+    if (guards := guarded(result)) is not None:
+        console.print(f"guards          {guards}", soft_wrap=True)
+    console.print(f"submission      {result.manifest_sha256}", soft_wrap=True)
+    if result.submitted_sha256 is not None:
+        by = "" if result.match_weights_by is None else f", weights matched by {result.match_weights_by}"
+        console.print(f"  handed in as  {result.submitted_sha256}{by}", soft_wrap=True)
+    console.print(f"report          {result.report}", soft_wrap=True)
+    console.print(f"sandbox level {result.sandbox_level}, {result.seconds:.0f} s")
+    console.print("the gate ran as the same user on this machine: duties are not separated", style="dim")
+
+
+def _show_methods(console: Console, result: Result) -> None:
     table = Table("method", "statistic", "alarmed", "suspects", "seconds", "failure")
     for method in result.methods:
         table.add_row(
@@ -37,15 +57,6 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
             method.failure or "",
         )
     console.print(table)
-    _show_reasons(console, result.reasons)
-    _show_repairs(console, result)
-    _show_chosen(console, result)
-    if (guards := guarded(result)) is not None:
-        console.print(f"guards          {guards}", soft_wrap=True)
-    console.print(f"submission      {result.manifest_sha256}", soft_wrap=True)
-    console.print(f"report          {result.report}", soft_wrap=True)
-    console.print(f"sandbox level {result.sandbox_level}, {result.seconds:.0f} s")
-    console.print("the gate ran as the same user on this machine: duties are not separated", style="dim")
 
 
 def show_data(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -106,6 +106,7 @@ def result_of(
         submitted_sha256=record.submission.submitted,
         first_look=seen.first_look,
         weights_sha256=seen.weights,
+        match_weights_by=record.submission.match_weights_by,
     )
 
 
@@ -210,6 +211,7 @@ def _page(
             "Supplier": record.submission.supplier,
             "Repairs": record.submission.parent,
             "Handed in as": record.submission.submitted,
+            "Weights matched by": record.submission.match_weights_by,
             "Policy": f"{policy.name}, SHA-256 {policy.sha256}",
             "Reference data": _source(data),
         },

@@ -266,6 +266,8 @@ class Result(Shaped):
     first_look: FirstLook | None = None
     # of what the network has learned, the same whatever form it was handed in
     weights_sha256: str | None = None
+    # how tensors of the file that was handed in were matched with those of the network, where not by name
+    match_weights_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -297,4 +299,5 @@ class NotTakenIn:
             "submitted_sha256": None,
             "first_look": None,
             "weights_sha256": None,
+            "match_weights_by": None,
         }

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import real_architectures
 from vetgate.errors import NotUnderstood
-from vetgate.formats.readers.state_dict import load_timm
+from vetgate.formats.networks.timm_network import load_timm
 
 SMALL = {"test_resnet": 32, "test_convnext2": 32, "test_vit": 160, "test_efficientnet_evos": 32, "test_nfnet": 32}
 

@@ -104,7 +104,9 @@ def write_repaired(
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise DefenceError("expected finite repaired weights, got NaN or infinity; the repair diverged, lower its rate")
     written = form_of(submission).write(data, submission, tensors)
-    changes = {"parent": parent, "name": name or submission.name, "training_data": None, "submitted": None}
+    # what these weights come from is said by `parent`, and not how a file was read
+    origin = dict.fromkeys(("training_data", "submitted", "match_weights_by"))
+    changes = {**origin, "parent": parent, "name": name or submission.name}
     repaired = submission.model_copy(update=changes)
     texts = {n: read_member(directory, n) for n in sorted(os.listdir(directory)) if TEXTS.fullmatch(n)}
     files = {FILE: dump_submission(repaired).encode(), submission.model: written, **texts}

@@ -71,16 +71,20 @@ def _not_inspected(source: Source, at: Place) -> None:
 
 
 def _tensors(value: Any) -> dict[str, Tensor]:
-    found = _direct(value)
-    if not found and isinstance(value, Mapped):
-        fields = {key: inner for key, inner in value.pairs if isinstance(key, str)}
-        inside = {key: _direct(fields[key]) for key in WITHIN if key in fields}
-        inside = {key: tensors for key, tensors in inside.items() if tensors}
-        if len(inside) > 1:
-            raise NotUnderstood(f"expected one state dict in the file, got {list(inside)}; {ADVICE}")
-        found = next(iter(inside.values()), {})
+    if not isinstance(value, Mapped):
+        raise NotUnderstood(f"expected names with tensors, got something else; {ADVICE}")
+    fields = {key: inner for key, inner in value.pairs if isinstance(key, str)}
+    # one number beside the weights, such as the best accuracy so far, is a setting
+    weights = any(isinstance(inner, Tensor) and math.prod(inner.shape) > 1 for inner in fields.values())
+    inside = {} if weights else {key: tensors for key in WITHIN if (tensors := _direct(fields.get(key)))}
+    if len(inside) > 1:
+        raise NotUnderstood(f"expected one state dict in the file, got {list(inside)}; {ADVICE}")
+    found = next(iter(inside.values()), None) or _direct(value)
     if not found:
-        raise NotUnderstood(f"expected names with tensors, got none; {ADVICE}")
+        raise NotUnderstood(
+            f"expected names with tensors, or these under one of {', '.join(WITHIN)}, got {str(list(fields))[:200]}; "
+            f"{ADVICE}"
+        )
     return found
 
 

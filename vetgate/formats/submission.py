@@ -46,6 +46,7 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
 
     `parent` is the manifest of the submission that this one repairs, `submitted` that of the files that were handed in,
     in whose place vetgate wrote these; both stand in what vetgate writes, and are believed only where it signed so.
+    There `match_weights_by` says how the tensors of that file were matched.
     """
 
     name: Name
@@ -57,6 +58,7 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
     classes: Count | Annotated[list[Label], Field(min_length=2, max_length=100_000)]
     reference_data: Name | None = None
     architecture: str | None = None
+    match_weights_by: Literal["name", "order"] | None = None
     layer: Label | None = None
     normalization: Normalization | None = None
     layout: Literal["NCHW", "NHWC"] | None = None
@@ -120,6 +122,9 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"architecture must be {by_name}, got {reprlib.repr(self.architecture)}")
         if known is not None and known.needs_architecture and self.architecture is None:
             raise ValueError(f"format {self.format} needs an architecture, {by_name}")
+        by_order = self.match_weights_by == "order" and self.submitted is None
+        if by_order and (known is None or not known.keeps_order):
+            raise ValueError(f"match_weights_by order is for state dicts, format {self.format} has no order of tensors")
         plain = (self.normalization, self.output) == (None, None) and self.layout != "NHWC" and self.color != "BGR"
         if self.loaded_into in ARCHITECTURES and not plain:
             raise ValueError(

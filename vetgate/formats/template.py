@@ -20,7 +20,8 @@ NOTES = {
     "supplier": "who made the model",
     "input_shape": "[C, H, W] of the images, for instance [3, 32, 32]",
     "classes": "how many, or a list of their names in order",
-    "architecture": f"one of {', '.join(ARCHITECTURES)}",
+    "architecture": f"one of {', '.join(ARCHITECTURES)}, or timm:NAME of a state dict",
+    "match_weights_by": "its tensors have other names than the network's, and are matched in their order",
     "reference_data": "the name of trusted images, as `vetgate data add` registers them; without any, null",
     "layout": "the file takes (N, H, W, C)",
     "output": "the one of several outputs that holds the logits",
@@ -50,12 +51,26 @@ def name_for(file: Path) -> str:
     return found if MODEL_NAME.fullmatch(found) else "my-model"
 
 
+def unknown(said: Mapping[str, Any]) -> list[str]:
+    """The fields that are to be filled in."""
+    fields = [field for field in said if field != "fitting"]
+    return [field for field in dict.fromkeys([*ALWAYS, *fields]) if said.get(field) is None]
+
+
 def template(name: str, model: str, said: Mapping[str, Any]) -> str:
     """The text of the file. What is unknown is a comment, so that the missing field is named until it is filled in."""
     known = {"name": name, "task": "image-classification", "model": model, **said}
+    # alike in every shape, and not in padding or the constants of their layers
+    fitting, notes = known.pop("fitting", None), dict(NOTES)
+    if known.get("architecture") is not None:
+        notes["architecture"] = "the network whose tensors these are"
+    if known.get("normalization") is None:
+        notes["normalization"] = "{mean: [...], std: [...]} that it was trained with, of pixels from 0 to 1"
+    if fitting is not None:
+        notes["architecture"] = f"the one that it was trained as of {', '.join(fitting)}, all of which it fits"
     lines = [f"# Describes {model} for vetgate. Fill in the lines that begin with '# fill in'.", ""]
     for field in dict.fromkeys([*known, *ALWAYS]):
-        value, note = known.get(field), NOTES.get(field)
+        value, note = known.get(field), notes.get(field)
         if value is None:
             lines += [f"# fill in: {note}", f"# {field}:"]
         else:

@@ -14,7 +14,8 @@ def weights_sha256(model: nn.Module) -> str:
     """SHA-256 in hex over shapes and float32 values of the parameters and batch statistics, in no order.
 
     Two forms of one network have the same where both hold each tensor in torch's layout; a batch normalisation that an
-    exporter folded into a convolution is another network. Constants of preprocessing are no part of it.
+    exporter folded into a convolution is another network. Constants of preprocessing are no part of it. It tells
+    relatives and identifies nothing: what uses the same tensors in other places has the same one.
     """
     kept: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     kept |= {name: value for name, value in model.named_buffers() if name.rpartition(".")[2] in STATISTICS}

@@ -105,18 +105,25 @@ def _highest(share: float, count: int) -> float:
 
 
 def _readings(channels: int) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    # each with the line of submission.yaml that says so, where one can
     mean, std = IMAGENET if channels == 3 else MNIST
+    bytes_ = _line((0,) * channels, (1 / 255,) * channels)
     readings: dict[str, Callable[[Tensor], Tensor]] = {
-        "pixels from 0 to 255": lambda x: 255 * x,
-        "pixels from -1 to 1": lambda x: 2 * x - 1,
+        f"pixels from 0 to 255 ({bytes_})": lambda x: 255 * x,
+        f"pixels from -1 to 1 ({_line((0.5,) * channels, (0.5,) * channels)})": lambda x: 2 * x - 1,
         "inverted pixels": lambda x: 1 - x,
     }
     if channels in (1, 3):
-        readings[f"pixels normalised by mean {list(mean)} and std {list(std)}"] = lambda x: _normalised(x, mean, std)
+        readings[f"normalised pixels ({_line(mean, std)})"] = lambda x: _normalised(x, mean, std)
     if channels == 3:
-        readings["colours in the order BGR"] = lambda x: x.flip(1)
-        readings["colours in the order BGR, from 0 to 255"] = lambda x: 255 * x.flip(1)
+        readings["colours in the order BGR (color: BGR)"] = lambda x: x.flip(1)
+        readings[f"colours in the order BGR, from 0 to 255 (color: BGR and {bytes_})"] = lambda x: 255 * x.flip(1)
     return readings
+
+
+def _line(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    means, stds = (", ".join(f"{value:.7g}" for value in values) for values in (mean, std))
+    return f"normalization: {{mean: [{means}], std: [{stds}]}}"
 
 
 def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -26,7 +26,7 @@ def init(
     def command() -> Outcome:
         from vetgate.errors import BadSubmission, StoreError
         from vetgate.formats.submission import FILE
-        from vetgate.formats.template import name_for, template
+        from vetgate.formats.template import name_for, template, unknown
 
         path = model.absolute().parent / FILE
         if not model.is_file():
@@ -41,7 +41,7 @@ def init(
                 file.write(template(name_for(model), model.name, said))
         except OSError as error:
             raise StoreError(f"expected to write {path}, got {error.strerror}; make the directory writable") from error
-        left = ["supplier", "reference_data", *(field for field, value in said.items() if value is None)]
+        left = unknown(said)
         blob = {"path": str(path), "format": said["format"], "fill_in": left}
         return Outcome(0, blob, lambda console: _show(console, path, left))
 

@@ -120,7 +120,7 @@ def test_what_stands_among_the_reasons_is_not_said_twice() -> None:
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "\u202ex", "[link=http://x]y[/link]"])
 def test_what_a_file_made_a_method_say_steers_no_terminal(hostile: str) -> None:
     method = {"name": "abs", "statistic": None, "alarmed": False, "suspects": [], "seconds": None, "failure": hostile}
-    text = shown(methods=[method], reasons=[hostile])
+    text = shown(methods=[method], reasons=[f"{hostile} too"])
     assert text.count(escaped(hostile)) == 2 and all(steering(line) is None for line in text.split("\n"))
 
 
@@ -131,3 +131,19 @@ def test_without_a_trigger_no_success_is_shown() -> None:
     assert "on test images clean accuracy 97.9 % → 97.2 %, attack success not measured: no trigger\n" in text
     assert "hardened by unlearn: PASS" in text and "0.0 %" not in text
     assert "standing" not in shown()
+
+
+def test_what_was_handed_in_and_first_seen_is_said() -> None:
+    look = {"images": 200, "accuracy": 0.975, "by_class": [0.975], "cause": None}
+    found = {"first_look": look | {"under_cause": None, "as_submitted": None}, "submitted_sha256": "ef" * 32}
+    text = shown(**found, match_weights_by="order")
+    assert "first look      right on 97.5 % of 200 trusted images" in text
+    assert f"handed in as  {'ef' * 32}, weights matched by order" in text
+    assert "matched by" not in shown(**found) and "first look" not in shown()
+
+
+def test_a_reason_for_which_nothing_was_looked_for_is_said_once() -> None:
+    method = {"name": "mad", "statistic": None, "alarmed": False, "suspects": [], "failure": "no images"}
+    table = {"methods": [method | {"seconds": None}]}
+    assert shown(**table, reasons=["no images"]).count("no images") == 1
+    assert "mad" in shown(**table) and "mad" not in shown(**table, reasons=["no images"])

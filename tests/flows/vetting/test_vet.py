@@ -33,6 +33,7 @@ RESULT += [
     "submitted_sha256",
     "first_look",
     "weights_sha256",
+    "match_weights_by",
 ]
 METHOD = ["name", "statistic", "alarmed", "suspects", "failure", "seconds"]
 REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]

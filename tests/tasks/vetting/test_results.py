@@ -31,7 +31,7 @@ PRINTED = (
     '{"bare": 0.5, "guarded": 2, "slowdown": 4.0}, "batch": {"bare": 1.5, "guarded": 120, "slowdown": 80.0}}], '
     '"seconds": 1.5}, "submitted_sha256": null, "first_look": {"images": 256, '
     '"accuracy": 0.97, "by_class": [0.97, null], "cause": null, "under_cause": null, "as_submitted": null}, '
-    '"weights_sha256": "33"}'
+    '"weights_sha256": "33", "match_weights_by": "order"}'
 )
 
 # canonical JSON, as it is written under repairs/

@@ -39,6 +39,8 @@ def test_both_formats_are_read_as_torch_does(options: dict[str, Any]) -> None:
     assert same(saved(state, **options), state)
     assert same(saved({"state_dict": state, "epoch": 3, "optimizer": {"state": {}}}, **options), state)
     assert same(saved({"model": state, "args": ["a", 1.5]}, **options), state)
+    beside = {"best": torch.tensor(0.5), "model_ema": {name: -value for name, value in state.items()}}
+    assert same(saved({"state_dict": state, **beside}, **options), state)
     assert same(saved(dict(NET.named_parameters()), **options), {k: v.detach() for k, v in NET.named_parameters()})
 
 
@@ -82,12 +84,14 @@ def test_nothing_that_attacks_its_reader_is_read(tmp_path: Any) -> None:
     [
         (b"", "something else"),
         (b"PK\x03\x04", "without an end"),
-        (saved([torch.ones(1)]), "got none"),
-        (saved({}), "got none"),
-        (saved({"a": 1}), "got none"),
+        (saved([torch.ones(1)]), "got something else"),
+        (saved({}), r"got \[\]"),
+        (saved({"a": 1}), r"under one of state_dict, .*, got \['a'\]"),
+        (saved({"model_ema": NET.state_dict()}), r"got \['model_ema'\]"),
         (saved({1: torch.ones(1)}), "a name for each"),
         (saved({"model": NET.state_dict(), "net": NET.state_dict()}), "one state dict"),
         (saved({"w": torch.ones(1), "more": NET.state_dict()}), "beside them"),
+        (saved({"w": torch.ones(2), "model": NET.state_dict()}), "beside them"),
         (saved({"w": torch.ones(1).expand(9)}), "expanded"),
         (saved({"w": torch.ones(2, dtype=torch.complex64)}), "real numbers"),
         (saved({"w": torch.ones([1] * 9)}), "dimensions"),

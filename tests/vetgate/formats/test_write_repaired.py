@@ -60,6 +60,15 @@ def test_an_untouched_model_is_written_byte_for_byte_alike(
     assert before["submission.yaml"] != after["submission.yaml"]
 
 
+def test_how_the_tensors_of_the_submitted_file_were_matched_is_not_said_of_repaired_ones(
+    cnn: Any, submit: Callable[..., Any], tmp_path: Path
+) -> None:
+    directory, submission = submit(canonical(cnn, submit(cnn)[1]))
+    given = submission.model_copy(update={"match_weights_by": "order", "submitted": PARENT})
+    write_repaired(directory, given, load_model(directory, given).model, tmp_path / "out", parent=PARENT)
+    assert read_submission(tmp_path / "out").match_weights_by is None
+
+
 def test_only_numbers_change(
     cnn: Any, submit: Callable[..., Any], tmp_path: Path, run_reference: Callable[..., np.ndarray]
 ) -> None:

@@ -48,12 +48,15 @@ def test_a_model_that_does_what_it_says_is_let_on_and_none_of_its_images_is_lost
 @pytest.mark.parametrize(
     ("reading", "cause"),
     [
-        (lambda x: x / 255, "pixels from 0 to 255"),
+        (
+            lambda x: x / 255,
+            "pixels from 0 to 255 (normalization: {mean: [0, 0, 0], std: [0.003921569, 0.003921569, 0.003921569]})",
+        ),
         (lambda x: 1 - x, "inverted pixels"),
-        (lambda x: x.flip(1), "colours in the order BGR"),
+        (lambda x: x.flip(1), "colours in the order BGR (color: BGR)"),
         (
             lambda x: 0.229 * x + 0.485,
-            "pixels normalised by mean [0.485, 0.456, 0.406] and std [0.229, 0.224, 0.225]",
+            "normalised pixels (normalization: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]})",
         ),
     ],
 )

@@ -6,9 +6,7 @@ What it builds is exported, and what is vetted is the ONNX graph that vetgate wr
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.networks.export import exported
 from vetgate.formats.optional import import_builder
 from vetgate.formats.safetensors_file import inspect_safetensors
 from vetgate.formats.submission import Submission
@@ -38,7 +37,6 @@ REFUSED = (
 SAVED = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "id2label")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY")
 LARGEST = 1 << 16
-OPSET = 20
 INSTEAD = "hand in an ONNX graph, exported with torch.onnx.export"
 
 
@@ -71,7 +69,7 @@ def labels_of(fields: Mapping[str, Any]) -> list[str] | None:
 
 def to_onnx(fields: Mapping[str, Any], weights: bytes, submission: Submission) -> bytes:
     """The network of these settings and weights as an ONNX file; raises NotUnderstood."""
-    return _exported(_network(fields, weights, submission), submission)
+    return exported(_Logits(_network(fields, weights, submission)), submission)
 
 
 def _check_labels(fields: Mapping[str, Any], submission: Submission) -> None:
@@ -151,21 +149,3 @@ class _Logits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(pixel_values=x).logits
         return logits
-
-
-@torch.no_grad()
-def _exported(model: nn.Module, submission: Submission) -> bytes:
-    written = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Logits(model).eval(),
-            (torch.zeros(2, *submission.input_shape),),
-            written,  # type: ignore[arg-type]  # the exporter that is asked for takes it
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
-        )
-    return written.getvalue()

@@ -29,7 +29,8 @@ class Format:
     (the model's and those that belong to it, by name) understood, else NotUnderstood. `canonical(members, submission)`:
     the description and the model file that vetgate writes in their place, in a format that has a `form`; what it wrote
     itself comes back as it is, byte for byte, and a layer that is named gets the name that it has there.
-    `takes_architecture(name)`: whether it knows an architecture that is none of ours.
+    `takes_architecture(name)`: whether it knows an architecture that is none of ours. `keeps_order`: whether its
+    tensors stand in the order of the network that they are of, so that they may be matched by it.
     `says(members, model)`: what the file `model` among them says of itself, as fields of `submission.yaml` that
     `vetgate init` fills in; NotUnderstood where it is not of this format.
     """
@@ -42,6 +43,7 @@ class Format:
     belongs: Callable[[str], bool] = lambda name: False
     says: Callable[[Mapping[str, bytes], str], Mapping[str, Any]] = lambda members, model: {}
     needs_architecture: bool = False
+    keeps_order: bool = False
     takes_architecture: Callable[[str], bool] = lambda name: False
 
 

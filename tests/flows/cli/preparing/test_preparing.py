@@ -29,7 +29,8 @@ def test_a_description_is_written_once_and_filled_in_as_far_as_the_file_tells(ve
     done = vetgate("init", model, "--json")
     assert done.code == 0 and Path(done.blob["path"]) == tmp_path / "submission.yaml", done
     text = (tmp_path / "submission.yaml").read_text()
-    assert "architecture: small-cnn" in text and done.blob["fill_in"] == ["supplier", "reference_data"]
+    assert "architecture: small-cnn" in text
+    assert done.blob["fill_in"] == ["supplier", "input_shape", "classes", "reference_data"]
     filled = text.replace("# supplier:", "supplier: x").replace("# input_shape:", "input_shape: [1, 8, 8]")
     assert parse_submission(filled.replace("# classes:", "classes: 10")).architecture == "small-cnn"
     again = vetgate("init", model)

@@ -16,9 +16,9 @@ from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.canonical import canonical
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import load_members
-from vetgate.formats.readers.state_dict import load_timm
+from vetgate.formats.networks.timm_network import load_timm
 from vetgate.formats.submission import Submission, dump_submission, parse_submission, rewritten
-from vetgate.formats.template import look
+from vetgate.formats.template import look, template, unknown
 
 FIELDS: dict[str, Any] = {
     "name": "weights",
@@ -154,6 +154,56 @@ def test_a_network_of_timm_becomes_a_graph_that_computes_the_same() -> None:
     x = torch.rand(3, 3, 32, 32)
     ours = load_members({described.model: written.data}, described).model(x)
     torch.testing.assert_close(ours, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_of_timm_takes_tensors_of_other_names_in_their_order() -> None:
+    timm = timm_or_skip()
+    named = Submission.model_validate(
+        FIELDS | {"architecture": "timm:test_resnet", "input_shape": (3, 32, 32), "classes": 5}
+    )
+    ordered = named.model_copy(update={"match_weights_by": "order"})
+    state = timm.create_model("test_resnet", num_classes=5).state_dict()
+    given = {named.model: saved({f"_{name}": tensor for name, tensor in state.items()})}
+    with pytest.raises(NotUnderstood, match="match_weights_by: order"):
+        canonical(given, named)
+    one, other = canonical({named.model: saved(state)}, named), canonical(given, ordered)
+    assert one is not None and other is not None and one.data == other.data
+    described = rewritten(ordered, other.changes, "a" * 64)
+    # how its tensors were matched stays said of the written file
+    assert parse_submission(dump_submission(described)).match_weights_by == "order"
+
+
+def test_weights_of_ours_are_taken_in_their_order() -> None:
+    ordered = GIVEN.model_copy(update={"match_weights_by": "order"})
+    state = {f"_{name}": tensor for name, tensor in network().state_dict().items()}
+    written = canonical({GIVEN.model: saved(state)}, ordered)
+    assert written is not None and written.data == safetensors.torch.save(network().state_dict())
+
+
+def test_only_state_dicts_are_matched_by_order() -> None:
+    text = dump_submission(GIVEN) + "match_weights_by: order\n"
+    assert parse_submission(text).match_weights_by == "order"
+    with pytest.raises(BadSubmission, match="is for state dicts"):
+        parse_submission(text.replace("state_dict", "safetensors"))
+
+
+def test_it_says_which_networks_of_timm_fit_a_file_that_is_called_like_them() -> None:
+    timm = timm_or_skip()
+    state = timm.create_model("test_resnet", num_classes=5).state_dict()
+    said = look({"test-resnet.pth": saved(state)}, "test-resnet.pth")
+    assert (said["architecture"], said["classes"]) == ("timm:test_resnet", 5) and "match_weights_by" not in said
+    renamed = {f"_{name}": tensor for name, tensor in state.items()}
+    said = look({"test-resnet.pth": saved(renamed)}, "test-resnet.pth")
+    assert (said["architecture"], said["match_weights_by"]) == ("timm:test_resnet", "order")
+    assert "match_weights_by: order" in template("x", "test-resnet.pth", said)
+    said = look({"other.pth": saved(renamed)}, "other.pth")
+    assert said == {"format": "state_dict", "architecture": None}
+
+
+def test_networks_that_no_shape_tells_apart_are_all_named() -> None:
+    said = {"format": "state_dict", "architecture": None, "fitting": ["timm:one", "timm:two"]}
+    assert "# fill in: the one that it was trained as of timm:one, timm:two" in template("x", "w.pth", said)
+    assert unknown(said) == ["supplier", "input_shape", "classes", "reference_data", "architecture"]
 
 
 def test_a_network_that_timm_does_not_know_is_refused() -> None:
