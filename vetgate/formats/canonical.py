@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vetgate.errors import NotUnderstood, VetgateError
-from vetgate.formats.load import load_members
+from vetgate.formats.load import checked_file, load_members
+from vetgate.formats.manifest import Bytes
 from vetgate.formats.readers import form_of, format_of
 from vetgate.formats.sniff import ACCEPTED
 from vetgate.formats.submission import REWRITTEN, Submission
@@ -27,23 +28,21 @@ class Canonical:
     changes: Mapping[str, Any]
 
 
-def canonical(members: Mapping[str, bytes], submission: Submission) -> Canonical | None:
+def canonical(members: Mapping[str, Bytes], submission: Submission) -> Canonical | None:
     """What vetgate writes in place of `members`, the inspected files of a model; None where they are that already.
 
     What is written is read again, and must give the very same bytes; what serves it must compute the same. Raises
     NotUnderstood.
     """
     written, data = _written(members, submission)
-    load_members({written.model: data}, written)
-    agree = form_of(written).agree
-    if agree is not None:
-        _understood(lambda: agree(data, written, members, submission))
-    if data == members[submission.model] and written == submission:
-        return None
-    if _written({written.model: data}, written) != (written, data):
+    hold = form_of(written).hold or _hold
+    checked_file(data, written)
+    if not _understood(lambda: hold(data, written, members, submission)):
         raise NotUnderstood(
             f"expected one canonical form of {submission.model}, got another when that was read; hand in {ACCEPTED}"
         )
+    if data == members[submission.model] and written == submission:
+        return None
     before, after = submission.model_dump(mode="json"), written.model_dump(mode="json")
     changes = {field: after[field] for field in after if after[field] != before[field]}
     if not set(changes) <= set(REWRITTEN):
@@ -51,8 +50,13 @@ def canonical(members: Mapping[str, bytes], submission: Submission) -> Canonical
     return Canonical(data, changes)
 
 
-def _written(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
+def _written(members: Mapping[str, Bytes], submission: Submission) -> tuple[Submission, bytes]:
     return _understood(lambda: format_of(submission).canonical(members, submission))
+
+
+def _hold(data: bytes, written: Submission, members: Mapping[str, Bytes], submission: Submission) -> bool:
+    load_members({written.model: data}, written)
+    return _written({written.model: data}, written) == (written, data)
 
 
 def _understood(work: Callable[[], T]) -> T:

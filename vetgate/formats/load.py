@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from vetgate.errors import BadSubmission, DefenceError, NotUnderstood, StoreError, VetgateError
-from vetgate.formats.inspect import TEXTS, inspect_model, read_member
-from vetgate.formats.manifest import MAX_BYTES
+from vetgate.formats.inspect import TEXTS, check_not_empty, read_member, read_model_file
+from vetgate.formats.manifest import MAX_BYTES, Bytes
 from vetgate.formats.probe_model import probe
 from vetgate.formats.readers import form_of, format_of
 from vetgate.formats.sniff import ACCEPTED, refusal
@@ -34,7 +34,7 @@ class Loaded:
 
 def load_model(directory: Path, submission: Submission) -> Loaded:
     """Read the model in `directory` and try it once; raises NotUnderstood when anything does not fit."""
-    return load_members({submission.model: read_member(directory, submission.model)}, submission)
+    return load_members({submission.model: read_model_file(directory, submission.model, submission)}, submission)
 
 
 def load_served(directory: Path, submission: Submission) -> Loaded:
@@ -42,7 +42,7 @@ def load_served(directory: Path, submission: Submission) -> Loaded:
 
     Raises DefenceError, also when it is run, where that cannot run the file or computes something else.
     """
-    data = read_member(directory, submission.model)
+    data = read_model_file(directory, submission.model, submission)
     loaded, serve = load_members({submission.model: data}, submission), form_of(submission).serve
     return loaded if serve is None else replace(loaded, model=serve(data, submission))
 
@@ -59,16 +59,15 @@ def described(members: Mapping[str, bytes]) -> Submission:
         raise BadSubmission(f"{FILE}: expected UTF-8 text, got other bytes; save it as UTF-8") from error
 
 
-def load_members(members: Mapping[str, bytes], submission: Submission) -> Loaded:
+def load_members(members: Mapping[str, Bytes], submission: Submission) -> Loaded:
     """The model whose file is among `members`, built from these very bytes; no path is read. Raises NotUnderstood."""
     if submission.model not in members:
         raise NotUnderstood(
             f"expected the model file {submission.model!r}, got only {sorted(members)}; add it to the submission"
         )
     load = form_of(submission).load
-    data = _accepted(members[submission.model], submission)
+    data = checked_file(members[submission.model], submission)
     try:
-        inspect_model({submission.model: data}, submission)
         model, layer, stripped = load(data, submission)
         probe(model, layer, submission)
     except (VetgateError, MemoryError):
@@ -99,7 +98,7 @@ def write_repaired(
     loaded again and must compute the same. Raises DefenceError when `model` differs in more than weights, StoreError
     when writing fails.
     """
-    data = _accepted(read_member(directory, submission.model), submission)
+    data = checked_file(read_model_file(directory, submission.model, submission), submission)
     tensors = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise DefenceError("expected finite repaired weights, got NaN or infinity; the repair diverged, lower its rate")
@@ -134,11 +133,13 @@ def _write_all(destination: Path, files: Mapping[str, bytes]) -> None:
         raise StoreError(f"expected to write the repaired model to {destination}, got {error}; make room") from error
 
 
-def _accepted(data: bytes, submission: Submission) -> bytes:
+def checked_file(data: Bytes, submission: Submission) -> Bytes:
+    """A model file that is not empty, not too large, and begins as its format does; raises NotUnderstood."""
     if len(data) > MAX_BYTES:
         raise NotUnderstood(
             f"expected at most {MAX_BYTES} bytes in {submission.model}, got more; hand in a smaller model"
         )
+    check_not_empty(data, submission)
     if not format_of(submission).sniff(data):
         got = refusal(data) or f"something else. Hand in {ACCEPTED}"
         raise NotUnderstood(f"expected a model in format {submission.format}, got {got}")

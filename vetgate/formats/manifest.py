@@ -19,6 +19,8 @@ from vetgate.errors import BadSubmission, NotUnderstood, StoreError
 CHUNK = 1 << 20
 MAX_BYTES = 1 << 30
 MAX_FILES = 16
+# of a file: read, or mapped into memory
+Bytes = bytes | memoryview
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -7,6 +7,8 @@ number computed from a shape may enter the arithmetic.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -116,36 +118,49 @@ def _batch_axes(model: OnnxModule, shape: tuple[int, int, int]) -> dict[str, lis
     is seen also in what weights of zero, or a threshold that no test image passes, would hide. What takes fixed places
     of an axis could reach an image that two do not show, and may not touch this axis.
     """
-    values: dict[str, list[Tensor]] = {}
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    for i in range(2):
-        tainted = images.clone()
-        tainted[i] = torch.nan
-        values.setdefault(model.image, []).append(model.input(tainted))
+    pair = [_reached(model, images, i) for i in range(2)]
     axes = {model.image: [0]}
     for step in model.steps:
-        module = model.get_submodule(step.name)
         for name in step.inputs:
-            if any(axis in axes.get(name, []) for axis in _fixed_places(module, values[name][0].ndim)):
+            module, rank = model.get_submodule(step.name), pair[0][name].rank
+            if any(axis in axes[name] for axis in _fixed_places(module, rank)):
                 raise _mixing(step, "fixed places of the batch axis")
-        pair = [called(step.node, module, [values[name][i] for name in step.inputs], 2) for i in range(2)]
-        tainted_pair = [value.isnan() for value in pair]
-        if any(bool(tainted.any()) for tainted in tainted_pair):
-            axes[step.output] = [
-                axis
-                for axis, size in enumerate(pair[0].shape)
-                if size % 2 == 0
-                and not bool(tainted_pair[0].narrow(axis, size // 2, size // 2).any())
-                and not bool(tainted_pair[1].narrow(axis, 0, size // 2).any())
-            ]
-            if not axes[step.output]:
-                raise _mixing(step, "values that depend on more than one")
-        else:
-            axes[step.output] = []
-        values[step.output] = pair
+        one, two = (reached[step.output] for reached in pair)
+        axes[step.output] = sorted(one.apart & two.apart) if one.tainted or two.tainted else []
+        if (one.tainted or two.tainted) and not axes[step.output]:
+            raise _mixing(step, "values that depend on more than one")
+    return axes
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Whether a value has NaN, the axes of which one half has none, and how many axes there are."""
+
+    tainted: bool
+    apart: frozenset[int]
+    rank: int
+
+
+def _reached(model: OnnxModule, images: Tensor, place: int) -> dict[str, Reached]:
+    # what the one image of two reaches that is made of NaN; its half is the first or the second
+    tainted = images.clone()
+    tainted[place] = torch.nan
+    values = {model.image: model.input(tainted)}
+    reached = {model.image: Reached(True, frozenset((0,)), tainted.ndim)}
+    for step in model.steps:
+        value = called(step.node, model.get_submodule(step.name), [values[name] for name in step.inputs], 2)
         for name in step.done:
             del values[name]
-    return axes
+        nan = value.isnan()
+        apart = [
+            axis
+            for axis, size in enumerate(nan.shape)
+            if size % 2 == 0 and not bool(nan.narrow(axis, (1 - place) * (size // 2), size // 2).any())
+        ]
+        values[step.output] = value
+        reached[step.output] = Reached(bool(nan.any()), frozenset(apart), nan.ndim)
+    return reached
 
 
 def _fixed_places(module: nn.Module, rank: int) -> list[int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from vetgate.formats.manifest import Bytes
 from vetgate.formats.readers import accepted
 
 ACCEPTED = accepted()
+BEGINNING = 512
 _ARCHIVE = (
     f"a zip archive, as torch.save, TorchScript, .pt2 and .keras files are; they can carry code. Hand in {ACCEPTED}"
 )
@@ -26,8 +28,9 @@ _MAGIC = (
 )
 
 
-def refusal(data: bytes) -> str | None:
+def refusal(content: Bytes) -> str | None:
     """Why content that starts like this is refused under any name, or None."""
+    data = bytes(content[:BEGINNING])
     for magic, reason in _MAGIC:
         if data.startswith(magic):
             return reason

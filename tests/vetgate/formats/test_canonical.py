@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,10 @@ from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import NotUnderstood
 from vetgate.formats.canonical import canonical
 from vetgate.formats.load import load_members
+from vetgate.formats.onnx import graph
+from vetgate.formats.onnx.wire import inspect_wire
 from vetgate.formats.readers import formats
+from vetgate.formats.readers import onnx as graphs
 from vetgate.formats.readers import safetensors as reader
 from vetgate.formats.submission import Submission, rewritten
 
@@ -84,3 +88,25 @@ def test_a_form_that_breaks_or_does_not_settle_is_refused(
     monkeypatch.setitem(formats(), "safetensors", made)
     with pytest.raises(NotUnderstood, match=said):
         canonical({WEIGHTS.model: safetensors.torch.save(state())}, WEIGHTS)
+
+
+def test_a_graph_that_is_not_written_so_again_is_refused(cnn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as it was handed in
+    made = replace(graphs.FORMAT, canonical=lambda members, submission: (submission, members[submission.model]))
+    monkeypatch.setitem(formats(), "onnx", made)
+    with pytest.raises(NotUnderstood, match="one canonical form"):
+        canonical({"net.onnx": cnn.SerializeToString()}, ONNX)
+
+
+def test_a_graph_is_parsed_once_when_it_was_written(cnn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+
+    def spied(data: bytes) -> bytes:
+        seen.append(bytes(data))
+        return inspect_wire(data)
+
+    monkeypatch.setattr(graph, "inspect_wire", spied)
+    given = cnn.SerializeToString()
+    written = canonical({"net.onnx": given}, ONNX)
+    # to be written anew, and to be held against what was written
+    assert written is not None and Counter(seen) == {given: 2, written.data: 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,11 @@ def test_bytes_beyond_the_limit_of_a_file_are_refused(submit: Submit, monkeypatc
 
 
 def test_too_little_memory_says_nothing_about_the_file(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(members: Mapping[str, bytes], submission: Submission) -> None:
+    def exhausted(model: Any, layer: str, submission: Submission) -> None:
         raise MemoryError
 
     directory, submission = submit(save(weights()), **WEIGHTS)
-    monkeypatch.setattr(load, "inspect_model", exhausted)
+    monkeypatch.setattr(load, "probe", exhausted)
     with pytest.raises(MemoryError):
         load_model(directory, submission)
 

@@ -8,16 +8,18 @@ The same network gives the same bytes, whatever its file called things and in wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.manifest import MAX_BYTES
+from vetgate.formats.manifest import MAX_BYTES, Bytes
+from vetgate.formats.onnx.fields import TABLE
 from vetgate.formats.onnx.graph import Graph
 from vetgate.formats.onnx.nodes import Constant, Node, Value
+from vetgate.formats.onnx.wire import BYTES, varint
 
 IR_VERSION = 10
 IMAGE, LOGITS, PRODUCER = "image", "logits", "vetgate"
@@ -89,15 +91,53 @@ def arrange(graph: Graph) -> Arranged:
 
 def canonical_bytes(graph: Graph) -> bytes:
     """The file of a settled graph."""
-    arranged = arrange(graph).graph
+    return b"".join(_parts(arrange(graph).graph))
+
+
+def is_written_as(graph: Graph, data: Bytes) -> bool:
+    """Whether the file of a settled graph is `data`, which is told without making it."""
+    given, at = memoryview(data), 0
+    for part in _parts(arrange(graph).graph):
+        if given[at : at + len(part)] != part:
+            return False
+        at += len(part)
+    return at == len(given)
+
+
+def _parts(arranged: Graph) -> Iterator[Bytes]:
+    # as protobuf writes it: the fields of each message by their numbers, and the raw data last in a tensor
     image = helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, _sizes(arranged.input_dims))
     logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, _sizes(arranged.output_dims or ()))
-    weights = [numpy_helper.from_array(c.value, name) for name, c in arranged.constants.items()]
-    written = helper.make_graph([_node(node) for node in arranged.nodes], PRODUCER, [image], [logits], weights)
-    opset = [helper.make_opsetid("", arranged.opset)]
-    model = helper.make_model(written, opset_imports=opset, ir_version=IR_VERSION, producer_name=PRODUCER)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    before = GraphProto(node=[_node(node) for node in arranged.nodes], name=PRODUCER)
+    after = GraphProto(input=[image], output=[logits])
+    first, last = before.SerializeToString(deterministic=True), after.SerializeToString(deterministic=True)
+    values = [constant.value for constant in arranged.constants.values()]
+    headers = [_header(name, constant.value) for name, constant in arranged.constants.items()]
+    whole = (
+        len(first) + sum(len(header) + value.nbytes for header, value in zip(headers, values, strict=True)) + len(last)
+    )
+    yield ModelProto(ir_version=IR_VERSION, producer_name=PRODUCER).SerializeToString(deterministic=True)
+    yield _opening("Model", "graph", whole) + first
+    for header, value in zip(headers, values, strict=True):
+        yield header
+        yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+    yield last
+    opset = helper.make_opsetid("", arranged.opset)
+    yield ModelProto(opset_import=[opset]).SerializeToString(deterministic=True)
+
+
+def _header(name: str, value: np.ndarray) -> bytes:
+    # all of an initializer but its numbers
+    kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+    described = TensorProto(dims=value.shape, data_type=kind, name=name).SerializeToString(deterministic=True)
+    tensor = bytes(described) + _opening("Tensor", "raw_data", value.nbytes)
+    return _opening("Graph", "initializer", len(tensor) + value.nbytes) + tensor
+
+
+def _opening(kind: str, field: str, size: int) -> bytes:
+    # what stands before the `size` bytes of a field
+    number = next(number for number, (name, _) in TABLE[kind].items() if name == field)
+    return varint(number << 3 | BYTES) + varint(size)
 
 
 def _ordered(graph: Graph, makers: Mapping[str, Node]) -> list[Node]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vetgate.errors import DefenceError, NotUnderstood
-from vetgate.formats.onnx.graph import check_description, parse_model, read_graph
+from vetgate.formats.manifest import Bytes
+from vetgate.formats.onnx.graph import Graph, check_description, parse_model, read_graph
 from vetgate.formats.onnx.module import build_module
 from vetgate.formats.onnx.reading.quantised import dequantised
 from vetgate.formats.onnx.reading.submitted import read_submitted
@@ -30,10 +31,10 @@ COARSE = 0.1
 
 @torch.no_grad()
 def check_equal(
-    written: bytes,
+    written: Bytes,
     submission: Submission,
     *,
-    members: Mapping[str, bytes] | None = None,
+    members: Mapping[str, Bytes] | None = None,
     described: Submission | None = None,
     images: Tensor | None = None,
 ) -> None:
@@ -43,24 +44,46 @@ def check_equal(
     which random, extreme and stamped ones are run, all in one batch and some alone; a submitted file at the batch size
     that it fixes. Raises NotUnderstood, which says what differs and by how much.
     """
-    graph, _ = settle(read_submitted({submission.model: written}, submission), submission.input_shape)
-    ours = build_module(graph, strip=False)
     x = probes(submission.input_shape, images)
-    expected = ours(x)
+    graph, _ = settle(read_submitted({submission.model: written}, submission), submission.input_shape)
+    check_runtime(written, x, outputs(graph, x), members=members, described=described)
+
+
+@torch.no_grad()
+def outputs(graph: Graph, x: Tensor) -> Tensor:
+    """What our module of a settled graph gives for images, a final softmax included; raises NotUnderstood."""
+    expected: Tensor = build_module(graph, strip=False)(x)
     if not bool(torch.isfinite(expected).all()):
         raise NotUnderstood("expected finite outputs for every image, got NaN or infinity; hand in a sound model")
+    return expected
+
+
+def check_runtime(
+    written: Bytes,
+    x: Tensor,
+    expected: Tensor,
+    *,
+    members: Mapping[str, Bytes] | None = None,
+    described: Submission | None = None,
+) -> None:
+    """As `check_equal`, where our module of it gives the `expected` outputs for the images `x`."""
     for name, optimised in (("the canonical form", True), ("the canonical form, as it stands,", False)):
         _check(name, partial(Session, written, optimised=optimised), x, expected, TOLERANCE)
     if members is not None and described is not None and members[described.model] != written:
         data, beside = members[described.model], {k: v for k, v in members.items() if k != described.model}
-        read = read_graph(parse_model(data), output=described.output, beside=beside)
-        changed = dequantised(read).changes
+        changed, channels_last = _reading(data, described, beside)
         start = partial(Session, data, beside=beside, output=described.output)
         if changed and not _starts(start):
             # types that onnxruntime computes on no processor; what is served is the canonical form, which it does
             return
-        taken = pixels(x, described, channels_last=check_description(read, described))
+        taken = pixels(x, described, channels_last=channels_last)
         _check("the submitted file", start, taken, expected, COARSE if changed else TOLERANCE)
+
+
+def _reading(data: Bytes, described: Submission, beside: Mapping[str, Bytes]) -> tuple[tuple[str, ...], bool]:
+    # in what it differs from the file, and whether that takes channels last; nothing else of it is kept
+    read = read_graph(parse_model(data), output=described.output, beside=beside)
+    return dequantised(read).changes, check_description(read, described)
 
 
 def _starts(start: Callable[[], Session]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.manifest import Bytes
 from vetgate.formats.onnx.nodes import Constant as Constant
 from vetgate.formats.onnx.nodes import Node as Node
 from vetgate.formats.onnx.nodes import Value as Value
@@ -52,29 +53,36 @@ class Graph:
     changes: tuple[str, ...] = ()
 
 
-def parse_model(data: bytes) -> ModelProto:
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """A parsed file; what `proto` holds as raw data are places in `data`."""
+
+    proto: ModelProto
+    data: Bytes
+
+
+def parse_model(data: Bytes) -> Parsed:
     """The parsed file, after its bytes were inspected; opens no other file."""
-    inspect_wire(data)
+    walked = inspect_wire(data)
     try:
-        model: ModelProto = ModelProto.FromString(data)
+        return Parsed(ModelProto.FromString(walked), data)
     except Exception as error:
         # the parser's error type depends on which protobuf runtime is installed
         raise NotUnderstood(f"expected an ONNX model, got bytes that do not parse ({error}); {ADVICE}") from error
-    return model
 
 
-def read_graph(model: ModelProto, *, output: str | None = None, beside: Mapping[str, bytes] | None = None) -> Graph:
+def read_graph(parsed: Parsed, *, output: str | None = None, beside: Mapping[str, Bytes] | None = None) -> Graph:
     """Check operators and structure of a parsed file; raises NotUnderstood.
 
     `output` is the one that is read where there are several, `beside` the files that hold weights, by name.
     """
-    opset, beside = _opset(model), beside or {}
-    proto = model.graph
+    model, data, beside = parsed.proto, parsed.data, beside or {}
+    opset, proto = _opset(model), model.graph
     if not 0 < len(proto.node) <= MAX_NODES:
         raise NotUnderstood(f"expected 1 to {MAX_NODES} operators, got {len(proto.node)}; {ADVICE}")
     _check_operators(proto.node, opset)
     check_files_beside(model, beside)
-    constants = {t.name: Constant(array_of(t, beside), i, is_node=False) for i, t in enumerate(proto.initializer)}
+    constants = {t.name: Constant(array_of(t, data, beside), i, is_node=False) for i, t in enumerate(proto.initializer)}
     if len(constants) != len(proto.initializer) or "" in constants:
         raise NotUnderstood("expected initializers with names of their own, got one twice or unnamed; export it again")
     inputs = [i for i in proto.input if i.name not in constants]  # old files list weights as inputs too
@@ -85,7 +93,7 @@ def read_graph(model: ModelProto, *, output: str | None = None, beside: Mapping[
         )
     nodes: list[Node] = []
     for position, given in enumerate(proto.node):
-        node = _node(position, given, opset, beside)
+        node = _node(position, given, opset, data, beside)
         if node.op == "Constant":
             name = node.outputs[0]
             if name in constants:
@@ -210,7 +218,7 @@ def _check_operators(nodes: Iterable[NodeProto], opset: int) -> None:
         )
 
 
-def _node(position: int, given: NodeProto, opset: int, beside: Mapping[str, bytes]) -> Node:
+def _node(position: int, given: NodeProto, opset: int, data: Bytes, beside: Mapping[str, Bytes]) -> Node:
     label = f"{given.op_type} node {given.name or position}"
     operator = OPERATORS[given.op_type]
     least, most = operator.inputs
@@ -227,13 +235,13 @@ def _node(position: int, given: NodeProto, opset: int, beside: Mapping[str, byte
             raise NotUnderstood(f"expected attributes {list(operator.attributes)} for {label}, got {item.name!r}")
         if item.type != _KINDS[spec.kind]:
             raise NotUnderstood(f"expected {item.name} of {label} as {spec.kind}, got another type; export it again")
-        attributes[item.name] = _value(item, spec.kind, label, beside)
+        attributes[item.name] = _value(item, spec.kind, label, data, beside)
     if given.op_type == "Cast" and attributes.get("to") in WIDTHS:
         attributes["to"] = int(TensorProto.FLOAT)
     return Node(position, given.name, given.op_type, tuple(given.input), tuple(given.output), attributes)
 
 
-def _value(item: AttributeProto, kind: AttributeKind, label: str, beside: Mapping[str, bytes]) -> Value:
+def _value(item: AttributeProto, kind: AttributeKind, label: str, data: Bytes, beside: Mapping[str, Bytes]) -> Value:
     if kind in ("ints", "floats") and max(len(item.ints), len(item.floats)) > MAX_INTS:
         raise NotUnderstood(f"expected at most {MAX_INTS} numbers in {item.name} of {label}; store a tensor instead")
     match kind:
@@ -244,7 +252,7 @@ def _value(item: AttributeProto, kind: AttributeKind, label: str, beside: Mappin
         case "text":
             return bytes(item.s).decode("ascii", "replace")
         case "tensor":
-            return array_of(item.t, beside)
+            return array_of(item.t, data, beside)
         case "floats":
             return tuple(float(v) for v in item.floats)
         case "ints":

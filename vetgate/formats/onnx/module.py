@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vetgate.errors import NotUnderstood
 from vetgate.formats.onnx.build import build
 from vetgate.formats.onnx.graph import Graph, Node
-from vetgate.formats.onnx.operands import Built, Operands, Slot
+from vetgate.formats.onnx.operands import Built, Operands, Parameters, Slot
 from vetgate.formats.onnx.weights import flat_parameter, linear
 
 # the last operator that makes probabilities of logits, in the order that these have
@@ -106,13 +106,14 @@ def _forgetting(steps: list[Step], result: str) -> list[Step]:
 def build_module(graph: Graph, *, strip: bool = True) -> OnnxModule:
     """The module of a settled graph, a final softmax or sigmoid left out if `strip`.
 
-    Raises NotUnderstood for what has no exact meaning in torch.
+    Its weights lie where the graph's do: whoever changes them has no other use for the graph. Raises NotUnderstood for
+    what has no exact meaning in torch.
     """
     constants = {name: c.value for name, c in graph.constants.items()}
     uses = Counter(name for node in graph.nodes for name in node.inputs)
     biases = _biases(graph, constants, uses)
     module = OnnxModule()
-    parameters: dict[tuple[str, bool], nn.Parameter] = {}
+    parameters = Parameters()
     after_weights: set[str] = set()
     fused = {add.position for add, _ in biases.values()}
     for node in graph.nodes:
@@ -174,9 +175,7 @@ def _biases(graph: Graph, constants: dict[str, np.ndarray], uses: Counter[str]) 
     return found
 
 
-def _linear_with_bias(
-    operands: Operands, add: Node, index: int, parameters: dict[tuple[str, bool], nn.Parameter]
-) -> Built:
+def _linear_with_bias(operands: Operands, add: Node, index: int, parameters: Parameters) -> Built:
     other = Operands(add, operands.constants, frozenset({1 - index}), operands.opset, parameters=parameters)
     return linear(operands, transposed=True, bias=flat_parameter(other, index), slot=other.slot("bias", index))
 

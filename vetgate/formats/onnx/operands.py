@@ -49,6 +49,39 @@ class Pointwise(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
+class Parameters:
+    """The parameters of one module: a tensor that is used twice is one of them, and no two have memory in common.
+
+    They take over the memory of the constants they are made of, where that can be.
+    """
+
+    made: dict[tuple[str, bool], nn.Parameter] = field(default_factory=dict)
+    taken: set[int] = field(default_factory=set)
+
+    def of(self, name: str, value: np.ndarray, *, transposed: bool) -> nn.Parameter:
+        """The constant of this name as a parameter."""
+        key = (name, transposed)
+        if key not in self.made:
+            self.made[key] = nn.Parameter(self._turned(value) if transposed else self._own(value))
+        return self.made[key]
+
+    def _own(self, value: np.ndarray) -> Tensor:
+        owner = value
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        fit = value.flags.c_contiguous and value.flags.aligned and value.flags.writeable and owner.flags.owndata
+        if not fit or id(owner) in self.taken:
+            return tensor(value)
+        self.taken.add(id(owner))
+        return torch.from_numpy(value)
+
+    def _turned(self, value: np.ndarray) -> Tensor:
+        given = torch.from_numpy(value) if value.flags.writeable else tensor(value)
+        turned = given.T.contiguous()
+        return turned.clone() if turned.data_ptr() == given.data_ptr() else turned
+
+
+@dataclass(frozen=True, eq=False)
 class Operands:
     """A node and what is known of its inputs.
 
@@ -62,7 +95,7 @@ class Operands:
     opset: int
     batch: int | None = None
     trained: bool = False
-    parameters: dict[tuple[str, bool], nn.Parameter] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=Parameters)
 
     def given(self, index: int) -> bool:
         """Whether the node has this input at all."""
@@ -86,11 +119,7 @@ class Operands:
 
     def parameter(self, index: int, *, transposed: bool = False) -> nn.Parameter:
         """The weights at this input as a parameter; the same tensor used twice stays one parameter."""
-        key = (self.node.inputs[index], transposed)
-        if key not in self.parameters:
-            value = torch.from_numpy(self.weight(index).copy())
-            self.parameters[key] = nn.Parameter(value.T.contiguous() if transposed else value)
-        return self.parameters[key]
+        return self.parameters.of(self.node.inputs[index], self.weight(index), transposed=transposed)
 
     def whole(self, index: int) -> list[int]:
         """The constant whole numbers at this input."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vetgate.errors import DefenceError
+from vetgate.formats.manifest import Bytes
+from vetgate.formats.onnx.pieces import whole
 
 # of the spread of a batch's outputs: float32 in another order stays far below, an operator read otherwise does not
 TOLERANCE = 1e-4
@@ -31,23 +33,23 @@ class Session:
 
     def __init__(
         self,
-        data: bytes,
+        data: Bytes,
         *,
         optimised: bool = True,
-        beside: Mapping[str, bytes] | None = None,
+        beside: Mapping[str, Bytes] | None = None,
         output: str | None = None,
     ) -> None:
         options = _options()
         if not optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        files = dict(beside or {})
+        files = {name: whole(held) for name, held in (beside or {}).items()}
         if files:
             # in memory: no path is read
             options.add_external_initializers_from_files_in_memory(
                 list(files), list(files.values()), [len(held) for held in files.values()]
             )
         try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(whole(data), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no class in common but this
             raise _cannot_run(error) from error
         (given,) = self._session.get_inputs()
@@ -76,7 +78,7 @@ class RuntimeModule(nn.Module):
     Raises DefenceError where it cannot run the file, or where `ours`, the graph in torch, gives others.
     """
 
-    def __init__(self, data: bytes, ours: nn.Module) -> None:
+    def __init__(self, data: Bytes, ours: nn.Module) -> None:
         super().__init__()
         self.ours = ours
         self._session = Session(data)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vetgate.formats.onnx.operands import Built, Operands
 
 MAX_WINDOW = 4096
+# of the weights of a convolution
+LARGE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,20 @@ class PaddedAvgPool2d(nn.Module):
         return mean / F.avg_pool2d(b.pad(torch.ones_like(x[:1, :1]), 0.0), b.kernel, b.stride)
 
 
+class LargeConv2d(nn.Conv2d):
+    """A convolution with many weights, which is computed as a linear map where its window is the whole image.
+
+    For each call torch lays out the weights of a convolution anew, which takes their memory once more, and most of the
+    time. Some networks end in layers of this kind, which hold nearly all that they have learned.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W')."""
+        if x.shape[2:] != self.weight.shape[2:]:
+            return super().forward(x)
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+
+
 def conv(o: Operands) -> Built:
     weight = o.weight(1, rank=4)
     out, inner, *kernel = weight.shape
@@ -93,6 +109,8 @@ def conv(o: Operands) -> Built:
     border = _window(o, kernel)
     plain = border.symmetric
     kind = nn.Conv2d if plain is not None else PaddedConv2d
+    if plain == (0, 0) and group == 1 and border.dilation == (1, 1) and weight.size >= LARGE:
+        kind = LargeConv2d
     # on the meta device nothing is allocated and no random number drawn for weights that are replaced at once
     module = kind(
         inner * group,

@@ -3,21 +3,27 @@
 Every field must stand in the table of `onnx_fields`; every length must fit in what is left; a tensor's data must be
 exactly as long as its shape says. What is not in the table is refused: subgraphs, functions, sparse
 tensors, sequences, training graphs, device placement. The messages do not nest into themselves, so depth is bounded.
+
+The numbers of large tensors stay where they are: what a parser is given has, in the place of each `raw_data`, where in
+the file that lies. So the weights, nearly all of a file, are read once and by nobody else.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.manifest import Bytes
 from vetgate.formats.onnx.fields import REFUSED, TABLE, Field
 from vetgate.formats.onnx.table import OPSETS
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+PLACE = struct.Struct("<QQ")
 MAX_FIELDS = 300_000
 MAX_TEXT = 1 << 20
 MAX_RANK = 16
@@ -31,46 +37,66 @@ ADVICE = (
 
 @dataclass
 class Message:
-    """A walked message: what the checks that follow it need to know."""
+    """A walked message: what the checks that follow it need to know, and its bytes where they were `shortened`."""
 
     ints: dict[str, list[int]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)  # elements of packed numbers, bytes of text and raw data
     name: str = ""
+    shortened: bytes | None = None
 
 
-def inspect_wire(data: bytes) -> None:
-    """Walk the bytes of a whole ONNX file; raises NotUnderstood at the first one that is not understood."""
+def inspect_wire(data: Bytes) -> bytes:
+    """Walk the bytes of a whole ONNX file; raises NotUnderstood at the first one that is not understood.
+
+    Gives the same file with the places of its raw data instead of those.
+    """
     walker = _Walker(data)
     found = walker.message("Model", 0, len(data))
     if "graph" not in found.sizes or "ir_version" not in found.ints:
         raise NotUnderstood(f"expected an ONNX model, got bytes without a graph or version; {ADVICE}")
+    return bytes(data) if found.shortened is None else found.shortened
+
+
+def place_of(raw_data: bytes) -> tuple[int, int]:
+    """Where in the file the raw data of a tensor starts and stops, by what stands for them."""
+    start, stop = PLACE.unpack(raw_data)
+    return start, stop
 
 
 class _Walker:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: Bytes) -> None:
         self.data = data
         self.array = np.frombuffer(data, np.uint8)
         self.fields = 0
 
     def message(self, kind: str, start: int, end: int) -> Message:
         found = Message()
-        for number, wire, value, stop in self._fields(kind, start, end):
+        parts: list[Bytes] = []
+        copied = start
+        for begin, number, wire, value, stop in self._fields(kind, start, end):
             entry = TABLE[kind].get(number)
             if entry is None:
                 raise _refused(kind, number, start)
             name, spec = entry
             if not spec.many and (name in found.ints or name in found.sizes):
                 raise NotUnderstood(f"expected one {name} in {kind} at byte {start}, got two; {ADVICE}")
-            self._value(found, name, spec, wire, value, stop)
+            instead = self._value(found, name, spec, wire, value, stop)
+            if instead is not None:
+                parts += [self.data[copied:begin], varint(number << 3 | BYTES), varint(len(instead)), instead]
+                copied = stop
+        if parts:
+            found.shortened = b"".join([*parts, self.data[copied:end]])
         after = AFTER.get(kind)
         if after is not None:
             after(found, start)
         return found
 
-    def _fields(self, kind: str, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        # yields field number, wire type, and the value of a varint or the start of the bytes, and where they stop
+    def _fields(self, kind: str, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+        # yields where a field begins, its number and wire type, the value of a varint or the start of the bytes, and
+        # where they stop
         at = start
         while at < end:
+            begin = at
             self.fields += 1
             if self.fields > MAX_FIELDS:
                 raise NotUnderstood(f"expected at most {MAX_FIELDS} fields, got more; store tensors as raw data")
@@ -78,7 +104,7 @@ class _Walker:
             number, wire = key >> 3, key & 7
             if wire == VARINT:
                 value, at = self._varint(at, end)
-                yield number, wire, value, at
+                yield begin, number, wire, value, at
                 continue
             if wire == BYTES:
                 length, at = self._varint(at, end)
@@ -90,10 +116,11 @@ class _Walker:
                 raise NotUnderstood(
                     f"expected {length} bytes at byte {at}, got {end - at}: the file is truncated or altered"
                 )
-            yield number, wire, at, at + length
+            yield begin, number, wire, at, at + length
             at += length
 
-    def _value(self, found: Message, name: str, spec: Field, wire: int, value: int, stop: int) -> None:
+    def _value(self, found: Message, name: str, spec: Field, wire: int, value: int, stop: int) -> bytes | None:
+        # gives what stands for the bytes of the field, if not they themselves
         kind = spec.kind
         if kind in ("int", "ints") and wire == VARINT:
             found.ints.setdefault(name, []).append(_signed(value))
@@ -115,9 +142,11 @@ class _Walker:
                 found.name = text
         elif kind == "bytes":
             found.sizes[name] = stop - value
+            return PLACE.pack(value, stop) if name == "raw_data" else None
         else:
-            self.message(kind, value, stop)
             found.sizes[name] = found.sizes.get(name, 0) + 1
+            return self.message(kind, value, stop).shortened
+        return None
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
         value = 0
@@ -151,9 +180,18 @@ class _Walker:
         if stop - start > MAX_TEXT:
             raise NotUnderstood(f"expected at most {MAX_TEXT} bytes of text in {name}, got {stop - start}; shorten it")
         try:
-            return self.data[start:stop].decode()
+            return str(self.data[start:stop], "utf-8")
         except UnicodeDecodeError as error:
             raise NotUnderstood(f"expected UTF-8 text in {name} at byte {start}, got other bytes; {ADVICE}") from error
+
+
+def varint(value: int) -> bytes:
+    """A whole number from zero on as the format has it: seven bits a byte, the lowest first."""
+    made = bytearray()
+    while value > 127:
+        made.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*made, value])
 
 
 def _signed(value: int) -> int:

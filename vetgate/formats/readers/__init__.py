@@ -29,6 +29,7 @@ class Format:
     (the model's and those that belong to it, by name) understood, else NotUnderstood. `canonical(members, submission)`:
     the description and the model file that vetgate writes in their place, in a format that has a `form`; what it wrote
     itself comes back as it is, byte for byte, and a layer that is named gets the name that it has there.
+    `mapped`: whether files are given as memoryviews of what lies on disk, so that only what is read takes memory.
     `takes_architecture(name)`: whether it knows an architecture that is none of ours. `keeps_order`: whether its
     tensors stand in the order of the network that they are of, so that they may be matched by it.
     `says(members, model)`: what the file `model` among them says of itself, as fields of `submission.yaml` that
@@ -36,12 +37,13 @@ class Format:
     """
 
     accepts: str
-    sniff: Callable[[bytes], bool]
-    inspect: Callable[[Mapping[str, bytes], Any], None]
-    canonical: Callable[[Mapping[str, bytes], Any], tuple[Submission, bytes]]
+    sniff: Callable[[Any], bool]
+    inspect: Callable[[Mapping[str, Any], Any], None]
+    canonical: Callable[[Mapping[str, Any], Any], tuple[Submission, bytes]]
     form: Form | None = None
     belongs: Callable[[str], bool] = lambda name: False
-    says: Callable[[Mapping[str, bytes], str], Mapping[str, Any]] = lambda members, model: {}
+    says: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = lambda members, model: {}
+    mapped: bool = False
     needs_architecture: bool = False
     keeps_order: bool = False
     takes_architecture: Callable[[str], bool] = lambda name: False
@@ -52,17 +54,19 @@ class Form:
     """What is done with the one file of a format that vetgate writes itself.
 
     `load(data, submission)`: the network in eval mode, the name of the layer of the features, and whether a final
-    softmax was stripped. `write(data, submission, tensors)`: the same model with other weights. `serve(data,
-    submission)`, where files of the format are served by a runtime of their own: the network as that computes it from
-    these very bytes, by which it is measured; raises DefenceError where it cannot. `agree(data, submission, members,
-    described)`: raises NotUnderstood unless that runtime computes what our reading does, from this file and, where they
-    are of the same format, from the `members` that were handed in as `described`.
+    softmax was stripped; NotUnderstood unless every byte is understood. `write(data, submission, tensors)`: the same
+    model with other weights. `serve(data, submission)`, where files of the format are served by a runtime of their own:
+    the network as that computes it from these very bytes, by which it is measured; raises DefenceError where it cannot.
+    `hold(data, submission, members, described)`, where more is asked of a file that was just written than that it is
+    written so again and can be loaded and tried: whether it is, and NotUnderstood unless it can, and unless the runtime
+    computes what our reading does, from it and, where they are of the same format, from the `members` that were handed
+    in as `described`.
     """
 
-    load: Callable[[bytes, Any], tuple[nn.Module, str, bool]]
-    write: Callable[[bytes, Any, Mapping[str, Tensor]], bytes]
-    serve: Callable[[bytes, Any], nn.Module] | None = None
-    agree: Callable[[bytes, Any, Mapping[str, bytes], Any], None] | None = None
+    load: Callable[[Any, Any], tuple[nn.Module, str, bool]]
+    write: Callable[[Any, Any, Mapping[str, Tensor]], bytes]
+    serve: Callable[[Any, Any], nn.Module] | None = None
+    hold: Callable[[bytes, Any, Mapping[str, Any], Any], bool] | None = None
 
 
 @cache

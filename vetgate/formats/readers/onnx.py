@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.manifest import Bytes
 from vetgate.formats.readers import Form, Format
 
 if TYPE_CHECKING:
@@ -23,54 +24,63 @@ CHANNELS = (1, 3)
 WEIGHTS = re.compile(r".+([._]data(_\d+)?|\.bin|\.weights?)", re.IGNORECASE)
 
 
-def sniff(data: bytes) -> bool:
+def sniff(data: Bytes) -> bool:
     """Protobuf has no magic number: whatever is not known as something else."""
     from vetgate.formats.sniff import refusal
 
     return refusal(data) is None
 
 
-def inspect(members: Mapping[str, bytes], submission: Submission) -> None:
+def inspect(members: Mapping[str, Bytes], submission: Submission) -> None:
     """Read the graph to its last byte, and hold it against what the submission says."""
     from vetgate.formats.onnx.reading.submitted import read_submitted
 
     read_submitted(members, submission)
 
 
-def canonical(members: Mapping[str, bytes], submission: Submission) -> tuple[Submission, bytes]:
+def canonical(members: Mapping[str, Bytes], submission: Submission) -> tuple[Submission, bytes]:
     """The graph as vetgate writes it."""
-    from vetgate.formats.onnx.canonical import arrange, canonical_bytes
+    from vetgate.formats.onnx.canonical import canonical_bytes
+
+    graph, names = _read(members, submission)
+    return _redescribed(graph, names, submission), canonical_bytes(graph)
+
+
+def _redescribed(graph: Graph, names: Mapping[str, str], submission: Submission) -> Submission:
+    from vetgate.formats.onnx.canonical import arrange
     from vetgate.formats.onnx.module import INPUT, build_module
     from vetgate.formats.onnx.reading.submitted import plain_description
 
-    graph, names = _read(members, submission)
     layer = submission.layer
     if layer is not None:
         module = build_module(graph)
         layer = _layer(module, layer, names)
         made = {step.name: step.output for step in module.steps}
         layer = layer if layer == INPUT else arrange(graph).nodes[made[layer]]
-    return plain_description(submission, layer).model_copy(update={"model": WRITTEN}), canonical_bytes(graph)
+    return plain_description(submission, layer).model_copy(update={"model": WRITTEN})
 
 
-def load(data: bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
+def load(data: Bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
     """The graph as a module."""
+    return _built(*_read({submission.model: data}, submission), submission)
+
+
+def _built(graph: Graph, names: Mapping[str, str], submission: Submission) -> tuple[nn.Module, str, bool]:
     from vetgate.formats.onnx.module import build_module, default_layer
 
-    graph, names = _read({submission.model: data}, submission)
     module = build_module(graph)
     layer = default_layer(module) if submission.layer is None else _layer(module, submission.layer, names)
     return module, layer, module.stripped is not None
 
 
-def write(data: bytes, submission: Submission, tensors: Mapping[str, Tensor]) -> bytes:
+def write(data: Bytes, submission: Submission, tensors: Mapping[str, Tensor]) -> bytes:
     """The graph with other weights."""
     from vetgate.formats.onnx.write import write_back
 
     return write_back(_read({submission.model: data}, submission)[0], tensors)
 
 
-def serve(data: bytes, submission: Submission) -> nn.Module:
+def serve(data: Bytes, submission: Submission) -> nn.Module:
     """The graph as onnxruntime computes it."""
     from vetgate.formats.onnx.module import build_module
 
@@ -81,16 +91,28 @@ def serve(data: bytes, submission: Submission) -> nn.Module:
     return RuntimeModule(data, ours).eval()
 
 
-def agree(data: bytes, submission: Submission, members: Mapping[str, bytes], described: Submission) -> None:
-    """Hold the graph as vetgate wrote it, and the one that was handed in, against our module in onnxruntime."""
-    from vetgate.formats.onnx.equal import check_equal
+def hold(data: Bytes, submission: Submission, members: Mapping[str, Bytes], described: Submission) -> bool:
+    """Read the written file, once: whether it is written so again, and runs here and in onnxruntime to the same end."""
+    from vetgate.formats.onnx.canonical import is_written_as
+    from vetgate.formats.onnx.equal import check_runtime, outputs, probes
+    from vetgate.formats.probe_model import probe
 
+    graph, names = _read({submission.model: data}, submission)
+    if not is_written_as(graph, data) or _redescribed(graph, names, submission) != submission:
+        return False
+    module, layer, _ = _built(graph, names, submission)
+    probe(module, layer, submission)
+    x = probes(submission.input_shape)
+    expected = outputs(graph, x)
+    # onnxruntime needs the room
+    del graph, module
     # what is of another format cannot be run in onnxruntime
     same = described.format == submission.format
-    check_equal(data, submission, members=members if same else None, described=described if same else None)
+    check_runtime(data, x, expected, members=members if same else None, described=described if same else None)
+    return True
 
 
-def _read(members: Mapping[str, bytes], submission: Submission) -> tuple[Graph, Mapping[str, str]]:
+def _read(members: Mapping[str, Bytes], submission: Submission) -> tuple[Graph, Mapping[str, str]]:
     # the settled graph of a file, and under which name what is named in the file is found there
     from vetgate.formats.onnx.reading.submitted import read_submitted
     from vetgate.formats.onnx.rewriting.settle import settle
@@ -106,11 +128,11 @@ def _layer(module: OnnxModule, given: str, names: Mapping[str, str]) -> str:
     return found
 
 
-def says(members: Mapping[str, bytes], model: str) -> dict[str, Any]:
+def says(members: Mapping[str, Bytes], model: str) -> dict[str, Any]:
     """The sizes of input and output, as far as they are fixed."""
     from vetgate.formats.onnx.graph import parse_model
 
-    graph = parse_model(members[model]).graph
+    graph = parse_model(members[model]).proto.graph
     constants = {tensor.name for tensor in graph.initializer}
     sizes = [
         [each.dim_value for each in info.type.tensor_type.shape.dim]
@@ -140,8 +162,9 @@ FORMAT = Format(
     accepts="an ONNX graph (data only)",
     sniff=sniff,
     belongs=belongs,
+    mapped=True,
     inspect=inspect,
     says=says,
     canonical=canonical,
-    form=Form(load=load, write=write, serve=serve, agree=agree),
+    form=Form(load=load, write=write, serve=serve, hold=hold),
 )

@@ -19,6 +19,8 @@ from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import NotUnderstood
 from vetgate.formats.load import load_members
 from vetgate.formats.onnx import canonical as module
+from vetgate.formats.onnx.reading.submitted import read_submitted
+from vetgate.formats.onnx.rewriting.settle import settle
 from vetgate.formats.readers import format_of
 from vetgate.formats.submission import Submission
 
@@ -113,6 +115,21 @@ def test_attention_to_turned_images_is_written_as_it_is_read_again(make_graph: C
     model = make_graph(nodes, {"w": np.eye(24, 3, dtype=np.float32)}, shape=("N", 2, 3, 4), opset=23, ir_version=10)
     written, first = canonical(model, input_shape=(2, 3, 4))
     assert canonical(first, input_shape=(2, 3, 4)) == (written, first)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_it_is_written_as_protobuf_writes_it(name: str) -> None:
+    _, data = canonical(exported(name, 17, True), input_shape=(3, 16, 16), classes=5)
+    assert onnx.load_from_string(data).SerializeToString(deterministic=True) == data
+
+
+def test_whether_a_graph_is_written_so_is_told_to_the_last_byte(cnn: onnx.ModelProto) -> None:
+    submission, data = canonical(cnn)
+    graph, _ = settle(read_submitted({"model.onnx": data}, submission), submission.input_shape)
+    assert module.is_written_as(graph, data) and module.is_written_as(graph, memoryview(data))
+    for at in (0, len(data) // 2, len(data) - 1):
+        assert not module.is_written_as(graph, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    assert not module.is_written_as(graph, data[:-1]) and not module.is_written_as(graph, data + b"\x00")
 
 
 def test_what_is_read_back_is_the_same_module_bit_for_bit(cnn: onnx.ModelProto) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from vetgate.formats.manifest import Bytes
 from vetgate.formats.onnx.graph import Graph, check_description, parse_model, read_graph
 from vetgate.formats.onnx.nodes import Node
 from vetgate.formats.onnx.reading.forms import Forms
@@ -17,7 +18,7 @@ from vetgate.formats.onnx.reading.quantised import dequantised
 from vetgate.formats.submission import Submission
 
 
-def read_submitted(members: Mapping[str, bytes], submission: Submission) -> Graph:
+def read_submitted(members: Mapping[str, Bytes], submission: Submission) -> Graph:
     """The graph of the model among `members`, whose other files hold its weights; raises NotUnderstood."""
     beside = {name: data for name, data in members.items() if name != submission.model}
     graph = read_graph(parse_model(members[submission.model]), output=submission.output, beside=beside)

@@ -13,7 +13,9 @@ import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.manifest import FILE_NAME
+from vetgate.formats.manifest import FILE_NAME, Bytes
+from vetgate.formats.onnx.pieces import copied, pieces
+from vetgate.formats.onnx.wire import place_of
 
 MAX_PADDING = 1 << 16
 DTYPES: dict[int, np.dtype] = {
@@ -34,30 +36,31 @@ WIDTHS = {TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 
 KEYS = {"location", "offset", "length", "checksum"}
 
 
-def array_of(tensor: TensorProto, beside: Mapping[str, bytes]) -> np.ndarray:
-    """The values of a tensor, every floating type as float32; raises NotUnderstood for NaN and infinities."""
+def array_of(tensor: TensorProto, data: Bytes, beside: Mapping[str, Bytes]) -> np.ndarray:
+    """The values of a tensor in memory of their own, every floating type as float32.
+
+    Its raw data lie in `data`, at the place that stands for them. Raises NotUnderstood for NaN and infinities.
+    """
     if tensor.data_location == TensorProto.EXTERNAL:
-        location, start, stop = _place(tensor)
-        dtype = DTYPES[tensor.data_type]
-        array = np.frombuffer(memoryview(beside[location])[start:stop], dtype.newbyteorder("<")).astype(
-            dtype, copy=False
-        )
-        array = array.reshape(tuple(tensor.dims))
+        location, start, _ = _place(tensor)
+        array = copied(beside[location], start, DTYPES[tensor.data_type], tensor.dims)
+    elif tensor.HasField("raw_data"):
+        array = copied(data, place_of(tensor.raw_data)[0], DTYPES[tensor.data_type], tensor.dims)
     else:
         array = numpy_helper.to_array(tensor)
     if tensor.data_type in WIDTHS and tensor.data_type != TensorProto.FLOAT:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
     # a lone infinity is a limit of Clip or Pad, not a weight
-    sound = array.dtype != np.float32 or np.isfinite(array).all() or (array.size == 1 and not np.isnan(array).any())
-    if not sound:
+    finite = array.dtype != np.float32 or all(bool(np.isfinite(piece).all()) for piece in pieces(array))
+    if not finite and (array.size != 1 or np.isnan(array).any()):
         raise NotUnderstood(
             f"expected finite weights, got NaN or infinity in tensor {tensor.name!r}; hand in a model that was trained"
         )
     return array
 
 
-def check_files_beside(model: ModelProto, beside: Mapping[str, bytes]) -> None:
+def check_files_beside(model: ModelProto, beside: Mapping[str, Bytes]) -> None:
     """Hold the tensors that say they are stored outside against the files that are there; raises NotUnderstood."""
     places: dict[str, list[tuple[int, int, str]]] = {name: [] for name in beside}
     for tensor in _tensors(model):
@@ -76,7 +79,7 @@ def check_files_beside(model: ModelProto, beside: Mapping[str, bytes]) -> None:
         _check_ranges(location, found, beside[location])
 
 
-def _check_ranges(location: str, found: list[tuple[int, int, str]], data: bytes) -> None:
+def _check_ranges(location: str, found: list[tuple[int, int, str]], data: Bytes) -> None:
     end = 0
     # tensors without elements lie nowhere
     for start, stop, name in [*sorted(place for place in found if place[0] < place[1]), (len(data), len(data), "")]:

@@ -84,7 +84,7 @@ def check_rounding(graph: Graph, ranks: Mapping[str, int]) -> None:
 
 
 def _check_numbers(node: Node, held: Sequence[Array]) -> None:
-    largest = max((float(np.abs(value).max()) for value in held if value.size), default=0.0)
+    largest = max((max(-float(value.min()), float(value.max())) for value in held if value.size), default=0.0)
     if largest > LARGEST_NUMBER:
         raise NotUnderstood(
             f"expected numbers of at most {LARGEST_NUMBER:.0e} in {node}, got {largest:.2g}, whose sums and products "

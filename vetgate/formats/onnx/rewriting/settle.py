@@ -19,12 +19,15 @@ from vetgate.errors import NotUnderstood
 from vetgate.formats.manifest import MAX_BYTES
 from vetgate.formats.onnx.graph import Graph
 from vetgate.formats.onnx.nodes import Constant, Node
+from vetgate.formats.onnx.pieces import pieces
 from vetgate.formats.onnx.rewriting.fold import fold, shape_of
 from vetgate.formats.onnx.rewriting.ranges import check_ranges
 from vetgate.formats.onnx.rewriting.rounding import check_rounding
 from vetgate.formats.onnx.rewriting.rules import rewrite
 from vetgate.formats.onnx.rewriting.sizes import check_sizes
 from vetgate.formats.onnx.rewriting.walk import BATCHES, OPSET, Array, Shape, Walk
+
+TINY = np.finfo(np.float32).tiny
 
 
 def settle(graph: Graph, image: Shape) -> tuple[Graph, dict[str, str]]:
@@ -58,13 +61,22 @@ def _plain(value: Array) -> Array:
     # numbers so small that some runtimes take them for zero are zero
     if value.dtype != np.float32:
         return value
-    small = (value != 0) & (np.abs(value) < np.finfo(np.float32).tiny)
-    if value.size == 1 and bool(small.any()):
+    if not any(bool(_small(piece).any()) for piece in pieces(value)):
+        return value
+    if value.size == 1:
         raise NotUnderstood(
             f"expected a number that every runtime keeps, got {float(value.reshape(-1)[0]):.2g}, which some take for "
             "zero; export the model without it"
         )
-    return np.where(small, np.float32(0), value) if bool(small.any()) else value
+    made = value.copy()
+    for piece in pieces(made):
+        piece[_small(piece)] = 0
+    return made
+
+
+def _small(piece: Array) -> Array:
+    small: Array = (piece != 0) & (np.abs(piece) < TINY)
+    return small
 
 
 def _settle_node(walk: Walk, node: Node, opset: int) -> None:
