@@ -19,6 +19,7 @@ from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import NotUnderstood
 from vetgate.formats.load import load_members
 from vetgate.formats.onnx import canonical as module
+from vetgate.formats.onnx.equal import check_equal
 from vetgate.formats.onnx.reading.submitted import read_submitted
 from vetgate.formats.onnx.rewriting.settle import settle
 from vetgate.formats.readers import format_of
@@ -115,6 +116,19 @@ def test_attention_to_turned_images_is_written_as_it_is_read_again(make_graph: C
     model = make_graph(nodes, {"w": np.eye(24, 3, dtype=np.float32)}, shape=("N", 2, 3, 4), opset=23, ir_version=10)
     written, first = canonical(model, input_shape=(2, 3, 4))
     assert canonical(first, input_shape=(2, 3, 4)) == (written, first)
+
+
+def test_attention_to_what_a_number_was_taken_into_runs_in_onnxruntime(make_graph: Callable[..., Any]) -> None:
+    nodes = [
+        node("Div", ["x", "three"], ["d"]),
+        node("Attention", ["d", "d", "d"], ["a"]),
+        node("Flatten", ["a"], ["f"]),
+        node("MatMul", ["f", "w"], ["y"]),
+    ]
+    held = {"three": np.array(3, np.float32), "w": np.eye(24, 3, dtype=np.float32)}
+    model = make_graph(nodes, held, shape=("N", 2, 3, 4), opset=23, ir_version=10)
+    submission, data = canonical(model, input_shape=(2, 3, 4))
+    check_equal(data, submission)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

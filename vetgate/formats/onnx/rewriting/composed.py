@@ -1,7 +1,8 @@
 """Operators of newer opsets as the older ones that they are made of: attention, RMS normalisation, Swish.
 
 Source    The function bodies in ONNX's operator specifications, opsets 23 to 25.
-Deviates  The factor of attention is applied to the queries alone; masked places get -1e30 and not minus infinity.
+Deviates  The factor of attention is applied to the queries alone, one for each feature; masked places get
+          -1e30 and not minus infinity.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def attention(r: Rewrite) -> str:
         raise r.refuse("as many heads of keys and values as of queries", str(shapes))
     places, others, features = shapes[0][2], shapes[1][2], shapes[0][3]
     scale = r.node.attributes.get("scale", 1 / math.sqrt(features))
-    queries = r.write("Mul", [names[0], r.hold(np.array(scale, np.float32))])
+    # a number for each feature: onnxruntime loses a value that it takes two lone factors out of
+    queries = r.write("Mul", [names[0], r.hold(np.full(features, scale, np.float32))])
     turned = r.transposed(names[1], (0, 1, 3, 2))
     scores = r.write("MatMul", [queries, turned])
     if (mask := _mask(r, places, others)) is not None:
