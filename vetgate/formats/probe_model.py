@@ -23,6 +23,8 @@ from vetgate.formats.submission import Submission
 from vetgate.probe import module_at, output_of
 
 MIXING = 1e-3
+# logits that are smaller are near what some runtimes take for zero
+SMALLEST = 1e-20
 IMAGES_ONLY = (
     nn.Conv2d,
     nn.ConvTranspose2d,
@@ -55,6 +57,11 @@ def probe(model: nn.Module, layer: str, submission: Submission) -> None:
     alone = torch.cat([model(x[i : i + 1]) for i in range(len(x))])
     if not bool(torch.isfinite(out).all()) or not bool(torch.isfinite(together).all()):
         raise NotUnderstood("expected finite logits on zeros and noise, got NaN or infinity; hand in a sound model")
+    if 0 < (size := float(torch.cat([out, together]).abs().max())) < SMALLEST:
+        raise NotUnderstood(
+            f"expected logits that every runtime keeps, got none above {size:.2g} on zeros and noise; hand in a model "
+            "whose logits are not scaled down"
+        )
     if float((together - alone).abs().max()) > MIXING * max(1.0, float(together.abs().max())):
         raise NotUnderstood("expected each image to be judged by itself, got logits that mix the batch; export again")
 
