@@ -40,6 +40,7 @@ class OnnxModule(nn.Module):
         self.steps: list[Step] = []
         self.slots: dict[str, list[Slot]] = {}
         self.aliases: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
         self.image = ""
         self.result = ""
         self.stripped: str | None = None
@@ -75,13 +76,20 @@ class OnnxModule(nn.Module):
     def append(self, node: Node, built: Built, inputs: tuple[str, ...], output: str) -> str:
         """Add a module under a name made from the node's; returns that name."""
         name = re.sub(r"\W+", "_", node.name, flags=re.ASCII).strip("_") or f"{node.op.lower()}_{node.position}"
-        while name in self._modules or hasattr(self, name) or not name.isidentifier():
-            name = f"{node.op.lower()}_{name}" if not name.isidentifier() else f"{name}_"
+        name = self._free(name if name.isidentifier() else f"{node.op.lower()}_{name}")
         self.add_module(name, built.module)
         self.steps.append(Step(name, str(node), inputs, output, ()))
         self.slots[name] = list(built.slots)
         for alias in (node.name, output):
             self.aliases.setdefault(alias, name)
+        return name
+
+    def _free(self, wanted: str) -> str:
+        # a name that is taken gets a line, and then a number, which goes on where it was for the one before
+        name = wanted
+        while name in self._modules or hasattr(self, name):
+            self._counts[wanted] += 1
+            name = f"{wanted}_" if self._counts[wanted] == 1 else f"{wanted}_{self._counts[wanted]}"
         return name
 
     def find(self, layer: str) -> str | None:

@@ -5,6 +5,7 @@ Each rule turns one node into others that compute the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Forms:
     constants: dict[str, Constant]
     next: int
     taken: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def rewrite(self, nodes: Iterable[Node]) -> list[Node]:
         """The same computation; raises NotUnderstood for a form that has no other."""
@@ -42,9 +44,8 @@ class Forms:
 
     def fresh(self, name: str) -> str:
         """A name like `name` that nothing has."""
-        number = 0
-        while (found := f"{name}.{number}") in self.taken or found in self.constants:
-            number += 1
+        while (found := f"{name}.{self.counts[name]}") in self.taken or found in self.constants:
+            self.counts[name] += 1
         self.taken.add(found)
         return found
 

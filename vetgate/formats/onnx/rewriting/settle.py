@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -44,9 +45,9 @@ def settle(graph: Graph, image: Shape) -> tuple[Graph, dict[str, str]]:
     waiting = Counter(name for node in graph.nodes for name in node.inputs) + Counter([graph.output])
     with torch.no_grad():
         for node in graph.nodes:
-            before = set(walk.tensors)
+            before = len(walk.tensors)
             _settle_node(walk, node, graph.opset)
-            _forget(walk, node, waiting, before)
+            _forget(walk, node, waiting, [*islice(reversed(walk.tensors), len(walk.tensors) - before)])
     output = walk.root(graph.output)
     if output not in walk.made_by:
         raise NotUnderstood("expected an output computed from the input, got one that is not; export the model again")
@@ -122,17 +123,18 @@ def _keep(walk: Walk, node: Node, made: Sequence[tuple[Array, ...]]) -> None:
             walk.numbers[name] = values
 
 
-def _forget(walk: Walk, node: Node, waiting: Counter[str], before: set[str]) -> None:
-    # activations are let go once nothing waits for them, shapes are not
+def _forget(walk: Walk, node: Node, waiting: Counter[str], made: Sequence[str]) -> None:
+    # activations are let go once nothing waits for them, shapes are not; `made` are those that the node has added
     for name in filter(None, node.outputs):
         root = walk.root(name)
         if root != name:
             waiting[root] += waiting[name]
-    for name in filter(None, node.inputs):
-        waiting[walk.root(name)] -= 1
-    for name in [name for name in walk.tensors if waiting[name] <= 0]:
-        if name not in before or name in {walk.root(n) for n in node.inputs}:
-            del walk.tensors[name]
+    taken = [walk.root(name) for name in node.inputs if name]
+    for name in taken:
+        waiting[name] -= 1
+    for name in {*taken, *made}:
+        if waiting[name] <= 0:
+            walk.tensors.pop(name, None)
 
 
 def _finished(walk: Walk, start: str, image: Shape, output: str) -> Graph:

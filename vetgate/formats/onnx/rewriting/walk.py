@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ class Walk:
     made_by: dict[str, Node] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
     folded: int = 0
 
     def root(self, name: str) -> str:
@@ -48,9 +50,8 @@ class Walk:
 
     def fresh(self, near: str) -> str:
         """A name that the graph has not got."""
-        count = 0
-        while (name := f"{near}/{count}") in self.taken:
-            count += 1
+        while (name := f"{near}/{self.counts[near]}") in self.taken:
+            self.counts[near] += 1
         self.taken.add(name)
         return name
 
