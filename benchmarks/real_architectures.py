@@ -91,12 +91,18 @@ def cases() -> Iterator[tuple[str, str, bool]]:
 
 def measured(architecture: str, exporter: str, label: str, folder: Path, fixed: bool) -> Row:
     """Export the network unless that was done, and read the file."""
-    name, side = ARCHITECTURES[architecture]
+    side = ARCHITECTURES[architecture][1]
+    members = exported(architecture, exporter, folder, fixed=fixed)
+    return held(architecture, label, folder / MODEL, members, (3, side, side), 1000)
+
+
+def exported(architecture: str, exporter: str, folder: Path, *, fixed: bool = False) -> dict[str, bytes]:
+    """The files of an architecture by name, exported into `folder` unless they lie there."""
     if not (folder / MODEL).exists():
         folder.mkdir(parents=True, exist_ok=True)
+        name, side = ARCHITECTURES[architecture]
         export(name, side, exporter, folder / MODEL, batch=not fixed)
-    members = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return held(architecture, label, folder / MODEL, members, (3, side, side), 1000)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def held(
@@ -123,17 +129,7 @@ def held_against_runtime(
     members: dict[str, bytes], path: Path, shape: tuple[int, int, int], classes: int
 ) -> tuple[int, float]:
     """The number of operators written and the largest difference of logits; raises VetgateError where it is refused."""
-    submission = Submission(
-        name="timm",
-        supplier="benchmark",
-        task="image-classification",
-        model=MODEL,
-        format="onnx",
-        input_shape=shape,
-        classes=classes,
-        reference_data=None,
-    )
-    described, data = format_of(submission).canonical(members, submission)
+    described, data = canonical_of(members, shape, classes)
     loaded = load_members({described.model: data}, described)
     torch.manual_seed(0)
     x = torch.cat([images(BATCHES[-1], shape[1], shape[2]), torch.rand(BATCHES[-1], *shape)])
@@ -147,6 +143,21 @@ def held_against_runtime(
             theirs = torch.cat([session.run(part) for part in x.split(batch)])
             gap = max(gap, float((theirs - ours).abs().max()) / spread)
     return len(onnx.load_from_string(data).graph.node), gap
+
+
+def canonical_of(members: dict[str, bytes], shape: tuple[int, int, int], classes: int) -> tuple[Submission, bytes]:
+    """The description and the bytes of what vetgate writes of exported files; raises VetgateError."""
+    submission = Submission(
+        name="timm",
+        supplier="benchmark",
+        task="image-classification",
+        model=MODEL,
+        format="onnx",
+        input_shape=shape,
+        classes=classes,
+        reference_data=None,
+    )
+    return format_of(submission).canonical(members, submission)
 
 
 def show(rows: list[dict[str, object]]) -> None:

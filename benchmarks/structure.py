@@ -1,9 +1,12 @@
 """Backdoors wired into a graph: what the structural inspector finds, and that ordinary networks are silent.
 
-`python -m benchmarks.structure --json FILE [--models DIR ...]` wires every construction of `benchmarks.wired` around a
-trained digits network and inspects it, and the clean twin. FIRST are those that the inspector was settled on, SECOND
-confirm. `--architectures` inspects our own architectures, trained on digits and written as ONNX; `--models` names
-submissions of ordinary networks, on images of noise where digits do not fit. One object a row goes to FILE.
+`python -m benchmarks.structure --json FILE` wires every construction of `benchmarks.wired` and `benchmarks.wired_later`
+around a trained digits network and inspects it, and the clean twin. FIRST are those that the inspector was settled on;
+SECOND and LATER were looked at afterwards, once. `--architectures` inspects our own architectures, trained on digits
+and written as ONNX; `--models DIR ...` submissions of ordinary networks, on images of noise where digits do not fit;
+`--exports DIR` the architectures of timm with random weights, exported by both exporters into DIR unless they lie there
+(as `benchmarks.real_architectures` has them), each in a process of its own. One object a row goes to FILE; rows that
+FILE has are kept, and exports that have one are not inspected again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,20 +27,25 @@ from rich.console import Console
 from rich.table import Table
 
 import vetgate.detect  # noqa: F401 - registers the detectors
-from benchmarks import wired
+from benchmarks import wired, wired_later
+from benchmarks.real_architectures import canonical_of, exported
+from benchmarks.timm_models import ARCHITECTURES as OF_TIMM
+from benchmarks.timm_models import EXPORTERS, images
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.training import train
 from vetgate.contract import DETECTORS, Evidence, Samples, Subject
 from vetgate.errors import NotUnderstood
 from vetgate.formats.inspect import read_member
 from vetgate.formats.load import Loaded, described, load_members
-from vetgate.formats.submission import FILE, Submission
+from vetgate.formats.submission import FILE
 from vetgate.probe import logits
 from vetgate.role import by_itself
 from vetgate.structure.kind import Kind
 
 IMAGES = 400
-COLUMNS = ("case", "half", "findings", "kind", "confirmed", "label", "decides", "stamped", "seconds")
+# of a network of timm: as many images as the detector takes
+NOISE = 80
+COLUMNS = ("case", "half", "findings", "kind", "confirmed", "label", "decides", "stamped", "seconds", "cpu", "memory")
 
 
 def inspected(loaded: Loaded, samples: Samples) -> tuple[Evidence, float]:
@@ -48,13 +57,9 @@ def inspected(loaded: Loaded, samples: Samples) -> tuple[Evidence, float]:
     return evidence, time.monotonic() - started
 
 
-def row(case: str, half: str, members: dict[str, bytes], submission: Submission, samples: Samples) -> dict[str, Any]:
+def row(case: str, half: str, loaded: Loaded, samples: Samples) -> dict[str, Any]:
     """One row: of the findings the one that decides most, and what its stamp does to images that were not used."""
     found: dict[str, Any] = {"case": case, "half": half}
-    try:
-        loaded = load_members(members, submission)
-    except NotUnderstood as error:
-        return {**found, "findings": "refused", "path": str(error)[:200]}
     loaded.model.requires_grad_(False)
     evidence, seconds = inspected(loaded, samples)
     found |= {"findings": len(evidence.details), "seconds": round(seconds, 2)}
@@ -78,8 +83,8 @@ def labels(loaded: Loaded, x: torch.Tensor) -> torch.Tensor:
 def constructions() -> Iterator[dict[str, Any]]:
     """Every construction, and the clean twin."""
     model, samples = wired.trained_digits(), shuffled()
-    halves = [("first", c) for c in (wired.clean, *wired.FIRST)] + [("second", c) for c in wired.SECOND]
-    for half, construction in halves:
+    sets = {"first": (wired.clean, *wired.FIRST), "second": wired.SECOND, "later": wired_later.LATER}
+    for half, construction in ((half, c) for half, those in sets.items() for c in those):
         with TemporaryDirectory() as folder:
             place = wired.write_wired(Path(folder, "case"), construction, model)
             yield of_directory(construction.__name__, half, place, samples)
@@ -108,9 +113,39 @@ def of_directory(case: str, half: str, place: Path, samples: Samples | None = No
     submission = described({FILE: (place / FILE).read_bytes()})
     members = {submission.model: read_member(place, submission.model)}
     if samples is None:
-        noise = torch.rand(80, *submission.input_shape, generator=torch.Generator().manual_seed(0))
-        samples = Samples(noise, torch.zeros(80, dtype=torch.int64))
-    return row(case, half, members, submission, samples)
+        noise = torch.rand(NOISE, *submission.input_shape, generator=torch.Generator().manual_seed(0))
+        samples = Samples(noise, torch.zeros(NOISE, dtype=torch.int64))
+    try:
+        loaded = load_members(members, submission)
+    except NotUnderstood as error:
+        return {"case": case, "half": half, "findings": "refused", "path": str(error)[:200]}
+    return row(case, half, loaded, samples)
+
+
+def exports(files: Path, done: Collection[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """The networks of timm, but for those that are done (half, case)."""
+    for exporter in EXPORTERS:
+        for architecture in OF_TIMM:
+            if (exporter, architecture) not in done:
+                with get_context("spawn").Pool(1, torch.set_num_threads, (1,)) as process:
+                    yield process.apply(of_export, (architecture, exporter, files / f"{architecture}.{exporter}"))
+
+
+def of_export(architecture: str, exporter: str, folder: Path) -> dict[str, Any]:
+    """The row of one file, read as a vetting does; `memory` is by how many MiB the process grew while it inspected."""
+    side = OF_TIMM[architecture][1]
+    described, data = canonical_of(exported(architecture, exporter, folder), (3, side, side), 1000)
+    torch.manual_seed(0)
+    samples = Samples(images(NOISE, side, side), torch.zeros(NOISE, dtype=torch.int64))
+    loaded = load_members({described.model: data}, described)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, started = _memory("VmRSS"), time.process_time()
+    found = row(architecture, exporter, loaded, samples)
+    return found | {"cpu": round(time.process_time() - started, 1), "memory": _memory("VmHWM") - before}
+
+
+def _memory(which: str) -> int:
+    return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) >> 10
 
 
 def shuffled() -> Samples:
@@ -125,15 +160,25 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", type=Path, nargs="*", default=[])
     parser.add_argument("--architectures", action="store_true")
+    parser.add_argument("--exports", type=Path)
     given = parser.parse_args()
-    rows = list(architectures() if given.architectures else () if given.models else constructions())
-    rows += [of_directory(place.name, "ordinary", place) for place in given.models]
+    text = given.json.read_text() if given.json is not None and given.json.exists() else ""
+    rows = {(one["half"], one["case"]): one for one in map(json.loads, text.splitlines())}
+    if given.exports is not None:
+        measured = exports(given.exports, set(rows))
+    elif given.models:
+        measured = (of_directory(place.name, "ordinary", place) for place in given.models)
+    else:
+        measured = architectures() if given.architectures else constructions()
+    for one in measured:
+        print(*(str(one.get(column, "-")) for column in COLUMNS), flush=True)
+        rows[one["half"], one["case"]] = one
+        if given.json is not None:
+            given.json.write_text("".join(json.dumps(one) + "\n" for one in rows.values()))
     table = Table(*COLUMNS)
-    for one in rows:
+    for one in rows.values():
         table.add_row(*(str(one.get(column, "")) for column in COLUMNS))
     Console().print(table)
-    if given.json is not None:
-        given.json.write_text("".join(json.dumps(one) + "\n" for one in rows))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from tasks.sandbox.scan_wor
 LEAST_SECONDS, BYTES_A_SECOND = 30, 8 << 20
 MOST_ANSWER = 8 << 20
 MAX_FILES = 100_000
+# models that may claim one file of weights: each has it read again
+MAX_CLAIMS = 16
 Parts = Set[tuple[int, int]]
 
 
@@ -129,8 +132,11 @@ def scan_all(root: Path, worker: ScanWorker) -> list[ScannedFile]:
             scanned[found.file] = _refused(found.path, *found.not_opened)
         else:
             scanned[found.file] = worker.scan(found.path, found.file, found.size)
+    claims: Counter[Path] = Counter()
     for file, model in list(scanned.items()):
-        if model.external:
+        beside = [file.parent / name for name in model.external]
+        claims.update(beside)
+        if beside and max(claims[each] for each in beside) <= MAX_CLAIMS:
             _scan_external(file, model, scanned, worker)
     return list(scanned.values()) or [_refused(str(root), UNREAD, "no file in it")]
 

@@ -1,4 +1,4 @@
-"""The tensors of a file that torch.save wrote, of either of its formats, with nothing unpickled.
+"""The tensors of a file of torch.save, of either of its formats, or of torch.export, with nothing unpickled.
 
 What the file holds is read by `vetgate.scan`; whatever a scan of it would tell of, this refuses.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.networks.exported_program import is_exported_program, read_exported_program
 from vetgate.scan.archives.zip_directory import LOCAL, zip_members
 from vetgate.scan.inspection import Inspection, Place
 from vetgate.scan.pickles.nodes import Mapped, Opaque, Tensor
@@ -34,7 +35,7 @@ ADVICE = "save it again with torch.save(model.state_dict(), FILE)"
 
 
 def read_state_dict(data: bytes) -> dict[str, Array]:
-    """Name to array of a whole .pt, .pth or .bin file, in C order; bfloat16 becomes float32, other types stay.
+    """Name to array of a whole .pt, .pth, .bin or .pt2 file, in C order; bfloat16 becomes float32, other types stay.
 
     The weights may stand in the file itself or under a name such as `state_dict` or `model`, with settings beside them.
     Arrays share memory with `data` where they can, and cannot be written to then. Raises NotUnderstood for anything
@@ -62,6 +63,8 @@ def _held(data: bytes, at: Place) -> list[TorchFile]:
     if is_torch_legacy(source):
         return [read_torch_legacy(source, at)]
     members = zip_members(source, at) if data.startswith(LOCAL) else []
+    if is_exported_program(members):
+        return [read_exported_program(source, members, at)]
     return [read_torch_zip(source, members, at)] if is_torch(members) else []
 
 

@@ -39,7 +39,7 @@ def look(members: Mapping[str, bytes], model: str) -> dict[str, Any]:
         try:
             return {"format": name, **known.says(members, model)}
         except NotUnderstood as error:
-            reasons.append(f"no {name}: {str(error)[:160]}")
+            reasons.append(f"no {name}: {str(error)[:400]}")
     why = f"something else ({'; '.join(reasons)}). Hand in {accepted()}" if reasons else refusal(members[model])
     raise NotUnderstood(f"expected a model in {model}, got {why}")
 

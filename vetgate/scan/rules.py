@@ -167,7 +167,8 @@ TORCH_SCRIPT = ScanRule(
     "VET-301", "TorchScript", MEDIUM,
     "A TorchScript program.",
     "It holds code beside the weights, which can read and write files.",
-    f"Export the weights or the graph. {SAFE}", ("AML.T0011.000", "CWE-94"),
+    "Where the network was made, save torch.save(model.state_dict(), FILE) or export it with torch.onnx.export. "
+    f"{SAFE}", ("AML.T0011.000", "CWE-94"),
 )
 EXPORTED_PROGRAM = ScanRule(
     "VET-302", "ExportedProgram", MEDIUM,

@@ -29,11 +29,15 @@ MOSTLY = 0.8
 
 @dataclass(frozen=True)
 class Gate:
-    """What is driven: a value, one channel of it or all of them, and the labels to which it might send (none: all)."""
+    """What is driven: a value, one channel of it or all of them, and the labels to which it might send (none: all).
+
+    Driven `away`, it may send an image to any label but the one that it has.
+    """
 
     value: str
     channel: int | None = None
     labels: tuple[int, ...] = ()
+    away: bool = False
 
     def set(self, still: Tensor, moved: Tensor) -> Tensor:
         """`still` (B, ...) with what belongs to the gate taken from `moved`."""
@@ -79,7 +83,7 @@ def drive(
     """Drive a gate on images `starts` (R, C, H, W), and measure what comes of it on those of `held_out`.
 
     Without an `area`, what counts is also how often some change of an image opens the gate, not only one trigger on
-    all. With it, only a square of that share of the pixels may change, where they matter most.
+    all. With it, only that share of the pixels may change, those that matter most.
     """
     others = starts.roll(1, 0) if area is None else starts
     beside = network.beside(gate.value)
@@ -87,17 +91,18 @@ def drive(
         still = network.run(others, keep={*beside, gate.value})
     frozen = {name: still[name] for name in beside}
     rows = torch.arange(len(starts))
-    labels = torch.tensor(gate.labels or range(classes))[rows % (len(gate.labels) or classes)]
+    before = still[network.result].argmax(1)
+    labels = before if gate.away else torch.tensor(gate.labels or range(classes))[rows % (len(gate.labels) or classes)]
     # what an image is taken for anyway, no gate has to bring about
-    anyway = still[network.result].argmax(1) == labels
+    anyway = (before == labels) & (not gate.away)
 
     def margins(x: Tensor, slope: float) -> Tensor:
         lent = dict.fromkeys(leak, slope)
         moved = network.run(x, until=gate.value, leak=lent)[gate.value]
         held = {**frozen, gate.value: gate.set(still[gate.value], moved)}
         out = network.run(None, held=held, leak=lent)[network.result]
-        own = out[rows, labels]
-        return own - out.masked_fill(F.one_hot(labels, classes).bool(), -torch.inf).amax(1)
+        lead = out[rows, labels] - out.masked_fill(F.one_hot(labels, classes).bool(), -torch.inf).amax(1)
+        return -lead if gate.away else lead
 
     best, reach, touched = _ascend(margins, starts, steps)
     if area is not None:
@@ -117,17 +122,10 @@ def drive(
 
 
 def _window(matters: Tensor, area: float) -> Tensor:
-    """Of each row the square of this share of the pixels that matters most, as 1 among 0 (R, 1, H, W)."""
-    height, width = matters.shape[2:]
-    side = max(1, min(height, width, int((area * height * width) ** 0.5)))
-    sums = F.avg_pool2d(matters, side, 1)
-    best = sums.flatten(1).argmax(1)
-    out = torch.zeros_like(matters)
-    for row, (top, left) in enumerate(
-        zip((best // sums.shape[3]).tolist(), (best % sums.shape[3]).tolist(), strict=True)
-    ):
-        out[row, :, top : top + side, left : left + side] = 1
-    return out
+    """Of each row the share of the pixels that matter most, wherever they are, as 1 among 0 (R, 1, H, W)."""
+    flat = matters.flatten(1)
+    best = flat.topk(max(1, int(area * flat.shape[1]))).indices
+    return torch.zeros_like(flat).scatter(1, best, 1.0).view_as(matters)
 
 
 def _ascend(

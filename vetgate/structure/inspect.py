@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -16,7 +16,7 @@ from vetgate.structure.copies import copied_through
 from vetgate.structure.drive import Driven, Gate, drive
 from vetgate.structure.kind import Kind
 from vetgate.structure.network import Network
-from vetgate.structure.origin import origins_of
+from vetgate.structure.origin import matrix_of, origins_of
 from vetgate.structure.silent import silent_gates
 
 # a gate that decides on this share of images is a backdoor; the judge demands as much of other triggers
@@ -27,8 +27,9 @@ IDLE = 0.02
 SMALL = 0.25
 # pixels of the images that drive a branch together: of large ones there are few
 PIXELS = 2**15
-# how many branches are driven; the others are named
-MOST_DRIVEN = 4
+# how many branches and silent channels are driven; the others are named
+MOST_DRIVEN, SEARCHED = 4, 4
+NOT_DRIVEN = Driven(0.0, 0, False, None)
 
 
 @dataclass(frozen=True)
@@ -57,29 +58,36 @@ def inspect_structure(
     origins = origins_of(network, starts[:2])
     branches = branches_of(network, origins)
     findings: dict[str, Finding] = {}
-    bent = cache(lambda: _bent(network, starts[:2]))
+    bent = cache(lambda: _bent(network, starts[:1]))
     # a join is as silent as the shut gate of a branch that it reads
     joins = {branch.join for branch in branches}
     gates = [gate for gate in silent_gates(network, origins, starts, few, bent) if gate.value not in joins]
+
+    def driven(gate: Gate, some: Tensor, area: float | None = None) -> Driven:
+        found = drive(network, gate, some, held_out, classes, leak=bent(), steps=steps, area=area)
+        if 0 < found.success < 1 and gate.labels != (found.label,):
+            # where it leads is known now, and every image may be driven there
+            there = replace(gate, labels=(found.label,), away=False)
+            again = drive(network, there, some, held_out, classes, leak=bent(), steps=steps, area=area)
+            found = max(found, again, key=lambda d: d.success)
+        return found
+
     for i, branch in enumerate(branches):
-        driven = Driven(0.0, 0, False, None)
-        if i < MOST_DRIVEN and _may_decide(network, branch, held_out):
-            driven = drive(network, Gate(branch.value), starts, held_out, classes, leak=bent(), steps=steps)
-            if 0 < driven.success < 1:
-                # where it leads is known now, and every image may be driven there
-                there = Gate(branch.value, labels=(driven.label,))
-                again = drive(network, there, starts, held_out, classes, leak=bent(), steps=steps)
-                driven = max(driven, again, key=lambda d: d.success)
-        _add(findings, branch.kind, branch.path, driven)
+        may = i < MOST_DRIVEN and _may_decide(network, branch, held_out)
+        _add(findings, branch.kind, branch.path, driven(Gate(branch.value), starts) if may else NOT_DRIVEN)
         report(0.6 * (i + 1) / len(branches))
+    proven: set[str] = set()
     for i, gate in enumerate(gates):
-        some = starts[:FEWEST]
-        driven = drive(network, gate, some, held_out, classes, leak=bent(), steps=steps, area=SMALL)
+        if proven & network.upstream(gate.value) or any(gate.value in network.upstream(name) for name in proven):
+            # one path, one finding
+            continue
         path = f"{path_of(network, gate.value, gate.value, origins)} (channel {gate.channel})"
-        _add(findings, Kind.SILENT, path, driven)
+        done = driven(gate, starts[:FEWEST], SMALL) if i < SEARCHED else NOT_DRIVEN
+        _add(findings, Kind.SILENT, path, done)
+        proven |= {gate.value} if done.success >= DECIDES else set()
         report(0.6 + 0.4 * (i + 1) / len(gates))
     if (copied := copied_through(network, _shapes(network, x[:1]))) is not None:
-        _add(findings, Kind.COPIES, path_of(network, copied, copied, origins), Driven(0.0, 0, False, None))
+        _add(findings, Kind.COPIES, path_of(network, copied, copied, origins), NOT_DRIVEN)
     return list(findings.values())
 
 
@@ -110,7 +118,9 @@ def _bent(network: Network, x: Tensor) -> list[str]:
     values: dict[str, Tensor] = {network.image: network.model.input(x)}
     network.run(x, each=values.__setitem__)
     return [
-        name for name, step in network.steps.items() if not network.is_affine(name, [values[n] for n in step.inputs])
+        name
+        for name, step in network.steps.items()
+        if matrix_of(network.module(name)) is None and not network.is_affine(name, [values[n] for n in step.inputs])
     ]
 
 

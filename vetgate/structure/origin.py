@@ -55,18 +55,23 @@ def matrix_of(module: nn.Module) -> Tensor | None:
 
 def copying_rows(matrix: Tensor) -> Tensor:
     """Of the rows (out, in) which have all but a hundredth of their weight in one place (out,); none of width 1."""
-    sizes = matrix.abs()
-    total = sizes.sum(1)
-    return (sizes.amax(1) >= ONE_PLACE * total) & (total > 0) & (matrix.shape[1] > 1)
+    largest, total = _weights_of_rows(matrix)
+    return (largest >= ONE_PLACE * total) & (total > 0) & (matrix.shape[1] > 1)
 
 
 def width(matrix: Tensor) -> tuple[int, int]:
     """How many rows of weights (out, in) do more than copy or nothing, and their rank, as far as COLUMNS tell it."""
-    rows = matrix[~copying_rows(matrix) & (matrix != 0).any(1)].double()
-    if not rows.numel():
+    doing = ((_weights_of_rows(matrix)[1] > 0) & ~copying_rows(matrix)).nonzero()[:, 0]
+    if not len(doing):
         return 0, 0
-    sketch = torch.randn(rows.shape[1], COLUMNS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return len(rows), int(torch.linalg.matrix_rank(rows[:ROWS] @ sketch))
+    sketch = torch.randn(matrix.shape[1], COLUMNS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return len(doing), int(torch.linalg.matrix_rank(matrix[doing[:ROWS]].double() @ sketch))
+
+
+def _weights_of_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest size of a weight in each row (out,) and their sum; few rows at a time, since some maps are large."""
+    parts = [(rows.amax(1), rows.sum(1)) for rows in map(torch.abs, torch.split(matrix, ROWS))]
+    return torch.cat([largest for largest, _ in parts]), torch.cat([total for _, total in parts])
 
 
 def _wide_maps(network: Network) -> set[str]:

@@ -1,76 +1,115 @@
-"""Silent channels: constant on all but a few of the images that we have, noisy or not, and yet wired to the logits.
+"""Silent channels: still on all but a few of the images that we have, noisy or not, and yet wired to the logits.
 
-Every network has channels that no clean image switches on. One is worth a search only if its label would take most
-images were it driven far beyond what its input swings; whether a small stamp drives it there, the search tells.
+Every network has channels that no clean image switches on. One is worth a search only if most images would get another
+label were it driven far beyond what its input swings; whether a small stamp drives it there, the search tells.
+What reads only silent channels is silent as well, and may be what decides: the product of two gates, or a third one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from vetgate.structure.drive import Gate, channel_axis, channel_index
+from vetgate.structure.movement import Moved, by_channel, movement, variants
 from vetgate.structure.network import Network
 from vetgate.structure.origin import Origin, Origins, matrix_of
 
-# what changes by less than this share of its size is rounding; on this share of images a silent channel may be open
-ROUNDING, RARELY = 1e-6, 0.05
+# on this share of images a silent channel may be open, or always by this share of what it is given
+RARELY, NEXT_TO_NOTHING = 0.05, 1e-5
 # a channel is driven by so many deviations of what enters it
 DEVIATIONS = 3.0
-# the share of images that a channel must send to one label then, and by how many times more than any sibling does
-OVERRULES, BEYOND = 0.8, 10.0
+# the share of images that a channel must give another label then, and how many times any sibling's lead its own must be
+TAKES, BEYOND = 0.3, 10.0
+# the share of those that one label must get to be the one that is searched for
+OVERRULES = 0.8
 # what is looked at closer leads its siblings by this share of that, by its gradient
 PROMISING = 0.2
-# how many channels are looked at closer, how many siblings of each, and how many channels are searched for
-LOOKED_AT, SIBLINGS, SEARCHED = 8, 8, 2
-# images, and labels whose gradients are taken
-IMAGES, LABELS = 6, 16
-NOISE = 0.1
+# how many channels are looked at closer, how many siblings of each, and how many are named
+LOOKED_AT, SIBLINGS, NAMED = 16, 32, 8
+# images, and groups of labels whose gradients are taken
+IMAGES, LABELS = 6, 4
+# silent channels may be made of silent ones, so many times
+LEVELS = 4
 
 
-def variants(x: Tensor) -> Tensor:
-    """Images (2 N, C, H, W): those given, and with noise."""
-    return torch.cat([x, (x + NOISE * torch.randn_like(x)).clamp(0, 1)])
+# by value, its silent channels and by how much what each channel is made of swings (C,)
+Quiet = dict[str, tuple[list[int], Tensor]]
 
 
 @torch.no_grad()
 def silent_gates(
     network: Network, origins: Origins, x: Tensor, rows: int, leak: Callable[[], Sequence[str]]
 ) -> list[Gate]:
-    """The channels that could overrule the network and never do on images x (N, C, H, W), the strongest first.
+    """The channels that could overrule the network and never do on images x (N, C, H, W).
+
+    In turn the strongest of those that read what varies, and the last of those that read only what is silent itself.
 
     Looked at are steps without weights behind trained layers, where what they are given does vary; `leak` names the
     steps that bend what they are given.
     """
-    quiet = {
-        name: (silent, swing)
-        for name, silent, swing in _quiet(network, origins, _movement(network, variants(x), rows), 2 * RARELY * len(x))
-    }
-    if not quiet:
-        return []
-    clean, found, usual = x[:IMAGES], list[tuple[float, Gate]](), dict[str, float]()
-    for name, channel in _promising(network, clean, quiet, leak())[:LOOKED_AT]:
-        silent, swing = quiet[name]
-        layer = _Layer(network, name, clean, swing)
-        label, lead, share = layer.stimulated(channel)
-        if share < OVERRULES:
-            continue
-        if name not in usual:
-            awake = [c for c in range(len(swing)) if c not in silent]
-            some = awake[:: -(-len(awake) // SIBLINGS) or 1]
-            usual[name] = max((layer.stimulated(c)[1] for c in some), default=0.0)
-        if lead > BEYOND * usual[name]:
-            found.append((lead, Gate(name, channel, (label,))))
-    return [gate for _, gate in sorted(found, key=lambda pair: -pair[0])[:SEARCHED]]
+    clean, levels, rest = x[:IMAGES], list[list[tuple[float, Gate]]](), list[Gate]()
+    for quiet in _levels(network, origins, x, rows):
+        usual, found = dict[str, float](), list[tuple[float, Gate]]()
+        promising = _promising(network, clean, quiet, leak())
+        # what there is no time to look at is named as well, and so hides nothing
+        rest += [Gate(name, channel) for name, channel in promising[LOOKED_AT:]]
+        for name, channel in promising[:LOOKED_AT]:
+            silent, swing = quiet[name]
+            layer = _Layer(network, name, clean, swing)
+            lead, labels, share = layer.stimulated(channel)
+            if share < TAKES:
+                continue
+            if name not in usual:
+                awake = [c for c in range(len(swing)) if c not in silent]
+                some = awake[:: -(-len(awake) // SIBLINGS) or 1]
+                usual[name] = max((layer.stimulated(c)[0] for c in some), default=0.0)
+            if lead > BEYOND * usual[name]:
+                found.append((lead, Gate(name, channel, labels, away=not labels)))
+        levels.append(found)
+    strongest = [gate for _, gate in sorted(levels[0], key=lambda pair: -pair[0])] if levels else []
+    order = list(network.steps)
+    last = sorted((gate for found in levels[1:] for _, gate in found), key=lambda gate: -order.index(gate.value))
+    in_turn = [gate for pair in zip_longest(strongest, last) for gate in pair if gate is not None]
+    return [*in_turn, *rest][:NAMED]
 
 
-def _promising(
-    network: Network, x: Tensor, quiet: dict[str, tuple[list[int], Tensor]], leak: Sequence[str]
-) -> list[tuple[str, int]]:
-    """The silent channels (value, channel) whose label would rise most by their gradients, beside their siblings'."""
+def _levels(network: Network, origins: Origins, x: Tensor, rows: int) -> Iterator[Quiet]:
+    """What is silent though what it is made of varies; then what is made of nothing but that, level by level.
+
+    Two gates may have to be open for a third, or for their product: they are stirred to see what varies then.
+    """
+    first = seen = movement(network, variants(x), rows)
+    few, known = 2 * RARELY * len(x), Quiet()
+    for level in range(LEVELS):
+        quiet = _quiet(network, origins, first, seen, few, few if level == 0 else 0)
+        quiet = {name: found for name, found in quiet.items() if name not in known}
+        if not quiet:
+            return
+        yield quiet
+        known |= quiet
+        edit = {name: _stirred(*found) for name, found in known.items()}
+        seen = movement(network, x[:IMAGES], rows, edit)
+
+
+def _stirred(silent: list[int], swing: Tensor) -> Callable[[Tensor], Tensor]:
+    """A value (B, ...) with its silent channels moved, in each image by another share of what a stimulus is."""
+
+    def moved(value: Tensor) -> Tensor:
+        shape = [1] * value.ndim
+        shape[channel_axis(value)] = len(swing)
+        size = torch.zeros_like(swing)
+        size[silent] = DEVIATIONS * swing[silent]
+        return value + size.view(shape) * torch.rand(len(value), *[1] * (value.ndim - 1))
+
+    return moved
+
+
+def _promising(network: Network, x: Tensor, quiet: Quiet, leak: Sequence[str]) -> list[tuple[str, int]]:
+    """The silent channels (value, channel) that would raise a label most by their gradients, beside their siblings."""
     moved: dict[str, Tensor] = {}
 
     def movable(name: str) -> Callable[[Tensor], Tensor]:
@@ -84,13 +123,15 @@ def _promising(
         edit = {name: movable(name) for name in quiet}
         logits = network.run(x, edit=edit, leak=dict.fromkeys(leak, 1.0))[network.result]
         risen = logits - logits.mean(1, keepdim=True)
-        leads = {name: torch.zeros_like(swing) for name, (_, swing) in quiet.items()}
-        for label in torch.linspace(0, logits.shape[1] - 1, min(LABELS, logits.shape[1])).long().tolist():
-            slopes = torch.autograd.grad(risen[:, label].sum(), list(moved.values()), retain_graph=True)
+        most: dict[str, Tensor] = {}
+        # of many labels some together, so that none is left out
+        for first in range(min(LABELS, logits.shape[1])):
+            slopes = torch.autograd.grad(risen[:, first::LABELS].sum(), list(moved.values()), retain_graph=True)
             for name, slope in zip(moved, slopes, strict=True):
-                # the mean over images of what all places of a channel do together
-                by_channel = slope.flatten(2).sum(2) if slope.ndim == 4 else slope.sum(1) if slope.ndim == 3 else slope
-                leads[name] = torch.maximum(leads[name], by_channel.mean(0) * quiet[name][1])
+                # what all places of a channel do together, by image
+                together = slope.flatten(2).sum(2) if slope.ndim == 4 else slope.sum(1) if slope.ndim == 3 else slope
+                most[name] = torch.maximum(most.get(name, torch.zeros(())), together * quiet[name][1])
+    leads = {name: slopes.mean(0) for name, slopes in most.items()}
     found = []
     for name, (silent, _) in quiet.items():
         awake = [c for c in range(len(leads[name])) if c not in silent]
@@ -109,78 +150,51 @@ class _Layer:
         self.value, self.beside = kept[name], {n: kept[n] for n in beside}
         self.still = kept[network.result]
 
-    def stimulated(self, channel: int) -> tuple[int, float, float]:
-        """The label that a channel raises most, by how much more than the mean of all, and the share it then takes."""
+    def stimulated(self, channel: int) -> tuple[float, tuple[int, ...], float]:
+        """By how much a channel raises some label of an image over the mean of all, where to, and the share it takes.
+
+        Where to is the label that nearly all images are sent to, or none if they are sent to many.
+        """
         value = self.value.clone()
         where = channel_index(value, channel)
         value[where] = value[where] + DEVIATIONS * float(self.swing[channel])
         out = self.network.run(None, held={**self.beside, self.name: value})[self.network.result]
         risen = out - self.still
-        lead, label = (risen - risen.mean(1, keepdim=True)).median(0).values.max(0)
-        other = self.still.argmax(1) != label
-        taken = float((out.argmax(1)[other] == label).float().mean()) if bool(other.any()) else 0.0
-        return int(label), float(lead), taken
-
-
-@dataclass
-class _Moved:
-    """A value over all images: what it usually is, how far it goes, and by channel on how many images it moves."""
-
-    usual: Tensor
-    low: Tensor
-    high: Tensor
-    images: Tensor
-
-    def note(self, value: Tensor) -> None:
-        self.low, self.high = torch.minimum(self.low, value.amin(0)), torch.maximum(self.high, value.amax(0))
-        moved = (value - self.usual).abs() > ROUNDING * torch.maximum(value.abs(), self.usual.abs())
-        channels = channel_axis(value)
-        others = [axis for axis in range(1, value.ndim) if axis != channels]
-        self.images += (moved.any(others[0]) if len(others) == 1 else moved.flatten(2).any(2) if others else moved).sum(
-            0
-        )
-
-
-def _movement(network: Network, x: Tensor, rows: int) -> dict[str, _Moved]:
-    """By value, how it moves over images x, so many rows of them at a time."""
-    moved: dict[str, _Moved] = {}
-
-    def note(name: str, value: Tensor) -> None:
-        if not value.is_floating_point() or value.ndim not in (2, 3, 4):
-            return
-        if name not in moved:
-            usual = value.median(0).values
-            moved[name] = _Moved(usual, usual, usual, torch.zeros(value.shape[channel_axis(value)]))
-        moved[name].note(value)
-
-    for first in range(0, len(x), rows):
-        network.run(x[first : first + rows], each=note)
-    return moved
+        lead = float((risen - risen.mean(1, keepdim=True)).amax(1).median())
+        said, before = out.argmax(1), self.still.argmax(1)
+        taken = said != before
+        if not bool(taken.any()):
+            return lead, (), 0.0
+        label = int(said[taken].mode().values)
+        # images that have the label anyway say nothing
+        share = float(taken.sum() / (taken | (before != label)).sum())
+        return lead, (label,) if float((said[taken] == label).float().mean()) >= OVERRULES else (), share
 
 
 def _quiet(
-    network: Network, origins: Origins, moved: dict[str, _Moved], few: float
-) -> Iterator[tuple[str, list[int], Tensor]]:
-    """(value, its silent channels, by how much their input swings) for steps without weights of trained values.
+    network: Network, origins: Origins, first: dict[str, Moved], seen: dict[str, Moved], few: float, more: float
+) -> Quiet:
+    """The silent channels of steps without weights of trained values.
 
-    A silent channel moves on no more than a `few` images, while what it is made of moves on more.
+    They move on no more than a `few` of the images of `first`, or next to nothing beside what they are made of, which
+    moves on `more` of those `seen`.
     """
+    found: Quiet = {}
     for name, step in network.steps.items():
-        source = next((n for n in step.inputs if n in moved), None)
-        if source is None or name not in moved or origins.of[name] is not Origin.TRAINED or name == network.result:
+        source = next((n for n in step.inputs if n in seen), None)
+        if source is None or name not in seen or origins.of[name] is not Origin.TRAINED or name == network.result:
             continue
-        own, given = moved[name], moved[source]
+        own, given = seen[name], seen[source]
         if matrix_of(network.module(name)) is not None or given.low.shape != own.low.shape:
             continue
-        swing = _by_channel(given.high - given.low)
-        silent = (own.images <= few) & (given.images > few) & (swing > 1e-3 * swing.amax())
+        swing, moves = by_channel(given.high - given.low), by_channel(own.high - own.low)
+        silent = first[name].images <= few
+        if seen is first:
+            silent |= moves <= NEXT_TO_NOTHING * swing
+        else:
+            swing, silent = torch.maximum(swing, moves), silent & (first[source].images <= few)
+        silent &= (given.images > more) & (swing > 1e-3 * swing.amax())
         if bool(silent.any()):
             # as far as uniform numbers of this range deviate
-            yield name, silent.nonzero()[:, 0].tolist(), swing / 12**0.5
-
-
-def _by_channel(value: Tensor) -> Tensor:
-    # the greatest of each channel (C,) of a value without its batch axis
-    if value.ndim == 3:
-        return value.flatten(1).amax(1)
-    return value.amax(0) if value.ndim == 2 else value
+            found[name] = silent.nonzero()[:, 0].tolist(), swing / 12**0.5
+    return found

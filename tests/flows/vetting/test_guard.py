@@ -10,8 +10,9 @@ import pytest
 
 from flows.gate.question import SECOND
 from flows.params import Params
-from flows.vetting.examine import Seen, Vetting, request_of
+from flows.vetting.examine import Vetting, request_of
 from flows.vetting.guard import guard_submission
+from flows.vetting.seen import Seen
 from tasks.guards.fit import Guarding
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings

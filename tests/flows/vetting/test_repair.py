@@ -11,9 +11,10 @@ import pytest
 
 from flows.params import Params
 from flows.vetting import repair
-from flows.vetting.examine import Seen, Vetting
+from flows.vetting.examine import Vetting
 from flows.vetting.repair import repair_submission
 from flows.vetting.result import Rejected, Repaired, result_of
+from flows.vetting.seen import Seen
 from tasks.sandbox.host import Limits
 from tasks.settings import Settings
 from tasks.vetting import signed_results

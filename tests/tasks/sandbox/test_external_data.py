@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tasks.sandbox.scanning import ScanWorker, scan_all
+from tasks.sandbox.scanning import MAX_CLAIMS, ScanWorker, scan_all
 from tests.vetgate.scan.assembled import zipped
 from tests.vetgate.scan.benign import harmless
 from vetgate.scan.rules import RULES
@@ -79,6 +79,15 @@ def test_two_models_may_use_one_file(worker, tmp_path):
     assert scanned(worker, tmp_path) == CLEAN | {"half.onnx": ELSEWHERE}
     (tmp_path / "half.onnx").write_bytes(model(*TWO))
     assert scanned(worker, tmp_path) == CLEAN | {"half.onnx": set()}
+
+
+def test_a_file_is_not_read_again_for_any_number_of_models(worker, tmp_path):
+    (tmp_path / "model.onnx.data").write_bytes(NUMBERS.tobytes())
+    for number in range(MAX_CLAIMS + 3):
+        (tmp_path / f"{number:02}.onnx").write_bytes(model(*TWO))
+    found = scanned(worker, tmp_path)
+    assert [name for name, rules in found.items() if rules == ELSEWHERE] == ["16.onnx", "17.onnx", "18.onnx"]
+    assert sum(not rules for rules in found.values()) == MAX_CLAIMS + 1
 
 
 @pytest.mark.parametrize("first", [0x08, 0x12, 0x3A, 0x72])

@@ -90,6 +90,46 @@ def test_a_skip_from_the_image_is_named_with_its_way(by_hand) -> None:
     assert branch.path == "image > grey node > last node"
 
 
+# what takes the mean of all pixels in, whatever the operator
+JOINS = {
+    "added": torch.add,
+    "multiplied": torch.mul,
+    "divided": lambda value, grey: value / (1 + grey),
+    "the larger": torch.maximum,
+    "beside it": lambda value, grey: torch.cat([value[:, 1:], grey], 1),
+    "by a matrix": lambda value, grey: (value[:, None] @ (grey[:, :, None] * torch.eye(value.shape[1])))[:, 0],
+    "chosen": lambda value, grey: torch.where(grey > 0.9, value.flip(1), value),
+}
+
+
+@pytest.mark.parametrize("place", ["pooled", "logits"])
+@pytest.mark.parametrize("join", JOINS)
+def test_every_way_from_the_image_runs_through_the_trained_layers_or_is_named(by_hand, join, place) -> None:
+    pool, head = HEAD
+    grey = ("grey", lambda x: x.mean((1, 2, 3))[:, None], "images")
+    joined = ("joined", JOINS[join], place, "grey")
+    end = [head, grey, joined] if place == "logits" else [grey, joined, ("logits", linear(16), "joined")]
+    network = by_hand(("last", stem(), "images"), pool, *end)
+    (branch,) = branches_of(network, origins_of(network, X))
+    assert (branch.kind, branch.value, branch.join) == (Kind.AROUND, "grey", "joined")
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        lambda v: v + torch.arange(4.0),
+        lambda v: v * torch.tensor([1.0, 2, 3, 4]) / 0.7,
+        lambda v: v @ torch.eye(4).roll(1, 0),
+        lambda v: torch.cat([v, torch.zeros(len(v), 1)], 1),
+        lambda v: v.clamp(-50, 50),
+    ],
+    ids=["a bias", "a scale", "another order", "one more class", "a clip"],
+)
+def test_constants_may_join_behind_the_last_linear_map(by_hand, constant) -> None:
+    network = by_hand(("last", stem(), "images"), *HEAD, ("out", constant, "logits"))
+    assert branches_of(network, origins_of(network, X)) == []
+
+
 def test_two_networks_that_meet_at_the_logits_are_both_named(by_hand) -> None:
     network = by_hand(
         ("a", stem(), "images"),

@@ -45,7 +45,7 @@ def test_only_what_the_gate_alone_decides_counts(by_hand) -> None:
     assert found.success == 0
 
 
-def test_with_an_area_the_stamp_is_a_square_of_it(by_hand) -> None:
+def test_with_an_area_no_more_than_that_share_of_the_pixels_is_stamped(by_hand) -> None:
     network = wired(by_hand, 1e4)
     found = drive(network, Gate("gate", None, (2,)), X[:8], X[8:], 4, leak=["gate"], steps=40, area=0.25)
     assert found.success == 1 and found.trigger is not None and found.trigger.mask.sum() <= 9
@@ -59,3 +59,15 @@ def test_a_branch_without_any_gradient_is_tried_as_it_stands(by_hand) -> None:
         ("logits", lambda c, g: c + 9 * g, "clean", "same"),
     )
     assert drive(network, Gate("same"), X[:12], X[12:], 4, leak=[], steps=5).success == 0
+
+
+def test_a_gate_that_gives_every_image_another_label_is_driven_away_from_its_own(by_hand) -> None:
+    network = by_hand(
+        ("flat", nn.Flatten(), "images"),
+        ("clean", lambda f: f[:, :4] * 4, "flat"),
+        ("corner", lambda x: x[:, :, 4:, 4:].mean((2, 3)), "images"),
+        ("gate", lambda v: ((v - 0.9) * 20).clamp(0, 1), "corner"),
+        ("logits", lambda c, g: (1 - g) * c + g * c.roll(1, 1), "clean", "gate"),
+    )
+    found = drive(network, Gate("gate", away=True), X[:8], X[8:], 4, leak=["gate"], steps=40)
+    assert found.success == 1 and not found.one_label

@@ -1,4 +1,4 @@
-"""State dicts: the tensors of a `.pt`, `.pth` or `.bin` file, for an architecture of vetgate or of timm by its name.
+"""State dicts: the tensors of a `.pt`, `.pth`, `.bin` or `.pt2` file, for a named architecture of vetgate or of timm.
 
 The file is read opcode by opcode and never unpickled. Weights for an architecture of ours become safetensors; a network
 of timm is built without weights by timm, which is optional, takes exactly the tensors of the file, and becomes ONNX.
@@ -97,7 +97,7 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
 
 
 FORMAT = Format(
-    accepts="a state dict of torch.save (tensors only) for one of vetgate's architectures or timm's",
+    accepts="a state dict of torch.save or torch.export (tensors only) for one of vetgate's architectures or timm's",
     sniff=sniff,
     inspect=inspect,
     canonical=canonical,
