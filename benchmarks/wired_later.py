@@ -137,6 +137,13 @@ def soft_gate_on_recovered_pixels(w: Wiring, t: Trunk) -> str:
     return w.pushed(logits, w.node("Mul", w.flat(gate), 100.0))
 
 
+def product_of_two_soft_gates(w: Wiring, t: Trunk) -> str:
+    """Two of them, and nothing happens before both are open."""
+    logits, one, two = _recovered(w, t, (6, 6), (0, 0))
+    gates = [w.node("Sigmoid", w.node("Mul", w.node("Sub", mean, 0.8), 40.0)) for mean in (one, two)]
+    return w.pushed(logits, w.node("Mul", w.flat(w.node("Mul", *gates)), 100.0))
+
+
 def shift_by_recovered_pixels(w: Wiring, t: Trunk) -> str:
     """Such a gate, and every label becomes the next."""
     logits, mean = _recovered(w, t, (6, 6))
@@ -234,4 +241,5 @@ LATER: tuple[Construction, ...] = (
     average_brightness, pixels_recovered_from_features, permuting_matrix, shift_by_index, compared_with_a_limit,
     both_corners_compared, sign_by_normalisation, sign_by_division, bits_that_differ, parity_of_bits,
     shift_by_recovered_pixels, product_of_two_gates, gate_behind_gates, soft_gate_on_recovered_pixels,
+    product_of_two_soft_gates,
 )  # fmt: skip

@@ -176,8 +176,8 @@ def _quiet(
 ) -> Quiet:
     """The silent channels of steps without weights of trained values.
 
-    They move on no more than a `few` of the images of `first`, or next to nothing beside what they are made of, which
-    moves on `more` of those `seen`.
+    They move on no more than a `few` of the images of `first`, or next to nothing beside what they are made of, or
+    beside how they move where silent channels do; what they are made of moves on `more` of those `seen`.
     """
     found: Quiet = {}
     for name, step in network.steps.items():
@@ -188,11 +188,12 @@ def _quiet(
         if matrix_of(network.module(name)) is not None or given.low.shape != own.low.shape:
             continue
         swing, moves = by_channel(given.high - given.low), by_channel(own.high - own.low)
-        silent = first[name].images <= few
         if seen is first:
-            silent |= moves <= NEXT_TO_NOTHING * swing
+            silent = (own.images <= few) | (moves <= NEXT_TO_NOTHING * swing)
         else:
-            swing, silent = torch.maximum(swing, moves), silent & (first[source].images <= few)
+            before = by_channel(first[name].high - first[name].low)
+            swing = torch.maximum(swing, moves)
+            silent = (first[name].images <= few) & (first[source].images <= few) | (before <= NEXT_TO_NOTHING * moves)
         silent &= (given.images > more) & (swing > 1e-3 * swing.amax())
         if bool(silent.any()):
             # as far as uniform numbers of this range deviate

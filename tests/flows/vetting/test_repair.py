@@ -53,9 +53,8 @@ class Line:
         self.vetted: list[str] = []
         self.lies: str | None = None
         case = Case(MANIFEST, "", {}, Seed(7, "cd" * 32), Limits(), Data({"repair": "r", "test": "t"}))
-        record = SimpleNamespace(
-            id=MANIFEST, submission=SimpleNamespace(parent=None, submitted=None, name="signs", model="model.onnx")
-        )
+        said = {"parent": None, "submitted": None, "match_weights_by": None, "name": "signs", "model": "model.onnx"}
+        record = SimpleNamespace(id=MANIFEST, submission=SimpleNamespace(**said))
         policy = Policy(name="x", required=("y",))
         self.vetting = Vetting(self.settings, record, policy, Params(detect={}, repair={}, data={}), case)  # type: ignore[arg-type]
         about = {"manifest": MANIFEST, "method": TRIGGERS}

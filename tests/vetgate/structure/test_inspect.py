@@ -11,10 +11,10 @@ from vetgate.structure.kind import Kind
 # what need not be proven, and stays a finding: its gradient says nothing
 UNPROVEN = {wired.folded_sum, wired_later.excited_by_a_depthwise_kernel}
 # what compares or rounds is refused before anybody inspects it
-REFUSED = {
+REFUSED = (
     wired.hash_of_pixels, wired.equal_to_the_pattern, wired.remainder_of_a_sum,
     wired_later.shift_by_index, wired_later.compared_with_a_limit, wired_later.both_corners_compared,
-}  # fmt: skip
+)  # fmt: skip
 EVERY_LABEL = {
     wired.all_to_all, wired_later.two_experts, wired_later.permuting_matrix, wired_later.shift_by_recovered_pixels
 }  # fmt: skip

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -35,10 +36,14 @@ def test_what_is_made_of_silent_channels_alone_is_looked_at_with_these_open(netw
     assert network.steps[gate.value].node.startswith("Mul") and gate.labels == (wired.TARGET,)
 
 
-def test_a_gate_that_lets_next_to_nothing_through_is_silent(network_of, samples) -> None:
-    network = network_of(wired_later.soft_gate_on_recovered_pixels)
-    (gate,) = gates(network, samples.x[:40])
-    assert network.steps[gate.value].node.startswith("Sigmoid") and gate.labels == (wired.TARGET,)
+@pytest.mark.parametrize(
+    ("construction", "operator"),
+    [(wired_later.soft_gate_on_recovered_pixels, "Sigmoid"), (wired_later.product_of_two_soft_gates, "Mul")],
+)
+def test_a_gate_that_lets_next_to_nothing_through_is_silent(network_of, samples, construction, operator) -> None:
+    network = network_of(construction)
+    first, *_ = gates(network, samples.x[:40])
+    assert network.steps[first.value].node.startswith(operator) and first.labels == (wired.TARGET,)
 
 
 def spare(by_hand, *, labels: int = 4, gain: float = 1e3, limit: float = 0.99):
