@@ -118,16 +118,14 @@ def held(
     begin = time.monotonic()
     written, gap, reason = None, None, None
     try:
-        written, gap = held_against_runtime(members, path, shape, classes)
+        written, gap = held_against_runtime(members, shape, classes)
     except VetgateError as error:
         reason = str(error)
     return Row(architecture, label, list(shape), nodes, written, gap, round(time.monotonic() - begin, 1), reason)
 
 
 @torch.no_grad()
-def held_against_runtime(
-    members: dict[str, bytes], path: Path, shape: tuple[int, int, int], classes: int
-) -> tuple[int, float]:
+def held_against_runtime(members: dict[str, bytes], shape: tuple[int, int, int], classes: int) -> tuple[int, float]:
     """The number of operators written and the largest difference of logits; raises VetgateError where it is refused."""
     described, data = canonical_of(members, shape, classes)
     loaded = load_members({described.model: data}, described)
@@ -138,7 +136,8 @@ def held_against_runtime(
         ours = ours.softmax(1)
     spread = float(ours.max() - ours.min())
     gap = 0.0
-    for session in (Session(data), Session(data, optimised=False), Session(str(path))):
+    beside = {name: held for name, held in members.items() if name != MODEL}
+    for session in (Session(data), Session(data, optimised=False), Session(members[MODEL], beside=beside)):
         for batch in BATCHES:
             theirs = torch.cat([session.run(part) for part in x.split(batch)])
             gap = max(gap, float((theirs - ours).abs().max()) / spread)

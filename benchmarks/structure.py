@@ -5,8 +5,9 @@ around a trained digits network and inspects it, and the clean twin. FIRST are t
 SECOND and LATER were looked at afterwards, once. `--architectures` inspects our own architectures, trained on digits
 and written as ONNX; `--models DIR ...` submissions of ordinary networks, on images of noise where digits do not fit;
 `--exports DIR` the architectures of timm with random weights, exported by both exporters into DIR unless they lie there
-(as `benchmarks.real_architectures` has them), each in a process of its own. One object a row goes to FILE; rows that
-FILE has are kept, and exports that have one are not inspected again.
+(as `benchmarks.real_architectures` has them), each in a process of its own; `--bank` the open members of the bank whose
+weights lie in the home, written as ONNX: backdoored ones too, whose wiring is ordinary. One object a row goes to FILE;
+rows that FILE has are kept, and exports and members that have one are not inspected again.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
 from benchmarks import wired, wired_later
-from benchmarks.real_architectures import canonical_of, exported
+from benchmarks.real_architectures import MODEL, canonical_of, exported
 from benchmarks.timm_models import ARCHITECTURES as OF_TIMM
 from benchmarks.timm_models import EXPORTERS, images
+from benchmarks.trained import members_to_measure, trained
+from flows.bank.data import read_samples
+from tasks.settings import load_settings
 from vetgate.architectures import ARCHITECTURES
 from vetgate.attacks.training import train
 from vetgate.contract import DETECTORS, Evidence, Samples, Subject
@@ -96,16 +101,25 @@ def architectures() -> Iterator[dict[str, Any]]:
     for name, make in ARCHITECTURES.items():
         torch.manual_seed(0)
         model = train(make(wired.SHAPE, wired.CLASSES), samples, epochs=6).eval()
-        file = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model, (samples.x[:2],), file, dynamo=False, dynamic_axes={"x": {0: "N"}}, input_names=["x"]
-            )
-        with TemporaryDirectory() as folder:
-            place = wired.write_wired(Path(folder, "case"), wired.clean, wired.trained_digits(epochs=1))
-            (place / "model.onnx").write_bytes(file.getvalue())
-            yield of_directory(name, "ordinary", place, samples)
+        yield of_network(name, "ordinary", model, samples, wired.CLASSES)
+
+
+def of_bank(done: Collection[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Trained networks of the bank, but for those that are done (half, case)."""
+    wanted = [member for member in members_to_measure() if ("bank", member.name) not in done]
+    for member, data, network in trained(load_settings(), wanted):
+        samples = read_samples(data.splits.confirm)
+        yield of_network(member.name, "bank", network.model.eval(), samples, data.classes)
+
+
+def of_network(case: str, half: str, model: nn.Module, samples: Samples, classes: int) -> dict[str, Any]:
+    """The row of a network of ours, written as ONNX and read as a vetting reads it."""
+    file, (_, channels, height, width) = io.BytesIO(), samples.x.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (samples.x[:2],), file, dynamo=False, dynamic_axes={"x": {0: "N"}}, input_names=["x"])
+    described, data = canonical_of({MODEL: file.getvalue()}, (channels, height, width), classes)
+    return row(case, half, load_members({described.model: data}, described), samples)
 
 
 def of_directory(case: str, half: str, place: Path, samples: Samples | None = None) -> dict[str, Any]:
@@ -161,11 +175,14 @@ def main() -> None:
     parser.add_argument("--models", type=Path, nargs="*", default=[])
     parser.add_argument("--architectures", action="store_true")
     parser.add_argument("--exports", type=Path)
+    parser.add_argument("--bank", action="store_true")
     given = parser.parse_args()
     text = given.json.read_text() if given.json is not None and given.json.exists() else ""
     rows = {(one["half"], one["case"]): one for one in map(json.loads, text.splitlines())}
     if given.exports is not None:
         measured = exports(given.exports, set(rows))
+    elif given.bank:
+        measured = of_bank(set(rows))
     elif given.models:
         measured = (of_directory(place.name, "ordinary", place) for place in given.models)
     else:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import real_architectures, structure
 from benchmarks.timm_models import EXPORTERS
 from vetgate.errors import NotUnderstood
-from vetgate.formats.readers.state_dict import load_timm
+from vetgate.formats.networks.timm_network import load_timm
 
 
 def test_an_export_is_inspected_and_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
