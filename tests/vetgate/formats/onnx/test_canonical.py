@@ -131,6 +131,29 @@ def test_attention_to_what_a_number_was_taken_into_runs_in_onnxruntime(make_grap
     check_equal(data, submission)
 
 
+@pytest.mark.parametrize(("place", "sides"), [(2, [1.0, 0.5]), (3, [5, 2])])
+def test_images_whose_axes_were_exchanged_are_resized_in_onnxruntime(
+    place: int, sides: list[float], make_graph: Callable[..., Any]
+) -> None:
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]),
+        node("Resize", ["t", *[""] * (place - 1), "sides"], ["r"], mode="nearest", axes=[2, 3]),
+        node("Mul", ["factor", "r"], ["m"]),
+        node("Flatten", ["m"], ["f"]),
+        node("Gemm", ["f", "w"], ["y"]),
+    ]
+    kind = np.float32 if place == 2 else np.int64
+    width = 60 if place == 3 else 6 * 5
+    held = {
+        "sides": np.array(sides, kind),
+        "factor": np.linspace(0.5, 1, 6, dtype=np.float32).reshape(6, 1, 1),
+        "w": np.eye(width, 3, dtype=np.float32),
+    }
+    model = make_graph(nodes, held, shape=("N", 3, 6, 5), opset=18)
+    submission, data = canonical(model, input_shape=(3, 6, 5))
+    check_equal(data, submission)
+
+
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_it_is_written_as_protobuf_writes_it(name: str) -> None:
     _, data = canonical(exported(name, 17, True), input_shape=(3, 16, 16), classes=5)

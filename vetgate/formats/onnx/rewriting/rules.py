@@ -109,6 +109,12 @@ def _plain(r: Rewrite) -> str:
     return r.write(r.node.op, inputs, attributes, output=_last(r))
 
 
+def _gemm(r: Rewrite) -> str:
+    if r.rank != 2:
+        raise r.refuse("a row for each image", f"values of {r.rank} axes")
+    return _plain(r)
+
+
 def _refused(r: Rewrite, index: int) -> str:
     raise r.refuse("no number that depends on the batch size", f"one as input {index}")
 
@@ -259,7 +265,7 @@ def _weights(r: Rewrite) -> list[str]:
 def _resize(r: Rewrite) -> str:
     # of height and width only, by sizes or by scales
     mode = r.text("mode", "nearest")
-    attributes: dict[str, Value] = {"axes": (2, 3), "mode": mode}
+    attributes: dict[str, Value] = {"mode": mode}
     attributes["coordinate_transformation_mode"] = r.text("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest":
         attributes["nearest_mode"] = r.text("nearest_mode", "round_prefer_floor")
@@ -278,8 +284,13 @@ def _resize(r: Rewrite) -> str:
             raise r.refuse("other heights and widths", f"{value.tolist()} for {shape}")
     if not np.array_equal(numbers[0][-2:], numbers[1][-2:]):
         raise r.refuse("sides that do not depend on the batch size", f"{numbers[0]} and {numbers[1]}")
-    inputs = [r.name(0), *[""] * (place - 1), r.hold(numbers[0][-2:])]
-    return r.write("Resize", inputs, attributes, output=_last(r))
+    sides, old = numbers[0][-2:], np.array(r.shapes()[0][2:], np.float32)
+    scales = sides.astype(np.float32) if place == 2 else sides.astype(np.float32) / old
+    if place == 2 or bool((np.floor(old * scales) == sides).all()):
+        # onnxruntime exchanges axes with what stands beside, and fails where only some of them are named
+        held = np.concatenate([np.ones(2, np.float32), scales])
+        return r.write("Resize", [r.name(0), "", r.hold(held)], attributes, output=_last(r))
+    return r.write("Resize", [r.name(0), "", "", r.hold(sides)], {"axes": (2, 3), **attributes}, output=_last(r))
 
 
 def _pool(r: Rewrite) -> str:
@@ -641,6 +652,7 @@ RULES: dict[str, Rule] = {
     "Attention": composed.attention,
     "RMSNormalization": composed.rms_norm,
     "Swish": composed.swish,
+    "Gemm": _gemm,
     "Identity": _same,
     "Dropout": _dropout,
     "Cast": _cast,

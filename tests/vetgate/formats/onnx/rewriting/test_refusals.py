@@ -56,6 +56,7 @@ SQUARE = {"kernel_shape": [3, 3]}
 REFUSED: dict[str, tuple[Case, int, str]] = {
     "a bias that the mean takes away": (conv(COARSE, norm(COARSE)), 17, "size of what its weights"),
     "a bias that a difference takes away": (conv(COARSE, minus(COARSE)), 17, "size of what its weights"),
+    "a matrix product of images": (plain("Gemm", [noise(4, 4)]), 17, "a row for each image"),
     "a large bias and nothing after it": (
         conv(COARSE, ([N("Relu", ["c"], ["t"])], {})),
         17,
