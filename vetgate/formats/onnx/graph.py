@@ -132,6 +132,7 @@ def _chosen(outputs: Iterable[ValueInfoProto], name: str | None) -> ValueInfoPro
 def _changes(model: ModelProto) -> tuple[str, ...]:
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     kinds |= {info.type.tensor_type.elem_type for info in model.graph.input}
+    kinds |= {a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
     found = sorted(TensorProto.DataType.Name(kind).lower() for kind in kinds & set(WIDTHS) - {TensorProto.FLOAT})
     return tuple(f"{kind} is computed in float32" for kind in found)
 

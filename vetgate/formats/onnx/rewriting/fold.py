@@ -147,6 +147,15 @@ def _truncated(a: int, b: int) -> int:
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
+def _divided(node: Node, given: Given, opset: int) -> Array:
+    value, others = _first(given), [other for other in given[1:] if other is not None]
+    alone = value.size == 1 and value.dtype != np.float32 and int(value.reshape(-1)[0]) == 1
+    if alone and any(bool((np.abs(other) > 1).any()) for other in others):
+        # onnxruntime merges it with a product behind it, and divides last
+        raise refuse(node, "no whole 1 that is divided by more", "one, which runtimes compute in different ways")
+    return _pairs(_truncated, np.divide)(node, given, opset)
+
+
 def _remainder(a: int, b: int) -> int:
     if b == 0:
         raise ValueError("a division by zero")
@@ -442,7 +451,7 @@ FOLDS: dict[str, Callable[[Node, Given, int], Array | list[Array]]] = {
     "Add": _pairs(lambda a, b: a + b, np.add),
     "Sub": _pairs(lambda a, b: a - b, np.subtract),
     "Mul": _pairs(lambda a, b: a * b, np.multiply),
-    "Div": _pairs(_truncated, np.divide),
+    "Div": _divided,
     "Max": _pairs(max, np.maximum),
     "Min": _pairs(min, np.minimum),
     "Sum": _pairs(None, np.add),

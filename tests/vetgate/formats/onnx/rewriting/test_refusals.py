@@ -51,11 +51,21 @@ def minus(value: float) -> Case:
     return [N("Sub", ["c", "m"], ["t"])], {"m": np.full((CHANNELS, 1, 1), value, F32)}
 
 
+ONE_FIFTH: Case = (
+    [
+        N("Div", ["one", "five"], ["d"]),
+        N("Mul", ["d", "seven"], ["m"]),
+        N("Cast", ["m"], ["factor"], to=1),
+        N("Mul", ["x", "factor"], ["t"]),
+    ],
+    {"one": ints(1), "five": ints(5), "seven": ints(7)},
+)
 COARSE = 2.0**25
 SQUARE = {"kernel_shape": [3, 3]}
 REFUSED: dict[str, tuple[Case, int, str]] = {
     "a bias that the mean takes away": (conv(COARSE, norm(COARSE)), 17, "size of what its weights"),
     "a bias that a difference takes away": (conv(COARSE, minus(COARSE)), 17, "size of what its weights"),
+    "a whole one that is divided": (ONE_FIFTH, 17, "no whole 1 that is divided"),
     "a matrix product of images": (plain("Gemm", [noise(4, 4)]), 17, "a row for each image"),
     "a large bias and nothing after it": (
         conv(COARSE, ([N("Relu", ["c"], ["t"])], {})),
