@@ -6,6 +6,7 @@ is accepted the canonical form is held against our torch module and against the 
 without optimisations, on more images than vetting does. Each runs in a process that may crash: that is counted too.
 
 differing: accepted by the reader, and a runtime gives something else; the check at intake stops what it sees of it.
+not run: read, and refused at intake all the same, since onnxruntime loads or runs nothing of what is written.
 unstable: the same, where images that differ by the rounding of float32 give something else too, and so explain it.
 """
 
@@ -177,7 +178,7 @@ def drawn(seed: int, number: int) -> bytes | None:
 
 @torch.no_grad()
 def examine(data: bytes | None) -> tuple[str, str]:
-    """accepted, refused, differing or unstable, and why."""
+    """accepted, refused, not run, differing or unstable, and why."""
     if data is None:
         return "refused", "no graph was drawn"
     try:
@@ -208,8 +209,8 @@ def examine(data: bytes | None) -> tuple[str, str]:
             given = session.run(x)
             got = difference(expected, given, tolerance)
         except DefenceError as error:
-            # nothing is served that differs: a submitted file that does not run is refused at intake
-            return ("refused", "it does not run") if name == "submitted" else ("differing", f"{name}: {error}"[:300])
+            # nothing is served of it: intake refuses a file that does not run, or of which what is written does not
+            return ("refused", "it does not run") if name == "submitted" else ("not run", f"{name}: {error}"[:300])
         if got is not None:
             return ("unstable" if _unstable(ours, x, expected) else "differing"), f"{name}: {got}"
     return "accepted", ""
