@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vetgate.errors import NotUnderstood
+
+# beyond these, a factor or an exponent leaves float32, each runtime in its own way
+SMALLEST, LARGEST = 1e-15, 1e5
 Value = float | int | str | np.ndarray | tuple[float, ...] | tuple[int, ...]
 
 
@@ -32,3 +36,13 @@ class Constant:
     value: np.ndarray
     position: int
     is_node: bool
+
+
+def check_factors(node: Node) -> None:
+    """Raise NotUnderstood for an attribute that is a number too small or too large for what it multiplies."""
+    for name, value in node.attributes.items():
+        if isinstance(value, float) and not (value == 0 or SMALLEST <= abs(value) <= LARGEST):
+            raise NotUnderstood(
+                f"expected {name} of {SMALLEST:.0e} to {LARGEST:.0e} or zero for {node}, got {value:.3g}; export the "
+                "model without it"
+            )

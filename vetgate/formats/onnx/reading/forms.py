@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx.nodes import Constant, Node, Value
+from vetgate.formats.onnx.nodes import Constant, Node, Value, check_factors
 
 FIRST = 11  # from this opset on Resize says where new pixels lie
 _NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.int32): 6, np.dtype(np.int64): 7, np.dtype(np.bool_): 9}
@@ -69,6 +69,7 @@ def _mean(forms: Forms, node: Node) -> list[Node]:
 
 def _gemm(forms: Forms, node: Node) -> list[Node]:
     # x W + b with a constant matrix stays one operator, its factors in the weights; what is left becomes its parts
+    check_factors(node)
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
     turned = [bool(node.attributes.get(name, 0)) for name in ("transA", "transB")]
     weights = forms.array(node.inputs[1])

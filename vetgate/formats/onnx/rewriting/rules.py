@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vetgate.formats.onnx.nodes import Node, Value
+from vetgate.formats.onnx.nodes import SMALLEST, Node, Value, check_factors
 from vetgate.formats.onnx.rewriting import composed
 from vetgate.formats.onnx.rewriting.fold import cuts, parts, refuse
 from vetgate.formats.onnx.rewriting.walk import BATCHES, Rewrite, Shape, Walk
@@ -33,8 +33,6 @@ FLAGS = (
         "is_causal",
     ),
 )
-# beyond these, a factor or an exponent leaves float32, each runtime in its own way
-SMALLEST, LARGEST = 1e-15, 1e5
 # what a node means that says nothing else
 DEFAULTS: dict[str, dict[str, Value]] = {
     "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0},
@@ -59,9 +57,7 @@ def rewrite(walk: Walk, node: Node, opset: int, *, folded: bool) -> None:
     for flag in FLAGS:
         if node.attributes.get(flag, 0) not in (0, 1):
             raise refuse(node, f"{flag} 0 or 1", str(node.attributes[flag]))
-    for name, value in node.attributes.items():
-        if isinstance(value, float) and not (value == 0 or SMALLEST <= abs(value) <= LARGEST):
-            raise refuse(node, f"{name} of {SMALLEST:.0e} to {LARGEST:.0e} or zero", f"{value:.3g}")
+    check_factors(node)
     if folded:
         return
     given = Rewrite(walk, node, opset)

@@ -66,6 +66,14 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
     "a bias that the mean takes away": (conv(COARSE, norm(COARSE)), 17, "size of what its weights"),
     "a bias that a difference takes away": (conv(COARSE, minus(COARSE)), 17, "size of what its weights"),
     "a whole one that is divided": (ONE_FIFTH, 17, "no whole 1 that is divided"),
+    "a factor of a matrix product that is next to nothing": (
+        (
+            [N("Flatten", ["x"], ["rows"]), N("Gemm", ["rows", "many"], ["t"], alpha=1e-38)],
+            {"many": noise(126, 126)},
+        ),
+        17,
+        "alpha of 1e-15",
+    ),
     "a matrix product of images": (plain("Gemm", [noise(4, 4)]), 17, "a row for each image"),
     "a large bias and nothing after it": (
         conv(COARSE, ([N("Relu", ["c"], ["t"])], {})),
