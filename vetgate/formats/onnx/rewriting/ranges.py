@@ -57,6 +57,9 @@ def _check(node: Node, given: Sequence[Interval]) -> None:
             raise refuse("divisors other than zero", given[1])
         case "Sin" | "Cos" if max(-given[0][0], given[0][1]) > WIDE:
             raise refuse(f"numbers of -{WIDE:.0f} to {WIDE:.0f}", given[0])
+        case "InstanceNormalization" | "GroupNormalization" | "LayerNormalization" if _far(given[0]):
+            # what is left of the same number everywhere, once its mean is gone, is how it was rounded
+            raise refuse(f"numbers of -{WIDE:.0f} to {WIDE:.0f}, or of any size", given[0])
         case "Pow":
             low, high = given[1]
             whole = low == high and low == round(low)
@@ -68,6 +71,12 @@ def _check(node: Node, given: Sequence[Interval]) -> None:
 
 def _near_zero(given: Interval) -> bool:
     return given[0] < SMALL and given[1] > -SMALL
+
+
+def _far(given: Interval) -> bool:
+    # bounded, and far from zero; where nothing is known it may be anywhere
+    low, high = given
+    return low > WIDE or high < -WIDE or WIDE < max(-low, high) < math.inf
 
 
 def _monotone(function: Callable[[float], float]) -> Callable[[Node, Sequence[Interval]], Interval]:

@@ -74,6 +74,14 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
         17,
         "alpha of 1e-15",
     ),
+    "a norm of one large number": (
+        (
+            [N("Max", ["x", "large"], ["same"]), N("InstanceNormalization", ["same", "s", "b"], ["t"])],
+            {"large": np.array([1957, -3523], F32).reshape(2, 1, 1), "s": full(1), "b": full(0)},
+        ),
+        17,
+        "numbers of -1000 to 1000",
+    ),
     "a matrix product of images": (plain("Gemm", [noise(4, 4)]), 17, "a row for each image"),
     "a large bias and nothing after it": (
         conv(COARSE, ([N("Relu", ["c"], ["t"])], {})),
