@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,8 @@ DEFAULTS: dict[str, dict[str, Value]] = {
 # their constants hold a value for each axis of the image from the right, so one row stands for the whole batch
 COUNTED = ("Trilu", "Tile", "GatherND")
 BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Where", "MatMul", "Equal", "Less", "Greater")
+# a batch that nobody runs
+MANY = 10**6
 Rule = Callable[[Rewrite], str]
 
 
@@ -586,7 +589,20 @@ def _slice(r: Rewrite) -> str:
         found.append(sorted(whole))  # type: ignore[arg-type]
     if found[0] != found[1]:
         raise r.refuse("a cut that does not depend on the batch size", f"{found[0]} and {found[1]}")
+    for many in (1, MANY):
+        # what leaves all of a few images may still leave some of many
+        sizes = tuple(_at(many, pair) for pair in zip(*r.shapes(), strict=True))
+        named = [None, *(_at(many, r.either(i)) if r.given(i) else None for i in range(1, 5))]
+        for axis, *cut in cuts(r.node, named, sizes):
+            if r.grows(axis) and tuple(cut) != (0, sizes[axis], 1):
+                raise r.refuse("to treat each image of a batch alone", f"a cut {cut} of {many} images")
     return _cut(r, found[0])
+
+
+def _at(batch: int, pair: Sequence[Any]) -> Any:
+    # sizes that grow with the batch are a + b * N
+    one, two = pair
+    return one + (two - one) // (BATCHES[1] - BATCHES[0]) * (batch - BATCHES[0])
 
 
 def _cut(r: Rewrite, taken: list[tuple[int, int, int, int]], *, output: str = "") -> str:

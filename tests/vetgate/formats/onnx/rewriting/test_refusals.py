@@ -82,6 +82,11 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
         17,
         "numbers of -1000 to 1000",
     ),
+    "a cut that leaves few images whole and many not": (
+        plain("Slice", [ints(-6), ints(6), ints(0)]),
+        17,
+        "each image of a batch alone",
+    ),
     "a matrix product of images": (plain("Gemm", [noise(4, 4)]), 17, "a row for each image"),
     "a large bias and nothing after it": (
         conv(COARSE, ([N("Relu", ["c"], ["t"])], {})),
