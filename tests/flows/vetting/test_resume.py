@@ -37,7 +37,8 @@ DirectoryStore.create = fatal
 
 
 def test_a_killed_vetting_goes_on_where_it_was(alone, honest, quick, tmp_path):
-    own = {"VETGATE_HOME": with_databases(tmp_path / "home"), **quick}
+    # one detector after another, whatever a slow machine is told that they will take
+    own = {"VETGATE_HOME": with_databases(tmp_path / "home"), "VETGATE_THREADS": "1", **quick}
     store = open_store(str(tmp_path / "home" / "store"))
 
     unsaved = alone("vet", honest, "--json", prelude=FATAL.format(saving="", signal="SIGKILL"), **own)
