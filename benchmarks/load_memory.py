@@ -21,8 +21,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.real_architectures import MODEL, cases
-from benchmarks.timm_models import ARCHITECTURES, export
+from benchmarks.real_architectures import cases, export_once, submission_of
+from benchmarks.timm_models import ARCHITECTURES
 
 WAYS = ("load", "convert")
 
@@ -62,10 +62,8 @@ def main() -> None:
 
 def measured(architecture: str, exporter: str, folder: Path) -> list[Row]:
     """The rows of one file; what is not read as it was handed in is loaded in the form that vetgate writes."""
-    name, side = ARCHITECTURES[architecture]
-    if not (folder / MODEL).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        export(name, side, exporter, folder / MODEL)
+    export_once(architecture, exporter, folder)
+    side = ARCHITECTURES[architecture][1]
     size = sum(path.stat().st_size for path in folder.iterdir())
     rows = []
     for way in WAYS if len(list(folder.iterdir())) == 1 else WAYS[1:]:
@@ -84,30 +82,23 @@ def within(directory: Path, way: str, side: int) -> dict[str, float]:
     import vetgate.formats.onnx.equal
     import vetgate.formats.onnx.module  # noqa: F401
     from vetgate.formats.load import load_model
-    from vetgate.formats.submission import Submission
 
     torch.set_num_threads(1)
-    submission = Submission(
-        name="timm",
-        supplier="benchmark",
-        task="image-classification",
-        model=MODEL,
-        format="onnx",
-        input_shape=(3, side, side),
-        classes=1000,
-        reference_data=None,
-    )
-    # the peak of before is forgotten
-    Path("/proc/self/clear_refs").write_text("5")
+    submission = submission_of((3, side, side), 1000)
+    forget_peak()
     before, begun = resident("VmRSS"), time.monotonic()
     if way == "load":
-        kept = load_model(directory, submission)
-        assert kept.model is not None
+        kept = load_model(directory, submission)  # noqa: F841 - so that it is resident
     else:
         with tempfile.TemporaryDirectory() as room:
             told = {"directory": str(directory), "submission": submission.model_dump(mode="json")}
             operations.inspect({**told, "out": str(Path(room, "written"))}, lambda done: None)
     return {"peak": resident("VmHWM") - before, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def forget_peak() -> None:
+    """Let VmHWM of this process begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident(kind: str) -> int:

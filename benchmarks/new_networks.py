@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
 from flows.bank.data import read_samples, source
+from flows.bank.networks import plan
 from flows.bank.own import recipe
 from flows.params import load_params
 from tasks.data.digits import write_digits
@@ -64,9 +65,9 @@ class Given:
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """A registered data set, trained on as `vetgate calibrate` trains references."""
+        """A registered data set, trained on as the bank's references are, or those of `vetgate calibrate`."""
         about: dict[str, Any] = describe(SETTINGS, resolve(SETTINGS, name))
-        how = recipe(about["arrays"]["x_train"]["shape"][0])
+        how = plan().sets.get(name) or recipe(about["arrays"]["x_train"]["shape"][0])
         data = source(SETTINGS, name, PARAMS.data, how.images)
         return cls(
             name,

@@ -96,12 +96,17 @@ def measured(architecture: str, exporter: str, label: str, folder: Path, fixed: 
     return held(architecture, label, folder / MODEL, members, (3, side, side), 1000)
 
 
-def exported(architecture: str, exporter: str, folder: Path, *, fixed: bool = False) -> dict[str, bytes]:
-    """The files of an architecture by name, exported into `folder` unless they lie there."""
+def export_once(architecture: str, exporter: str, folder: Path, *, fixed: bool = False) -> None:
+    """Export an architecture into `folder` unless its file lies there."""
     if not (folder / MODEL).exists():
         folder.mkdir(parents=True, exist_ok=True)
         name, side = ARCHITECTURES[architecture]
         export(name, side, exporter, folder / MODEL, batch=not fixed)
+
+
+def exported(architecture: str, exporter: str, folder: Path, *, fixed: bool = False) -> dict[str, bytes]:
+    """The files of an architecture by name, exported into `folder` unless they lie there."""
+    export_once(architecture, exporter, folder, fixed=fixed)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -146,7 +151,13 @@ def held_against_runtime(members: dict[str, bytes], shape: tuple[int, int, int],
 
 def canonical_of(members: dict[str, bytes], shape: tuple[int, int, int], classes: int) -> tuple[Submission, bytes]:
     """The description and the bytes of what vetgate writes of exported files; raises VetgateError."""
-    submission = Submission(
+    submission = submission_of(shape, classes)
+    return format_of(submission).canonical(members, submission)
+
+
+def submission_of(shape: tuple[int, int, int], classes: int) -> Submission:
+    """The description of an exported file."""
+    return Submission(
         name="timm",
         supplier="benchmark",
         task="image-classification",
@@ -156,7 +167,6 @@ def canonical_of(members: dict[str, bytes], shape: tuple[int, int, int], classes
         classes=classes,
         reference_data=None,
     )
-    return format_of(submission).canonical(members, submission)
 
 
 def show(rows: list[dict[str, object]]) -> None:

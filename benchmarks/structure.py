@@ -30,6 +30,7 @@ from torch import nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
 from benchmarks import wired, wired_later
+from benchmarks.load_memory import forget_peak, resident
 from benchmarks.real_architectures import MODEL, canonical_of, exported
 from benchmarks.timm_models import ARCHITECTURES as OF_TIMM
 from benchmarks.timm_models import EXPORTERS, images
@@ -152,14 +153,10 @@ def of_export(architecture: str, exporter: str, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     samples = Samples(images(NOISE, side, side), torch.zeros(NOISE, dtype=torch.int64))
     loaded = load_members({described.model: data}, described)
-    Path("/proc/self/clear_refs").write_text("5")
-    before, started = _memory("VmRSS"), time.process_time()
+    forget_peak()
+    before, started = resident("VmRSS"), time.process_time()
     found = row(architecture, exporter, loaded, samples)
-    return found | {"cpu": round(time.process_time() - started, 1), "memory": _memory("VmHWM") - before}
-
-
-def _memory(which: str) -> int:
-    return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) >> 10
+    return found | {"cpu": round(time.process_time() - started, 1), "memory": (resident("VmHWM") - before) >> 20}
 
 
 def shuffled() -> Samples:

@@ -36,11 +36,8 @@ class Moved:
     def note(self, value: Tensor) -> None:
         self.low, self.high = torch.minimum(self.low, value.amin(0)), torch.maximum(self.high, value.amax(0))
         moved = (value - self.usual).abs() > ROUNDING * self.usual.abs()
-        channels = channel_axis(value)
-        others = [axis for axis in range(1, value.ndim) if axis != channels]
-        self.images += (moved.any(others[0]) if len(others) == 1 else moved.flatten(2).any(2) if others else moved).sum(
-            0
-        )
+        places = moved.movedim(channel_axis(value), 1).reshape(len(value), len(self.images), -1)
+        self.images += places.any(2).sum(0)
 
 
 def movement(

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from tests.written import describe
 from vetgate.errors import NotUnderstood
 from vetgate.formats.onnx.build import ELEMENTWISE, build
 from vetgate.formats.onnx.nodes import Node
 from vetgate.formats.onnx.operands import Operands
 from vetgate.formats.onnx.operators.reductions import FUNCTIONS
 from vetgate.formats.probe_model import probe
-from vetgate.formats.submission import Submission
 
 F32 = np.float32
 ONE, SIX, AXES = np.array(1, F32), np.array(6, F32), np.array([2, 3], np.int64)
@@ -62,15 +62,8 @@ def test_an_image_of_nan_is_seen_in_what_it_reaches_and_in_nothing_else(
 
 @pytest.mark.parametrize(("size", "refused"), [(0.0, False), (1e-22, True), (1e-18, False)])
 def test_logits_that_runtimes_may_take_for_zero_are_refused(size: float, refused: bool) -> None:
-    described = Submission(
-        name="toy",
-        supplier="tests",
-        task="image-classification",
-        model="model.safetensors",
-        format="safetensors",
-        architecture="small-cnn",
-        input_shape=(1, 4, 4),
-        classes=3,
+    described = describe(
+        model="model.safetensors", format="safetensors", architecture="small-cnn", input_shape=(1, 4, 4)
     )
     head = nn.Linear(16, 3)
     with torch.no_grad():

@@ -17,8 +17,6 @@ from vetgate.formats.manifest import Bytes
 from vetgate.formats.onnx.graph import Graph, check_description, parse_model, read_graph
 from vetgate.formats.onnx.module import build_module
 from vetgate.formats.onnx.reading.quantised import dequantised
-from vetgate.formats.onnx.reading.submitted import read_submitted
-from vetgate.formats.onnx.rewriting.settle import settle
 from vetgate.formats.onnx.runtime import TOLERANCE, Session, difference
 from vetgate.formats.submission import Submission
 
@@ -27,26 +25,6 @@ COUNT = 17
 REFERENCE, ALONE = 4, 1
 # of the spread of the outputs: what half precision or whole numbers in the submitted file may round
 COARSE = 0.1
-
-
-@torch.no_grad()
-def check_equal(
-    written: Bytes,
-    submission: Submission,
-    *,
-    members: Mapping[str, Bytes] | None = None,
-    described: Submission | None = None,
-    images: Tensor | None = None,
-) -> None:
-    """Hold the canonical file `written` in onnxruntime against our module of it, and the submitted one likewise.
-
-    That is among `members`, and `described` says what pixels it takes. `images` (N, C, H, W) are reference data, beside
-    which random, extreme and stamped ones are run, all in one batch and some alone; a submitted file at the batch size
-    that it fixes. Raises NotUnderstood, which says what differs and by how much.
-    """
-    x = probes(submission.input_shape, images)
-    graph, _ = settle(read_submitted({submission.model: written}, submission), submission.input_shape)
-    check_runtime(written, x, outputs(graph, x), members=members, described=described)
 
 
 @torch.no_grad()
@@ -66,7 +44,12 @@ def check_runtime(
     members: Mapping[str, Bytes] | None = None,
     described: Submission | None = None,
 ) -> None:
-    """As `check_equal`, where our module of it gives the `expected` outputs for the images `x`."""
+    """Hold the canonical file `written` in onnxruntime against what our module of it gives, and the submitted likewise.
+
+    That is among `members`, and `described` says what pixels it takes. `expected` are our module's outputs for the
+    images `x` (B, C, H, W), which are run all in one batch and some alone; a submitted file at the batch size that it
+    fixes. Raises NotUnderstood, which says what differs and by how much.
+    """
     for name, optimised in (("the canonical form", True), ("the canonical form, as it stands,", False)):
         _check(name, partial(Session, written, optimised=optimised), x, expected, TOLERANCE)
     if members is not None and described is not None and members[described.model] != written:

@@ -15,22 +15,17 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
+from tests.written import check_equal, describe
 from vetgate.architectures import ARCHITECTURES
 from vetgate.errors import NotUnderstood
 from vetgate.formats.load import load_members
 from vetgate.formats.onnx import canonical as module
-from vetgate.formats.onnx.equal import check_equal
 from vetgate.formats.onnx.reading.submitted import read_submitted
 from vetgate.formats.onnx.rewriting.settle import settle
 from vetgate.formats.readers import format_of
 from vetgate.formats.submission import Submission
 
 node = helper.make_node
-
-
-def describe(**fields: Any) -> Submission:
-    described = {"name": "toy", "supplier": "tests", "task": "image-classification", "model": "model.onnx"}
-    return Submission(**{**described, "format": "onnx", "input_shape": (1, 8, 8), "classes": 3, **fields})
 
 
 def canonical(model: bytes | onnx.ModelProto, **fields: Any) -> tuple[Submission, bytes]:

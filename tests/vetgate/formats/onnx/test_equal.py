@@ -11,8 +11,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.written import check_equal
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx.equal import COUNT, check_equal, probes
+from vetgate.formats.onnx.equal import COUNT, probes
 from vetgate.formats.readers import format_of
 
 node = helper.make_node

@@ -13,24 +13,15 @@ import onnx
 import pytest
 from onnx import NodeProto, helper
 
+from tests.written import describe
 from vetgate.errors import NotUnderstood
 from vetgate.formats.onnx.canonical import canonical_bytes
 from vetgate.formats.onnx.module import OnnxModule, build_module
 from vetgate.formats.onnx.reading.submitted import read_submitted
 from vetgate.formats.onnx.rewriting.settle import settle
-from vetgate.formats.submission import Submission
 
 node = helper.make_node
-SUBMISSION = Submission(
-    name="long",
-    supplier="tests",
-    task="image-classification",
-    model="model.onnx",
-    format="onnx",
-    input_shape=(1, 8, 8),
-    classes=3,
-    reference_data=None,
-)
+SUBMISSION = describe(name="long")
 
 
 def chain(op: str, count: int) -> tuple[list[NodeProto], str]:

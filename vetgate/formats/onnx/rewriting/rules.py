@@ -15,6 +15,7 @@ import numpy as np
 from vetgate.formats.onnx.nodes import SMALLEST, Node, Value, check_factors
 from vetgate.formats.onnx.rewriting import composed
 from vetgate.formats.onnx.rewriting.fold import cuts, parts, refuse
+from vetgate.formats.onnx.rewriting.sizes import line
 from vetgate.formats.onnx.rewriting.walk import BATCHES, Rewrite, Shape, Walk
 
 # nothing happens in these, or what happens is undone by reading everything as float32
@@ -582,27 +583,22 @@ def _gather_each(r: Rewrite, axis: int) -> str:
 
 
 def _slice(r: Rewrite) -> str:
-    found: list[list[tuple[int, int, int, int]]] = []
-    for place, shape in enumerate(r.shapes()):
-        given = [None, *(r.either(i)[place] if r.given(i) else None for i in range(1, 5))]
-        whole = [(axis, *c) for axis, *c in cuts(r.node, given, shape) if tuple(c) != (0, shape[axis], 1)]
-        found.append(sorted(whole))  # type: ignore[arg-type]
-    if found[0] != found[1]:
-        raise r.refuse("a cut that does not depend on the batch size", f"{found[0]} and {found[1]}")
-    for many in (1, MANY):
-        # what leaves all of a few images may still leave some of many
-        sizes = tuple(_at(many, pair) for pair in zip(*r.shapes(), strict=True))
-        named = [None, *(_at(many, r.either(i)) if r.given(i) else None for i in range(1, 5))]
-        for axis, *cut in cuts(r.node, named, sizes):
-            if r.grows(axis) and tuple(cut) != (0, sizes[axis], 1):
-                raise r.refuse("to treat each image of a batch alone", f"a cut {cut} of {many} images")
-    return _cut(r, found[0])
+    taken: list[tuple[int, int, int, int]] = []
+    # what leaves all of a few images may still leave some of many
+    for batch in (*BATCHES, 1, MANY):
+        sizes = tuple(int(size) for size in _at(batch, r.shapes()))
+        named = [None, *(_at(batch, r.either(i)) if r.given(i) else None for i in range(1, 5))]
+        found = sorted((axis, *cut) for axis, *cut in cuts(r.node, named, sizes) if tuple(cut) != (0, sizes[axis], 1))
+        if any(r.grows(axis) for axis, *_ in found) or (batch != BATCHES[0] and found != taken):
+            raise r.refuse("to treat each image of a batch alone", f"a cut that takes {found} of {batch} images")
+        taken = found  # type: ignore[assignment]
+    return _cut(r, taken)
 
 
-def _at(batch: int, pair: Sequence[Any]) -> Any:
-    # sizes that grow with the batch are a + b * N
-    one, two = pair
-    return one + (two - one) // (BATCHES[1] - BATCHES[0]) * (batch - BATCHES[0])
+def _at(batch: int, pair: Sequence[Any]) -> np.ndarray:
+    # what numbers are for so many images
+    start, slope = line((np.array(pair[0]), np.array(pair[1])), BATCHES)
+    return np.asarray(start + batch * slope)
 
 
 def _cut(r: Rewrite, taken: list[tuple[int, int, int, int]], *, output: str = "") -> str:

@@ -54,26 +54,26 @@ def rows_alike(pair: Pair | None, batches: tuple[int, int]) -> bool:
     )
 
 
-def _alike(pair: Pair) -> bool:
-    return all(value.shape == pair[0].shape and np.array_equal(value, pair[0]) for value in pair[1:])
-
-
-def _line(pair: Pair, batches: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    # start and slope of numbers that grow with the batch
+def line(pair: Pair, batches: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Start and slope of numbers that grow with the batch, from what they are for each of `batches`."""
     slope = (pair[1] - pair[0]) // (batches[1] - batches[0])
     return pair[0] - batches[0] * slope, slope
+
+
+def _alike(pair: Pair) -> bool:
+    return all(value.shape == pair[0].shape and np.array_equal(value, pair[0]) for value in pair[1:])
 
 
 def _divides(pair: Pair | None, by: Pair | None, batches: tuple[int, int]) -> bool:
     if pair is None or by is None or pair[0].shape != pair[1].shape or bool((by[0] == 0).any()):
         return False
-    return all(bool((part % by[0] == 0).all()) for part in _line(pair, batches))
+    return all(bool((part % by[0] == 0).all()) for part in line(pair, batches))
 
 
 def _never_equal(one: Pair | None, two: Pair | None, batches: tuple[int, int]) -> bool:
     if one is None or two is None or one[0].shape != one[1].shape or two[0].shape != two[1].shape:
         return False
-    (start, slope), (other, rise) = _line(one, batches), _line(two, batches)
+    (start, slope), (other, rise) = line(one, batches), line(two, batches)
     apart, steps = np.broadcast_arrays(other - start, slope - rise)
     for gap, step in zip(apart.reshape(-1).tolist(), steps.reshape(-1).tolist(), strict=True):
         if step and gap % step == 0 and gap // step >= 1:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnx import helper
 
+from tests.written import check_equal
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx.equal import check_equal
 from vetgate.formats.onnx.graph import parse_model, read_graph
 from vetgate.formats.onnx.reading.quantised import dequantised
 from vetgate.formats.readers import format_of

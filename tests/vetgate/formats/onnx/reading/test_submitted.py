@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.written import check_equal
 from vetgate.errors import BadSubmission, NotUnderstood
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import Loaded, load_members
-from vetgate.formats.onnx.equal import check_equal
 from vetgate.formats.onnx.table import OPSETS
 from vetgate.formats.readers import format_of
 from vetgate.formats.submission import Submission, parse_submission

@@ -11,8 +11,8 @@ import pytest
 import torch
 from onnx import NodeProto, helper
 
+from tests.written import check_equal
 from vetgate.errors import NotUnderstood
-from vetgate.formats.onnx.equal import check_equal
 from vetgate.formats.readers import format_of
 
 N, F32, I64 = helper.make_node, np.float32, np.int64
