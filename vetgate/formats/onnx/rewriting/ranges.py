@@ -24,6 +24,8 @@ ANY: Interval = (-math.inf, math.inf)
 SMALL = 1e-13
 # beyond it, what float32 leaves of an angle is no angle any more
 WIDE = 1e3
+# the share of its size by which what is normalised must vary, of which float32 keeps 24 bits
+NARROW = 2.0**-6
 
 
 def check_ranges(graph: Graph) -> None:
@@ -34,12 +36,12 @@ def check_ranges(graph: Graph) -> None:
         found[name] = (float(value.min()), float(value.max())) if value.size and value.dtype != np.bool_ else ANY
     for node in graph.nodes:
         given = [found.get(name, ANY) if name else ANY for name in node.inputs]
-        _check(node, given)
+        _check(node, given, [name in graph.constants for name in node.inputs])
         low, high = RANGES[node.op](node, given) if node.op in RANGES else ANY
         found[node.outputs[0]] = ANY if math.isnan(low) or math.isnan(high) else (low, high)
 
 
-def _check(node: Node, given: Sequence[Interval]) -> None:
+def _check(node: Node, given: Sequence[Interval], held: Sequence[bool]) -> None:
     def refuse(expected: str, got: Interval) -> NotUnderstood:
         return NotUnderstood(
             f"expected {node} to take only {expected} whatever the image, got {got[0]:.3g} to {got[1]:.3g}, where "
@@ -60,6 +62,13 @@ def _check(node: Node, given: Sequence[Interval]) -> None:
         case "InstanceNormalization" | "GroupNormalization" | "LayerNormalization" if _far(given[0]):
             # what is left of the same number everywhere, once its mean is gone, is how it was rounded
             raise refuse(f"numbers of -{WIDE:.0f} to {WIDE:.0f}, or of any size", given[0])
+        case "InstanceNormalization" | "GroupNormalization" | "LayerNormalization" if _narrow(given[0]):
+            raise refuse("numbers that vary with the image", given[0])
+        case "Max" | "Min" | "Clip" if _overruled(node, given, held):
+            raise NotUnderstood(
+                f"expected {node} to leave something of every image, got a bound that none passes: where the same "
+                "number stands for every image, what comes after it is rounding; fold it into a constant"
+            )
         case "Pow":
             low, high = given[1]
             whole = low == high and low == round(low)
@@ -77,6 +86,25 @@ def _far(given: Interval) -> bool:
     # bounded, and far from zero; where nothing is known it may be anywhere
     low, high = given
     return low > WIDE or high < -WIDE or WIDE < max(-low, high) < math.inf
+
+
+def _narrow(given: Interval) -> bool:
+    # no more than some bits of each number tell one image from another; nothing at all is exact
+    low, high = given
+    return 0 < max(-low, high) < math.inf and high - low <= NARROW * max(-low, high)
+
+
+def _overruled(node: Node, given: Sequence[Interval], held: Sequence[bool]) -> bool:
+    """Whether a bound lies where no image gets: what is computed is below every lower one, or above every upper one."""
+    if node.op == "Clip":
+        lower, upper = ([given[i]] if i < len(given) and node.inputs[i] else [] for i in (1, 2))
+        computed = [given[0]]
+    else:
+        bounds = [one for one, constant in zip(given, held, strict=True) if constant]
+        lower, upper = (bounds, []) if node.op == "Max" else ([], bounds)
+        computed = [one for one, constant in zip(given, held, strict=True) if not constant]
+    least, most = min(low for low, _ in computed), max(high for _, high in computed)
+    return any(high >= most for _, high in lower) or any(low <= least for low, _ in upper)
 
 
 def _monotone(function: Callable[[float], float]) -> Callable[[Node, Sequence[Interval]], Interval]:

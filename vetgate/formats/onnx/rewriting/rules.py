@@ -80,8 +80,8 @@ def _last(r: Rewrite) -> str:
 def _power(r: Rewrite) -> str:
     exponent = r.constant(1)
     size = np.abs(np.zeros(0) if exponent is None else exponent)
-    if bool(((size != 0) & ((size < 0.01) | (size > 100))).any()):
-        raise r.refuse("exponents of 0.01 to 100", "others, which make a step of what is near zero or one")
+    if bool(((size < 0.01) | (size > 100)).any()):
+        raise r.refuse("exponents of 0.01 to 100", "others, which make one number, or a step, of what is near one")
     return _plain(r)
 
 

@@ -51,6 +51,7 @@ def minus(value: float) -> Case:
     return [N("Sub", ["c", "m"], ["t"])], {"m": np.full((CHANNELS, 1, 1), value, F32)}
 
 
+NONE = "to leave something of every image"
 ONE_FIFTH: Case = (
     [
         N("Div", ["one", "five"], ["d"]),
@@ -76,12 +77,32 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
     ),
     "a norm of one large number": (
         (
-            [N("Max", ["x", "large"], ["same"]), N("InstanceNormalization", ["same", "s", "b"], ["t"])],
+            [N("Add", ["x", "large"], ["same"]), N("InstanceNormalization", ["same", "s", "b"], ["t"])],
             {"large": np.array([1957, -3523], F32).reshape(2, 1, 1), "s": full(1), "b": full(0)},
         ),
         17,
         "numbers of -1000 to 1000",
     ),
+    "a norm of what hardly varies": (
+        (
+            [
+                N("Mul", ["x", "little"], ["m"]),
+                N("Add", ["m", "one"], ["same"]),
+                N("InstanceNormalization", ["same", "s", "b"], ["t"]),
+            ],
+            {"little": np.array(0.01, F32), "one": np.array(1, F32), "s": full(1e4), "b": full(0)},
+        ),
+        17,
+        "numbers that vary with the image",
+    ),
+    "a largest number that is never the image's": (
+        plain("Max", [np.array([1.35, -3], F32).reshape(2, 1, 1)]),
+        17,
+        NONE,
+    ),
+    "a smallest number that is never the image's": (plain("Min", [np.array(-0.1, F32)]), 17, NONE),
+    "bounds beyond every image": (plain("Clip", [np.array(2, F32), np.array(3, F32)]), 17, NONE),
+    "an exponent of zero": (plain("Pow", [np.array([2, 0], F32).reshape(2, 1, 1)]), 17, "exponents of 0.01"),
     "a cut that leaves few images whole and many not": (
         plain("Slice", [ints(-6), ints(6), ints(0)]),
         17,
