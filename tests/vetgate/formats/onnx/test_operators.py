@@ -14,8 +14,8 @@ from onnx import helper, numpy_helper
 from vetgate.errors import NotUnderstood
 from vetgate.formats.load import load_model
 from vetgate.formats.onnx.build import BUILDERS, ELEMENTWISE
+from vetgate.formats.onnx.folding.fold import FOLDS
 from vetgate.formats.onnx.reading.forms import RULES
-from vetgate.formats.onnx.rewriting.fold import FOLDS
 from vetgate.formats.onnx.table import OPERATORS
 
 F32, I64 = np.float32, np.int64

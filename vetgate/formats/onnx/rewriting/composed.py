@@ -40,7 +40,7 @@ def attention(r: Rewrite) -> str:
     if (mask := _mask(r, places, others)) is not None:
         scores = r.write("Add", [scores, r.hold(mask)])
     weights = r.write("Softmax", [scores], {"axis": 3})
-    last = r.node.outputs[0]
+    last = r.result
     made = r.write("MatMul", [weights, names[2]], output="" if flat else last)
     if not flat:
         return made
@@ -77,11 +77,11 @@ def rms_norm(r: Rewrite) -> str:
     mean = r.write("Mul", [squares, r.hold(np.array(1 / count, np.float32))])
     held = r.write("Add", [mean, r.hold(np.array(r.real("epsilon", 1e-5), np.float32))])
     divided = r.write("Div", [r.name(0), r.write("Sqrt", [held])])
-    return r.write("Mul", [divided, r.name(1)], output=r.node.outputs[0])
+    return r.write("Mul", [divided, r.name(1)], output=r.result)
 
 
 def swish(r: Rewrite) -> str:
     """x * sigmoid(alpha * x)."""
     alpha, source = r.real("alpha", 1.0), r.name(0)
     inner = source if alpha == 1 else r.write("Mul", [source, r.hold(np.array(alpha, np.float32))])
-    return r.write("Mul", [source, r.write("Sigmoid", [inner])], output=r.node.outputs[0])
+    return r.write("Mul", [source, r.write("Sigmoid", [inner])], output=r.result)

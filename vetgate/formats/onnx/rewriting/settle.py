@@ -18,10 +18,11 @@ import torch
 
 from vetgate.errors import NotUnderstood
 from vetgate.formats.manifest import MAX_BYTES
+from vetgate.formats.onnx.folding.arrangement import shape_of
+from vetgate.formats.onnx.folding.fold import fold
 from vetgate.formats.onnx.graph import Graph
 from vetgate.formats.onnx.nodes import Constant, Node
 from vetgate.formats.onnx.pieces import pieces
-from vetgate.formats.onnx.rewriting.fold import fold, shape_of
 from vetgate.formats.onnx.rewriting.ranges import check_ranges
 from vetgate.formats.onnx.rewriting.rounding import check_rounding
 from vetgate.formats.onnx.rewriting.rules import rewrite

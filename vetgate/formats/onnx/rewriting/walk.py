@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vetgate.errors import NotUnderstood
 from vetgate.formats.onnx.build import build
+from vetgate.formats.onnx.folding.constants import refuse
 from vetgate.formats.onnx.nodes import Node, Value
 from vetgate.formats.onnx.operands import MAX_ELEMENTS, Operands, called
-from vetgate.formats.onnx.rewriting.fold import refuse
 from vetgate.formats.onnx.rewriting.sizes import rows_alike
 
 OPSET = 21
@@ -105,7 +105,11 @@ class Rewrite:
         name = self.walk.root(self.node.inputs[index])
         if name not in self.walk.numbers:
             return name
-        return self.walk.hold(self.node.outputs[0], self.row(index))
+        return self.walk.hold(self.result, self.row(index))
+
+    def names(self) -> list[str]:
+        """The names of the values at all inputs, empty where one is left out."""
+        return [self.name(i) if self.given(i) else "" for i in range(len(self.node.inputs))]
 
     def row(self, index: int) -> Array:
         """The one row of numbers that are the same for each image of a batch, with an axis for the batch."""
@@ -140,6 +144,11 @@ class Rewrite:
         if name not in self.walk.shapes:
             raise self.refuse(f"a computed value as input {index}", "a constant")
         return self.walk.shapes[name]
+
+    @property
+    def result(self) -> str:
+        """The name of what the node gives."""
+        return self.node.outputs[0]
 
     @property
     def rank(self) -> int:
@@ -179,7 +188,7 @@ class Rewrite:
 
     def hold(self, value: Array) -> str:
         """A new constant; its name."""
-        return self.walk.hold(self.node.outputs[0], value)
+        return self.walk.hold(self.result, value)
 
     def write(
         self, op: str, inputs: Sequence[str], attributes: Mapping[str, Value] | None = None, *, output: str = ""
@@ -188,7 +197,7 @@ class Rewrite:
         taken = list(inputs)
         while taken and not taken[-1]:
             taken.pop()
-        name = output or self.walk.fresh(self.node.outputs[0])
+        name = output or self.walk.fresh(self.result)
         node = Node(len(self.walk.nodes), self.node.name, op, tuple(taken), (name,), dict(attributes or {}))
         self.walk.add(node)
         return name

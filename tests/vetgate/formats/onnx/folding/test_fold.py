@@ -11,8 +11,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from vetgate.errors import NotUnderstood
+from vetgate.formats.onnx.folding.fold import FOLDS, MAX_FOLDED, fold
 from vetgate.formats.onnx.nodes import Node
-from vetgate.formats.onnx.rewriting.fold import FOLDS, MAX_FOLDED, fold
 
 F32, I64, I32 = np.float32, np.int64, np.int32
 
