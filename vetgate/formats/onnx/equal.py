@@ -6,7 +6,8 @@ What this finds is that we, or a runtime, read an operator otherwise, and what r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,8 +24,11 @@ from vetgate.formats.submission import Submission
 COUNT = 17
 # of the images: what is reference data, and how many are also run by themselves
 REFERENCE, ALONE = 4, 1
-# of the spread of the outputs: what half precision or whole numbers in the submitted file may round
+# of the spread of the outputs: half of what later runs may differ by, since other images may add to it
+SEEN = TOLERANCE / 2
+# what half precision or whole numbers in the submitted file may round
 COARSE = 0.1
+SUBMITTED = "the submitted file"
 
 
 @torch.no_grad()
@@ -34,6 +38,31 @@ def outputs(graph: Graph, x: Tensor) -> Tensor:
     if not bool(torch.isfinite(expected).all()):
         raise NotUnderstood("expected finite outputs for every image, got NaN or infinity; hand in a sound model")
     return expected
+
+
+@dataclass(frozen=True, eq=False)
+class Running:
+    """A file in onnxruntime, the images as it takes them, and by how much of the outputs' spread it may differ."""
+
+    name: str
+    session: Session
+    taken: Callable[[Tensor], Tensor]
+    tolerance: float
+
+    def difference(self, x: Tensor, expected: Tensor) -> str | None:
+        """By how much it differs from the `expected` outputs for images x (B, C, H, W), together or alone, or None."""
+        taken = self.taken(x)
+        together = self.session.run(taken)
+        if (got := self._compared(together, expected)) is not None or self.session.batch is not None:
+            return got
+        alone = torch.cat([self.session.run(taken[i : i + 1]) for i in range(ALONE)])
+        got = self._compared(torch.cat([alone, together[ALONE:]]), expected)
+        return None if got is None else f"{got} image by image"
+
+    def _compared(self, given: Tensor, expected: Tensor) -> str | None:
+        # trailing axes of size one are left out in the canonical form
+        alike = given.shape[: expected.ndim] == expected.shape
+        return difference(expected, given.reshape(expected.shape) if alike else given, self.tolerance)
 
 
 def check_runtime(
@@ -50,31 +79,63 @@ def check_runtime(
     images `x` (B, C, H, W), which are run all in one batch and some alone; a submitted file at the batch size that it
     fixes. Raises NotUnderstood, which says what differs and by how much.
     """
+    for running in runtimes(written, members=members, described=described):
+        try:
+            got = running.difference(x, expected)
+        except NotUnderstood:
+            raise
+        except DefenceError as error:
+            raise _not_run(running.name, error) from error
+        if got is not None:
+            raise NotUnderstood(
+                f"expected {running.name} in onnxruntime to compute what our reading of it does, got {got}; export the "
+                "model without operators or weights that runtimes compute in different ways"
+            )
+
+
+def runtimes(
+    written: Bytes, *, members: Mapping[str, Bytes] | None = None, described: Submission | None = None
+) -> Iterator[Running]:
+    """What is held against our module, one after the other; raises NotUnderstood where it does not run."""
     for name, optimised in (("the canonical form", True), ("the canonical form, as it stands,", False)):
-        _check(name, partial(Session, written, optimised=optimised), x, expected, TOLERANCE)
-    if members is not None and described is not None and members[described.model] != written:
-        data, beside = members[described.model], {k: v for k, v in members.items() if k != described.model}
-        changed, channels_last = _reading(data, described, beside)
-        start = partial(Session, data, beside=beside, output=described.output)
-        if changed and not _starts(start):
-            # types that onnxruntime computes on no processor; what is served is the canonical form, which it does
-            return
-        taken = pixels(x, described, channels_last=channels_last)
-        _check("the submitted file", start, taken, expected, COARSE if changed else TOLERANCE)
+        yield Running(name, _started(name, partial(Session, written, optimised=optimised)), _as_it_is, SEEN)
+    if members is None or described is None or members[described.model] == written:
+        return
+    data, beside = members[described.model], {k: v for k, v in members.items() if k != described.model}
+    changed, channels_last = _reading(data, described, beside)
+    start = partial(Session, data, beside=beside, output=described.output)
+    try:
+        session = start() if changed else _started(SUBMITTED, start)
+    except NotUnderstood:
+        raise
+    except DefenceError:
+        # types that onnxruntime computes on no processor; what is served is the canonical form, which it does
+        return
+    taken = partial(pixels, described=described, channels_last=channels_last)
+    yield Running(SUBMITTED, session, taken, COARSE if changed else SEEN)
+
+
+def _started(name: str, start: Callable[[], Session]) -> Session:
+    try:
+        return start()
+    except NotUnderstood:
+        raise
+    except DefenceError as error:
+        raise _not_run(name, error) from error
+
+
+def _not_run(name: str, error: DefenceError) -> NotUnderstood:
+    return NotUnderstood(f"expected {name} to run: {error}")
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _reading(data: Bytes, described: Submission, beside: Mapping[str, Bytes]) -> tuple[tuple[str, ...], bool]:
     # in what it differs from the file, and whether that takes channels last; nothing else of it is kept
     read = read_graph(parse_model(data), output=described.output, beside=beside)
     return dequantised(read).changes, check_description(read, described)
-
-
-def _starts(start: Callable[[], Session]) -> bool:
-    try:
-        start()
-    except DefenceError:
-        return False
-    return True
 
 
 def pixels(x: Tensor, described: Submission, *, channels_last: bool) -> Tensor:
@@ -86,32 +147,6 @@ def pixels(x: Tensor, described: Submission, *, channels_last: bool) -> Tensor:
         )
         x = (x - mean) / std
     return x.permute(0, 2, 3, 1) if channels_last else x
-
-
-def _check(name: str, start: Callable[[], Session], x: Tensor, expected: Tensor, tolerance: float) -> None:
-    try:
-        session = start()
-        together = session.run(x)
-        _compare(f"{name} in onnxruntime", expected, together, tolerance)
-        if session.batch is None:
-            alone = torch.cat([session.run(x[i : i + 1]) for i in range(ALONE)])
-            _compare(
-                f"{name} in onnxruntime, image by image,", expected, torch.cat([alone, together[ALONE:]]), tolerance
-            )
-    except NotUnderstood:
-        raise
-    except DefenceError as error:
-        raise NotUnderstood(f"expected {name} to run: {error}") from error
-
-
-def _compare(name: str, expected: Tensor, given: Tensor, tolerance: float) -> None:
-    # trailing axes of size one are left out in the canonical form
-    given = given.reshape(expected.shape) if given.shape[: expected.ndim] == expected.shape else given
-    if (got := difference(expected, given, tolerance)) is not None:
-        raise NotUnderstood(
-            f"expected {name} to compute what our reading of it does, got {got}; export the model without operators or "
-            "weights that runtimes compute in different ways"
-        )
 
 
 def probes(shape: tuple[int, int, int], images: Tensor | None = None) -> Tensor:
