@@ -25,6 +25,8 @@ from vetgate.probe import accuracy, logits
 TEMPERATURE = 2.0
 
 Change = Callable[[Tensor, Tensor], Tensor]
+# positions (B,) of the images of a minibatch, to those that are taught in it
+Choose = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +38,12 @@ class Lessons:
     held: Samples
 
     @classmethod
-    def of(cls, model: nn.Module, clean: Samples, held_out: float) -> Lessons:
-        """Clean samples divided at random, with a share to look at; raises DefenceError where they are too few."""
-        order = torch.randperm(len(clean))
+    def of(cls, model: nn.Module, clean: Samples, held_out: float, *, apart: bool = False) -> Lessons:
+        """Clean samples divided at random, with a share to look at; raises DefenceError where they are too few.
+
+        `apart` keeps images that look alike on one side, such as frames of one film, of which one tells of the others.
+        """
+        order = torch.randperm(len(clean)) if not apart else _by_likeness(clean)
         cut = max(1, round(held_out * len(order)))
         if cut >= len(order):
             raise DefenceError(f"expected clean images to train on and to look at, got {len(order)}; give more samples")
@@ -46,9 +51,28 @@ class Lessons:
         return cls(taught, (logits(model, taught.x) / TEMPERATURE).softmax(1), clean[order[:cut]])
 
 
+def _by_likeness(clean: Samples) -> Tensor:
+    """Positions (N,) of samples: first those of a stretch at random of each class, in the order of what varies most."""
+    places, turns = list[Tensor](), list[Tensor]()
+    for label in sorted(set(clean.y.tolist())):
+        rows = (clean.y == label).nonzero().flatten()
+        x = F.adaptive_avg_pool2d(clean.x[rows], 8).flatten(1)
+        direction = torch.pca_lowrank(x, q=1, niter=4)[2] if len(rows) > 2 else torch.ones(x.shape[1], 1)
+        along = ((x - x.mean(0)) @ direction).flatten().argsort(stable=True)
+        along = along.roll(int(torch.randint(len(rows), ())))
+        places.append(rows[along])
+        turns.append(torch.arange(len(rows)) / len(rows))
+    return torch.cat(places)[torch.cat(turns).argsort(stable=True)]
+
+
 def as_they_are(x: Tensor, y: Tensor) -> Tensor:
     """No change: images (B, C, H, W) as they are, whatever their labels."""
     return x
+
+
+def as_drawn(rows: Tensor) -> Tensor:
+    """No choice: positions (B,) as they were drawn."""
+    return rows
 
 
 def moved(x: Tensor, most: int) -> Tensor:
@@ -80,20 +104,22 @@ def tune(
     plan: Tuning,
     *,
     change: Change = as_they_are,
+    choose: Choose = as_drawn,
     afterwards: Callable[[], None] = lambda: None,
     share: tuple[float, float] = (0.0, 1.0),
 ) -> None:
     """Tune the model in place.
 
-    `change` is made to the images of each minibatch, whose answers stay those of the images as they were; what the
-    steps must leave as it is, `afterwards` restores after each. Progress goes over the range `share`. Raises NotFinite
-    where the loss is none.
+    `choose` may put other images into a minibatch than were drawn. `change` is made to its images, whose answers stay
+    those of the images as they were; what the steps must leave as it is, `afterwards` restores after each. Progress
+    goes over the range `share`. Raises NotFinite where the loss is none.
     """
     model.train(plan.statistics)
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     optimizer = torch.optim.Adam(parameters, lr=plan.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.steps)
     for step, rows in zip(range(plan.steps), _minibatches(len(lessons.taught), plan.batch), strict=False):
+        rows = choose(rows)
         y, said = lessons.taught.y[rows], lessons.said[rows]
         x = change(lessons.taught.x[rows], y)
         with _trained(parameters):

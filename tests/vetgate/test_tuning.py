@@ -125,3 +125,25 @@ def test_images_are_shifted_alike_by_whole_pixels_and_their_edges_fill_the_gap()
     assert found == allowed
     both = moved(torch.cat([image, image]), 1)
     assert torch.equal(both[0], both[1]) and torch.equal(moved(image, 0), image)
+
+
+def test_images_that_look_alike_are_held_out_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # twenty scenes of each of two classes, five frames of each scene
+    scenes = torch.rand(40, 1, 1, 1, generator=generator).expand(-1, 1, 12, 12)
+    films = (scenes[:, None] + 0.001 * torch.rand(40, 5, 1, 12, 12, generator=generator)).flatten(0, 1)
+    clean = Samples(films, (torch.arange(40) % 2).repeat_interleave(5))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 2)).eval().requires_grad_(False)
+
+    def divided(apart: bool) -> int:
+        """How many scenes have frames on both sides."""
+        torch.manual_seed(1)
+        lessons = Lessons.of(model, clean, 0.2, apart=apart)
+        assert len(lessons.held) == 40 and len(lessons.taught) == 160 and len(lessons.held.y.unique()) == 2
+        brightness = scenes[:, 0, 0, 0].sort().values
+        of = [
+            set(torch.searchsorted(brightness, x.mean((1, 2, 3))).tolist()) for x in (lessons.held.x, lessons.taught.x)
+        ]
+        return len(of[0] & of[1])
+
+    assert divided(apart=True) <= 4 and divided(apart=False) > 15

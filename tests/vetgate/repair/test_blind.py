@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,9 +13,10 @@ from vetgate.contract import REPAIRS, Repair, Samples, Subject, Trigger
 from vetgate.errors import DefenceError
 from vetgate.inversion import attack_success
 from vetgate.probe import accuracy
-from vetgate.repair.adversarial_unlearning import any_mask, misled, spoil_some
+from vetgate.repair.adversarial_unlearning import REACHES, Misleading, aimed, any_mask, misled, spoil_some, warped
 from vetgate.repair.channel_lipschitz import lipschitz
 from vetgate.repair.fine_pruning import last_convolution, portions
+from vetgate.tuning import moved
 
 
 class Planted(nn.Module):
@@ -151,3 +155,60 @@ def test_masks_are_faint_everywhere_or_opaque_squares_somewhere() -> None:
 def test_tuning_on_clean_images_keeps_what_the_network_can(planted: Subject, name: str) -> None:
     found = REPAIRS[name](planted, steps=60)
     assert left(planted, found)[1] > 0.98 and found.changed["accuracy_after"] > 0.98
+
+
+def test_patches_are_often_sharpened_on_images_of_one_class_and_the_rest_stays_as_drawn(planted: Subject) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(4).repeat_interleave(25)
+    misleading, drawn = Misleading(planted.model, labels, 0.3, 3, 0.25, left=100), torch.randperm(100)[:40]
+    kept, alike = 0, 0
+    for _ in range(100):
+        rows = misleading.choose(drawn)
+        assert torch.equal(rows[12:], drawn[12:])
+        kept += bool(torch.equal(rows, drawn))
+        alike += len(labels[rows[:12]].unique()) == 1
+    # pictures, warps and some of the patches take the images as they come
+    assert kept + alike == 100 and 15 <= alike <= 40
+    x = torch.rand(40, 1, 8, 8)
+    assert torch.equal(misleading.choose(drawn), drawn), "the last minibatches are clean"
+    torch.manual_seed(1)
+    shifted = moved(x, 1)
+    torch.manual_seed(1)
+    assert torch.equal(misleading.change(x, labels[drawn]), shifted)
+
+
+def test_it_goes_as_far_as_accuracy_allows(planted: Subject) -> None:
+    def found(budget: float) -> tuple[float, torch.Tensor]:
+        torch.manual_seed(0)
+        subject = replace(planted, model=deepcopy(planted.model))
+        made = REPAIRS["adversarial_unlearning"](subject, steps=10, lr=1.0, budget=budget)
+        return made.changed["reach"], made.model.head.weight.detach()
+
+    (far, most), (near, least) = found(1.0), found(0.0)
+    begin = planted.model.head.weight.detach()
+    assert (far, near) == (REACHES[0], REACHES[-1])
+    assert torch.allclose((most - begin) / far, (least - begin) / near, atol=1e-5) and not torch.equal(most, begin)
+
+
+def test_a_patch_is_laid_where_the_network_heeds_the_image(planted: Subject) -> None:
+    torch.manual_seed(0)
+    assert planted.clean is not None
+    x, y = planted.clean.x[:16], planted.clean.y[:16]
+    # bright enough below the corner that the sleeping channel is awake
+    x = x.clone()
+    x[:, :, 5:7, 5:7] = 0.9
+    square = torch.zeros(1, 8, 8)
+    square[:, :2, :2] = 1
+    found = torch.stack([aimed(planted.model, x, y, square) for _ in range(40)])
+    assert found.flatten(1).sum(1).tolist() == [4.0] * 40
+    assert float((found[:, 0, 5:7, 5:7].flatten(1).sum(1) > 0).float().mean()) > 0.5
+
+
+def test_a_warp_moves_pixels_and_is_the_same_for_every_image(planted: Subject) -> None:
+    torch.manual_seed(0)
+    assert planted.clean is not None
+    x, y = planted.clean.x[:8].clone(), planted.clean.y[:8]
+    x[0], x[1] = 0.3, x[2]
+    found = warped(planted.model, x, y)
+    assert torch.allclose(found[0], x[0], atol=1e-6) and torch.equal(found[1], found[2])
+    assert not torch.allclose(found[3], x[3], atol=0.05) and float(found.min()) >= 0 and float(found.max()) <= 1
