@@ -60,7 +60,7 @@ def test_an_honest_model_passes(passed):
 
 
 def test_it_says_first_how_long_the_detectors_will_take(passed):
-    assert re.search(r"\d detectors on 10 labels, about \d+ s", passed.err), passed.err
+    assert re.search(r"\d detectors on 10 labels, about \d+ (s|min)", passed.err), passed.err
 
 
 def test_vetting_the_same_once_more_opens_no_model_and_asks_mlflow_nothing(passed, alone, honest, home):
