@@ -88,7 +88,7 @@ def within(directory: Path, way: str, side: int) -> dict[str, float]:
     forget_peak()
     before, begun = resident("VmRSS"), time.monotonic()
     if way == "load":
-        kept = load_model(directory, submission)  # noqa: F841 - so that it is resident
+        load_model(directory, submission)
     else:
         with tempfile.TemporaryDirectory() as room:
             told = {"directory": str(directory), "submission": submission.model_dump(mode="json")}

@@ -155,8 +155,7 @@ class Misleading:
         mask = any_mask(height, width, float(self.drawn < FAINT))
         if self.drawn >= FAINT and float(torch.rand(())) < AIMED:
             mask = aimed(self.model, x, y, mask)
-        pattern = sharpened(self.model, x, mask, torch.rand(x.shape[1:]), -1.0, y, inner=self.inner, step=self.step)
-        return (1 - mask) * x + mask * pattern
+        return misled_in(self.model, x, y, mask, inner=self.inner, step=self.step)
 
 
 def aimed(model: nn.Module, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
@@ -205,7 +204,11 @@ def spoil_some(x: Tensor, y: Tensor, share: float, spoil: Spoil) -> Tensor:
 
 def misled(model: nn.Module, x: Tensor, y: Tensor, *, inner: int, step: float) -> Tensor:
     """Images (B, C, H, W) under a mask at random, whose pattern takes them away from their labels (B,)."""
-    mask = any_mask(x.shape[2], x.shape[3])
+    return misled_in(model, x, y, any_mask(x.shape[2], x.shape[3]), inner=inner, step=step)
+
+
+def misled_in(model: nn.Module, x: Tensor, y: Tensor, mask: Tensor, *, inner: int, step: float) -> Tensor:
+    """Images (B, C, H, W) under a mask (1, H, W), whose pattern takes them away from their labels (B,)."""
     pattern = sharpened(model, x, mask, torch.rand(x.shape[1:]), -1.0, y, inner=inner, step=step)
     return (1 - mask) * x + mask * pattern
 
