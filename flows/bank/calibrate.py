@@ -125,7 +125,8 @@ def own(
     for group, seen in spread(by_all, groups, jobs):
         fresh.append(reference(trained(group[0])[1], data.shape, data.classes, seen))
         on_progress(len(fresh) / len(listed))
-    bank = _with_earlier(Bank(methods=pins(params), references=_ordered(fresh)), out)
+    made = {(r.data, r.image) for r in fresh}
+    bank = joined(Bank(methods=pins(params), references=tuple(fresh)), out, lambda r: (r.data, r.image) not in made)
     write(bank, out)
     return bank
 
@@ -140,18 +141,16 @@ def write(bank: Bank, out: Path) -> None:
     Path(file.name).replace(out)
 
 
-def _with_earlier(bank: Bank, out: Path) -> Bank:
-    """A bank with what stands at `out` on other data sets, as long as form, code and parameters are its own."""
+def joined(bank: Bank, out: Path, stays: Callable[[Reference], bool]) -> Bank:
+    """A bank with those references at `out` that are to stay, as long as form, code and parameters are its own."""
     try:
         before = Bank.model_validate(json.loads(out.read_text())) if out.exists() else None
     except ValidationError:
         # written by a version of another form, and so of other code
         before = None
     if before is None or before.methods != bank.methods:
-        return bank
-    fresh = {r.data for r in bank.references}
-    earlier = [r for r in before.references if r.data not in fresh]
-    every = _ordered([*earlier, *bank.references])
+        return bank.model_copy(update={"references": _ordered(bank.references)})
+    every = _ordered([*filter(stays, before.references), *bank.references])
     return bank.model_copy(update={"references": every, "transfer": bank.transfer or before.transfer})
 
 
@@ -163,7 +162,9 @@ def main() -> None:
     """Write the shipped calibration, with how far it carries over; what it holds of data without evidence stays."""
     need_checkout("the stage calibrate of dvc.yaml")
     files = Files()
-    write(_with_earlier(transfer(of_the_bank(files), files), SHIPPED), SHIPPED)
+    bank = transfer(of_the_bank(files), files)
+    shown = {r.data for r in bank.references}
+    write(joined(bank, SHIPPED, lambda r: r.data not in shown), SHIPPED)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def judged_of(context: SigningContext, question: Question) -> Judged:
         format=record.submission.format,
         input_shape=record.submission.input_shape,
         data_name=(question.reference_data or {}).get("name"),
-        architecture=record.submission.loaded_into,
+        architecture=record.submission.compared_as,
     )
     return Judged(verdict, found, question, level)
 

@@ -84,6 +84,13 @@ class Submission(BaseModel, frozen=True, extra="forbid"):
         known = formats().get(self.format)
         return self.architecture if known is not None and known.needs_architecture else None
 
+    @property
+    def compared_as(self) -> str | None:
+        """The architecture whose clean models it is compared with: of a graph, the one that vetgate wrote down."""
+        known, name = formats().get(self.format), self.architecture
+        written = known is not None and name is not None and known.takes_architecture(name)
+        return name if written else self.loaded_into
+
     @field_validator("model")
     @classmethod
     def _plain_name(cls, value: str) -> str:

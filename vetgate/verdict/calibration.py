@@ -12,6 +12,7 @@ Source    The simulated null follows from the observation that "index > 2" is a 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -160,6 +161,15 @@ class Calibration:
         if not held or data_sha256 in held:
             return None
         return Reason(Code.OTHER_DATA, figures={"data": name})
+
+    def for_images(self, data_sha256: str | None, image: Sequence[int]) -> Calibration:
+        """This calibration for subjects that take images (C, H, W): no others on their data, where enough take such."""
+        own = [r for r in self.bank.references if r.data_sha256 == data_sha256]
+        alike = [r for r in own if r.image == tuple(image)]
+        if len(alike) in (0, len(own)) or len(alike) < ENOUGH:
+            return self
+        rest = [r for r in self.bank.references if r.data_sha256 != data_sha256]
+        return Calibration(self.bank.model_copy(update={"references": (*rest, *alike)}), self.id, self.stale)
 
     def references(self, method: str, data_sha256: str | None, level: float) -> list[Reference]:
         """The references that stand for a subject: those of its own data set when they reach `level`, else all."""
@@ -327,7 +337,11 @@ def countable(references: int, level: float) -> bool:
 
 
 def _by_data(references: Sequence[Reference]) -> list[list[Reference]]:
-    return [[r for r in references if r.data == name] for name in sorted({r.data for r in references})]
+    """References by data set, and by the size of images where enough of one set take such; fewer are with the most."""
+    sizes = Counter((r.data, r.image) for r in references)
+    usual = {data: image for (data, image), _ in reversed(sizes.most_common())}
+    kinds = [(r.data, r.image if sizes[r.data, r.image] >= ENOUGH else usual[r.data]) for r in references]
+    return [[r for r, of in zip(references, kinds, strict=True) if of == kind] for kind in sorted(set(kinds))]
 
 
 def load_calibration(path: Path | None = None) -> Calibration | None:

@@ -143,6 +143,7 @@ def judge(
     that take images of another size a verdict is uncalibrated.
     """
     level = policy.false_alarm_rate
+    calibration = None if calibration is None else calibration.for_images(data_sha256, input_shape)
     gaps = gaps_of(seen, policy, with_training_data, sandbox_level, format)
     evidence = {e.method: e for e in seen if not isinstance(e, Failure)}
     failures = {f.method: failed(f) for f in seen if isinstance(f, Failure)}

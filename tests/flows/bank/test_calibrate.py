@@ -96,11 +96,15 @@ def test_references_on_other_data_stay_as_long_as_code_and_parameters_are_theirs
     before = Bank(methods={}, references=(on("signs", 1), on("digits", 1)))
     calibrate.write(before, tmp_path / "c.json")
     fresh = Bank(methods={}, references=(on("digits", 2),))
-    merged = calibrate._with_earlier(fresh, tmp_path / "c.json")
+
+    def other(r: Reference) -> bool:
+        return r.data != "digits"
+
+    merged = calibrate.joined(fresh, tmp_path / "c.json", other)
     assert [(r.data, r.seed) for r in merged.references] == [("digits", 2), ("signs", 1)]
     # nothing is taken from a file of another version's form
     (tmp_path / "c.json").write_text((tmp_path / "c.json").read_text().replace('"image"', '"picture"'))
-    assert calibrate._with_earlier(fresh, tmp_path / "c.json") == fresh
+    assert calibrate.joined(fresh, tmp_path / "c.json", other) == fresh
 
 
 def test_an_estimate_grows_with_networks_images_and_classes_and_shrinks_with_cores() -> None:

@@ -51,6 +51,17 @@ def test_an_architecture_counts_only_where_the_weights_are_loaded_into_it() -> N
     assert parse_submission(weights).loaded_into == "small-cnn"
 
 
+def test_a_graph_is_compared_with_those_of_its_own_structure() -> None:
+    kind = "graph-0123456789abcdef"
+    assert parse_submission(GOOD + f"architecture: {kind}\n").compared_as == kind
+    assert parse_submission(GOOD + "architecture: small-cnn\n").compared_as is None
+    assert parse_submission(GOOD).compared_as is None
+    weights = GOOD.replace("model.onnx", "model.safetensors").replace("format: onnx", "format: safetensors")
+    assert parse_submission(weights + "architecture: small-cnn\n").compared_as == "small-cnn"
+    with pytest.raises(BadSubmission, match="architecture must be"):
+        parse_submission(weights + f"architecture: {kind}\n")
+
+
 BAD = {
     "an unknown field": (GOOD + "colour: red\n", "unknown field 'colour'"),
     "a missing field": (GOOD.replace("supplier: acme\n", ""), "'supplier' is missing"),

@@ -724,6 +724,20 @@ def test_a_verdict_beside_references_that_take_images_of_another_size_is_uncalib
     assert replace(CLEAN, calibration=mixed, input_shape=(1, 224, 224)).judged().calibrated
 
 
+def test_a_model_is_held_against_references_that_take_images_of_its_size_where_there_are_enough():
+    def large(seed: int) -> Reference:
+        return reference(seed).model_copy(update={"image": (1, 224, 224), "architecture": "other"})
+
+    small, other = [reference(seed) for seed in range(24)], [large(seed) for seed in range(100, 124)]
+    case = replace(CLEAN, calibration=calibration(*small, *other), input_shape=(1, 224, 224))
+    alone = replace(case, calibration=calibration(*other)).judged()
+    assert (case.judged().p_value, case.judged().calibration["references"]) == (alone.p_value, 24)
+    assert case.judged().calibrated and replace(case, input_shape=IMAGE).judged().p_value == CLEAN.judged().p_value
+    # seven are too few to stand for a data set, and the others stay with them
+    few = replace(case, calibration=calibration(*small, *other[:7]))
+    assert few.judged().calibration["references"] == 31
+
+
 def test_a_rate_that_references_are_too_few_to_count_to_is_called_extrapolated():
     policy = {"required": ("neural_cleanse",)}
     few = calibration(*map(reference, range(12)))

@@ -7,6 +7,7 @@ The same network gives the same bytes, whatever its file called things and in wh
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -94,6 +95,19 @@ def canonical_bytes(graph: Graph) -> bytes:
     return b"".join(_parts(arrange(graph).graph))
 
 
+def structure_digest(graph: Graph) -> str:
+    """A digest that settled graphs of the same operators, sizes and whole numbers have, whatever else they learned."""
+    arranged = arrange(graph).graph
+    digest = hashlib.sha256()
+    for part in _described(arranged):
+        digest.update(part)
+    for name, constant in arranged.constants.items():
+        digest.update(_header(name, constant.value))
+        if np.issubdtype(constant.value.dtype, np.integer):
+            digest.update(np.ascontiguousarray(constant.value).tobytes())
+    return digest.hexdigest()
+
+
 def is_written_as(graph: Graph, data: Bytes) -> bool:
     """Whether the file of a settled graph is `data`, which is told without making it."""
     given, at = memoryview(data), 0
@@ -106,11 +120,7 @@ def is_written_as(graph: Graph, data: Bytes) -> bool:
 
 def _parts(arranged: Graph) -> Iterator[Bytes]:
     # as protobuf writes it: the fields of each message by their numbers, and the raw data last in a tensor
-    image = helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, _sizes(arranged.input_dims))
-    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, _sizes(arranged.output_dims or ()))
-    before = GraphProto(node=[_node(node) for node in arranged.nodes], name=PRODUCER)
-    after = GraphProto(input=[image], output=[logits])
-    first, last = before.SerializeToString(deterministic=True), after.SerializeToString(deterministic=True)
+    first, last = _described(arranged)
     values = [constant.value for constant in arranged.constants.values()]
     headers = [_header(name, constant.value) for name, constant in arranged.constants.items()]
     whole = (
@@ -124,6 +134,15 @@ def _parts(arranged: Graph) -> Iterator[Bytes]:
     yield last
     opset = helper.make_opsetid("", arranged.opset)
     yield ModelProto(opset_import=[opset]).SerializeToString(deterministic=True)
+
+
+def _described(arranged: Graph) -> tuple[bytes, bytes]:
+    # what stands before the tensors of a graph, and what behind them
+    image = helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, _sizes(arranged.input_dims))
+    logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, _sizes(arranged.output_dims or ()))
+    before = GraphProto(node=[_node(node) for node in arranged.nodes], name=PRODUCER)
+    after = GraphProto(input=[image], output=[logits])
+    return before.SerializeToString(deterministic=True), after.SerializeToString(deterministic=True)
 
 
 def _header(name: str, value: np.ndarray) -> bytes:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 WRITTEN = "model.onnx"
+# what the architecture of a graph is called, by the digest of all but what it learned
+KIND, KIND_OF = re.compile(r"graph-[0-9a-f]{16}"), "graph-{:.16}"
 # grey or colour
 CHANNELS = (1, 3)
 WEIGHTS = re.compile(r".+([._]data(_\d+)?|\.bin|\.weights?)", re.IGNORECASE)
@@ -47,7 +49,7 @@ def canonical(members: Mapping[str, Bytes], submission: Submission) -> tuple[Sub
 
 
 def _redescribed(graph: Graph, names: Mapping[str, str], submission: Submission) -> Submission:
-    from vetgate.formats.onnx.canonical import arrange
+    from vetgate.formats.onnx.canonical import arrange, structure_digest
     from vetgate.formats.onnx.module import INPUT, build_module
     from vetgate.formats.onnx.reading.submitted import plain_description
 
@@ -57,7 +59,9 @@ def _redescribed(graph: Graph, names: Mapping[str, str], submission: Submission)
         layer = _layer(module, layer, names)
         made = {step.name: step.output for step in module.steps}
         layer = layer if layer == INPUT else arrange(graph).nodes[made[layer]]
-    return plain_description(submission, layer).model_copy(update={"model": WRITTEN})
+    return plain_description(submission, layer).model_copy(
+        update={"model": WRITTEN, "architecture": KIND_OF.format(structure_digest(graph))}
+    )
 
 
 def load(data: Bytes, submission: Submission) -> tuple[nn.Module, str, bool]:
@@ -163,6 +167,7 @@ FORMAT = Format(
     sniff=sniff,
     belongs=belongs,
     mapped=True,
+    takes_architecture=lambda name: KIND.fullmatch(name) is not None,
     inspect=inspect,
     says=says,
     canonical=canonical,

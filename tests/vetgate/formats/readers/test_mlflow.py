@@ -40,7 +40,7 @@ def test_the_graph_is_the_one_that_is_handed_in_alone(
     alone = canonical({submission.model: members["model.onnx"]}, submission)
     logged = canonical(members, described(submission))
     assert alone is not None and logged is not None and alone.data == logged.data
-    assert logged.changes == {"model": "model.onnx", "format": "onnx"}
+    assert logged.changes == {"model": "model.onnx", "format": "onnx", **alone.changes}
 
 
 @pytest.mark.parametrize(

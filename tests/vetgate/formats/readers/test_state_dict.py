@@ -150,7 +150,7 @@ def test_a_network_of_timm_becomes_a_graph_that_computes_the_same() -> None:
     written = canonical({given.model: saved(model.state_dict())}, given)
     assert written is not None
     described = rewritten(given, written.changes, "a" * 64)
-    assert (described.format, described.architecture) == ("onnx", None)
+    assert described.format == "onnx" and str(described.architecture).startswith("graph-")
     x = torch.rand(3, 3, 32, 32)
     ours = load_members({described.model: written.data}, described).model(x)
     torch.testing.assert_close(ours, model(x), rtol=1e-4, atol=1e-5)
