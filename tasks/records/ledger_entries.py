@@ -99,13 +99,16 @@ def _check_order(state: LedgerState, kind: str, subject: Blob, *, fresh: bool = 
         raise Denied(f"expected a submitter who is not known yet, got {subject['keyid']}; one signature is enough")
     if kind != "verdict":
         return
+    newest = state.verdict(subject["manifest"])
+    if newest is not None and newest.key == subject["key"]:
+        # another process entered this very one since it was asked for
+        return
     after = after_of(subject)
     check_ledger(state, after)
     if subject["verdict"] not in attest.ADMITTED:
         return
     if after is not None and after[0] == 0 and state.end and not fresh:
         raise Denied(f"expected a verdict of this ledger, got one of before any; remove {subject['key']} and vet again")
-    newest = state.verdict(subject["manifest"])
     if newest is not None and (after is None or after[0] < newest.sequence):
         raise Denied(
             f"expected a {subject['verdict']} issued after entry {newest.sequence} of the ledger, got one of before; "

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tasks.records import ledger_entries
 from tasks.records.attestations import save_attestation
 from tasks.records.ledger_chain import START, append, entries, entry_key, head, signing_time
 from tasks.records.ledger_entries import catch_up, note
-from tasks.records.ledger_state import TABLES, ledger_state
+from tasks.records.ledger_state import TABLES, LedgerState, ledger_state
 from tasks.records.ledger_verify import verify_ledger
 from tasks.records.promotions import promotion_key, save_promotion
 from tasks.settings import Settings
@@ -209,6 +210,18 @@ def test_what_is_entered_once_is_entered_once_by_several_at_once_too(settings: S
     key = attested(settings)
     assert set(in_processes(4, lambda _: note(settings, key).sequence)) == {1}
     assert verify_ledger(settings)["entries"] == 1
+
+
+def test_one_that_another_process_entered_meanwhile_is_not_held_against_itself(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, before = attested(settings), ledger_state(settings)
+    first = note(settings, key)
+    # as it is seen by one that another overtakes after its first question
+    told, answers = LedgerState.entered, iter([None])
+    monkeypatch.setattr(LedgerState, "entered", lambda self, key: next(answers, told(self, key)))
+    monkeypatch.setattr(ledger_entries, "ledger_state", lambda settings: before)
+    assert note(settings, key) == first
 
 
 def three(settings: Settings) -> None:
