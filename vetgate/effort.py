@@ -23,6 +23,11 @@ def image_count(pixels: int, most: int) -> int:
     return max(min(most, FEWEST_IMAGES), round(most * min(1.0, PIXELS / pixels)))
 
 
+def minibatch(pixels: int, most: int) -> int:
+    """How many images of so many pixels a step of a search takes: `most`, and of large ones half as many."""
+    return most if pixels <= PIXELS else max(1, most // 2)
+
+
 def effort(pixels: int, *, most: int, look: int) -> Effort:
     """What can be afforded on images of so many pixels: `most` labels and `look` sweeps, or less where they are large.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vetgate.effort import effort, image_count
+from vetgate.effort import effort, image_count, minibatch
 
 # what the detectors of params.yaml come to, in images there and back: for each label that is searched, for each label
 # that is looked at, apart from labels, and where there is a training set; a test holds them to the bank's evidence
@@ -19,9 +19,9 @@ def images_for(classes: int, pixels: int, *, training: bool) -> int:
     able = effort(pixels, most=SEARCHED, look=SWEEPS)
     searched = min(classes, able.labels)
     looked_at = round(EACH_LOOKED_AT * able.sweeps / SWEEPS) * (classes if classes > searched else 0)
-    # of large images methods take fewer, but for the search itself, which is about half of what a label takes
-    fewer = image_count(pixels, IMAGES) / IMAGES
-    each, apart = EACH_LABEL * (1 + fewer) / 2, APART * fewer
+    # of large images methods take fewer, and the search itself, which is about half of what a label takes, half
+    fewer, steps = image_count(pixels, IMAGES) / IMAGES, minibatch(pixels, IMAGES) / IMAGES
+    each, apart = EACH_LABEL * (steps + fewer) / 2, APART * fewer
     return round(each * searched + looked_at + apart) + (OF_TRAINING if training else 0)
 
 

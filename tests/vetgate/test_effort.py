@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vetgate.effort import Effort, effort, image_count
+from vetgate.effort import Effort, effort, image_count, minibatch
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,8 @@ def test_no_more_is_done_than_asked_for() -> None:
 def test_large_images_are_fewer_but_never_too_few() -> None:
     assert [image_count(side * side, 64) for side in (32, 64, 96, 224, 512)] == [64, 64, 28, 8, 8]
     assert image_count(224 * 224, 4) == 4
+
+
+def test_a_step_takes_half_of_what_it_takes_of_small_images_where_they_are_large() -> None:
+    assert [minibatch(side * side, 8) for side in (8, 64, 65, 224)] == [8, 8, 4, 4]
+    assert minibatch(224 * 224, 1) == 1

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vetgate.contract import Evidence, Samples, Subject, Trigger, detector
-from vetgate.effort import effort
+from vetgate.effort import effort, minibatch
 from vetgate.errors import MissingInput
 from vetgate.inversion import Schedule, attack_success, invert
 from vetgate.probe import mad, median
@@ -71,7 +71,8 @@ def neural_cleanse(
 ) -> Evidence:
     """Scores (K,) are minus the log mask norm in pixels; the `named` smallest labels are tried on held-out images.
 
-    Masks descend at rate `lr`; their cost weight starts at `first` and moves after `patience` sweeps of one outcome.
+    Masks descend at rate `lr` on `batch` images a step, half as many where they are large; their cost weight starts at
+    `first` and moves after `patience` sweeps of one outcome.
     Details, all (K,): `norms`, `held_out` (success on unseen images of other classes, the mask half as strong again;
     -1 where not tried) and `second_start` (nats below the median in the best start but one; 0 where it ran once). Of
     fewer than FEWEST_CLASSES labels both it and the statistic are nats below one pixel.
@@ -86,6 +87,7 @@ def neural_cleanse(
     rows = torch.randperm(len(clean))
     cut = min(images, int(0.7 * len(clean)))
     inside, outside = clean[rows[:cut]], clean[rows[cut:]]
+    batch = minibatch(inside.x[0, 0].numel(), batch)
 
     def inverted(labels: list[int], share: tuple[float, float]) -> tuple[Tensor, tuple[Trigger, ...]]:
         one = invert(

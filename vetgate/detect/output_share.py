@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vetgate.contract import Evidence, Subject, detector, report
+from vetgate.effort import image_count
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.probe import logits
 from vetgate.role import Axis, By, Confirm, Role
@@ -61,13 +62,13 @@ def pictures(x: Tensor) -> dict[str, Tensor]:
 def output_share(subject: Subject, *, images: int = 512) -> Evidence:
     """Scores (K,) are the mean over kinds of the log share of pictures that are given a label, half a vote added.
 
-    At most `images` of each kind. Details, both (K,): `share` of all pictures, and `repeated`, the smaller score of two
-    halves of them: one of which alone shows a label by chance.
+    At most `images` of each kind, fewer where they are large. Details, both (K,): `share` of all pictures, and
+    `repeated`, the smaller score of two halves of them: one of which alone shows a label by chance.
     """
     clean = subject.clean
     if clean is None:
         raise MissingInput("output_share needs subject.clean, got None; give trusted samples")
-    x = clean.x[torch.randperm(len(clean))[:images]]
+    x = clean.x[torch.randperm(len(clean))[: image_count(clean.x[0, 0].numel(), images)]]
     if len(x) < 2:
         raise DefenceError(f"expected 2 clean images or more, got {len(x)}; add clean samples")
     halves = [_votes(subject, half, place) for place, half in enumerate(x.chunk(2))]  # (kinds, K) each
