@@ -29,11 +29,11 @@ class Told(nn.Module):
         return logits if self.order is None else logits[:, self.order]
 
 
-def samples(channels: int = 3, count: int = 200) -> Samples:
-    """Images (count, channels, 8, 8) whose first channel is about the level of their class, the others noise."""
+def samples(channels: int = 3, count: int = 200, side: int = 8) -> Samples:
+    """Images (count, channels, side, side), the first channel about the level of their class, the others noise."""
     stream = torch.Generator().manual_seed(0)
     y = torch.randint(CLASSES, (count,), generator=stream)
-    x = torch.rand(count, channels, 8, 8, generator=stream)
+    x = torch.rand(count, channels, side, side, generator=stream)
     x[:, 0] = LEVELS[y][:, None, None] + 0.02 * x[:, 0]
     return Samples(x, y)
 
@@ -65,6 +65,18 @@ def test_the_reading_that_was_meant_is_named_as_the_cause(reading: object, cause
     assert look.cause == cause and look.under_cause == 1.0 and (look.as_submitted or 0) < 0.6
     reason = objection(look, CLASSES, LEAST) or objection(look, CLASSES, 0.9)
     assert reason is not None and reason.code is Code.READ_WRONGLY and cause in render(reason)
+
+
+def test_on_large_images_all_tell_the_accuracy_and_fewer_the_cause() -> None:
+    given, seen = samples(channels=1, count=300, side=128), []
+
+    def inverted(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return 1 - x
+
+    look = first_look(Told(inverted), given, CLASSES)
+    assert (look.images, look.cause, look.under_cause) == (300, "inverted pixels", 1.0)
+    assert sum(seen) == 300 + 4 * 128
 
 
 def test_labels_in_another_order_are_found_and_chosen_on_other_images_than_they_are_confirmed_on() -> None:
