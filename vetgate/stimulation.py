@@ -21,6 +21,8 @@ from vetgate.errors import DefenceError
 PIXELS, NUMBERS = 2**19, 2**24
 # numbers that layers give behind the channels that are driven, in all passes together: minutes of a processor
 BUDGET = 2**34
+# and of a network that this does not suffice for: what is found there is shown, and counts in no verdict
+IN_PART = 2**32
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,18 +186,17 @@ def _elevations_of(
 
 
 def afforded(layers: Sequence[Layer], driven: Sequence[Layer], passes: int) -> list[Layer]:
-    """Of the layers to be driven, the last ones that BUDGET suffices for, in their order; the last one in any case.
+    """Of the layers to be driven all, in their order, where BUDGET suffices; else the last ones that IN_PART does.
 
-    A trigger comes to act on a label at last, and what is driven late has little of the network left to compute.
+    A trigger comes to act on a label at last, and what is driven late has little of the network left to compute. The
+    last one is driven in any case.
     """
-    order, chosen, spent = [layer.name for layer in layers], list[Layer](), 0
+    order, spent = [layer.name for layer in layers], [0]
     for layer in reversed(driven):
         numbers = sum(later.output[0].numel() for later in layers[order.index(layer.name) + 1 :])
-        spent += passes * layer.output.shape[1] * numbers
-        if chosen and spent > BUDGET:
-            break
-        chosen.insert(0, layer)
-    return chosen
+        spent.append(spent[-1] + passes * layer.output.shape[1] * numbers)
+    count = len(driven) if spent[-1] <= BUDGET else max(1, sum(one <= IN_PART for one in spent[1:]))
+    return list(driven[len(driven) - count :])
 
 
 def raised_labels(

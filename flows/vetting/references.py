@@ -57,7 +57,7 @@ def submissions(folder: Path, data: str) -> list[Path]:
     return found
 
 
-def inspected(settings: Settings, params: Params, ref: DataRef, directory: Path) -> Inspected:
+def inspected(settings: Settings, ref: DataRef, directory: Path) -> Inspected:
     """Inspect one network as a vetting would, up to the verdict; raises BadSubmission where a vetting had to stop."""
     from prefect import flow
 
@@ -137,7 +137,7 @@ def calibrated(
         ready()
         found = []
         for place, directory in enumerate(directories):
-            found.append(inspected(settings, params, ref, directory))
+            found.append(inspected(settings, ref, directory))
             on_progress((place + 1) / len(directories))
     finally:
         cool()

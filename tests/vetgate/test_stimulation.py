@@ -96,12 +96,15 @@ def test_of_a_large_network_the_last_layers_are_driven_and_the_share_is_said(mon
     every = stimulable(layers)
     assert afforded(layers, every, 18) == every
     # what the last layer takes, whose channels the head alone comes after, and a bit
-    monkeypatch.setattr("vetgate.stimulation.BUDGET", 18 * every[-1].output.shape[1] * 5 + 1)
+    last = 18 * every[-1].output.shape[1] * 5 + 1
+    monkeypatch.setattr("vetgate.stimulation.BUDGET", last)
+    assert len(afforded(layers, every, 18)) > 1, "what a part may take is as much as IN_PART says"
+    monkeypatch.setattr("vetgate.stimulation.IN_PART", last)
     assert afforded(layers, every, 18) == every[-1:]
     ranked, share = raised_labels(model, X, y, scale=1.0, reach=4.0, levels=3, quantile=0.25)
     assert {c.layer for c in ranked} == {every[-1].name}
     assert share == pytest.approx(every[-1].output.shape[1] / sum(layer.output.shape[1] for layer in every))
-    monkeypatch.setattr("vetgate.stimulation.BUDGET", 0)
+    monkeypatch.setattr("vetgate.stimulation.IN_PART", 0)
     assert afforded(layers, every, 18) == every[-1:], "something is driven whatever it takes"
 
 

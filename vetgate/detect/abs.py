@@ -48,6 +48,8 @@ ROLE = Role(
 
 # pixels of the stamped images in one pass
 PIXELS = 2**19
+# how many times as many images are looked at as are used
+MANY = 8
 
 
 def seed_rows(y: Tensor, right: Tensor, most: int) -> Tensor:
@@ -94,8 +96,10 @@ def scanned(
 ) -> Scan:
     """Drive the channels on `images` clean images, fewer where these are large, and pick the candidates.
 
-    Raises DefenceError where there are too few images.
+    Where not all channels can be driven, candidates are a third as many. Raises DefenceError where there are too few
+    images.
     """
+    clean = clean[: MANY * image_count(clean.x[0, 0].numel(), images + held_out)]
     right = logits(model, clean.x).argmax(1) == clean.y
     scale = logit_scale(model, clean.x)
     images = image_count(clean.x[0, 0].numel(), images)
@@ -106,7 +110,7 @@ def scanned(
     if any(len(set(part.y.tolist())) < 2 for part in (seeds, held)):
         raise DefenceError(f"expected clean images of 2 classes beyond {images} seeds, got {len(clean)}; add samples")
     ranked, driven = raised_labels(model, seeds.x, seeds.y, scale=scale, reach=reach, levels=levels, quantile=quantile)
-    chosen = pick(ranked, candidates, a_label=a_label)
+    chosen = pick(ranked, candidates if driven == 1 else max(1, candidates // 3), a_label=a_label)
     return Scan(seeds, held, scale, chosen, {"driven": driven} if driven < 1 else {})
 
 
