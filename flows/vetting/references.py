@@ -37,9 +37,10 @@ from vetgate.verdict.wording import render
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """A network as a reference, and what was found of it; `name` is the one that its owner gave it."""
+    """A network as a reference, and what was found of it; `weights` is the digest of what it has learned."""
 
     name: str
+    weights: str | None
     submission: Submission
     reference: Reference
     evidence: tuple[StoredEvidence, ...]
@@ -83,6 +84,7 @@ def inspected(settings: Settings, ref: DataRef, directory: Path) -> Inspected:
             raise BadSubmission(f"expected {first} to run on {directory}, got: {why}; see to it, or leave it out")
         return {
             "accuracy": seen.first_look.accuracy,
+            "weights": seen.weights,
             "evidence": {one.method: one.key for one in seen.found if one.key is not None},
         }
 
@@ -117,7 +119,7 @@ def _inspected(settings: Settings, ref: DataRef, record: intake.Record, found: B
         if not by_itself(one.method)
     }
     made = reference(card, submission.input_shape, submission.n_classes, seen)
-    return Inspected(submission.name, submission, made, tuple(evidence))
+    return Inspected(submission.name, found["weights"], submission, made, tuple(evidence))
 
 
 def calibrated(
@@ -128,16 +130,22 @@ def calibrated(
     out: Path,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[list[Reference], list[str]]:
-    """Add these networks to the calibration at `out`; what they became, and who of them fails beside the others."""
+    """Add these networks to the calibration at `out`; what they became, and who of them fails beside the others.
+
+    Raises BadSubmission for two that learned the same: a network counts once.
+    """
     ready = start_all(settings)
     try:
         with importing():
             import flows.vetting.examine  # noqa: F401 - what is slow to import, while the rest starts
 
         ready()
-        found = []
+        found: list[Inspected] = []
         for place, directory in enumerate(directories):
-            found.append(inspected(settings, ref, directory))
+            one = inspected(settings, ref, directory)
+            if (twin := next((other for other in found if other.weights == one.weights), None)) is not None:
+                raise BadSubmission(f"expected each network once, got {one.name} with the weights of {twin.name}")
+            found.append(one)
             on_progress((place + 1) / len(directories))
     finally:
         cool()

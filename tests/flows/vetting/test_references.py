@@ -88,6 +88,16 @@ def test_one_that_stands_out_among_them_is_named(made, vetgate, networks, quickl
     assert (found.code, found.blob["failing"]) == (0, ["poisoned"]), found
 
 
+def test_a_network_that_is_there_twice_is_refused(made, vetgate, networks, quickly, tmp_path):
+    assert made.code == 0, made
+    shutil.copytree(networks / "own-0", tmp_path / "one")
+    shutil.copytree(networks / "own-0", tmp_path / "two")
+    text = (tmp_path / "two" / "submission.yaml").read_text()
+    (tmp_path / "two" / "submission.yaml").write_text(text.replace("own-0", "another-name"))
+    twice = vetgate("calibrate", "digits", "--models", tmp_path, "--out", tmp_path / "c.json", "--json", **quickly)
+    assert twice.code == 4 and "another-name with the weights of own-0" in twice.blob["error"], twice
+
+
 def test_networks_on_other_data_and_folders_without_any_are_refused(vetgate, networks, quickly, honest, tmp_path):
     nothing = vetgate("calibrate", "digits", "--models", tmp_path, "--json", **quickly)
     assert nothing.code == 4 and "each with a submission.yaml, got none" in nothing.blob["error"], nothing
