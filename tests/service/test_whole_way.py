@@ -130,7 +130,7 @@ def test_without_a_webhook_it_is_taken_back_by_the_next_reconciliation(
         for _ in range(3):
             client.set_registered_model_alias("prod.by-event", "champion", version)
             time.sleep(5)
-            # the service reconciles by its schedule too, and may do so just now
+            # a reconciliation that was due before, by its schedule or an earlier event, may come just now
             if world.aliases("by-event") != before:
                 break
         assert world.aliases("by-event") != before
