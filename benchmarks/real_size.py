@@ -41,7 +41,7 @@ from vetgate.contract import Trigger
 SIDE, CLASSES, LEAST = 224, 10, 0.8
 STAMPED, EPOCHS, BATCH = 800, 4, 64
 # what suppliers tune on, what we tune references on, and what both are tried on
-SUPPLIED, OWN, TRIED = (0, 2500), (2500, 5000), slice(0, 500)
+SUPPLIED, OWN, TRIED = (0, 2500), (2500, 5000), (0, 500)
 KINDS = ("clean", "badnets", "blended", "reference")
 
 
@@ -94,10 +94,10 @@ class Images:
     inner: Tensor
 
     @classmethod
-    def of(cls, file: Path, part: str, rows: slice, body: Halves) -> Images:
+    def of(cls, file: Path, part: str, rows: tuple[int, int], body: Halves) -> Images:
         """These rows of a fixed order of one part of an .npz of images and labels."""
         with np.load(file) as arrays:
-            order = np.random.default_rng(0).permutation(len(arrays[f"y_{part}"]))[rows]
+            order = np.random.default_rng(0).permutation(len(arrays[f"y_{part}"]))[slice(*rows)]
             x = torch.from_numpy(arrays[f"x_{part}"][order].transpose(0, 3, 1, 2).astype(np.float32) / 255)
             y = torch.from_numpy(arrays[f"y_{part}"][order].astype(np.int64))
         return cls(x, y, inner(body, x))
@@ -194,7 +194,7 @@ def make(folder: Path, cifar10: Path, each: int, references: int) -> Iterator[di
     """Tune and write what is not there yet, one at a time; what each is stands in a file beside it."""
     body = Halves()
     tried = Images.of(cifar10, "test", TRIED, body)
-    tuned_on = cache(lambda rows: Images.of(cifar10, "train", slice(*rows), body))
+    tuned_on = cache(lambda rows: Images.of(cifar10, "train", rows, body))
     counts = dict.fromkeys(KINDS, each) | {"reference": references}
     for kind, count in counts.items():
         for place in range(count):

@@ -88,15 +88,32 @@ def verdict(
     seen: Sequence[SeenEvidence], calibration: Calibration, policy: Policy, card: Blob, files: Files
 ) -> Verdict:
     """The verdict on one member's evidence, as a vetting would give it by a calibration."""
+    image, classes = files.images[card["data"]]
+    return verdict_beside(
+        seen, calibration, policy, card["data_sha256"], image=image, classes=classes, architecture=card["architecture"]
+    )
+
+
+def verdict_beside(
+    seen: Sequence[SeenEvidence],
+    calibration: Calibration,
+    policy: Policy,
+    data_sha256: str,
+    *,
+    image: Sequence[int],
+    classes: int,
+    architecture: str,
+) -> Verdict:
+    """The verdict on a network of which nothing but a detector's evidence is in question."""
     return judge(
         seen,
         policy.on_references,
         calibration,
-        classes=files.images[card["data"]][1],
-        data_sha256=card["data_sha256"],
+        classes=classes,
+        data_sha256=data_sha256,
         with_training_data=any(e.method in policy.required_with_training_data for e in seen),
         sandbox_level=max(policy.sandbox_level.values(), default=1),
         format="safetensors",
-        input_shape=files.images[card["data"]][0],
-        architecture=card["architecture"],
+        input_shape=image,
+        architecture=architecture,
     )

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.console import AsJson, Outcome, carry_out
 from vetgate.errors import BadSubmission
+
+if TYPE_CHECKING:
+    from flows.params import Params
+    from tasks.data.reference import DataRef
+    from tasks.settings import Settings
+    from vetgate.verdict.calibration import Reference
 
 
 def calibrate(
@@ -34,79 +42,31 @@ def calibrate(
     With --models, hold them against clean networks of your own; all that is in DIR is added to the calibration.
     """
 
-    def by_models(folder: Path) -> Outcome:
-        from flows.params import load_params
-        from flows.vetting.references import calibrated, submissions
-        from tasks.data.reference import resolve
-        from tasks.progress import progress_of
-        from tasks.settings import load_settings
-
-        settings = load_settings()
-        ref, place = resolve(settings, name), out or settings.home / "calibration.json"
-        given = submissions(folder, name)
-        typer.echo(f"{len(given)} networks; what is finished is kept, run the same command to go on", err=True)
-        _begin(settings.calibration, place)
-        on_progress = progress_of(f"calibrate {name}")
-        made, failing = calibrated(settings, load_params(settings.params), ref, given, place, on_progress)
-        accuracy = [min(r.accuracy for r in made), max(r.accuracy for r in made)]
-        blob = {
-            "calibration": str(place),
-            "data": name,
-            "data_sha256": ref.sha256,
-            "references": len(made),
-            "accuracy": accuracy,
-            "failing": failing,
-        }
-        low, high = (100 * v for v in accuracy)
-        lines = [f"{len(made)} references of your own on {name}, accuracy {low:.1f} to {high:.1f} %"]
-        if failing:
-            lines.append(
-                f"beside the others {', '.join(failing)} would FAIL, of clean ones about 1 in 20 does: look at "
-                "them with `vetgate vet`, and leave out what you do not trust"
-            )
-        lines.append(f"export VETGATE_CALIBRATION={place}")
-        return Outcome(0, blob, lambda console: console.print("\n".join(lines), soft_wrap=True))
-
     def command() -> Outcome:
-        if models is not None:
-            return by_models(models)
-        from flows.bank import calibrate as calibration
-        from flows.bank.data import source
-        from flows.bank.own import minutes, recipe, references
         from flows.params import load_params
-        from tasks.data.reference import describe, resolve
-        from tasks.progress import progress_of
+        from tasks.data.reference import resolve
         from tasks.settings import load_settings
 
         settings = load_settings()
         params, ref = load_params(settings.params), resolve(settings, name)
-        about: dict[str, Any] = describe(settings, ref)
-        how = recipe(about["arrays"]["x_train"]["shape"][0])
-        wanted = references(name, count, images=how.images)
         place = out or settings.home / "calibration.json"
-        data = source(settings, name, params.data, how.images)
-        estimate = minutes(wanted, how, data.shape, data.classes, jobs)
-        typer.echo(
-            f"{count} networks, {how.images} images and {how.epochs} epochs each: about {estimate:.0f} minutes on "
-            f"{jobs} cores; what is finished is kept, run the same command to go on",
-            err=True,
-        )
-        _begin(settings.calibration, place)
-        on_progress = progress_of(f"calibrate {name}")
-        bank = calibration.own(settings, params, wanted, how, place, jobs=jobs, on_progress=on_progress)
-        own = [r for r in bank.references if r.data_sha256 == ref.sha256]
-        accuracy = [min(r.accuracy for r in own), max(r.accuracy for r in own)]
+        if models is None:
+            made = _trained(settings, params, ref, place, count, jobs)
+        else:
+            made = _taken(settings, params, ref, place, models)
+        accuracy = [min(r.accuracy for r in made.own), max(r.accuracy for r in made.own)]
         blob = {
             "calibration": str(place),
             "data": name,
             "data_sha256": ref.sha256,
-            "references": len(own),
+            "references": len(made.own),
             "accuracy": accuracy,
-            "estimated_minutes": round(estimate, 1),
+            **made.more,
         }
         low, high = (100 * v for v in accuracy)
         lines = [
-            f"{len(own)} clean references on {name}, accuracy {low:.1f} to {high:.1f} %",
+            f"{len(made.own)} {made.kind} on {name}, accuracy {low:.1f} to {high:.1f} %",
+            *made.warnings,
             f"export VETGATE_CALIBRATION={place}",
         ]
         return Outcome(0, blob, lambda console: console.print("\n".join(lines), soft_wrap=True))
@@ -114,13 +74,57 @@ def calibrate(
     return carry_out(command, as_json=json)
 
 
-def _begin(before: Path | None, place: Path) -> None:
-    """Lay the calibration in force at a place where there is none, so that it is added to."""
+@dataclass(frozen=True)
+class _Made:
+    """References that were made, what they are called, and what else is answered and said."""
+
+    own: Sequence[Reference]
+    kind: str
+    more: dict[str, Any]
+    warnings: Sequence[str] = ()
+
+
+def _trained(settings: Settings, params: Params, ref: DataRef, place: Path, count: int, jobs: int) -> _Made:
+    from flows.bank.calibrate import own
+    from flows.bank.data import source
+    from flows.bank.own import minutes, recipe, references
+    from tasks.data.reference import describe
+
+    about: dict[str, Any] = describe(settings, ref)
+    how = recipe(about["arrays"]["x_train"]["shape"][0])
+    wanted, data = references(ref.name, count, images=how.images), source(settings, ref.name, params.data, how.images)
+    estimate = minutes(wanted, how, data.shape, data.classes, jobs)
+    each = f"{how.images} images and {how.epochs} epochs each"
+    work = f"{count} networks, {each}: about {estimate:.0f} minutes on {jobs} cores"
+    on_progress = _begun(settings, ref, place, work)
+    bank = own(settings, params, wanted, how, place, jobs=jobs, on_progress=on_progress)
+    made = [r for r in bank.references if (r.data_sha256, r.image) == (ref.sha256, data.shape)]
+    return _Made(made, "clean references", {"estimated_minutes": round(estimate, 1)})
+
+
+def _taken(settings: Settings, params: Params, ref: DataRef, place: Path, folder: Path) -> _Made:
+    from flows.vetting.references import calibrated, submissions
+
+    given = submissions(folder, ref.name)
+    on_progress = _begun(settings, ref, place, f"{len(given)} networks")
+    made, failing = calibrated(settings, params, ref, given, place, on_progress)
+    warnings = [
+        f"beside the others {', '.join(failing)} would FAIL, of clean ones about 1 in 20 does: look at them with "
+        "`vetgate vet`, and leave out what you do not trust"
+    ]
+    return _Made(made, "references of your own", {"failing": failing}, warnings if failing else ())
+
+
+def _begun(settings: Settings, ref: DataRef, place: Path, work: str) -> Callable[[float], None]:
+    """Say what is to do, lay the calibration in force at a place where there is none, and show how far it is."""
     from flows.bank.calibrate import write
+    from tasks.progress import progress_of
     from vetgate.verdict.calibration import load_calibration
 
-    if not place.exists() and (shipped := load_calibration(before)) is not None:
+    typer.echo(f"{work}; what is finished is kept, run the same command to go on", err=True)
+    if not place.exists() and (shipped := load_calibration(settings.calibration)) is not None:
         write(shipped.bank, place)
+    return progress_of(f"calibrate {ref.name}")
 
 
 def bench(

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.bank.calibrate import joined, reference, write
-from flows.bank.files import pins
+from flows.bank.files import pins, verdict_beside
 from flows.params import Params
 from flows.vetting.local import start_all
 from flows.vetting.submit import refuse_alike
@@ -25,11 +25,11 @@ from tasks.vetting import intake
 from tasks.vetting.inspect import read_evidence
 from tasks.vetting.workplace import cool
 from vetgate.errors import BadSubmission, StoreError
-from vetgate.formats.submission import FILE, Submission, read_submission
+from vetgate.formats.submission import FILE, read_submission
 from vetgate.role import by_itself, weight_of
 from vetgate.shape import Blob
 from vetgate.verdict.calibration import Bank, Calibration, Reference
-from vetgate.verdict.judge import Decision, judge
+from vetgate.verdict.judge import Decision
 from vetgate.verdict.policy import Policy, load_policy
 from vetgate.verdict.seen import StoredEvidence
 from vetgate.verdict.wording import render
@@ -41,7 +41,6 @@ class Inspected:
 
     name: str
     weights: str | None
-    submission: Submission
     reference: Reference
     evidence: tuple[StoredEvidence, ...]
 
@@ -119,7 +118,7 @@ def _inspected(settings: Settings, ref: DataRef, record: intake.Record, found: B
         if not by_itself(one.method)
     }
     made = reference(card, submission.input_shape, submission.n_classes, seen)
-    return Inspected(submission.name, found["weights"], submission, made, tuple(evidence))
+    return Inspected(submission.name, found["weights"], made, tuple(evidence))
 
 
 def calibrated(
@@ -149,31 +148,25 @@ def calibrated(
             on_progress((place + 1) / len(directories))
     finally:
         cool()
-    fresh = {(r.data_sha256, r.architecture, r.seed) for r in (one.reference for one in found)}
-    bank = joined(
-        Bank(methods=pins(params), references=tuple(one.reference for one in found)),
-        out,
-        lambda r: (r.data_sha256, r.architecture, r.seed) not in fresh,
-    )
+    made = [one.reference for one in found]
+    fresh = {r.identity for r in made}
+    bank = joined(Bank(methods=pins(params), references=tuple(made)), out, lambda r: r.identity not in fresh)
     write(bank, out)
     policy = load_policy(settings.policy)
-    return [one.reference for one in found], [one.name for one in found if _fails(one, bank, policy)]
+    return made, [one.name for one in found if _fails(one, bank, policy)]
 
 
 def _fails(one: Inspected, bank: Bank, policy: Policy) -> bool:
     """Whether a reference would fail beside all others of the calibration."""
-    others = tuple(r for r in bank.references if r != one.reference)
-    verdict = judge(
+    about = one.reference
+    others = tuple(r for r in bank.references if r.identity != about.identity)
+    verdict = verdict_beside(
         one.evidence,
-        policy.on_references,
         Calibration(bank.model_copy(update={"references": others}), ""),
-        classes=one.submission.n_classes,
-        data_sha256=one.reference.data_sha256,
-        with_training_data=one.submission.training_data is not None,
-        sandbox_level=max(policy.sandbox_level.values(), default=1),
-        format=one.submission.format,
-        input_shape=one.submission.input_shape,
-        data_name=one.reference.data,
-        architecture=one.submission.compared_as,
+        policy,
+        about.data_sha256,
+        image=about.image,
+        classes=about.classes,
+        architecture=about.architecture,
     )
     return verdict.decision is Decision.FAIL

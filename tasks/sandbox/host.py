@@ -212,7 +212,7 @@ class Sandbox:
             "OMP_WAIT_POLICY": "PASSIVE",
             # no plugin of torch is looked for among the installed packages
             "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
-            # buffers of large images come and go: in pages of 2 MiB that takes a third off a gradient at 224 pixels
+            # buffers of large images come and go: pages of 2 MiB take a quarter off a gradient at 224 pixels
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
             # OpenBLAS starts its threads on import, and a process with threads must not fork
             "OPENBLAS_NUM_THREADS": "1",

@@ -238,9 +238,10 @@ def _submission(payload: Payload) -> Submission:
 
 
 def _load(payload: Payload) -> Loaded:
-    loaded = load_model(Path(payload["directory"]), _submission(payload))
+    submission = _submission(payload)
+    loaded = load_model(Path(payload["directory"]), submission)
     loaded.model.eval().requires_grad_(False)
-    _, height, width = _submission(payload).input_shape
+    _, height, width = submission.input_shape
     if height * width > PIXELS:
         # with the channels last an image takes half the time; of small ones nothing is won
         loaded.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -71,6 +71,11 @@ class Reference(BaseModel, frozen=True, extra="forbid"):
     accuracy: FiniteFloat
     seen: dict[str, Seen]
 
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """What no other reference of a calibration has."""
+        return self.data_sha256, self.architecture, self.seed
+
     @model_validator(mode="after")
     def _labels_are_all_there(self) -> Self:
         for name, seen in self.seen.items():
@@ -113,7 +118,7 @@ class Bank(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _references_are_distinct(self) -> Self:
-        if len({(r.data_sha256, r.architecture, r.seed) for r in self.references}) < len(self.references):
+        if len({r.identity for r in self.references}) < len(self.references):
             raise ValueError("expected each reference once, got one twice; it would count as two models")
         return self
 

@@ -138,9 +138,9 @@ def judge(
 ) -> Verdict:
     """Judge what was seen of one model on reference data of this digest and name, whose own null is preferred.
 
-    `architecture` is the one that the weights were loaded into, None where the file itself holds the network; what is
-    usual for a label is then that of all clean models. `input_shape` (C, H, W) is what it takes: beside references
-    that take images of another size a verdict is uncalibrated.
+    `architecture` is the one that the weights were loaded into, or names the structure of the graph, None where neither
+    is known; what is usual for a label is then that of all clean models. `input_shape` (C, H, W) is what it takes:
+    beside references that take images of another size a verdict is uncalibrated.
     """
     level = policy.false_alarm_rate
     calibration = None if calibration is None else calibration.for_images(data_sha256, input_shape)

@@ -95,9 +95,8 @@ def canonical_bytes(graph: Graph) -> bytes:
     return b"".join(_parts(arrange(graph).graph))
 
 
-def structure_digest(graph: Graph) -> str:
-    """A digest that settled graphs of the same operators, sizes and whole numbers have, whatever else they learned."""
-    arranged = arrange(graph).graph
+def structure_digest(arranged: Graph) -> str:
+    """A digest that arranged graphs of the same operators, sizes and whole numbers have, whatever else they learned."""
     digest = hashlib.sha256()
     for part in _described(arranged):
         digest.update(part)

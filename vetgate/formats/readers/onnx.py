@@ -53,14 +53,14 @@ def _redescribed(graph: Graph, names: Mapping[str, str], submission: Submission)
     from vetgate.formats.onnx.module import INPUT, build_module
     from vetgate.formats.onnx.reading.submitted import plain_description
 
-    layer = submission.layer
+    layer, arranged = submission.layer, arrange(graph)
     if layer is not None:
         module = build_module(graph)
         layer = _layer(module, layer, names)
         made = {step.name: step.output for step in module.steps}
-        layer = layer if layer == INPUT else arrange(graph).nodes[made[layer]]
+        layer = layer if layer == INPUT else arranged.nodes[made[layer]]
     return plain_description(submission, layer).model_copy(
-        update={"model": WRITTEN, "architecture": KIND_OF.format(structure_digest(graph))}
+        update={"model": WRITTEN, "architecture": KIND_OF.format(structure_digest(arranged.graph))}
     )
 
 
