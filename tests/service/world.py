@@ -90,13 +90,18 @@ class World:
     def deaf(self) -> Iterator[None]:
         """Nobody hears of anything: webhooks are signed with a secret that is not ours, events trigger nothing.
 
-        Nor does anything happen by the clock. Webhooks that were switched off the gate would switch on again.
+        Nor does anything happen by the clock. Webhooks that were switched off the gate would switch on again; once a
+        minute it sets their secret anew, too: what must not be heard of later waits for `lose` first.
         """
-        self._hear("lost on the way", False)
+        self.lose()
         try:
             yield
         finally:
             self._hear(secret_at(self.settings.webhook_secret), True)
+
+    def lose(self) -> None:
+        """From now on, for less than a minute at the worst, no webhook and no event is heard of."""
+        self._hear("lost on the way", False)
 
     def _hear(self, secret: str, on: bool) -> None:
         with self.registry() as client:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,11 @@ from vetgate.guard.guarded import Unfitted, fit_guards
 BATCH = 64
 # for how long each is repeated: some kernels count processor time in hundredths of a second only
 SECONDS = 0.2
-# images that cuts are set and rejections counted on: as many as a fixed number of pixels holds, within bounds
-PIXELS, FEWEST, MOST = 2**21, 128, 512
+# images that cuts are set and rejections counted on: as many as a fixed number of pixels holds, within bounds. A cut
+# leans on its few highest scores, and needs more of them than a count that is only stated
+PIXELS, FEWEST_HELD, FEWEST_TESTED, MOST = 2**21, 128, BATCH, 512
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,14 @@ def choose_guards(
     The chosen ones together reject at most the share `rate` of clean inputs; `held` are trusted images to cut on,
     `test` to measure on. `each` is called with what is done next.
     """
-    most = images_for(test.x)
-    held, test = held[:most], test[:most]
+    held, test = held[: images_for(held.x, FEWEST_HELD)], test[: images_for(test.x, FEWEST_TESTED)]
     fitted, unfitted = fit_guards(subject, held, wanted, *evidence, rate=rate, seed=seed, each=each)
-    bare = [milliseconds(partial(probabilities, subject.model, x)) for x in (test.x[:1], test.x[:BATCH])]
-    timed = [_timed(subject, one, test.x, bare, max_slowdown) for one in fitted]
-    chosen = [one.fitted for one in timed if one.chosen]
+    bare = [timed(partial(probabilities, subject.model, x))[0] for x in (test.x[:1], test.x[:BATCH])]
+    costs = [_timed(subject, one, test.x, bare, max_slowdown) for one in fitted]
+    chosen = [one.fitted for one, _ in costs if one.chosen]
     rejected = torch.zeros(len(test), dtype=torch.bool)
     measured = []
-    for one in timed:
+    for one, first in costs:
         if one.chosen:
             if each is not None:
                 each(f"{one.fitted.guard}, measured")
@@ -105,19 +107,15 @@ def choose_guards(
             own, cut = rate / len(chosen), one.fitted
             if cut.rate != own:
                 cut = GUARDS[cut.guard].with_cut(cut, subject.model, held.x, rate=own)
-            clean = rejects(cut, subject, test.x)
+            # those that were timed have their scores
+            rest = [_scores(cut, subject, test.x[BATCH:])] if len(test) > BATCH else []
+            clean = _above(cut, torch.cat([first, *rest]))
             rejected |= clean
-            triggered = [rejects(cut, subject, stamped(test, trigger)) for trigger in triggers]
+            triggered = [_above(cut, _scores(cut, subject, stamped(test, trigger))) for trigger in triggers]
             found = float(torch.cat(triggered).double().mean()) if triggered else None
             one = Measured(cut, one.alone, one.batch, True, float(clean.double().mean()), found)
         measured.append(one)
     return Chosen(tuple(measured), unfitted, float(rejected.double().mean()) if chosen else None)
-
-
-def rejects(fitted: Fitted, subject: Subject, x: Tensor) -> Tensor:
-    """Which of the images x (M, C, H, W) a guard with a cut rejects: boolean (M,)."""
-    assert fitted.cut is not None
-    return ~(GUARDS[fitted.guard].score(fitted, subject.model, x) <= fitted.cut)
 
 
 def stamped(samples: Samples, trigger: Trigger) -> Tensor:
@@ -128,28 +126,42 @@ def stamped(samples: Samples, trigger: Trigger) -> Tensor:
     return trigger.stamp(other)
 
 
-def images_for(x: Tensor) -> int:
-    """How many of images x (N, C, H, W) serve one purpose: fewer where they are large."""
-    return max(FEWEST, min(MOST, PIXELS // max(1, x[0, 0].numel())))
+def images_for(x: Tensor, fewest: int) -> int:
+    """How many of images x (N, C, H, W) serve one purpose: where they are large not so many, but at least `fewest`."""
+    return max(fewest, min(MOST, PIXELS // max(1, x[0, 0].numel())))
 
 
-def milliseconds(call: Callable[[], object]) -> float:
-    """Mean milliseconds of processor time of a call; the first one, which warms up, counts only where it is long."""
+def timed(call: Callable[[], Given]) -> tuple[float, Given]:
+    """Mean milliseconds of processor time of a call, and what it gave.
+
+    The first one, which warms up, counts only where it is long.
+    """
     started = time.process_time()
-    call()
+    given = call()
     spent, calls = time.process_time() - started, 1
     if spent < SECONDS:
         started, spent, calls = time.process_time(), 0.0, 0
         while spent < SECONDS:
-            call()
+            given = call()
             spent, calls = time.process_time() - started, calls + 1
-    return 1000 * spent / calls
+    return 1000 * spent / calls, given
 
 
-def _timed(subject: Subject, fitted: Fitted, x: Tensor, bare: Sequence[float], max_slowdown: float) -> Measured:
-    score = partial(GUARDS[fitted.guard].score, fitted, subject.model)
-    alone, batch = (
-        Cost(without, without + milliseconds(partial(score, part)))
-        for without, part in zip(bare, (x[:1], x[:BATCH]), strict=True)
-    )
-    return Measured(fitted, alone, batch, batch.slowdown <= max_slowdown)
+def _timed(
+    subject: Subject, fitted: Fitted, x: Tensor, bare: Sequence[float], max_slowdown: float
+) -> tuple[Measured, Tensor]:
+    """What a guard costs, and the scores of the first images of x (M, C, H, W), at most a batch of them."""
+    one, _ = timed(partial(_scores, fitted, subject, x[:1]))
+    many, scores = timed(partial(_scores, fitted, subject, x[:BATCH]))
+    alone, batch = (Cost(without, without + more) for without, more in zip(bare, (one, many), strict=True))
+    return Measured(fitted, alone, batch, batch.slowdown <= max_slowdown), scores
+
+
+def _scores(fitted: Fitted, subject: Subject, x: Tensor) -> Tensor:
+    return GUARDS[fitted.guard].score(fitted, subject.model, x)
+
+
+def _above(fitted: Fitted, scores: Tensor) -> Tensor:
+    """Which scores (M,) a guard with a cut rejects: boolean (M,); what is no number is rejected too."""
+    assert fitted.cut is not None
+    return ~(scores <= fitted.cut)

@@ -13,7 +13,7 @@ import vetgate.guard.measure as measure
 from vetgate.contract import Samples, Subject, Trigger
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.guard.contract import GUARDS, Fitted, Guard
-from vetgate.guard.measure import Chosen, choose_guards, images_for, milliseconds, stamped
+from vetgate.guard.measure import Chosen, choose_guards, images_for, stamped, timed
 from vetgate.role import GuardRole
 
 ROLE = GuardRole(uses=None, title="Toy", sentence="Toys.")
@@ -127,8 +127,23 @@ def test_a_trigger_is_stamped_on_images_of_other_classes_only() -> None:
 
 
 def test_large_images_are_fewer() -> None:
-    counts = [images_for(torch.zeros(1, 1, side, side)) for side in (8, 64, 100, 500)]
+    counts = [images_for(torch.zeros(1, 1, side, side), 128) for side in (8, 64, 100, 500)]
     assert counts == [512, 512, 209, 128]
+
+
+def test_no_image_is_scored_twice_where_a_look_at_it_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    scored: list[int] = []
+
+    def counting(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
+        scored.append(len(x))
+        return brightest(fitted, model, x)
+
+    monkeypatch.setitem(GUARDS, "counting", Guard(counting, nothing, "counting", ROLE, frozenset({"clean"}), ""))
+    found = chosen("counting", triggers=(CORNER,))
+    # the cut, one image alone, a batch of 64 and the test images beyond it, and those under the trigger
+    assert scored == [99, 1, 64, 26, 60]
+    assert found.clean == chosen("bright").clean
 
 
 def test_a_long_call_is_timed_once_and_a_short_one_until_there_is_something_to_count(
@@ -143,5 +158,5 @@ def test_a_long_call_is_timed_once_and_a_short_one_until_there_is_something_to_c
             pass
 
     monkeypatch.setattr(measure, "SECONDS", 0.1)
-    assert milliseconds(lambda: spend(0.12)) >= 100 and len(calls) == 1
-    assert milliseconds(lambda: spend(0.02)) >= 20 and 3 <= len(calls) <= 8
+    assert timed(lambda: spend(0.12))[0] >= 100 and len(calls) == 1
+    assert timed(lambda: spend(0.02))[0] >= 20 and 3 <= len(calls) <= 8
