@@ -19,6 +19,7 @@ from flows.vetting.local import start_all
 from flows.vetting.submit import refuse_alike
 from tasks.data.reference import DataRef
 from tasks.importing import importing
+from tasks.progress import announce
 from tasks.settings import Settings
 from tasks.store.open import open_store
 from tasks.vetting import intake
@@ -141,6 +142,7 @@ def calibrated(
         ready()
         found: list[Inspected] = []
         for place, directory in enumerate(directories):
+            announce(f"{directory.name}, {place + 1} of {len(directories)}")
             one = inspected(settings, ref, directory)
             if (twin := next((other for other in found if other.weights == one.weights), None)) is not None:
                 raise BadSubmission(f"expected each network once, got {one.name} with the weights of {twin.name}")

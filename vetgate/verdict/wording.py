@@ -43,8 +43,8 @@ WORDS: dict[Code, str] = {
     "calibrate anew",
     Code.OTHER_CODE: "{method} has changed since its references were made; make them anew with `vetgate calibrate`, or "
     "`make bank`",
-    Code.TOO_FEW_REFERENCES: "{references} clean references of {method} are too few for a level of {level:g}; train "
-    "more with `vetgate calibrate --count`, or list more in the bank",
+    Code.TOO_FEW_REFERENCES: "{references} clean references of {method} are too few for a level of {level:g}; add "
+    "more with `vetgate calibrate`, or list more in the bank",
     Code.FEW_CLASSES: "{method} holds a network of {classes} classes against clean networks on the same data alone, "
     "and there are too few for a level of {level:g}; train some with `vetgate calibrate`",
     Code.SEEDS_DIFFER: "the methods ran with {seeds} different seeds, expected the submission's",

@@ -63,6 +63,7 @@ def made(vetgate, networks, calibration, quickly):
 def test_clean_networks_of_ones_own_become_references_beside_those_that_were_there(made, calibration, quickly):
     assert (made.code, made.blob["references"], made.blob["calibration"]) == (0, 3, str(calibration)), made
     assert made.blob["accuracy"][0] > 0.9
+    assert all(f"own-{i}, {i + 1} of 3" in made.err for i in range(3)), made.err
     bank = load_calibration(calibration).bank
     own = [r for r in bank.references if r.architecture.startswith("graph-")]
     assert len(own) == 3 == len({r.seed for r in own}) and len({r.architecture for r in own}) == 1, "one kind"
