@@ -20,6 +20,7 @@ from flows.bank.files import Files, pins, verdict
 from flows.bank.networks import OPEN, Member, Recipe
 from flows.bank.train import trained
 from flows.params import Params
+from tasks.progress import announce
 from vetgate.role import by_itself, scores_labels
 from vetgate.shape import Blob
 from vetgate.shipped import need_checkout
@@ -142,16 +143,29 @@ def write(bank: Bank, out: Path) -> None:
 
 
 def joined(bank: Bank, out: Path, stays: Callable[[Reference], bool]) -> Bank:
-    """A bank with those references at `out` that are to stay, as long as form, code and parameters are its own."""
+    """A bank with those references at `out` that are to stay, as long as form, code and parameters are its own.
+
+    Either may hold what methods found that the other knows nothing of. References that cannot stay are announced.
+    """
     try:
         before = Bank.model_validate(json.loads(out.read_text())) if out.exists() else None
     except ValidationError:
-        # written by a version of another form, and so of other code
+        announce(f"warning: {out} was written by a version of another form: its references are left out")
         before = None
-    if before is None or before.methods != bank.methods:
-        return bank.model_copy(update={"references": _ordered(bank.references)})
+    alone = bank.model_copy(update={"references": _ordered(bank.references)})
+    if before is None:
+        return alone
+    changed = [name for name, pin in before.methods.items() if bank.methods.get(name, pin) != pin]
+    if changed:
+        announce(
+            f"warning: {len(before.references)} references of {out} were made with other code or parameters of "
+            f"{', '.join(changed)} and are left out; without that file the shipped ones would stay"
+        )
+        return alone
     every = _ordered([*filter(stays, before.references), *bank.references])
-    return bank.model_copy(update={"references": every, "transfer": bank.transfer or before.transfer})
+    methods = dict(sorted({**before.methods, **bank.methods}.items()))
+    transfer = bank.transfer or before.transfer
+    return bank.model_copy(update={"references": every, "methods": methods, "transfer": transfer})
 
 
 def _ordered(references: Iterable[Reference]) -> tuple[Reference, ...]:

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from flows.bank import calibrate
+from flows.bank.files import pins
 from flows.bank.networks import Recipe
 from flows.bank.own import minutes
 from flows.cli.commands import main
+from flows.params import load_params
 from tasks.data.digits import write_digits
+from tasks.progress import listening
 from tests.quick import clean
-from vetgate.verdict.calibration import Bank, Reference, load_calibration
+from vetgate.verdict.calibration import Bank, MethodPin, Reference, load_calibration
 
 # nothing is judged by these: little training and a short search show as much
 RECIPE = Recipe(images=900, epochs=4)
@@ -105,6 +108,35 @@ def test_references_on_other_data_stay_as_long_as_code_and_parameters_are_theirs
     # nothing is taken from a file of another version's form
     (tmp_path / "c.json").write_text((tmp_path / "c.json").read_text().replace('"image"', '"picture"'))
     assert calibrate.joined(fresh, tmp_path / "c.json", other) == fresh
+
+
+def test_references_stay_beside_those_of_more_methods_and_are_left_out_aloud_where_one_has_changed(
+    tmp_path: Path,
+) -> None:
+    shipped = load_calibration(None)
+    assert shipped is not None
+    out, methods = tmp_path / "c.json", shipped.bank.methods
+    calibrate.write(shipped.bank, out)
+    more = MethodPin(code="0" * 64, params={})
+    fresh = shipped.bank.references[0].model_copy(update={"data_sha256": "own", "data": "own"})
+
+    joined = calibrate.joined(Bank(methods={**methods, "zeal": more}, references=(fresh,)), out, lambda r: True)
+    assert len(joined.references) == len(shipped.bank.references) + 1 and joined.methods == {**methods, "zeal": more}
+    assert joined.transfer == shipped.bank.transfer
+
+    said: list[str] = []
+    with listening(lambda what, share: None, said.append):
+        joined = calibrate.joined(Bank(methods={**methods, "abs": more}, references=(fresh,)), out, lambda r: True)
+    assert joined.references == (fresh,)
+    (warning,) = said
+    assert f"{len(shipped.bank.references)} references of {out}" in warning and "parameters of abs and are" in warning
+
+
+def test_what_a_user_calibrates_stands_beside_the_shipped_references() -> None:
+    shipped = load_calibration(None)
+    assert shipped is not None
+    now = pins(load_params())
+    assert {name: now[name] for name in shipped.bank.methods} == shipped.bank.methods
 
 
 def test_an_estimate_grows_with_networks_images_and_classes_and_shrinks_with_cores() -> None:
