@@ -91,6 +91,9 @@ def _certainty(result: Result, calibration: Mapping[str, Any] | None) -> list[st
         return [
             words + " It was measured on clean reference models" + (f" ({named})." if named else ".") + _far(p, count)
         ]
+    if about.get("own_data"):
+        together = ", ".join(about["data"])
+        return [words + f" It was measured on {together} together: how often it is wrong on this data alone was not."]
     if about.get("data"):
         others = ", ".join(about["data"])
         return [words + f" It was measured on other data ({others}): how often it is wrong on this was never measured."]

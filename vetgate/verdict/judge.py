@@ -224,8 +224,13 @@ def judge(
         peers = calibration.peers(standings, data_sha256, level)
         about = {"id": calibration.id, **_rates(peers, data_sha256, level)}
         at_home = bool(about["own_data"])
+        own = sum(r.data_sha256 == data_sha256 for r in peers)
         if about["references"] and not at_home:
             reasons = [*reasons, _elsewhere(calibration, about)]
+        elif own < len(peers):
+            together = ", ".join(about["data"])
+            pooled = Reason(Code.POOLED, figures={"references": own, "level": level, "data": together})
+            reasons, at_home = [*reasons, pooled], False
         if (size := _other_size(peers, data_sha256, input_shape)) is not None:
             reasons, at_home = [*reasons, size], False
         if about["references"] and not countable(about["references"], level):

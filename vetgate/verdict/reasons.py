@@ -91,6 +91,7 @@ class Code(StrEnum):
     OTHER_DATA_SETS = "other-data-sets", Bearing.NOTE
     ELSEWHERE = "elsewhere", Bearing.NOTE
     ELSEWHERE_MEASURED = "elsewhere-measured", Bearing.NOTE
+    POOLED = "pooled", Bearing.NOTE
     OTHER_IMAGE_SIZE = "other-image-size", Bearing.NOTE
     EXTRAPOLATED = "extrapolated", Bearing.NOTE
     RESCAN_EXTRAPOLATED = "rescan-extrapolated", Bearing.NOTE

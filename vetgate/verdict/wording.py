@@ -78,6 +78,8 @@ WORDS: dict[Code, str] = {
     Code.ELSEWHERE: "no references of this data set: held against those of {data}, uncalibrated, rate not assured",
     Code.ELSEWHERE_MEASURED: "no references of this data set: held against those of {data}, uncalibrated, rate not "
     "assured (each data set left out in turn, {alarms} of {models} clean models raised an alarm)",
+    Code.POOLED: "{references} references on this data set are too few to count to a rate of {level:g}: held against "
+    "those of {data} together, uncalibrated, rate not assured",
     Code.OTHER_IMAGE_SIZE: "the references on this data set take images of {theirs}, the model of {given}: "
     "uncalibrated, rate not assured",
     Code.EXTRAPOLATED: "extrapolated: {references} references are too few to count to a rate of {level:g}",

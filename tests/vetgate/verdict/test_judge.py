@@ -712,6 +712,18 @@ def test_a_verdict_on_other_data_is_uncalibrated_and_quotes_what_was_measured_of
     assert replace(CLEAN, calibration=measured).judged().calibrated
 
 
+def test_a_verdict_whose_tail_is_pooled_with_other_data_is_uncalibrated_and_says_so():
+    def beside(own: int) -> Verdict:
+        bank = calibration(*map(reference, range(own)), *(reference(s, data="signs") for s in range(24)))
+        return replace(CLEAN, calibration=bank).judged()
+
+    few, enough = beside(10), beside(19)
+    assert few.decision is Decision.PASS and not few.calibrated
+    assert "10 references on this data set are too few to count to a rate of 0.05" in words(few)
+    assert "those of digits, signs together, uncalibrated, rate not assured" in words(few)
+    assert enough.calibrated and "uncalibrated" not in words(enough)
+
+
 def test_a_verdict_beside_references_that_take_images_of_another_size_is_uncalibrated():
     larger = replace(CLEAN, input_shape=(1, 224, 224)).judged()
     assert (larger.decision, larger.p_value) == (Decision.PASS, CLEAN.judged().p_value) and not larger.calibrated
