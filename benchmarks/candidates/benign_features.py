@@ -91,10 +91,8 @@ def _generate(model: nn.Module, x: Tensor, unseen: Tensor, layer: Layer, mask: T
             model(changed(x[rows]))
         apart = (seen[-1] - layer.output[rows]) / spread
         kept, rest = ((part * apart).square().sum() + 1e-6 for part in (mask, 1 - mask))
-        loss = kept.log() - rest.log()
-        gradients = torch.autograd.grad(loss, list(net.parameters()))
-        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
-            parameter.grad = gradient
+        optimiser.zero_grad()
+        (kept.log() - rest.log()).backward(inputs=list(net.parameters()))
         optimiser.step()
     with torch.no_grad():
         return changed(unseen)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vetgate.contract import Subject
-from vetgate.detect.tail_inversion import NUMBERS, behind, depths
+from vetgate.detect.tail_inversion import NUMBERS, behind, depths, lead
 from vetgate.inversion import logit_scale
 from vetgate.stimulation import Layer, weighted_layers
 
@@ -60,7 +60,7 @@ def _at(subject: Subject, layers: list[Layer], layer: Layer, unit: float) -> Ten
             (raw.grad,) = torch.autograd.grad((((wrong * other).sum(1)) + cost * size).sum(), raw)
             optimiser.step()
             with torch.no_grad():
-                works = ((out.argmax(2) == labels[:, None]).float() * other).sum(1) >= SUCCESS
+                works = lead(out, labels, clean.y)[1] >= SUCCESS
                 best = torch.where(works & (size < best), size, best)
                 if step % 4 == 3:
                     cost = torch.where(works, cost * 1.3, cost / 1.3**1.5).clamp(1e-4, 10)

@@ -71,8 +71,7 @@ def _train(subject: Subject, samples: Samples, unit: float, reach: float) -> Cha
         wanted = (samples.y[rows] + torch.randint(1, subject.classes, (BATCH,))) % subject.classes
         x = samples.x[rows]
         out = subject.model((x + within(net(x, wanted), length)).clamp(0, 1)) / unit
-        gradients = torch.autograd.grad(F.cross_entropy(out, wanted), parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        optimiser.zero_grad()
+        F.cross_entropy(out, wanted).backward(inputs=parameters)
         optimiser.step()
     return net

@@ -159,7 +159,7 @@ def joined(bank: Bank, out: Path, stays: Callable[[Reference], bool]) -> Bank:
     if changed:
         announce(
             f"warning: {len(before.references)} references of {out} were made with other code or parameters of "
-            f"{', '.join(changed)} and are left out; without that file the shipped ones would stay"
+            f"{', '.join(changed)} and are left out; restore params.yaml, or write another file with --out"
         )
         return alone
     every = _ordered([*filter(stays, before.references), *bank.references])

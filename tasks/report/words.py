@@ -93,7 +93,8 @@ def _certainty(result: Result, calibration: Mapping[str, Any] | None) -> list[st
         ]
     if about.get("own_data"):
         together = ", ".join(about["data"])
-        return [words + f" It was measured on {together} together: how often it is wrong on this data alone was not."]
+        few = f" It was measured on {together}, too few of them like this model: how often it is wrong on such was not."
+        return [words + few]
     if about.get("data"):
         others = ", ".join(about["data"])
         return [words + f" It was measured on other data ({others}): how often it is wrong on this was never measured."]

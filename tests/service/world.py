@@ -90,8 +90,8 @@ class World:
     def deaf(self) -> Iterator[None]:
         """Nobody hears of anything: webhooks are signed with a secret that is not ours, events trigger nothing.
 
-        Nor does anything happen by the clock. Webhooks that were switched off the gate would switch on again; once a
-        minute it sets their secret anew, too: what must not be heard of later waits for `lose` first.
+        Nor does anything happen by the clock. Webhooks that were switched off the gate would switch on again. It sets
+        their secret anew once a minute, too: call `lose` before what must not be heard of a while later.
         """
         self.lose()
         try:

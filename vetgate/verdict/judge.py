@@ -222,9 +222,9 @@ def judge(
     about, at_home = None, False
     if calibration is not None:
         peers = calibration.peers(standings, data_sha256, level)
-        about = {"id": calibration.id, **_rates(peers, data_sha256, level)}
-        at_home = bool(about["own_data"])
         own = sum(r.data_sha256 == data_sha256 for r in peers)
+        about = {"id": calibration.id, **_rates(peers, own, level)}
+        at_home = bool(about["own_data"])
         if about["references"] and not at_home:
             reasons = [*reasons, _elsewhere(calibration, about)]
         elif own < len(peers):
@@ -406,8 +406,7 @@ def _not_alike(method: str) -> Reason:
     return Reason(Code.OTHER_ARCHITECTURES if _role(method).by_architecture else Code.OTHER_DATA_SETS, method)
 
 
-def _rates(peers: Sequence[Reference], data_sha256: str | None, level: float) -> dict[str, Any]:
-    own = sum(r.data_sha256 == data_sha256 for r in peers)
+def _rates(peers: Sequence[Reference], own: int, level: float) -> dict[str, Any]:
     return {
         "references": len(peers),
         "data": sorted({r.data for r in peers}),

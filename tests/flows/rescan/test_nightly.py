@@ -128,6 +128,14 @@ def pinned(home: Home, manifest: str, at: datetime) -> dict[str, Any]:
     }
 
 
+def under(home: Home, **said: int) -> Home:
+    """The same home under a policy that says something else of rescans."""
+    policy = home.room / "policy.yaml"
+    others = "".join(f", {key}: {value}" for key, value in said.items())
+    policy.write_text(steady.POLICY.replace(steady.RATE, steady.RATE + others))
+    return Home(home.settings.model_copy(update={"policy": policy}), home.room)
+
+
 def examine_nothing(settings: Settings, manifest: str, run: str) -> Question:
     raise AssertionError("nothing was to be examined")
 
@@ -217,9 +225,7 @@ def test_a_fail_that_the_second_run_does_not_confirm_changes_nothing(home: Home,
 
 
 def test_a_fail_stays_for_the_grace_of_the_policy_and_goes_when_it_is_over(home: Home, base: Base) -> None:
-    policy = home.room / "policy.yaml"
-    policy.write_text(steady.POLICY.replace(steady.RATE, f"{steady.RATE}, grace_hours: 2"))
-    patient = Home(home.settings.model_copy(update={"policy": policy}), home.room)
+    patient = under(home, grace_hours=2)
     bad_champion(patient, base)
     blob = rescan(patient.settings, base.examine, now=utc_now())
     assert (blob["vetted"][-1]["decision"], blob["taken_back"], exit_code(blob)) == ("FAIL", [], 0)
@@ -292,6 +298,8 @@ def test_every_manifest_has_one_night_in_thirty() -> None:
 
 
 def test_altered_bytes_are_taken_back_on_the_night_they_are_hashed(home: Home, base: Base) -> None:
+    # a verdict must not go out of date before the night on which its model is due
+    home = under(home, max_age_days=2 * NIGHTS)
     today = utc_now()
     (night,) = (today + timedelta(day) for day in range(NIGHTS) if due_for_hashing(base.honest, today + timedelta(day)))
     home.let_in(base.honest, valid=timedelta(days=90), **pinned(home, base.honest, today - timedelta(minutes=1)))

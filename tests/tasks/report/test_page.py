@@ -414,6 +414,7 @@ def test_scores_of_training_rows_are_a_histogram() -> None:
     [
         (True, {"id": "c1", "references": 27, "data": ["digits"]}, "extrapolated"),
         (False, {"id": "c1", "references": 27, "data": ["digits"]}, "on other data (digits)"),
+        (False, {"id": "c1", "references": 27, "data": ["digits", "own"], "own_data": True}, "on digits, own, too few"),
         (False, None, "a simulation"),
     ],
 )
