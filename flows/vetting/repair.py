@@ -64,11 +64,9 @@ def repair_submission(
         assert best is not None
         # another one lies there, or none
         restore(vetting.settings, case, best, directory)
-    # only a clearly good one keeps others from being tried
-    tried += [
-        Reason(Code.REPAIR_NOT_TRIED, method, figures={"good": str(tried[-1].method)})
-        for method in policy.methods[len(tried) :]
-    ]
+    if best is not None:
+        unneeded = policy.methods[len(tried) :]
+        tried += [Reason(Code.REPAIR_NOT_TRIED, method, figures={"good": best.method}) for method in unneeded]
     vetted = {method: copy.result for method, copy in copies.items()}
     shown = candidates(tried, best, policy, vetted)
     return Rejected(shown) if best is None else replace(copies[best.method], candidates=shown)
@@ -99,7 +97,7 @@ def _wanted(vetting: Vetting, seen: Seen, ruling: Answer) -> bool:
 def _runs(vetting: Vetting, seen: Seen, ruling: Answer) -> Iterator[Tried]:
     """Every repair of the policy in its order, run when it is asked for: its record, or why it has none."""
     settings, case, params = vetting.settings, vetting.case, vetting.params
-    suspects = list(ruling.decided.verdict.suspects)
+    suspects, failed = list(ruling.decided.verdict.suspects), ruling.decided.verdict.decision == "FAIL"
     inversion = params.detect.get(source_of("triggers", params.detect) or "", {})
     by = Yardstick(records_with(settings, case, seen.found, "triggers", suspects), suspects, inversion)
     for method in vetting.policy.repair.methods:
@@ -108,6 +106,9 @@ def _runs(vetting: Vetting, seen: Seen, ruling: Answer) -> Iterator[Tried]:
         skipped = nothing_to_go_by(case, method, used, evidence, needs("repair", method))
         if skipped is not None:
             yield skipped
+        elif failed and not suspects and used is None:
+            # what convicted it are rows that its copy no longer names: the least change would keep most accuracy
+            yield Reason(Code.REPAIR_UNMEASURED, method)
         else:
             # the repaired copy is vetted next
             warm(settings)

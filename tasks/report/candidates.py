@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.report.words import name_of
+from tasks.vetting.choose import excused
 from tasks.vetting.results import CandidateFigures, ResultCandidate, Standing
 from vetgate.role import title_of
 from vetgate.shape import Number
@@ -39,11 +40,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Tried:
-    """The table; `images` chose, and without a trigger to measure (`measured`) only by their accuracy."""
+    """The table; `images` chose, and without a trigger to measure (`measured`) only by their accuracy.
+
+    Triggers of that size do `natural` by nature, of which `excused` is not held against a repair.
+    """
 
     lines: list[Line]
     images: int | None
     natural: Number | None
+    excused: Number | None
     measured: bool
 
 
@@ -55,9 +60,10 @@ def tried(candidates: Sequence[ResultCandidate], names: Sequence[str]) -> Tried 
     lines = [] if first is None else [_submitted(first, names)]
     lines += [_line(one, names) for one in candidates]
     if first is None:
-        return Tried(lines, None, None, False)
-    measured = first.attack_success[0] is not None
-    return Tried(lines, first.lost.images, first.natural if measured else None, measured)
+        return Tried(lines, None, None, None, False)
+    if first.attack_success[0] is None:
+        return Tried(lines, first.lost.images, None, None, False)
+    return Tried(lines, first.lost.images, first.natural, excused(first.natural), True)
 
 
 def _submitted(figures: CandidateFigures, names: Sequence[str]) -> Line:

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - importing the two registers every method
 from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Samples, Subject, Trigger, pack, private_random
 from vetgate.effort import PIXELS
-from vetgate.errors import MissingInput, NotUnderstood, StoreError
+from vetgate.errors import DefenceError, MissingInput, NotUnderstood, StoreError
 from vetgate.formats.canonical import canonical
 from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import Loaded, load_model, load_served, write_repaired
@@ -115,7 +116,12 @@ def repair(payload: Payload, progress: Progress) -> dict[str, Any]:
     started = time.monotonic()
     method = _named(REPAIRS, payload["method"])
     evidence = [Evidence.from_json(blob) for blob in payload["evidence"]]
-    repaired = method(_subject(payload), *evidence, seed=payload["seed"], progress=progress, **payload["params"])
+    subject = _subject(payload)
+    repaired = method(subject, *evidence, seed=payload["seed"], progress=progress, **payload["params"])
+    if _same(subject.model.state_dict(), repaired.model.state_dict()):
+        raise DefenceError(
+            f"expected {payload['method']} to change the model, it found nothing to change; take another"
+        )
     out = Path(payload["out"])
     write_repaired(
         Path(payload["directory"]),
@@ -126,6 +132,10 @@ def repair(payload: Payload, progress: Progress) -> dict[str, Any]:
         name=payload.get("name"),
     )
     return {"changed": dict(repaired.changed), "directory": str(out), "seconds": time.monotonic() - started}
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def evaluate(payload: Payload, progress: Progress) -> dict[str, Any]:

@@ -19,15 +19,20 @@ from vetgate.verdict.wording import render
 Tried = RepairRecord | RepairFailed | Reason
 # the share of a limit within which a repair is clearly good, so that no other need be tried
 CLEARLY = 0.5
+# what triggers of the same size do by nature excuses so much of what a repair left (decision 0034)
+EXCUSED = 0.2
 NONE: Mapping[str, Result] = MappingProxyType({})
 
 
 def choose(tried: Sequence[Tried], policy: RepairPolicy) -> RepairRecord | None:
-    """The repair that is good enough with the lowest attack success left, then the highest accuracy."""
+    """The repair that is good enough with the lowest attack success left, then the highest accuracy.
+
+    Without a trigger to measure it is the first that is good enough: by accuracy, the one that does least would win.
+    """
 
     def rank(record: RepairRecord) -> tuple[Number, Number]:
         after = record.validate.after
-        return after.attack_success or 0.0, -after.clean_accuracy
+        return (after.attack_success or 0.0, -after.clean_accuracy) if _measured(record) else (0.0, 0.0)
 
     ran = [one for one in tried if isinstance(one, RepairRecord)]
     return min((record for record in ran if good_enough(record, policy)), key=rank, default=None)
@@ -36,9 +41,9 @@ def choose(tried: Sequence[Tried], policy: RepairPolicy) -> RepairRecord | None:
 def good_enough(record: RepairRecord, policy: RepairPolicy) -> bool:
     """Whether no loss of accuracy beyond the limit is established, and what is left of the attack is within its own.
 
-    What triggers of the same size do for labels that are not suspected is not held against a repair: on small images
-    they mislead clean models too. Where there is no trigger to measure, accuracy alone counts: the repaired model is
-    vetted in its turn.
+    What triggers of the same size do for labels that are not suspected is not held against a repair, up to EXCUSED: on
+    small images they mislead clean models too; where they mislead any, they tell nothing of what a repair took out.
+    Where there is no trigger to measure, accuracy alone counts: the repaired model is vetted in its turn.
     """
     figures = record.validate
     return (
@@ -50,16 +55,12 @@ def good_enough(record: RepairRecord, policy: RepairPolicy) -> bool:
 
 
 def clearly_good(one: Tried, policy: RepairPolicy) -> bool:
-    """Whether a repair is good enough by half of each limit, the estimated loss itself included.
-
-    What had no trigger to be measured by is never clearly good.
-    """
+    """Whether a repair is good enough by half of each limit, the estimated loss itself included."""
     return (
         isinstance(one, RepairRecord)
         and good_enough(one, policy)
         and one.validate.lost.loss <= CLEARLY * policy.max_accuracy_loss
-        and _measured(one)
-        and _within(one, CLEARLY * policy.max_attack_success)
+        and (not _measured(one) or _within(one, CLEARLY * policy.max_attack_success))
     )
 
 
@@ -118,6 +119,7 @@ def _refusal(record: RepairRecord, policy: RepairPolicy) -> Reason:
         "success_found": figures.found,
         "success_anew": figures.anew,
         "natural": figures.natural,
+        "excused": excused(figures.natural),
         "success_allowed": policy.max_attack_success,
         "robust_before": was.robust_accuracy,
         "robust_after": now.robust_accuracy,
@@ -133,7 +135,12 @@ def _measured(record: RepairRecord) -> bool:
 def _within(record: RepairRecord, most: float) -> bool:
     """Whether the success left, beyond what is natural, is known and at most so much."""
     left, natural = record.validate.after.attack_success, record.validate.natural
-    return left is not None and _is_share(left) and _is_share(natural) and left - natural <= most
+    return left is not None and _is_share(left) and _is_share(natural) and left - excused(natural) <= most
+
+
+def excused(natural: Number) -> Number:
+    """How much of the success left is not held against a repair, where triggers of that size do so much by nature."""
+    return min(natural, EXCUSED)
 
 
 def _is_share(value: Number) -> bool:

@@ -200,7 +200,8 @@ def two_modes(projected: Tensor) -> Modes:
     at = few - 1 + int(between[few - 1 : n - few].argmax())
     distance = max(float(gap[at]) ** 2, 1e-12)
     within = max(float(projected.var(unbiased=False) - between[at]), 1e-12 * distance)
-    return Modes(projected > ordered[at], math.log(distance), math.log(distance / within))
+    # of equal ones none is cut off from the others, so that the upper mode is never empty
+    return Modes(projected >= ordered[at + 1], math.log(distance), math.log(distance / within))
 
 
 def above_median(values: dict[int, float], classes: int) -> Tensor:
@@ -234,6 +235,9 @@ def tried(
     Bases are the commonest runners-up of the flagged rows (n,); of these, the one that separates the modes best.
     """
     common = rivals[poison].bincount(minlength=subject.classes)
+    if bool(poison.all()):
+        # all its gradients are one: there is no other mode, and no signal
+        return Tried(target, 0, 0.0, 0.0, 0.0)
     bases = [b for b in common.argsort(descending=True, stable=True).tolist() if common[b] and b != target][:BASES]
     best: tuple[float, int, Tensor] | None = None
     for base in bases:

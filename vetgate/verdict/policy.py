@@ -40,7 +40,7 @@ class RepairPolicy(BaseModel, frozen=True, extra="forbid"):
     max_accuracy_loss: Share = 0.02
     """How much accuracy a repair may cost: it is refused when the images establish, at 95 %, that it cost more."""
     max_attack_success: Share = 0.05
-    """How often the reversed triggers may still succeed, beyond what equally small ones do by nature."""
+    """How often reversed triggers may still succeed, beyond what equally small ones do by nature, a fifth at most."""
 
 
 class GuardPolicy(BaseModel, frozen=True, extra="forbid"):

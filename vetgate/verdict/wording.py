@@ -90,9 +90,11 @@ WORDS: dict[Code, str] = {
     Code.REPAIR_NOT_GOOD_ENOUGH: "repair {method} was not good enough: clean accuracy {accuracy_before:.3f} to "
     "{accuracy_after:.3f}, a loss of {loss:.3f} of which {loss_margin:.3f} may be chance on {images} images "
     "({loss_allowed:g} allowed beyond that); attack success {success_before:.3f} to {success_after:.3f} "
-    "({success_allowed:g} allowed beyond {natural:.3f}, what triggers of this size do naturally)",
+    "({success_allowed:g} allowed beyond {excused:.3f}; triggers of this size do {natural:.3f} by nature)",
     Code.REPAIR_SKIPPED: "repair {method} was skipped, with nothing to go by: it needs {lacks:datum}",
-    Code.REPAIR_NOT_TRIED: "repair {method} was not tried, since {good} before it was clearly good",
+    Code.REPAIR_UNMEASURED: "repair {method} was skipped: the model fails for its training rows alone, and without a "
+    "trigger nothing tells what it takes out",
+    Code.REPAIR_NOT_TRIED: "repair {method} was not tried, since the copy of {good} had passed",
     Code.TOO_OLD: "it is {days} days old, {most} are allowed",
     Code.METHOD_ADDED: "{method} was not there",
     Code.METHOD_REMOVED: "{method} runs no longer",

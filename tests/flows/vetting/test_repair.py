@@ -31,6 +31,7 @@ from vetgate.verdict.reasons import Code, Reason
 
 MANIFEST = "ab" * 32
 TRIGGERS = str(source_of("triggers"))
+ROWS = str(source_of("flagged"))
 COSTLY = {"loss": AccuracyLoss(0.2, 0.01, 400)}
 FAIR = {"loss": AccuracyLoss(0.015, 0.001, 400)}
 CLEAR = {"loss": AccuracyLoss(0.001, 0.001, 400)}
@@ -125,7 +126,7 @@ def test_what_comes_after_a_clearly_good_one_is_not_tried_and_said_to_be_so(line
 
     assert [method for method, _, _ in line.ran] == ["tune", "unlearn"]
     assert standings(found) == {"tune": "failed", "unlearn": "chosen", "again": "not-tried", "prune": "not-tried"}
-    assert "unlearn before it was clearly good" in str(found.candidates[2].reason)
+    assert "the copy of unlearn had passed" in str(found.candidates[2].reason)
 
 
 def test_an_earlier_one_that_is_good_enough_is_still_chosen_if_it_leaves_less(line: Line) -> None:
@@ -134,6 +135,36 @@ def test_an_earlier_one_that_is_good_enough_is_still_chosen_if_it_leaves_less(li
 
     assert isinstance(found, Repaired) and found.restored.chosen.method == "tune"
     assert standings(found) == {"tune": "chosen", "unlearn": "good-enough", "again": "not-tried"}
+
+
+def test_one_that_fell_out_is_no_reason_why_others_were_not_tried(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = repair.steps.re_evaluate
+
+    def re_evaluate(case: Case, chosen: RepairRecord, directory: Path) -> Any:
+        if chosen.method == "unlearn":
+            raise DefenceError("expected onnxruntime to compute the same, got something else; export again")
+        return measure(case, chosen, directory)
+
+    monkeypatch.setattr(repair.steps, "re_evaluate", re_evaluate)
+    line.ends = {"tune": {**FAIR, "success": 0.04}, "unlearn": CLEAR}
+    found = line.outcome("FAIL", 3, methods=("tune", "unlearn", "again"))
+
+    assert standings(found) == {"tune": "chosen", "unlearn": "failed", "again": "not-tried"}
+    assert "the copy of tune had passed" in str(found.candidates[2].reason)
+
+
+def test_what_fails_for_its_rows_alone_is_repaired_by_what_goes_by_them(line: Line) -> None:
+    about = {"manifest": MANIFEST, "method": ROWS}
+    scores = {"dtype": "float32", "shape": [1], "base64": "AACAPw=="}
+    evidence = {"triggers": [], "neurons": None, "cutoff": 1.0, "scores": scores}
+    signed = signed_results.save(line.settings, EVIDENCE, about, {"evidence": evidence, "seconds": 1.0})
+    found = line.outcome("FAIL", seen=Seen((Found(ROWS, signed.key, 1.0),)))
+
+    # nothing tells whether `tune` took the backdoor out, and its copy would name no rows
+    assert line.ran == [("remove", 1, 0)]
+    assert standings(found) == {"tune": "skipped", "prune": "skipped", "unlearn": "skipped", "remove": "chosen"}
+    assert found.candidates[0].reason_record["code"] == "repair-unmeasured"
+    assert isinstance(line.outcome("FAIL", methods=("tune",)), Rejected)
 
 
 def test_where_a_copy_does_not_pass_the_next_best_is_vetted_and_then_those_not_tried_yet(line: Line) -> None:
@@ -154,7 +185,7 @@ def test_where_a_copy_does_not_pass_the_next_best_is_vetted_and_then_those_not_t
     copies = {one.method: (one.submission, one.verdict) for one in found.candidates}
     assert copies["tune"] == ("copy-tune", "INCONCLUSIVE") and copies["unlearn"] == ("copy-unlearn", "FAIL")
     assert copies["last"] == ("copy-last", "PASS") and copies["again"] == copies["never"] == (None, None)
-    assert "last before it was clearly good" in str(found.candidates[4].reason)
+    assert "the copy of last had passed" in str(found.candidates[4].reason)
 
 
 def test_where_no_copy_passes_the_best_is_named_and_lies_there(line: Line) -> None:
@@ -262,7 +293,7 @@ def result(line: Line, decision: str, repaired: Any) -> Result:
 
 @pytest.mark.parametrize("decision", ["FAIL", "PASS", "INCONCLUSIVE"])
 def test_whatever_a_repair_came_to_the_verdict_is_of_what_was_handed_in(line: Line, decision: str) -> None:
-    found = line.outcome(decision, blind=True, methods=("tune",))
+    found = line.outcome(decision, 3, blind=True, methods=("tune",))
     given = result(line, decision, found)
     assert given.verdict == decision and given.repair is not None and given.repair.verdict == "PASS"
     assert given.repair.robust_accuracy == (0.0, 0.9) and given.reasons == ("why",)

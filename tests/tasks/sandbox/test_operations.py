@@ -16,7 +16,7 @@ from tasks.sandbox.operations import OPS, image_seconds
 from tests import models
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Method, Repair, Samples, Subject, Trigger, unpack
-from vetgate.errors import MissingInput, NotUnderstood, StoreError, UnknownParameter
+from vetgate.errors import DefenceError, MissingInput, NotUnderstood, StoreError, UnknownParameter
 from vetgate.formats.load import load_model
 from vetgate.formats.submission import Submission, read_submission
 from vetgate.guard.package import from_bytes
@@ -202,6 +202,10 @@ def test_repair_writes_a_submission_that_names_its_parent(random, images, tmp_pa
     before, after = load_model(*_opened(random)).model, load_model(tmp_path / "repaired", written).model
     assert torch.equal(after.head.weight, 0.25 * before.head.weight)
     assert torch.equal(after.hidden.weight, before.hidden.weight)
+    same = payload | {"params": {"factor": 1.0}, "out": str(tmp_path / "same")}
+    with pytest.raises(DefenceError, match="halve_the_head to change the model, it found nothing to change"):
+        run("repair", random | same)
+    assert not (tmp_path / "same").exists()
 
 
 def _opened(handed_in):

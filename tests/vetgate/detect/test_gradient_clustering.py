@@ -148,6 +148,25 @@ def test_a_single_odd_row_is_no_mode() -> None:
     assert 5 <= int(two_modes(rows).upper.sum()) <= 95
 
 
+def test_equal_rows_are_in_one_mode_and_the_upper_one_is_never_empty() -> None:
+    assert bool(two_modes(torch.ones(20).double()).upper.all())
+    most = torch.cat([torch.zeros(3), torch.ones(17)]).double()
+    assert two_modes(most).upper.tolist() == [False] * 3 + [True] * 17
+
+
+def test_a_class_of_one_image_is_no_poison_and_stops_nothing() -> None:
+    samples, rows = quarters(20)
+    other = samples.y == 3
+    x = samples.x.clone()
+    x[other] = x[other][0]
+    found = examined(Samples(x, samples.y))
+    assert torch.equal(found.flagged, rows)
+    # with two classes the constant one is among those whose base is looked for
+    few = torch.cat([torch.nonzero(samples.y == k).flatten() for k in (0, 3)])
+    two = subject(Samples(x, samples.y)[few], clean=quarters(0, 30, seed=1)[0])
+    assert not DETECTORS["gradient_clustering"](two).flagged.any()
+
+
 def test_the_mode_whose_gradients_agree_is_the_poison_whatever_its_size() -> None:
     units = torch.nn.functional.normalize(torch.randn(100, 50, generator=torch.Generator().manual_seed(0)), dim=1)
     units[:70] = units[0]

@@ -100,6 +100,17 @@ def test_neither_the_order_of_the_rows_nor_the_scale_of_the_features_matters() -
     assert torch.equal(first.flagged, large.flagged) and large.statistic == pytest.approx(first.statistic, abs=1e-4)
 
 
+@pytest.mark.parametrize("equal", [100, 200])
+def test_equal_images_in_a_class_stop_nothing_and_hide_no_poison(equal: int) -> None:
+    samples, rows = blobs(1, 200, 100)
+    x = samples.x.clone()
+    # those of class 0, far from where the class lies
+    x[:equal] = 3 * x[0]
+    found = examined(Samples(x, samples.y))
+    assert bool(found.flagged[rows].all())
+    assert bool(torch.isfinite(found.scores).all())
+
+
 def test_units_are_those_of_trusted_images_and_poison_does_not_move_them() -> None:
     clean, _ = blobs(7, 2000)
     units, noise = within(clean.x.flatten(1).double(), clean.y, list(range(CLASSES)), ridge=1e-6)
