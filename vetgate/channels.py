@@ -1,7 +1,9 @@
 """Channels that a repair can silence: what a convolution or linear map gives, through the normalisation behind it.
 
 A filter that is zero is not silent while a normalisation adds its shift; so both are set to zero. A normalisation is a
-filter's own where it takes what the filter gives as it is; one that takes a sum belongs to no filter.
+filter's own where it takes what the filter gives as it is; one that takes a sum belongs to no filter. One that measures
+several channels together, as GroupNorm does, would give the others other values for a filter that is zero: there scale
+and shift alone are set to zero. A layer whose own normalisation has neither cannot be silenced, and is left out.
 """
 
 from __future__ import annotations
@@ -56,11 +58,24 @@ def layers_of(model: nn.Module, x: Tensor) -> list[FilterLayer]:
     for name, module, _, out in once:
         if isinstance(module, nn.Conv2d | nn.Linear):
             takers = [(other, m) for other, m, given, _ in once if given is out]
-            norms = [other for other, m in takers if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-            found.append(FilterLayer(name, norms[0] if len(norms) == len(takers) == 1 else None))
-    if len(found) < 2:
+            norms = [(other, m) for other, m in takers if _normalises(m)]
+            own = norms[0] if len(norms) == len(takers) == 1 else (None, None)
+            found.append((FilterLayer(name, own[0]), own[1] is None or _has_scale(own[1], module)))
+    layers = [layer for layer, can_be in found[:-1] if can_be]
+    if not layers:
         raise DefenceError("expected a convolution or linear map before the logits, got none; nothing to silence")
-    return found[:-1]
+    return layers
+
+
+def _normalises(module: nn.Module) -> bool:
+    # those of ONNX graphs are modules of our own, called alike; one among neighbours leaves zero as it is
+    return "Norm" in type(module).__name__ and not isinstance(module, nn.LocalResponseNorm)
+
+
+def _has_scale(norm: nn.Module, matrix: nn.Module) -> bool:
+    """Whether a normalisation has a scale for each channel of a layer."""
+    weight, filters = getattr(norm, "weight", None), matrix.weight
+    return isinstance(weight, Tensor) and isinstance(filters, Tensor) and weight.shape == (len(filters),)
 
 
 def filters(model: nn.Module, layer: FilterLayer) -> Tensor:
@@ -92,7 +107,8 @@ def activity(model: nn.Module, layer: FilterLayer, x: Tensor) -> Tensor:
 @torch.no_grad()
 def silence(model: nn.Module, layer: FilterLayer, channels: Tensor | Sequence[int]) -> None:
     """Set the filters, biases and own normalisation of channels (positions) of a layer to zero, in place."""
-    for name in (layer.matrix, layer.norm):
+    each_by_itself = layer.norm is None or isinstance(module_at(model, layer.norm), nn.BatchNorm1d | nn.BatchNorm2d)
+    for name in (layer.matrix, layer.norm) if each_by_itself else (layer.norm,):
         if name is None:
             continue
         module = module_at(model, name)

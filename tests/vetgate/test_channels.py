@@ -7,6 +7,7 @@ from torch import nn
 from vetgate.architectures import ARCHITECTURES
 from vetgate.channels import FilterLayer, activity, filters, layers_of, silence
 from vetgate.errors import DefenceError
+from vetgate.formats.onnx.operators.norms import InstanceNorm
 from vetgate.probe import module_at, output_of
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -40,6 +41,53 @@ def test_a_silent_channel_gives_nothing_and_the_others_what_they_gave(name: str)
         rest = [c for c in range(before.shape[1]) if c not in (1, 2)]
         assert torch.equal(after[:, rest], before[:, rest]), layer
         assert not filters(model, layer)[1:3].any()
+
+
+class Normalised(nn.Module):
+    """A convolution behind which channels are normalised, by itself or together, and another."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), norm, nn.Linear(4, 5)
+        for tensor in (norm.weight, norm.bias):
+            if isinstance(tensor, torch.Tensor):
+                nn.init.constant_(tensor, 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+        return out
+
+
+def graph_instance_norm() -> nn.Module:
+    """What an ONNX graph is given."""
+    return InstanceNorm(1e-5, nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4)))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(4),
+        nn.GroupNorm(2, 4),
+        nn.GroupNorm(1, 4),
+        nn.InstanceNorm2d(4, affine=True),
+        graph_instance_norm(),
+    ],
+)
+def test_a_channel_is_silent_behind_any_normalisation_and_the_others_stay(norm: nn.Module) -> None:
+    model = Normalised(norm).eval().requires_grad_(False)
+    (layer,) = layers_of(model, X)
+    assert layer == FilterLayer("conv", "norm")
+    before = given_by(model, layer)
+    silence(model, layer, [1, 2])
+    after = given_by(model, layer)
+    assert not after[:, 1:3].any() and torch.equal(after[:, [0, 3]], before[:, [0, 3]])
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4, affine=False), nn.GroupNorm(2, 4, affine=False)])
+def test_a_normalisation_without_a_scale_leaves_nothing_to_silence(norm: nn.Module) -> None:
+    with pytest.raises(DefenceError, match="nothing to silence"):
+        layers_of(Normalised(norm).eval(), X)
 
 
 def test_a_normalisation_that_takes_a_sum_is_no_layers_own() -> None:

@@ -82,7 +82,9 @@ def lipschitz(model: nn.Module, layer: FilterLayer) -> Tensor:
     if layer.norm is None:
         return bound
     norm = module_at(model, layer.norm)
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_var is not None
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_var is None:
+        # its gain depends on the image
+        return bound
     gain = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.abs()
     steep: Tensor = bound * gain / (norm.running_var + norm.eps).sqrt()
     return steep
