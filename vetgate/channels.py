@@ -63,7 +63,7 @@ def layers_of(model: nn.Module, x: Tensor) -> list[FilterLayer]:
             found.append((FilterLayer(name, own[0]), own[1] is None or _has_scale(own[1], module)))
     layers = [layer for layer, can_be in found[:-1] if can_be]
     if not layers:
-        raise DefenceError("expected a convolution or linear map before the logits, got none; nothing to silence")
+        raise DefenceError("expected a layer before the logits with channels to silence, got none; nothing to silence")
     return layers
 
 
