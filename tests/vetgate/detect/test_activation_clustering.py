@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import sklearn.metrics
 import torch
+from sklearn.metrics import silhouette_score
 from torch import nn
 
 from vetgate.contract import DETECTORS, Samples, Subject
@@ -60,3 +63,27 @@ def test_identical_rows_make_no_cluster() -> None:
     x, y = blobs()
     x[y == 1] = 0.5
     assert not DETECTORS["activation_clustering"](identity(x, y)).flagged.any()
+
+
+def test_a_wide_class_of_one_kind_is_halved_and_not_flagged() -> None:
+    x, y = blobs()
+    x[200:300] = 3 * (x[200:300] - 6) + 6
+    found = DETECTORS["activation_clustering"](identity(x, y))
+    above, silhouette = found.details["log_between_above_median"], found.details["silhouette"]
+    assert above[2] > 1.1 and silhouette[2] < 0.15
+    assert not found.flagged.any()
+
+
+def test_a_silhouette_is_of_a_sample_of_a_large_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs of 50,000 rows are 20 GB."""
+    asked: list[int] = []
+
+    def score(rows: np.ndarray, labels: np.ndarray) -> float:
+        asked.append(len(rows))
+        return float(silhouette_score(rows, labels))
+
+    monkeypatch.setattr(sklearn.metrics, "silhouette_score", score)
+    rows = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0)).double()
+    rows[::5, 1] += 12
+    found = split(rows - rows.mean(0), 3)
+    assert asked[0] <= 2000 and found.silhouette == pytest.approx(split(rows[:1900], 3).silhouette, abs=0.05)

@@ -42,6 +42,14 @@ def test_a_planted_class_is_found_and_its_rows_flagged() -> None:
     assert found.statistic == max(above) == above[2] > 1
 
 
+def test_rows_are_projected_from_the_mean_of_their_class() -> None:
+    x, y = blobs()
+    # class 2 lies at 6, and these rows nearer to zero than any other of it
+    x[200:210, 0, 0] -= 8
+    found = DETECTORS["spectral_signatures"](identity(x, y), poison_share=0.1)
+    assert set(range(200, 210)) <= set(found.flagged.nonzero().flatten().tolist())
+
+
 def test_clean_classes_stay_silent() -> None:
     found = DETECTORS["spectral_signatures"](identity(*blobs()))
     assert not found.flagged.any()
