@@ -12,7 +12,6 @@ vetted again. `--clean N` adds so many clean members of each data set: what blin
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -21,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rows import add_row, rows_in
 from benchmarks.third_party import repairs_by_policy, vetgate
 from benchmarks.trained import members_to_measure, trained
 from flows.bank.data import read_samples
@@ -48,7 +48,7 @@ def asked(clean: int, part: tuple[int, int]) -> list[Member]:
 
 def rows(settings: Settings, folder: Path, wanted: Sequence[Member], out: Path) -> Iterator[dict[str, Any]]:
     """One row a member that is trained: what was found, what was chosen, and what it does to the attacker's images."""
-    done = {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
+    done = {row["name"] for row in rows_in(out)}
     for member, given, network in trained(settings, [m for m in wanted if m.name not in done]):
         directory = write_submission(
             folder / "handed-in" / member.name,
@@ -76,8 +76,7 @@ def rows(settings: Settings, folder: Path, wanted: Sequence[Member], out: Path) 
             row |= {"method": repair["method"], "verdict_after": repair["verdict"]}
             row["after"] = measured(repaired, test, network.attacked)
         row |= cost
-        with out.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        add_row(out, row)
         yield row
 
 
@@ -167,7 +166,7 @@ def main() -> None:
             vetgate(folder / "home", "data", "add", ref.name, str(file))
     for row in rows(settings, folder, asked(given.clean, given.part), given.json):
         Console(stderr=True).print(row["name"], row["verdict"], row.get("method"), row["before"], row["after"])
-    found = [json.loads(line) for line in given.json.read_text().splitlines()]
+    found = rows_in(given.json)
     for table in tables(found):
         Console(width=150).print(table)
 

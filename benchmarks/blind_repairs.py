@@ -10,7 +10,6 @@ FILE gets a line a member and repair; what is in it is not done again. `--repair
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.table import Table
 
 import vetgate.repair  # noqa: F401 - registers the methods
 from benchmarks.bank_repairs import asked, change, rating
+from benchmarks.rows import add_row, rows_in
 from benchmarks.trained import trained
 from flows.bank.data import read_samples
 from flows.bank.files import Files, verdict
@@ -54,9 +54,7 @@ def missed(wanted: Sequence[Member]) -> list[Member]:
 
 def rows(wanted: Sequence[Member], repairs: Sequence[str], out: Path) -> Iterator[dict[str, Any]]:
     """One row a member that is trained and a repair."""
-    done = (
-        {(row["name"], row["repair"]) for row in map(json.loads, out.read_text().splitlines())} if out.exists() else ()
-    )
+    done = {(row["name"], row["repair"]) for row in rows_in(out)}
     params = load_params()
     for member, given, network in trained(load_settings(), wanted):
         test = read_samples(given.splits.test)
@@ -78,8 +76,7 @@ def rows(wanted: Sequence[Member], repairs: Sequence[str], out: Path) -> Iterato
                 after = {"failed": str(error)}
             row = {"name": member.name, "data": member.data, "attack": member.attack, "repair": name}
             row |= {"before": before, "after": after, "seconds": round(time.process_time() - started, 1)}
-            with out.open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
+            add_row(out, row)
             yield row
 
 
@@ -110,7 +107,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for row in rows(missed(asked(given.clean, (0, 1))), given.repairs, given.json):
         Console(stderr=True).print(row["name"], row["repair"], row["before"], row["after"], row["seconds"])
-    Console(width=160).print(table([json.loads(line) for line in given.json.read_text().splitlines()]))
+    Console(width=160).print(table(rows_in(given.json)))
 
 
 if __name__ == "__main__":

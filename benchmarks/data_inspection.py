@@ -13,7 +13,6 @@ and `--bank FILE` what it flags of the bank's open members that `python -m flows
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from torch import Tensor
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers the methods
 from benchmarks.images import images
+from benchmarks.rows import add_row, rows_in
 from benchmarks.trained import members_to_measure, trained
 from flows.bank.data import read_samples
 from flows.params import load_params
@@ -171,7 +171,7 @@ def flags(flagged: Tensor, rows: Samples, poisoned: Tensor) -> dict[str, Any]:
 
 def rows(files: dict[str, Path], out: Path) -> Iterator[dict[str, Any]]:
     """One row a network: all poisoned ones first, then the clean ones."""
-    done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
+    done = {row["key"] for row in rows_in(out)}
     read: dict[str, tuple[Samples, Samples]] = {}
     cases = [(data, rate, seed) for data in files for rate in PLANS[data].rates for seed in range(PLANS[data].seeds)]
     cases += [(data, 0.0, 100 + seed) for data in files for seed in range(PLANS[data].clean)]
@@ -182,8 +182,7 @@ def rows(files: dict[str, Path], out: Path) -> Iterator[dict[str, Any]]:
         if data not in read:
             read[data] = images(files[data], "train"), images(files[data], "test")
         row = {"key": key, "data": data, "rate": rate} | row_of(given(PLANS[data], *read[data], rate, seed), seed)
-        with out.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        add_row(out, row)
         yield row
 
 
@@ -213,7 +212,7 @@ def tables(found: Sequence[dict[str, Any]]) -> tuple[Table, Table]:
 
 def bank_rows(out: Path) -> Iterator[dict[str, Any]]:
     """One row a trained open member of the bank whose attack poisons a training set, and for each clean one."""
-    done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
+    done = {row["key"] for row in rows_in(out)}
     params = load_params()
     for member, data, network in trained(load_settings(), [m for m in members_to_measure() if m.name not in done]):
         rows = network.training(read_samples(data.training))
@@ -234,8 +233,7 @@ def bank_rows(out: Path) -> Iterator[dict[str, Any]]:
             if method.axis is Axis.TRAIN:
                 found: Evidence = method(subject, seed=member.seed, **params.detect.get(name, {}))
                 row["by"][name] = {"statistic": round(found.statistic, 3)} | flags(found.flagged, rows, poisoned)
-        with out.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        add_row(out, row)
         yield row
 
 
@@ -289,14 +287,14 @@ def main() -> None:
     if asked.bank is not None:
         for row in bank_rows(asked.bank):
             Console(stderr=True).print(row)
-        Console(width=180).print(bank_table([json.loads(line) for line in asked.bank.read_text().splitlines()]))
+        Console(width=180).print(bank_table(rows_in(asked.bank)))
         return
     if asked.json is None:
         parser.error("expected --json FILE, --bank FILE or --cost NPZ")
     files = {data: file for data in PLANS if (file := getattr(asked, data)) is not None}
     for row in rows(files, asked.json):
         Console(stderr=True).print(row["key"], row["before"])
-    for table in tables([json.loads(line) for line in asked.json.read_text().splitlines()]):
+    for table in tables(rows_in(asked.json)):
         Console(width=160).print(table)
 
 

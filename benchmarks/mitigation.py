@@ -15,7 +15,6 @@ Source    Wang et al., "Neural Cleanse", IEEE S&P 2019, tables of section VI for
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - registers the methods
 from benchmarks.images import images
+from benchmarks.rows import add_row, rows_in
 from flows.params import load_params
 from vetgate.architectures import ARCHITECTURES, default_layer
 from vetgate.attacks import trojan_nn
@@ -173,7 +173,7 @@ def rows(
     """One row a network and repair: by the reversed triggers, by the original one, or by neither."""
     params = load_params()
     few = "" if each is None else f" {each} images a class"
-    done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
+    done = {row["key"] for row in rows_in(out)}
     for case in cases:
         images = data(case.data)
         model, trigger = infected(case, images, place)
@@ -201,8 +201,7 @@ def rows(
                 row |= {"seconds": round(time.process_time() - started, 1), "changed": dict(made.changed)}
                 if found is not None:
                     row["above"] = int((found.scores > found.scores[case.target]).sum())
-                with out.open("a") as lines:
-                    lines.write(json.dumps(row) + "\n")
+                add_row(out, row)
                 yield row
 
 
@@ -270,7 +269,7 @@ def main() -> None:
     table = Table(
         "network", "repair", "by", "images", "accuracy", "success", "robust", "s", "paper: accuracy", "success"
     )
-    for row in map(json.loads, given.json.read_text().splitlines()):
+    for row in rows_in(given.json):
         before, after, paper = row["before"], row["after"], row["paper"]
         figures = [f"{100 * before[k]:.2f} -> {100 * after[k]:.2f}" for k in before]
         place = {"reversed": 1, "original": 2}.get(row["by"])

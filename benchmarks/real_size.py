@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.rows import add_row, rows_in
 from benchmarks.third_party import repairs_by_policy, vetgate
 from tasks.sandbox.prctl import PR_SET_CHILD_SUBREAPER, prctl
 from vetgate.attacks.badnets import square
@@ -238,7 +239,7 @@ def vet(folder: Path, cifar10: Path, out: Path, alone: bool) -> Iterator[dict[st
             raise SystemExit(f"expected references from {folder / 'own'}, got: {made['error']}")
         os.environ["VETGATE_CALIBRATION"] = made["calibration"]
         Console(stderr=True).print(made | cost)
-    done = {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
+    done = {row["name"] for row in rows_in(out)}
     for file in sorted(folder.glob("large-*.json")):
         about = json.loads(file.read_text())
         if about["name"] in done:
@@ -248,8 +249,7 @@ def vet(folder: Path, cifar10: Path, out: Path, alone: bool) -> Iterator[dict[st
         row = about | {key: result.get(key) for key in ("verdict", "p_value", "suspects", "reasons", "error")}
         named = about["target"] is None or about["target"] in (row["suspects"] or ())
         row |= {"right": row["verdict"] == wanted and named, "exit": code, **cost}
-        with out.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        add_row(out, row)
         yield row
 
 
@@ -262,7 +262,7 @@ def thousand(folder: Path, out: Path) -> dict[str, Any]:
     code, result, cost = vetgate(home, "vet", str(given))
     row = {"name": given.name, "classes": GIVEN_CLASSES, "exit": code, **cost}
     row |= {key: result.get(key) for key in ("verdict", "p_value", "suspects", "reasons", "error", "methods")}
-    out.write_text(json.dumps(row) + "\n")
+    add_row(out, row)
     return row
 
 
@@ -294,7 +294,7 @@ def main() -> None:
     for row in vet(folder, given.cifar10, given.json, given.alone):
         Console(stderr=True).print(row)
     table = Table("network", "target", "accuracy", "success", "verdict", "p", "suspects", "right", "s", "CPU-s", "GiB")
-    for row in map(json.loads, given.json.read_text().splitlines()):
+    for row in rows_in(given.json):
         shown = ("name", "target", "accuracy", "attack_success", "verdict", "p_value", "suspects", "right")
         table.add_row(*(str(row.get(key, "")) for key in (*shown, "seconds", "cpu_seconds", "peak_gib")))
     Console().print(table)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import vetgate.detect
 import vetgate.guard  # noqa: F401 - registers the methods
 from benchmarks.mitigation import CASES, EPOCHS, RATE, Data, infected
+from benchmarks.rows import add_row, rows_in
 from benchmarks.trained import trained
 from flows.bank.data import read_samples
 from flows.bank.networks import OPEN, Member, members, plan
@@ -229,8 +230,7 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """One row a network and a guard, of figures or what else is measured."""
     measure = measure or figures
-    lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    done = {(row["name"], row["guard"]) for row in lines}
+    done = {(row["name"], row["guard"]) for row in rows_in(out)}
     place = out.with_suffix("").with_name(f"{out.stem}-evidence")
     for given in cases:
         for name in guards:
@@ -247,8 +247,7 @@ def rows(
                 row |= measure(GUARDS[name], given, evidence)
             except DefenceError as error:
                 row["failed"] = str(error)
-            with out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(out, row)
             yield row
 
 
@@ -293,7 +292,7 @@ def main() -> None:
     for row in rows(cases, given.guards, given.json, cost if given.cost else figures):
         Console(stderr=True).print(row)
     if not given.cost:
-        Console(width=180).print(table([json.loads(line) for line in given.json.read_text().splitlines()]))
+        Console(width=180).print(table(rows_in(given.json)))
 
 
 if __name__ == "__main__":
