@@ -33,6 +33,7 @@ from benchmarks.trained import members_to_measure, trained
 from flows.bank.data import read_samples
 from flows.params import load_params
 from tasks.settings import load_settings
+from tasks.vetting.choose import MOST
 from vetgate.architectures import ARCHITECTURES, default_layer
 from vetgate.attacks.backdoor import patch
 from vetgate.attacks.badnets import poison, square
@@ -40,7 +41,7 @@ from vetgate.attacks.training import train
 from vetgate.contract import DETECTORS, REPAIRS, Axis, Evidence, Repair, Samples, Subject, private_random
 from vetgate.errors import DefenceError
 from vetgate.probe import accuracy
-from vetgate.repair.remove_and_retrain import CONFIRMED, chosen_rows, remove_and_retrain
+from vetgate.repair.remove_and_retrain import chosen_rows, remove_and_retrain
 
 ARCHITECTURE = "small-cnn"
 SHIPPED = "shipped"
@@ -151,7 +152,7 @@ def followed(case: Given, shipped: Sequence[Evidence], by: dict[str, Any], seed:
             batch=repair["batch"],
         )
     name = next(evidence.method for evidence in flagging if torch.equal(evidence.flagged, rows))
-    return by[name] | {"followed": name} if by[name]["lost"] >= CONFIRMED else nothing | {"refused": name}
+    return by[name] | {"followed": name} if by[name]["lost"] >= MOST else nothing | {"refused": name}
 
 
 def retrained(case: Given, evidence: Evidence, seed: int) -> Repair:

@@ -102,11 +102,16 @@ class Role:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairRole:
-    """A repair's part: the evidence that it uses, None for none, and its name and sentence for people."""
+    """A repair's part: the evidence that it uses, None for none, and its name and sentence for people.
+
+    `tells` names the share among what it changed of which half or more says, without a trigger to measure, that it took
+    something out.
+    """
 
     uses: Uses | None
     title: str
     sentence: str
+    tells: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,12 @@ number is never good enough.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from tasks.vetting.results import CandidateFigures, RepairFailed, RepairRecord, Result, ResultCandidate, Standing
+from vetgate.role import repair_roles
 from vetgate.shape import Number
 from vetgate.verdict.policy import RepairPolicy
 from vetgate.verdict.reasons import Code, Figure, Reason
@@ -21,6 +23,8 @@ Tried = RepairRecord | RepairFailed | Reason
 CLEARLY = 0.5
 # what triggers of the same size do by nature excuses so much of what a repair left (decision 0034)
 EXCUSED = 0.2
+# the share from which on a repair's own figure says that it took something out
+MOST = 0.5
 NONE: Mapping[str, Result] = MappingProxyType({})
 
 
@@ -43,14 +47,15 @@ def good_enough(record: RepairRecord, policy: RepairPolicy) -> bool:
 
     What triggers of the same size do for labels that are not suspected is not held against a repair, up to EXCUSED: on
     small images they mislead clean models too; where they mislead any, they tell nothing of what a repair took out.
-    Where there is no trigger to measure, accuracy alone counts: the repaired model is vetted in its turn.
+    Where there is no trigger to measure, accuracy counts, and what the repair itself tells, if it does: the repaired
+    model is vetted in its turn.
     """
     figures = record.validate
     return (
         figures.lost.known
         and all(_is_share(one.clean_accuracy) for one in (figures.before, figures.after))
         and figures.lost.established <= policy.max_accuracy_loss
-        and (not _measured(record) or _within(record, policy.max_attack_success))
+        and (_within(record, policy.max_attack_success) if _measured(record) else _confirmed(record))
     )
 
 
@@ -106,6 +111,10 @@ def _figures(record: RepairRecord) -> CandidateFigures:
 def _refusal(record: RepairRecord, policy: RepairPolicy) -> Reason:
     """Why a repair is not good enough; a figure that is missing stays away."""
     was, now, figures = record.validate.before, record.validate.after, record.validate
+    if not _measured(record) and not _confirmed(record):
+        said = _said(record)
+        known = said is not None and _is_share(said)
+        return Reason(Code.REPAIR_UNCONFIRMED, record.method, figures={"said": said} if known else {})
     stated: dict[str, Figure] = {
         "accuracy_before": was.clean_accuracy,
         "accuracy_after": now.clean_accuracy,
@@ -130,6 +139,18 @@ def _refusal(record: RepairRecord, policy: RepairPolicy) -> Reason:
 
 def _measured(record: RepairRecord) -> bool:
     return len(record.triggers.before) > 0
+
+
+def _said(record: RepairRecord) -> Number | None:
+    """The share by which a repair tells whether it took something out."""
+    role = repair_roles().get(record.method)
+    return None if role is None or role.tells is None else record.changed.get(role.tells, math.nan)
+
+
+def _confirmed(record: RepairRecord) -> bool:
+    """Whether a repair tells nothing of what it took out, or that it took something out."""
+    said = _said(record)
+    return said is None or (_is_share(said) and said >= MOST)
 
 
 def _within(record: RepairRecord, most: float) -> bool:

@@ -23,6 +23,7 @@ ROLE = RepairRole(
     uses="flagged",
     title="Relabel and retrain",
     sentence="Trains the network again from scratch, with the flagged rows under the labels that they show.",
+    tells="lost",
 )
 
 
@@ -45,7 +46,7 @@ def relabel_and_retrain(
     """Train for `epochs` without the rows of one evidence, then for `more` on all of them, relabelled.
 
     Of several, that one is taken which removal would take, by a `trial`. At most `images` pass through the network in
-    either part, and a quarter of that in a trial.
+    either part, and a quarter of that in a trial. `lost` is the share of the flagged rows that show another label.
     """
     assert subject.train is not None
     rows, model = subject.train, subject.model
@@ -62,4 +63,4 @@ def relabel_and_retrain(
         model, Samples(rows.x, shown), epochs=more, images=images, lr=lr / 3, batch=batch, share=(reach, 1.0)
     )
     done = {"flagged": float(flagged.sum()), "relabelled": relabelled, "steps": float(steps)}
-    return Repair(model, done)
+    return Repair(model, done | {"lost": relabelled / max(1.0, done["flagged"])})

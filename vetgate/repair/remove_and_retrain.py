@@ -33,13 +33,11 @@ ROLE = RepairRole(
     uses="flagged",
     title="Remove and retrain",
     sentence="Trains the network again from scratch, without the rows that detectors flagged.",
+    tells="lost",
 )
 
 NO_WEIGHTS = "every weight is drawn anew, and the submitted ones are never used"
 
-
-# a detector's rows are honest, or too few of the poisoned ones, where fewer than this share of them get another label
-CONFIRMED = 0.5
 # of the time that a repair takes, what trials have at most
 TRIALS = 0.4
 
@@ -62,8 +60,8 @@ def remove_and_retrain(
     """Train for `epochs` on all rows of the training set but those of one evidence, of several the best in a `trial`.
 
     Where there are many rows, at most `images` pass through the network, and a quarter of that in a trial. `lost` is
-    the share of the removed rows to which the network gives another label than their own; CONFIRMED or more says that
-    they were poisoned, and that enough of them were found.
+    the share of the removed rows to which the network gives another label than their own; half or more says that they
+    were poisoned, and that enough of them were found.
     """
     assert subject.train is not None
     rows, model = subject.train, subject.model

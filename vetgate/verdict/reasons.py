@@ -101,6 +101,7 @@ class Code(StrEnum):
     REPAIR_NOT_GOOD_ENOUGH = "repair-not-good-enough", Bearing.NOTE
     REPAIR_SKIPPED = "repair-skipped", Bearing.NOTE
     REPAIR_UNMEASURED = "repair-unmeasured", Bearing.NOTE
+    REPAIR_UNCONFIRMED = "repair-unconfirmed", Bearing.NOTE
     REPAIR_NOT_TRIED = "repair-not-tried", Bearing.NOTE
     # why a verdict is out of date
     TOO_OLD = "too-old", Bearing.NOTE

@@ -94,6 +94,8 @@ WORDS: dict[Code, str] = {
     Code.REPAIR_SKIPPED: "repair {method} was skipped, with nothing to go by: it needs {lacks:datum}",
     Code.REPAIR_UNMEASURED: "repair {method} was skipped: the model fails for its training rows alone, and without a "
     "trigger nothing tells what it takes out",
+    Code.REPAIR_UNCONFIRMED: "repair {method} was not good enough: once they teach nothing, {said:share} of the rows "
+    "it went by get another label; less than half says that they were no poison, or too few of it",
     Code.REPAIR_NOT_TRIED: "repair {method} was not tried, since the copy of {good} had passed",
     Code.TOO_OLD: "it is {days} days old, {most} are allowed",
     Code.METHOD_ADDED: "{method} was not there",

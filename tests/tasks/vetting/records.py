@@ -18,6 +18,7 @@ def repaired(
     success: Any = 0.02,
     natural: Any = 0.0,
     triggers: bool = True,
+    changed: dict[str, float] | None = None,
 ) -> RepairRecord:
     """A record of a model of 98 % accuracy and full attack success, and of what its repair left."""
     found = (TRIGGER,) if triggers else ()
@@ -25,7 +26,7 @@ def repaired(
         about={},
         key="cd" * 32,
         method=method,
-        changed={},
+        changed=changed or {},
         seconds=2.5,
         files={},
         triggers=RepairTriggers(found, found * 2, (TriggerSize(3, 4.0, 11.0),) if triggers else ()),

@@ -12,11 +12,13 @@ import pytest
 from tasks.vetting.choose import candidates, choose, clearly_good, good_enough
 from tasks.vetting.results import RepairFailed, Standing
 from tests.tasks.vetting.records import repaired
+from vetgate.role import repair_roles
 from vetgate.verdict.accuracy_loss import AccuracyLoss
 from vetgate.verdict.policy import RepairPolicy
 from vetgate.verdict.reasons import Code, Reason
 
 POLICY = RepairPolicy(methods=(), max_accuracy_loss=0.02, max_attack_success=0.05)
+TELLING = sorted(name for name, role in repair_roles().items() if role.tells is not None)
 SKIPPED = Reason(Code.REPAIR_SKIPPED, "prune", figures={"lacks": "neurons"})
 NOT_TRIED = Reason(Code.REPAIR_NOT_TRIED, "retrain", figures={"good": "unlearn"})
 
@@ -117,6 +119,20 @@ def test_without_a_trigger_accuracy_alone_counts_and_no_success_is_claimed() -> 
     (shown,) = candidates([blind], blind, POLICY)
     assert shown.figures is not None and shown.figures.attack_success == (None, None) and shown.figures.anew is None
     assert shown.figures.robust_accuracy == (None, None) and shown.figures.trigger_sizes == ()
+
+
+@pytest.mark.parametrize("method", TELLING)
+def test_without_a_trigger_what_was_retrained_tells_whether_anything_was_taken_out(method: str) -> None:
+    told, honest, silent = (
+        repaired(method, triggers=False, changed=changed) for changed in ({"lost": 0.5}, {"lost": 0.49}, {})
+    )
+    assert good_enough(told, POLICY) and not good_enough(honest, POLICY) and not good_enough(silent, POLICY)
+    assert not good_enough(repaired(method, triggers=False, changed={"lost": math.nan}), POLICY)
+    # a trigger tells more: poison with true labels keeps them
+    assert good_enough(repaired(method, changed={"lost": 0.0}), POLICY)
+    shown, dash = candidates([honest, silent], None, POLICY)
+    assert shown.reason_record is not None and shown.reason_record["code"] == "repair-unconfirmed"
+    assert "teach nothing, 49 % of the rows" in str(shown.reason) and "–" in str(dash.reason)
 
 
 def test_every_candidate_is_shown_with_its_figures_and_why_it_was_refused() -> None:
