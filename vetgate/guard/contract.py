@@ -146,10 +146,18 @@ class Guard:
     def with_cut(self, fitted: Fitted, model: nn.Module, x: Tensor, *, rate: float) -> Fitted:
         """The same with its cut, so that at most the share `rate` of clean images is rejected.
 
-        x (N, C, H, W) are trusted images that it was not fitted on. Raises MissingInput where they are too few to tell.
+        x (N, C, H, W) are trusted images that it was not fitted on. Raises MissingInput where they are too few to tell,
+        DefenceError where scores do not tell them apart.
         """
         vote = None if self.voting is None else self.vote(fitted, model, x)
-        cut = cut_for(self.score(fitted, model, x) if vote is None else vote.scores, rate)
+        scores = self.score(fitted, model, x) if vote is None else vote.scores
+        cut = cut_for(scores, rate)
+        # votes may agree on every trusted image, and what they then split over lies above
+        if vote is None and bool((scores == scores[0]).all()):
+            raise DefenceError(
+                f"expected scores of {self.name} that tell trusted images apart, got {cut:.4g} for all {len(x)}, a cut "
+                "above which nothing may lie; take another guard"
+            )
         share = None if vote is None else -cut_for(-vote.shares, rate)
         return replace(fitted, cut=cut, rate=rate, share=share, cut_on=len(x))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import vetgate.guard  # noqa: F401 - registers the guards
 from vetgate.contract import Samples, Subject
 from vetgate.errors import DefenceError, MissingInput, NotFinite
-from vetgate.guard.contract import GUARDS, Fitted, Guard, cut_for, log_probability_of_others, replicas
+from vetgate.guard.contract import GUARDS, Fitted, Guard, Vote, cut_for, log_probability_of_others, replicas
 from vetgate.role import GuardRole
 
 ROLE = GuardRole(uses=None, title="Mean", sentence="Takes the mean.")
@@ -82,6 +83,21 @@ def test_a_cut_is_stamped_with_its_rate() -> None:
     assert (fitted.guard, fitted.seed, fitted.cut, fitted.rate) == ("mean", 7, None, None)
     cut = guard.with_cut(fitted, subject.model, images(torch.linspace(0, 1, 101)), rate=0.05)
     assert cut.cut == pytest.approx(0.96) and cut.rate == 0.05 and cut.share is None
+
+
+def test_a_guard_that_tells_no_trusted_images_apart_is_refused() -> None:
+    alike = mean_guard(lambda x: torch.full((len(x),), -0.0))
+    with pytest.raises(DefenceError, match=r"mean that tell trusted images apart, got -0 for all 50, .*another guard"):
+        alike.with_cut(Fitted({}), nn.Identity(), images(torch.rand(50)), rate=0.1)
+
+
+def test_votes_that_agree_on_every_trusted_image_are_a_cut() -> None:
+    def agreed(fitted: Fitted, model: nn.Module, x: Tensor) -> Vote:
+        return Vote(torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x)), torch.zeros(len(x)))
+
+    voter = replace(mean_guard(), voting=agreed)
+    cut = voter.with_cut(Fitted({}), nn.Identity(), images(torch.rand(50)), rate=0.1)
+    assert (cut.cut, cut.share) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
