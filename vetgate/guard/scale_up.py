@@ -12,6 +12,8 @@ Blind to  Images of little but black and white, which multiplying leaves as they
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -48,5 +50,6 @@ def scale_up(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
         own = model(part).argmax(1)
         scaled = (part[:, None] * factors.view(1, -1, 1, 1, 1)).clamp(0, 1)  # (B, F, C, H, W)
         others = log_probability_of_others(model, scaled.flatten(0, 1), own.repeat_interleave(len(factors)))
-        scores.append(-others.view(len(part), -1).exp().mean(1).log())
+        # not by way of the probabilities, which large logits leave at 0
+        scores.append(math.log(len(factors)) - others.view(len(part), -1).logsumexp(1))
     return torch.cat(scores)

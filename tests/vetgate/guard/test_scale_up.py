@@ -37,3 +37,32 @@ def test_the_score_is_what_the_factors_leave_to_other_labels() -> None:
         expected.append(-math.log(sum(left) / 2))
     clean, triggered = GUARD.score(fitted, Dim(), x).tolist()
     assert [clean, triggered] == pytest.approx(expected, rel=1e-4) and triggered > clean + 0.5
+
+
+@pytest.mark.parametrize("times", [1e4, 1e6])
+def test_larger_logits_leave_it_a_cut(times: float) -> None:
+    class Louder(Dim):
+        def forward(self, x: Tensor) -> Tensor:
+            return times * super().forward(x)
+
+    x = 0.02 * torch.rand(60, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    x[:, :, 0] = 0
+    subject = Subject(model=Louder(), layer="", classes=2, clean=Samples(x, torch.zeros(60, dtype=torch.int64)))
+    fitted = GUARD.with_cut(GUARD.fit(subject), subject.model, x, rate=0.05)
+    lit = x.clone()
+    lit[:, :, 0, 0] = 0.1
+    assert fitted.cut is not None and GUARD.score(fitted, subject.model, lit).min() > fitted.cut
+
+
+def test_pixels_are_multiplied_by_the_papers_factors_and_clipped() -> None:
+    shown: list[Tensor] = []
+
+    class Seen(Dim):
+        def forward(self, x: Tensor) -> Tensor:
+            shown.append(x[:, 0, 1, 1])
+            return super().forward(x)
+
+    x = torch.full((1, 1, 3, 3), 0.15)
+    subject = Subject(model=Seen(), layer="", classes=2, clean=Samples(x, torch.zeros(1, dtype=torch.int64)))
+    GUARD.score(GUARD.fit(subject), subject.model, x)
+    assert torch.cat(shown).tolist() == pytest.approx([0.15, 0.45, 0.75, 1, 1, 1])
