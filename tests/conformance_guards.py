@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -189,6 +190,18 @@ def check_nan_model_refused(guard: Guard, trial: Trial) -> None:
         guard.with_cut(trial.fit(guard, subject), model, trial.held(), rate=RATE)
 
 
+def check_no_number_is_suspicious_for_its_image_alone(guard: Guard, trial: Trial) -> None:
+    fitted, model = trial.fitted(guard), trial.twins.trojaned.model
+    x = torch.cat(trial.inputs())[::10]
+    # whatever the network makes of such an image, it is no number
+    x[3] = math.nan
+    scores, others = guard.score(fitted, model, x), torch.arange(len(x)) != 3
+    expected = guard.score(fitted, model, x[others])
+    assert scores[3] == math.inf, "an answer that is no number is as suspicious as can be"
+    spread = float(expected.max() - expected.min())
+    assert (scores[others] - expected).abs().max() <= 1e-3 * spread + 1e-5, "the other images keep their scores"
+
+
 def check_votes_of_a_voter(guard: Guard, trial: Trial) -> None:
     if guard.voting is None:
         with pytest.raises(DefenceError, match="votes"):
@@ -215,5 +228,6 @@ CHECKS = (
     check_false_rejections_as_stated,
     check_triggered_inputs_score_higher,
     check_nan_model_refused,
+    check_no_number_is_suspicious_for_its_image_alone,
     check_votes_of_a_voter,
 )

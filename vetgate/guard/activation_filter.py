@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vetgate.contract import Evidence, Subject, Trigger
 from vetgate.errors import MissingInput
-from vetgate.guard.contract import Fitted, guard
-from vetgate.probe import features
+from vetgate.guard.contract import Fitted, guard, replicas
+from vetgate.probe import features, module_at, output_of
 from vetgate.role import GuardRole
 
 ROLE = GuardRole(
@@ -61,8 +61,23 @@ def _suspected(evidence: Evidence) -> list[Trigger]:
     return [trigger for trigger in evidence.triggers if trigger.target in flagged]
 
 
+def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """The features (M, D) of images (M, C, H, W), be they numbers or not, where those of probe raise for one image."""
+    seen: list[Tensor] = []
+    rows: list[Tensor] = []
+    with output_of(module_at(model, layer), seen.append):
+        for part in replicas(x, 1):
+            model(part)
+            # of its last call, as in fitting
+            rows.append(seen[-1].flatten(1).clone())
+            seen.clear()
+    return torch.cat(rows)
+
+
 @guard(role=ROLE, fit=_fit, needs={"clean"}, paper="https://ieeexplore.ieee.org/document/8835365")
 def activation_filter(fitted: Fitted, model: nn.Module, x: Tensor) -> Tensor:
     """The largest mean excitation (M,) of any trigger's neurons, in spreads of trusted images."""
-    feats = features(model, str(fitted.numbers["layer"]), x) - fitted.tensors["usual"].to(x.device)
-    return (feats @ fitted.tensors["directions"].to(x.device).T).max(1).values
+    given = _features(model, str(fitted.numbers["layer"]), x)
+    excited = (given - fitted.tensors["usual"].to(x.device)) @ fitted.tensors["directions"].to(x.device).T
+    # infinite against the direction of a trigger would be the least suspicious there is
+    return torch.where(given.isfinite().all(1), excited.max(1).values, torch.nan)

@@ -141,7 +141,7 @@ class Guard:
     def _checked(self, scores: Tensor, x: Tensor) -> Tensor:
         if scores.shape != x.shape[:1]:
             raise DefenceError(f"expected a score an image from {self.name}, got {tuple(scores.shape)} for {len(x)}")
-        return scores.float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+        return scores.float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=math.inf)
 
     def with_cut(self, fitted: Fitted, model: nn.Module, x: Tensor, *, rate: float) -> Fitted:
         """The same with its cut, so that at most the share `rate` of clean images is rejected.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,6 +77,33 @@ def test_the_largest_excitation_of_several_triggers_counts() -> None:
     assert len(both.tensors["directions"]) == 2
     for at in (2, 4):
         assert GUARD.score(both, given.model, corner(at, 1).stamp(given.clean.x)).min() > 1
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_features_that_are_no_numbers_are_as_suspicious_as_can_be_for_their_image_alone(odd: float) -> None:
+    class Breaking(Pixels):
+        """One feature of an image with a bright last pixel is no number."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = Odd()
+
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            first = torch.where(flat[:, -1:] > 0.9, odd, flat[:, :1])
+            return torch.cat([first, flat[:, 1:]], 1)
+
+    given = replace(subject(), model=Breaking())
+    assert given.clean is not None
+    for at in (0, 2):
+        # the feature is one of the trigger's, or is none of them
+        fitted = GUARD.fit(given, evidence(corner(at, 1)), fewest=3)
+        clean = GUARD.score(fitted, given.model, given.clean.x)
+        x = given.clean.x.clone()
+        x[7, 0, -1, -1] = 1
+        scores = GUARD.score(fitted, given.model, x)
+        assert scores[7] == math.inf and torch.equal(scores[:7], clean[:7]) and torch.equal(scores[8:], clean[8:])
 
 
 def test_evidence_without_a_trigger_of_a_suspect_is_an_error() -> None:
