@@ -28,6 +28,7 @@ from vetgate.formats.inspect import inspect_bytes
 from vetgate.formats.load import Loaded, load_model, load_served, write_repaired
 from vetgate.formats.submission import Submission
 from vetgate.formats.weights import weights_sha256
+from vetgate.guard.contract import fewest_to_cut
 from vetgate.guard.measure import Cost, Measured, choose_guards
 from vetgate.guard.package import Package, to_bytes
 from vetgate.inversion import attack_success, invert
@@ -203,7 +204,7 @@ def guard(payload: Payload, progress: Progress) -> dict[str, Any]:
     loaded = _load(payload)
     chosen = choose_guards(
         _subject(payload, loaded),
-        _needed(payload, "held", loaded),
+        _needed(_enough_to_cut(payload), "held", loaded),
         _needed(payload, "samples", loaded),
         payload["wanted"],
         [Evidence.from_json(blob) for blob in payload["evidence"]],
@@ -222,6 +223,14 @@ def guard(payload: Payload, progress: Progress) -> dict[str, Any]:
         "false_rejections": chosen.clean,
         "seconds": time.monotonic() - started,
     }
+
+
+def _enough_to_cut(payload: Payload) -> Payload:
+    """The same, with no fewer rows of a file than the guards need for their share of the rate."""
+    rows = payload.get("rows")
+    if rows is None or not payload["wanted"]:
+        return payload
+    return {**payload, "rows": max(rows, fewest_to_cut(payload["rate"] / len(payload["wanted"])))}
 
 
 def _figures(one: Measured) -> dict[str, Any]:

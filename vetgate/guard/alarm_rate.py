@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vetgate.guard.contract import Fitted, rank_of_cut
+from vetgate.guard.contract import Fitted, fewest_to_cut, rank_of_cut
 
 WINDOW, EVERY = 1000, 100
 LEVEL = 1e-6
@@ -51,7 +51,7 @@ class AlarmWindow:
     def of(cls, guards: Sequence[Fitted]) -> AlarmWindow:
         """The window of guards that were cut on the same images, whose alarms add up where they share none."""
         # one that does not tell had as few as can tell its rate, which says least
-        held = [math.ceil(1 / (g.rate or 1)) - 1 if g.cut_on is None else g.cut_on for g in guards]
+        held = [fewest_to_cut(g.rate or 1) if g.cut_on is None else g.cut_on for g in guards]
         above = sum(n + 1 - rank_of_cut(n, g.rate or 0) for n, g in zip(held, guards, strict=True))
         return cls(min(above, min(held)), min(held))
 

@@ -170,7 +170,7 @@ def cut_for(scores: Tensor, rate: float) -> float:
     """
     rank = rank_of_cut(len(scores), rate)
     if not 0 < rate < 1 or rank > len(scores):
-        least = math.ceil(1 / rate) - 1 if 0 < rate < 1 else 0
+        least = fewest_to_cut(rate) if 0 < rate < 1 else 0
         raise MissingInput(
             f"expected at least {least} trusted images for a false-rejection rate of {rate}, got {len(scores)}; "
             "give more, or state a higher rate between 0 and 1"
@@ -184,6 +184,11 @@ def cut_for(scores: Tensor, rate: float) -> float:
 def rank_of_cut(count: int, rate: float) -> int:
     """Which of so many sorted scores, from 1, is the cut for this rate; beyond `count` where they are too few."""
     return math.ceil((count + 1) * (1 - rate) - 1e-9)
+
+
+def fewest_to_cut(rate: float) -> int:
+    """How many trusted images a cut for this rate takes at least."""
+    return math.ceil(1 / rate - 1e-9) - 1
 
 
 def replicas(x: Tensor, count: int) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vetgate.contract import Evidence, Samples, Subject, Trigger
 from vetgate.errors import MissingInput
-from vetgate.guard.contract import GUARDS, Fitted, probabilities
+from vetgate.guard.contract import GUARDS, Fitted, fewest_to_cut, probabilities
 from vetgate.guard.guarded import Unfitted, fit_guards
 
 # images of a prediction that is timed: one by itself, and a batch
@@ -25,7 +25,7 @@ BATCH = 64
 # for how long each is repeated: some kernels count processor time in hundredths of a second only
 SECONDS = 0.2
 # images that cuts are set and rejections counted on: as many as a fixed number of pixels holds, within bounds. A cut
-# leans on its few highest scores, and needs more of them than a count that is only stated
+# leans on its few highest scores, and needs more of them than a count that is only stated; for a low rate more still
 PIXELS, FEWEST_HELD, FEWEST_TESTED, MOST = 2**21, 128, BATCH, 512
 
 Given = TypeVar("Given")
@@ -92,7 +92,8 @@ def choose_guards(
     The chosen ones together reject at most the share `rate` of clean inputs; `held` are trusted images to cut on,
     `test` to measure on. `each` is called with what is done next.
     """
-    held, test = held[: images_for(held.x, FEWEST_HELD)], test[: images_for(test.x, FEWEST_TESTED)]
+    least = fewest_to_cut(rate / max(1, len(wanted)))
+    held, test = held[: max(least, images_for(held.x, FEWEST_HELD))], test[: images_for(test.x, FEWEST_TESTED)]
     fitted, unfitted = fit_guards(subject, held, wanted, *evidence, rate=rate, seed=seed, each=each)
     bare = [timed(partial(probabilities, subject.model, x))[0] for x in (test.x[:1], test.x[:BATCH])]
     costs = [_timed(subject, one, test.x, bare, max_slowdown) for one in fitted]

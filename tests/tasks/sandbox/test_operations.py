@@ -235,6 +235,18 @@ def test_guard_writes_one_file_for_the_model_that_it_names(random, images, tmp_p
         run("guard", payload | {"held": []})
 
 
+def test_guards_are_cut_on_as_many_rows_as_their_rate_needs_where_fewer_are_read_of_the_rest(
+    random, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    _, paths = images
+    payload = random | dict.fromkeys(("clean", "held", "samples"), paths)
+    payload |= {"wanted": {"strip": {"overlays": 8}, "scale_up": {}}, "evidence": [], "triggers": [], "rows": 5}
+    payload |= {"max_slowdown": 1e6, "seed": 7, "parent": "ab" * 32, "out": str(tmp_path / "out"), "rate": 0.06}
+    said = run("guard", payload)
+    assert [one["rate"] for one in said["guards"]] == [0.03, 0.03], said["unfitted"]
+
+
 @pytest.mark.parametrize("change", ["labels", "shape", "missing file", "no file", "method", "parameter"])
 def test_what_does_not_fit_is_refused(constant, images, tmp_path, change):
     _, paths = images

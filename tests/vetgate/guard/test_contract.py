@@ -13,7 +13,16 @@ from torch import Tensor, nn
 import vetgate.guard  # noqa: F401 - registers the guards
 from vetgate.contract import Samples, Subject
 from vetgate.errors import DefenceError, MissingInput, NotFinite
-from vetgate.guard.contract import GUARDS, Fitted, Guard, Vote, cut_for, log_probability_of_others, replicas
+from vetgate.guard.contract import (
+    GUARDS,
+    Fitted,
+    Guard,
+    Vote,
+    cut_for,
+    fewest_to_cut,
+    log_probability_of_others,
+    replicas,
+)
 from vetgate.role import GuardRole
 
 ROLE = GuardRole(uses=None, title="Mean", sentence="Takes the mean.")
@@ -56,6 +65,14 @@ def test_the_stated_rate_is_kept_over_many_draws() -> None:
 def test_too_few_images_for_a_rate_are_an_error(count: int, rate: float) -> None:
     with pytest.raises(MissingInput, match="trusted images"):
         cut_for(torch.zeros(count), rate)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.1, 0.1 / 3, 0.05, 0.05 / 7, 0.01, 0.001])
+def test_the_fewest_images_that_give_a_cut_are_told(rate: float) -> None:
+    fewest = fewest_to_cut(rate)
+    assert cut_for(torch.arange(float(fewest)), rate) == fewest - 1
+    with pytest.raises(MissingInput, match=f"at least {fewest} trusted"):
+        cut_for(torch.arange(fewest - 1.0), rate)
 
 
 def test_scores_that_are_no_numbers_give_no_cut() -> None:

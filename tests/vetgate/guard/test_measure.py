@@ -65,10 +65,12 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(GUARDS, name, Guard(function, fit, name, ROLE, frozenset({"clean"}), ""))
 
 
-def chosen(*wanted: str, max_slowdown: float = 1e9, triggers: tuple[Trigger, ...] = (), held: int = 99) -> Chosen:
+def chosen(
+    *wanted: str, max_slowdown: float = 1e9, triggers: tuple[Trigger, ...] = (), held: int = 99, rate: float = RATE
+) -> Chosen:
     subject = Subject(model=Sums(), layer="", classes=CLASSES, clean=samples(20, 0), train=None)
     asked: dict[str, dict[str, Any]] = {name: {} for name in wanted}
-    rates: dict[str, Any] = {"rate": RATE, "max_slowdown": max_slowdown, "seed": 0}
+    rates: dict[str, Any] = {"rate": rate, "max_slowdown": max_slowdown, "seed": 0}
     return choose_guards(subject, samples(held, 1), samples(90, 2), asked, [], triggers, **rates)
 
 
@@ -129,6 +131,17 @@ def test_a_trigger_is_stamped_on_images_of_other_classes_only() -> None:
 def test_large_images_are_fewer() -> None:
     counts = [images_for(torch.zeros(1, 1, side, side), 128) for side in (8, 64, 100, 500)]
     assert counts == [512, 512, 209, 128]
+
+
+def test_a_low_rate_takes_as_many_images_as_its_cuts_need_however_large_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "PIXELS", 1)
+    found = chosen("bright", "bright_too", rate=0.01, held=250)
+    assert [(one.fitted.rate, one.fitted.cut_on) for one in found.measured] == [(0.005, 199)] * 2
+    assert [one.fitted.cut_on for one in chosen("bright", rate=0.05, held=250).measured] == [128]
+    few = chosen("bright", "bright_too", rate=0.01, held=198)
+    assert few.guards == () and all("at least 199" in one.reason for one in few.unfitted)
 
 
 def test_no_image_is_scored_twice_where_a_look_at_it_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
