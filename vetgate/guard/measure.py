@@ -19,6 +19,7 @@ from vetgate.contract import Evidence, Samples, Subject, Trigger
 from vetgate.errors import MissingInput
 from vetgate.guard.contract import GUARDS, Fitted, fewest_to_cut, probabilities
 from vetgate.guard.guarded import Unfitted, fit_guards
+from vetgate.guard.package import too_large
 
 # images of a prediction that is timed: one by itself, and a batch
 BATCH = 64
@@ -89,14 +90,17 @@ def choose_guards(
 ) -> Chosen:
     """The wanted guards (name -> parameters) fitted to a subject, those that are fast enough chosen, all measured.
 
-    The chosen ones together reject at most the share `rate` of clean inputs; `held` are trusted images to cut on,
-    `test` to measure on. `each` is called with what is done next.
+    The chosen ones together reject at most the share `rate` of clean inputs, and fit into one file; `held` are trusted
+    images to cut on, `test` to measure on. `each` is called with what is done next.
     """
     least = fewest_to_cut(rate / max(1, len(wanted)))
     held, test = held[: max(least, images_for(held.x, FEWEST_HELD))], test[: images_for(test.x, FEWEST_TESTED)]
     fitted, unfitted = fit_guards(subject, held, wanted, *evidence, rate=rate, seed=seed, each=each)
     bare = [timed(partial(probabilities, subject.model, x))[0] for x in (test.x[:1], test.x[:BATCH])]
     costs = [_timed(subject, one, test.x, bare, max_slowdown) for one in fitted]
+    large = too_large([one.fitted for one, _ in costs if one.chosen])
+    unfitted += tuple(Unfitted(name, reason) for name, reason in large.items())
+    costs = [(one, first) for one, first in costs if one.fitted.guard not in large]
     chosen = [one.fitted for one, _ in costs if one.chosen]
     rejected = torch.zeros(len(test), dtype=torch.bool)
     measured = []

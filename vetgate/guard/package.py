@@ -23,6 +23,8 @@ KEY = "vetgate.guards"
 FORMAT = 1
 # what a server holds in memory beside the network
 MAX_BYTES = 256 << 20
+# what of it is left to names and plain numbers
+HEADER = 1 << 20
 FIELDS = {"guard", "params", "numbers", "seed", "cut", "rate", "share", "cut_on", "tensors"}
 ADVICE = "vet the model again"
 
@@ -33,6 +35,21 @@ class Package:
 
     manifest: str
     guards: tuple[Fitted, ...]
+
+
+def too_large(guards: Sequence[Fitted]) -> dict[str, str]:
+    """Why some of the guards do not go into a file, by name: the largest ones, until the rest fit."""
+    sizes = {fitted.guard: sum(t.nbytes for t in fitted.tensors.values()) for fitted in guards}
+    reasons, most = {}, MAX_BYTES - HEADER
+    while sizes and sum(sizes.values()) > most:
+        name = max(sizes, key=lambda each: sizes[each])
+        others = sum(sizes.values()) - sizes[name]
+        beside = f" beside {others} of the others" if sizes[name] <= most else ""
+        reasons[name] = (
+            f"expected at most {most} bytes of fitted guards, got {sizes.pop(name)} of {name}{beside}; let it keep "
+            "less by its parameters (fewer overlays, carriers or dims; steps: 0), or leave it out of the policy"
+        )
+    return reasons
 
 
 def to_bytes(package: Package) -> bytes:
@@ -61,7 +78,7 @@ def to_bytes(package: Package) -> bytes:
     header = {"format": FORMAT, "manifest": package.manifest, "guards": listed}
     data = safetensors.torch.save(tensors, {KEY: canonical_json(header).decode()})
     if len(data) > MAX_BYTES:
-        raise DefenceError(f"expected at most {MAX_BYTES} bytes of fitted guards, got {len(data)}; take fewer overlays")
+        raise DefenceError(f"expected at most {MAX_BYTES} bytes of fitted guards, got {len(data)}; take fewer guards")
     return data
 
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import vetgate.guard.measure as measure
+import vetgate.guard.package as package
 from tasks.guards import fit
 from tasks.guards.fit import Guarding, run_guards, suspicious
 from tasks.guards.package_file import package_bytes, package_key
@@ -180,6 +181,18 @@ def test_a_guard_that_is_too_slow_is_listed_with_its_cost_and_not_chosen(
     assert not one.chosen and guarding.record.package is None and one.batch is not None and one.batch.slowdown > 1.01
     assert "times as long as the network alone, more than max_slowdown 1.01 of the policy" in str(one.reason)
     assert (one.rate, one.false_rejections) == (None, None)
+
+
+def test_one_that_is_too_large_is_told_by_name_and_the_others_are_kept(
+    settings: Settings, case: Case, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "MAX_BYTES", package.HEADER + 1000)
+    guarding = run(settings, case, POLICY.model_copy(update={"methods": ("strip", "scale_up")}))
+    large, small = guarding.record.guards
+    assert not large.chosen and "got 2048 of strip; let it keep less" in str(large.reason)
+    assert small.chosen and small.rate == 0.1 and guarding.record.package is not None
+    data = package_bytes(settings, MANIFEST, guarding.record.package)
+    assert [fitted.guard for fitted in from_bytes(data, manifest=MANIFEST).guards] == ["scale_up"]
 
 
 def crash(_answer: dict[str, Any], _out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import vetgate.guard.measure as measure
+import vetgate.guard.package as package
 from vetgate.contract import Samples, Subject, Trigger
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.guard.contract import GUARDS, Fitted, Guard
@@ -31,6 +33,10 @@ class Sums(nn.Module):
 
 def nothing(subject: Subject) -> Fitted:
     return Fitted({"nothing": torch.zeros(1)})
+
+
+def keeping(subject: Subject, count: int) -> Fitted:
+    return Fitted({"kept": torch.zeros(count)})
 
 
 def broken(subject: Subject) -> Fitted:
@@ -107,6 +113,24 @@ def test_one_that_breaks_is_told_with_its_reason_and_takes_no_other_with_it() ->
         ("broken", "RuntimeError: this network is too small")
     ]
     assert [one.guard for one in found.guards] == ["bright"] and found.measured[0].fitted.rate == RATE
+
+
+@pytest.mark.parametrize(
+    ("room", "refused"), [(500, ["large"]), (404, ["large"]), (400, ["large"]), (399, ["large", "medium"])]
+)
+def test_one_that_is_too_large_falls_out_and_leaves_its_share_of_the_rate_to_the_others(
+    room: int, refused: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "MAX_BYTES", package.HEADER + room)
+    for name, count in (("large", 200), ("medium", 99)):
+        keeps = partial(keeping, count=count)
+        monkeypatch.setitem(GUARDS, name, Guard(brightest, keeps, name, ROLE, frozenset({"clean"}), ""))
+    found = chosen("large", "bright", "medium")
+    assert [one.guard for one in found.unfitted] == refused
+    assert "got 800 of large" in found.unfitted[0].reason and "leave it out" in found.unfitted[0].reason
+    assert {one.fitted.guard for one in found.measured} == {"bright", "medium"} - set(refused)
+    assert all(one.rate == RATE / len(found.guards) for one in found.guards)
+    assert package.to_bytes(package.Package("a" * 64, found.guards))
 
 
 def test_where_nothing_can_be_chosen_nothing_is_rejected_and_every_reason_is_there() -> None:

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 import vetgate.guard  # noqa: F401 - registers the guards
+import vetgate.guard.package as package
 from vetgate.digest import canonical_json
 from vetgate.errors import DefenceError, NotUnderstood
 from vetgate.guard.contract import GUARDS, Fitted
@@ -98,3 +99,14 @@ def test_a_guard_without_a_cut_is_not_packed() -> None:
         to_bytes(Package(MANIFEST, (replace(FITTED, cut=None),)))
     with pytest.raises(DefenceError, match="learned"):
         to_bytes(Package(MANIFEST, ()))
+
+
+def test_the_largest_guards_are_too_large_until_the_rest_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    guards = [Fitted({"t": torch.zeros(count)}, guard=name) for name, count in (("a", 10), ("b", 30), ("c", 20))]
+    monkeypatch.setattr(package, "MAX_BYTES", package.HEADER + 240)
+    assert package.too_large(guards) == {}
+    monkeypatch.setattr(package, "MAX_BYTES", package.HEADER + 100)
+    reasons = package.too_large(guards)
+    assert list(reasons) == ["b", "c"]
+    assert "expected at most 100 bytes of fitted guards, got 120 of b; let it keep less" in reasons["b"]
+    assert "got 80 of c beside 40 of the others" in reasons["c"]
