@@ -55,6 +55,17 @@ def test_the_neurons_of_the_suspected_labels_trigger_are_found_with_their_direct
     assert (direction[10:12] > 0).all() and direction[12] < 0
 
 
+def test_of_a_hundred_neurons_the_one_that_it_changes_most_is_the_triggers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(60, 1, 25, 40, generator=generator) / 4, torch.randint(CLASSES, (60,), generator=generator)
+    mask = torch.zeros(1, 25, 40)
+    # it covers three hundred pixels, ten of them fully
+    mask[0, :15, :20], mask[0, 4, :10] = 0.5, 1
+    given = Subject(model=Pixels(), layer="features", classes=CLASSES, clean=Samples(x, y))
+    (direction,) = GUARD.fit(given, evidence(Trigger(mask, torch.ones(1, 25, 40), 1))).tensors["directions"]
+    assert direction.nonzero().flatten().tolist() == list(range(160, 170))
+
+
 def test_where_no_label_is_flagged_that_with_the_highest_score_counts() -> None:
     fitted = GUARD.fit(subject(), evidence(corner(2, 1), corner(4, 2), scores=(0, 1, 1.5)), fewest=3)
     (direction,) = fitted.tensors["directions"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -154,6 +155,33 @@ def test_callers_at_once_get_what_they_get_one_after_another() -> None:
     behind = guarded(Action.REJECT, BRIGHT)
     batches = [torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(n)) for n in range(24)]
     alone = [behind.predict(x) for x in batches]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(behind.predict, batches)) == alone
+
+
+def test_callers_at_once_do_not_meet_a_guard_that_hooks_into_the_network() -> None:
+    class Normalised(nn.Module):
+        """Class 1 where the last of two normalisations gives much; other threads have their turn before that."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.first(x)
+            time.sleep(1e-4)
+            bright = self.second(out).mean((1, 2, 3))
+            return torch.stack([torch.zeros(len(x)), 10 * (bright - 0.6)], 1)
+
+    x = torch.rand(120, *SHAPE, generator=torch.Generator().manual_seed(0))
+    samples = Samples(x, torch.zeros(120, dtype=torch.int64))
+    subject = Subject(model=Normalised().eval(), layer="", classes=2, clean=samples[:60])
+    hooking = [name for name, guard in GUARDS.items() if guard.role.normalisation]
+    made, failed = fit_guards(subject, samples[60:], {name: {} for name in hooking}, rate=0.2, seed=0)
+    assert made and not failed
+    behind = Guarded(subject.model, Package("a" * 64, made), SHAPE)
+    batches = [torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(n)) for n in range(40)]
+    alone = [behind.predict(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(behind.predict, batches)) == alone
 

@@ -42,6 +42,25 @@ def test_as_few_are_amplified_as_spoil_clean_labels(bound: float, depths: list[i
     assert str(fitted.numbers["names"]).split("\n") == ["first", "second", "third"][-depths[-1] :]
 
 
+def test_five_networks_are_asked_once_most_labels_are_lost() -> None:
+    class Long(nn.Module):
+        """Nine normalisations that pass images on, and class 1 where what comes out is above 1."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.Sequential(*(nn.BatchNorm2d(1) for _ in range(9)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.norms(x).mean((1, 2, 3))
+            return torch.stack([torch.zeros(len(x)), out - 1], 1)
+
+    # 1.5 times takes 4 in 10 above the bound, 1.5 * 1.5 times takes 7
+    levels = torch.tensor([0.9] * 40 + [0.5] * 30 + [0.01] * 30)
+    clean = Samples(levels.view(-1, 1, 1, 1).expand(-1, 1, 2, 2), torch.zeros(100, dtype=torch.int64))
+    fitted = GUARD.fit(Subject(model=Long().eval(), layer="", classes=2, clean=clean))
+    assert fitted.tensors["depths"].tolist() == [2, 3, 4, 5, 6] and fitted.numbers["factor"] == 1.5
+
+
 def test_labels_that_nothing_spoils_are_an_error() -> None:
     with pytest.raises(DefenceError, match="at most"):
         GUARD.fit(subject(1e6))

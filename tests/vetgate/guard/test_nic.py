@@ -12,10 +12,11 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 
 import vetgate.guard  # noqa: F401 - registers the guards
+import vetgate.guard.nic as nic
 from vetgate.contract import Samples, Subject
 from vetgate.errors import DefenceError, MissingInput
 from vetgate.guard.contract import GUARDS
-from vetgate.guard.nic import linear_probe, one_class, reduction, unusual
+from vetgate.guard.nic import layer_outputs, linear_probe, one_class, reduction, unusual
 
 NIC = GUARDS["nic"]
 CLASSES = 4
@@ -83,6 +84,46 @@ def test_probes_are_trained(classes: int) -> None:
     rows = torch.eye(8)[y] + 0.3 * torch.randn(200, 8, generator=stream())
     probe = linear_probe(rows, y, classes)
     assert float(((rows @ probe["weight"].T + probe["bias"]).argmax(1) == y).float().mean()) > 0.9
+
+
+def test_what_a_layer_is_read_with_was_trained_on_it() -> None:
+    given = subject()
+    tensors = NIC.fit(given).tensors
+    y = torch.arange(100) % CLASSES
+    rows, _ = layer_outputs(given.model, ["first", "second"], shown(y, 3))
+    for i, row in enumerate(rows):
+        layer = {name: tensors[f"layer.{i}.{name}"] for name in ("mean", "axes", "spread", "weight", "bias")}
+        reduced = (row - layer["mean"]) @ layer["axes"] / layer["spread"]
+        assert float(((reduced @ layer["weight"].T + layer["bias"]).argmax(1) == y).float().mean()) > 0.95
+
+
+def test_at_most_sixty_four_directions_of_at_most_two_thousand_images_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.head = nn.Linear(100, 100, bias=False), nn.Linear(100, CLASSES, bias=False)
+            self.wide.weight = nn.Parameter(torch.eye(100))
+            self.head.weight = nn.Parameter(torch.eye(100)[:CLASSES])
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.wide(x.flatten(1)))
+            return out
+
+    seen: list[int] = []
+    machines = nic.one_class
+
+    def counting(rows: Tensor, nu: float) -> dict[str, Tensor]:
+        seen.append(len(rows))
+        return machines(rows, nu)
+
+    monkeypatch.setattr(nic, "one_class", counting)
+    x = torch.rand(2100, 1, 10, 10, generator=stream())
+    clean = Samples(x, x.flatten(1)[:, :CLASSES].argmax(1))
+    fitted = NIC.fit(Subject(model=Wide().eval(), layer="wide", classes=CLASSES, clean=clean, train=None))
+    widths = [t.shape[1] for name, t in fitted.tensors.items() if name.endswith(".axes")]
+    assert widths and max(widths) <= 64
+    # half of the images are for reductions and probes, the others for the one-class models
+    assert seen and max(seen) <= 1000
 
 
 def test_a_reduction_keeps_the_directions_in_which_rows_vary_most() -> None:

@@ -12,7 +12,7 @@ import vetgate.guard  # noqa: F401 - registers the guards
 from vetgate.architectures import ARCHITECTURES
 from vetgate.contract import Samples, Subject, private_random
 from vetgate.errors import DefenceError, MissingInput
-from vetgate.guard.contract import GUARDS
+from vetgate.guard.contract import GUARDS, Fitted
 from vetgate.guard.sentinet import above, curve, heat_maps, last_map, points, proposals, regions
 
 SENTINET = GUARDS["sentinet"]
@@ -76,6 +76,28 @@ def test_the_region_is_found_and_holds_nothing_that_speaks_for_another_class() -
     assert masks.shape == (2, 4, 1, SIDE, SIDE)
     inside, elsewhere = masks[..., 12:, 12:], masks[..., :12, :12]
     assert float(inside.amax((2, 3, 4)).min()) == 1 and float(elsewhere.mean()) < 0.02
+
+
+def test_what_speaks_for_another_class_too_is_taken_off_the_region() -> None:
+    class Shared(nn.Module):
+        """All that is lit speaks for class 0, and what is lit on the right for class 1 as well."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(1, 1, 1, bias=False)
+            self.convolution.weight = nn.Parameter(torch.ones(1, 1, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            lit = self.convolution(x)
+            return torch.stack([lit.sum((1, 2, 3)), lit[..., 4:].sum((1, 2, 3)), -lit.sum((1, 2, 3))], 1)
+
+    x = torch.zeros(1, 1, 8, 8)
+    x[..., 1:3, 1:3] = x[..., 5:7, 5:7] = 1
+    fitted = Fitted({}, {"layer": "convolution", "others": 1, "least": 0.15})
+    alone, less, *_ = regions(fitted, Shared(), x, torch.tensor([0]))[0, :, 0]
+    # where no class takes anything off, the region holds both squares
+    assert bool(alone[1:3, 1:3].all()) and bool(alone[5:7, 5:7].all())
+    assert bool(less[1:3, 1:3].all()) and float(less[:, 4:].sum()) == 0
 
 
 def test_how_many_are_fooled_counts_beside_confidence() -> None:
