@@ -230,7 +230,9 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """One row a network and a guard, of figures or what else is measured."""
     measure = measure or figures
-    done = {(row["name"], row["guard"]) for row in rows_in(out)}
+    # figures and costs may stand in one file
+    own = "alone" if measure is cost else "rates"
+    done = {(row["name"], row["guard"]) for row in rows_in(out) if own in row or "failed" in row}
     place = out.with_suffix("").with_name(f"{out.stem}-evidence")
     for given in cases:
         for name in guards:
@@ -292,7 +294,7 @@ def main() -> None:
     for row in rows(cases, given.guards, given.json, cost if given.cost else figures):
         Console(stderr=True).print(row)
     if not given.cost:
-        Console(width=180).print(table(rows_in(given.json)))
+        Console(width=180).print(table([row for row in rows_in(given.json) if "alone" not in row]))
 
 
 if __name__ == "__main__":

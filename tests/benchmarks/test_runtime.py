@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rows import rows_in
-from benchmarks.runtime import Attacked, figures, rows, table
+from benchmarks.runtime import Attacked, cost, figures, rows, table
 from vetgate.contract import Samples, Subject
 from vetgate.errors import DefenceError
 from vetgate.guard.contract import GUARDS, Fitted, Guard
@@ -76,6 +76,8 @@ def test_what_is_in_the_file_is_not_measured_again_and_a_guard_that_cannot_be_is
     out = tmp_path / "rows.json"
     assert [row["auroc"] for row in rows(iter([attacked()]), [NAME], out)] == [1]
     assert list(rows(iter([attacked()]), [NAME], out)) == []
+    assert [sorted(row["alone"]) for row in rows(iter([attacked()]), [NAME], out, cost)] == [["bare", "guarded"]]
+    assert list(rows(iter([attacked()]), [NAME], out, cost)) == []
     out.unlink()
     (row,) = rows(iter([attacked(classes=3)]), [NAME], out)
     assert row["failed"] == "expected two classes" and rows_in(out) == [row]
