@@ -17,11 +17,17 @@ import torch
 from torch import Tensor
 
 from vetgate.errors import BadInput
+from vetgate.formats.plain_json import each_key_once
 from vetgate.guard.guarded import check_images
 
 FORMS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 # text of a float64 at its longest, with a comma
 BYTES_A_NUMBER = 26
+# the names of a data frame; each takes about two hundred bytes once it is parsed
+MOST_TEXTS = 1 << 20
+# what the forms of the protocol hold beside images
+BESIDE = 64
+NUMBERS = (int, float, np.integer, np.floating)
 Shape = tuple[int, int, int]
 
 
@@ -32,6 +38,7 @@ def most_bytes(shape: Shape, most: int, limit: int) -> int:
 
 def images_in(body: bytes, shape: Shape, most: int) -> Tensor:
     """The images (M, C, H, W) float32 in [0, 1] of a request, M at most `most`; raises BadInput for anything else."""
+    _check_size(body, shape, most)
     asked = _object(body)
     given = [form for form in FORMS if form in asked]
     others = sorted(set(asked) - set(FORMS) - {"params"})
@@ -55,15 +62,42 @@ def images_of(given: Any, shape: Shape) -> Tensor:
     if isinstance(given, Mapping):
         found = _only(dict(given))
     elif hasattr(given, "columns") and hasattr(given, "to_numpy"):
-        found = [_image_of(row, shape) for row in given.to_numpy(dtype=object).tolist()]
+        found = [_as_lists(_image_of(row, shape)) for row in given.to_numpy(dtype=object).tolist()]
     elif not isinstance(given, list | np.ndarray):
         raise BadInput(f"expected an array, lists or a data frame of images, got a {type(given).__name__}; send these")
     return _tensor(found, shape)
 
 
+def _check_size(body: bytes, shape: Shape, most: int) -> None:
+    """Raise BadInput for more texts, lists, objects or values than so many images have, in any of the forms.
+
+    Once it is parsed each takes up to fifty times its bytes here, so they are counted before.
+    """
+    channels, height, width = shape
+    # with the row around each image of a data frame, its names and its index
+    values = (most + 1) * (channels * height * width + 1) + BESIDE
+    _bounded("texts", body.count(b'"') // 2, min(values, MOST_TEXTS), shape, most)
+    bounds = {
+        b"[": ("lists", most * (2 + channels + channels * height) + BESIDE),
+        b"{": ("objects", most + BESIDE),
+        b",": ("values", values),
+    }
+    if any(body.count(mark) > bound for mark, (_, bound) in bounds.items()):
+        # a name may hold such marks; where JSON is valid, a backslash is within a text
+        outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+        for mark, (what, bound) in bounds.items():
+            _bounded(what, outside.count(mark), bound, shape, most)
+
+
+def _bounded(what: str, count: int, bound: int, shape: Shape, most: int) -> None:
+    if count > bound:
+        asked = f"expected at most {most} images in a request, with at most {bound} {what}, got {count}"
+        raise BadInput(f"{asked}; send {_wanted(shape)}")
+
+
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        asked = json.loads(body, parse_constant=_no_number)
+        asked = json.loads(body.decode(), object_pairs_hook=each_key_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"expected JSON in UTF-8, got {type(error).__name__}: {error!s:.200}; send an object") from error
     if not isinstance(asked, dict):
@@ -126,20 +160,38 @@ def _image_of(row: list[Any], shape: Shape) -> Any:
 
 
 def _tensor(images: Any, shape: Shape) -> Tensor:
-    try:
-        array = np.asarray(images)
-        if array.dtype == object:
-            # lists in the cells of an array
-            array = np.asarray(array.tolist())
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BadInput(f"expected images of one shape, got ragged lists; send {_wanted(shape)}") from error
-    # texts, null, true and integers beyond 64 bits are no pixels
-    if array.dtype.kind not in "iuf" and array.size:
+    # of one text among numbers an array makes texts of all, each as long as that
+    if not _are_numbers(images, len(shape)):
         raise BadInput(f"expected numbers only, got others among the pixels; send {_wanted(shape)}")
-    with np.errstate(over="ignore"):
-        found = torch.from_numpy(array.astype(np.float32))
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(_as_lists(images), np.float32)
+    except OverflowError as error:
+        raise BadInput(f"expected pixels between 0 and 1, got {error}; divide bytes by 255") from error
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"expected images of one shape, got ragged lists; send {_wanted(shape)}") from error
+    found = torch.from_numpy(array)
     check_images(found, shape)
     return found
+
+
+def _are_numbers(images: Any, depth: int) -> bool:
+    """Whether it is a list or array of numbers, or one of lists and arrays of them, down to this depth."""
+    found = _as_lists(images)
+    if isinstance(found, np.ndarray):
+        return found.dtype.kind in "iuf" or not found.size
+    if not isinstance(found, list | tuple):
+        return False
+    kinds = set(map(type, found))
+    if kinds and kinds <= {list, tuple, np.ndarray}:
+        return depth > 0 and all(_are_numbers(each, depth - 1) for each in found)
+    # for Python true is an integer
+    return all(issubclass(kind, NUMBERS) and kind is not bool for kind in kinds)
+
+
+def _as_lists(images: Any) -> Any:
+    """An array of lists or other objects as nested lists; anything else as it is."""
+    return images.tolist() if isinstance(images, np.ndarray) and images.dtype == object else images
 
 
 def _kind(given: Any) -> str:

@@ -25,10 +25,11 @@ def read_object(data: bytes | str, what: str) -> dict[str, Any]:
 
 def parse(text: str) -> Any:
     """The value of a JSON text; raises ValueError for a key given twice and for NaN and the infinities."""
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    return json.loads(text, object_pairs_hook=each_key_once, parse_constant=_no_number)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, as a decoder's hook takes it; raises ValueError for a key given twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key given twice")

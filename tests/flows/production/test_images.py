@@ -51,7 +51,13 @@ BAD = {
     "nothing": ("", "expected JSON"),
     "no JSON": ("{inputs: 1}", "expected JSON"),
     "no UTF-8": (b'{"inputs": "\xff"}', "expected JSON"),
-    "nested without end": ('{"inputs": ' + "[" * 100_000, "expected JSON"),
+    "nested without end": ('{"inputs": ' + "[" * 100_000, "at most 5 images in a request, with at most 114 lists"),
+    "without an end": ('{"inputs": ' + "[" * 60, "expected JSON"),
+    "UTF-16": (json.dumps({"inputs": NESTED}).encode("utf-16"), "expected JSON in UTF-8"),
+    "UTF-16 without a mark": (json.dumps({"inputs": NESTED}).encode("utf-16-le"), "expected JSON in UTF-8"),
+    "UTF-32": (json.dumps({"inputs": NESTED}).encode("utf-32-be"), "expected JSON in UTF-8"),
+    "a form twice": ('{"inputs": [], ' + json.dumps({"inputs": NESTED})[1:], "a key given twice"),
+    "a name twice": (f'{{"dataframe_records": [{{"a": 1, "a": {json.dumps(NESTED[0])}}}]}}', "a key given twice"),
     "nested deeply": ('{"inputs": ' + "[" * 300 + "]" * 300 + "}", "expected"),
     "a list": (json.dumps(NESTED), "expected a JSON object"),
     "no form": ("{}", "expected exactly one of"),
@@ -80,6 +86,8 @@ BAD = {
     "below": (with_pixel("-0.001"), "between 0 and 1"),
     "a pixel as a text": (with_pixel('"0.5"'), "expected numbers only"),
     "no pixel": (with_pixel("null"), "expected numbers only"),
+    "true among numbers": ('{"inputs": [[[[true, 0.5], [1, 1]]]]}', "expected numbers only"),
+    "a number among lists": ('{"inputs": [[[0.5, [1, 1]]]]}', "expected numbers only"),
     "only true": ('{"inputs": [[[[true, false], [true, true]]]]}', "expected numbers only"),
     "an object as a pixel": (with_pixel("{}"), "expected"),
     "no columns": ('{"dataframe_split": {"data": []}}', "expected columns and data"),
@@ -104,6 +112,61 @@ def test_what_is_no_image_is_refused_with_a_reason_and_a_remedy(body: str | byte
         images_in(body.encode() if isinstance(body, str) else body, SHAPE, MOST)
     said = str(caught.value)
     assert "expected" in said and "got" in said and ";" in said and len(said) < 600
+
+
+HUGE = 500_000
+MANY = {
+    "lists": "[]",
+    "lists of one": "[0]",
+    "objects": "{}",
+    "objects of one": '{"a":0}',
+    "numbers": "0",
+    "texts": '"a"',
+    "lists after a text that does not end": '[],"\\\\\\""',
+}
+
+
+@pytest.mark.parametrize("one", MANY.values(), ids=MANY)
+def test_more_than_so_many_images_have_is_refused_before_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch, one: str
+) -> None:
+    monkeypatch.setattr("json.loads", lambda *given, **more: pytest.fail("parsed"))
+    with pytest.raises(BadInput, match=r"at most 5 images in a request, with at most \d+ .*, got .*; send nested"):
+        images_in(f'{{"inputs": [{",".join([one] * HUGE)}]}}'.encode(), SHAPE, MOST)
+
+
+def test_names_may_hold_what_json_is_made_of() -> None:
+    columns = [f'pixel "[{i}]", {{{i},,,,,,,,,,,,,,,,,,,,,[[[[[[\\' for i in range(24)]
+    assert any(json.dumps(columns).count(mark) > 5 * 24 for mark in "[,")
+    for form in (
+        {"dataframe_split": {"columns": columns, "data": FLAT}},
+        {"dataframe_records": [dict(zip(columns, row, strict=True)) for row in FLAT]},
+    ):
+        assert torch.equal(images_in(json.dumps(form).encode(), SHAPE, MOST), X)
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_as_many_images_as_may_be_are_taken_in_every_form(form: str) -> None:
+    shape, most = (1, 2, 2), 300
+    x = torch.rand(most, *shape, generator=torch.Generator().manual_seed(1))
+    names = [str(i) for i in range(4)]
+    frame = pandas.DataFrame(x.flatten(1).tolist(), columns=names, index=[f"row {i}" for i in range(most)])
+    asked = {
+        "inputs": {"inputs": x.tolist()},
+        "inputs by name": {"inputs": {"image": x.tolist()}},
+        "instances": {"instances": x.tolist()},
+        "instances by name": {"instances": [{"image": image} for image in x.tolist()]},
+        "a cell an image": {"dataframe_split": {"columns": ["image"], "data": [[image] for image in x.tolist()]}},
+        "a cell an image in records": {"dataframe_records": [{"image": image} for image in x.tolist()]},
+        "a cell a pixel in records": {"dataframe_records": frame.to_dict(orient="records")},
+    }.get(form, {"dataframe_split": frame.to_dict(orient="split")})
+    assert torch.equal(images_in(json.dumps(asked).encode(), shape, most), x)
+
+
+def test_a_long_text_among_pixels_makes_no_texts_of_all() -> None:
+    row = ["a" * 1_000_000, *[0] * 999_999]  # four terabytes of texts
+    with pytest.raises(BadInput, match="expected numbers only"):
+        images_in(json.dumps({"inputs": [[[row]]]}).encode(), (1, 1, 1_000_000), MOST)
 
 
 def test_a_body_is_as_long_as_the_images_it_may_hold() -> None:

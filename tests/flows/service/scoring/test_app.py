@@ -77,7 +77,12 @@ MALFORMED: dict[str, tuple[Any, int, str]] = {
     "out of range": ({"inputs": (images(1) * 255).tolist()}, 400, "divide bytes by 255"),
     "too many": ({"inputs": IMAGE * 41}, 400, "at most 40 images"),
     "too large": (b" " * (1 << 21), 413, "expected at most"),
-    "nested": (b'{"inputs": ' + b"[" * 50_000, 400, "expected JSON"),
+    "nested": (b'{"inputs": ' + b"[" * 50_000, 400, "at most 504 lists"),
+    "without an end": (b'{"inputs": ' + b"[" * 500, 400, "expected JSON"),
+    "many lists": (b'{"inputs":[' + b"[]," * 40_000 + b"[]]}", 400, "at most 40 images in a request, with at most 504"),
+    "true": ({"inputs": [[[[True, 0.5] * 4] * 8]]}, 400, "expected numbers only"),
+    "UTF-16": ('{"inputs": []}'.encode("utf-16"), 400, "expected JSON in UTF-8"),
+    "a form twice": (b'{"inputs": [], "inputs": []}', 400, "a key given twice"),
 }
 
 
