@@ -41,7 +41,8 @@ class Aftermath:
         self._waiting: queue.Queue[tuple[Rejection, Pixels] | None] = queue.Queue(WAITING)
         self._turn, self._of = threading.Lock(), ""
         self._window: AlarmWindow | None = None
-        self._told: float | None = None
+        # by verdict, so that a version that takes the place of another is told of at once
+        self._told: dict[str, float] = {}
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="rejected", daemon=True)
 
@@ -77,9 +78,11 @@ class Aftermath:
             if rise is None:
                 return None
             self._metrics.rises.inc()
-            if self._told is not None and time.monotonic() < self._told + self._rest:
+            now = time.monotonic()
+            self._told = {verdict: then for verdict, then in self._told.items() if now < then + self._rest}
+            if served.attestation in self._told:
                 return None
-            self._told = time.monotonic()
+            self._told[served.attestation] = now
             return rise
 
     def _tell(self, served: Served, rise: Rise) -> None:

@@ -125,3 +125,20 @@ def test_another_version_begins_anew(settings: Settings) -> None:
     assert metrics.registry.get_sample_value("vetgate_rejections_rose_total") == 0
     after.note(replace(what, attestation="c" * 64), x, alarmed)
     assert metrics.registry.get_sample_value("vetgate_rejections_rose_total") == 1
+
+
+def test_a_rise_of_another_version_is_told_of_at_once_and_of_each_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, metrics = served(), Metrics([GUARD])
+    second = replace(first, version="4", attestation="c" * 64)
+    after, x = Aftermath(settings, metrics), images(EVERY)
+    monkeypatch.setattr(after._waiting, "put_nowait", lambda item: None)
+    alarmed = first.guarded.predict(triggered(x))
+    with told(monkeypatch) as taken:
+        for what in (first, second, first, second):
+            after.note(what, x, alarmed)
+        assert comes(lambda: len(taken) == 2)
+        time.sleep(0.2)
+        assert sorted(event["payload"]["version"] for event in taken) == ["3", "4"]
+    assert metrics.registry.get_sample_value("vetgate_rejections_rose_total") == 4
