@@ -1,8 +1,8 @@
 """What is served now: a model that is covered, asked for again and again, and nothing as soon as it is not.
 
 What the registry names and what covers that is asked every so often, and shortly before the answer runs out. Another
-version takes the place of the one before; what is denied is served no more. Store or registry that cannot be reached
-are waited for as long as the last answer lasts.
+version takes the place of the one before; what is denied is served no more, nor what another should take the place of
+and cannot. Store or registry that give no answer are waited for as long as the last answer lasts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from vetgate.trust.keys import utc_now
 EVERY_SECONDS = 60.0
 # how long before the end it is asked again, and how long after a failure
 EARLY_SECONDS, RETRY_SECONDS = 30.0, 5.0
+# how long what was served before is served on while another is loaded, which may wait for the registry for half an hour
+LOADING_SECONDS = 60.0
 logger = logging.getLogger("vetgate.serve")
 
 
@@ -58,14 +60,17 @@ class Current:
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._load, self._covered_until, self._every, self._now = load, covered_until, every, now
-        self._over, self.why = threading.Event(), ""
+        self._over, self.why, self._ends = threading.Event(), "", 0.0
         self._set(load())
 
     def get(self) -> Served | None:
         """What is served; None, with the reason in `why`, where nothing covers it now."""
         served = self._served
-        if served is not None and (self._now() >= served.until or time.monotonic() >= self._ends):
+        if served is not None and self._now() >= served.until:
             self.why = f"expected a model that is covered, got one that was until {served.until}; vet it again"
+            return None
+        if served is not None and time.monotonic() >= self._ends:
+            self.why = "expected an answer on what covers the model, got none in time; see that store and registry run"
             return None
         return served
 
@@ -74,11 +79,21 @@ class Current:
         served = self._served
         try:
             until = None if served is None else self._covered_until(served)
-            self._set(self._load() if served is None or until is None else replace(served, until=until))
         except StoreError as error:
             # no answer says nothing; the last one lasts until its end
             logger.warning("it could not be asked whether the model is covered: %s", error)
+            return
         except Exception as error:
+            self._drop(error)
+            return
+        if served is not None and until is not None:
+            self._set(replace(served, until=until))
+            return
+        self._ends = min(self._ends, time.monotonic() + LOADING_SECONDS)
+        try:
+            self._set(self._load())
+        except Exception as error:
+            # whatever it is: what was served before is another than the registry names
             self._drop(error)
 
     def keep_asking(self) -> None:

@@ -22,12 +22,13 @@ class Production:
         self.now = utc_now()
         self.there = replace(served(), until=self.now + timedelta(hours=1))
         self.error: Exception | None = None
+        self.unloaded: Exception | None = None
         self.loads = 0
 
     def load(self) -> Served:
         self.loads += 1
-        if self.error is not None:
-            raise self.error
+        if wrong := self.error or self.unloaded:
+            raise wrong
         return self.there
 
     def covered_until(self, held: Served) -> datetime | None:
@@ -96,6 +97,44 @@ def test_a_registry_that_cannot_be_reached_is_waited_for_until_the_end(productio
     production.now += timedelta(hours=2)
     current.ask_again()
     assert current.get() is None
+
+
+@pytest.mark.parametrize("error", [StoreError("expected the guards, got none"), OSError("expected the guards")])
+def test_what_another_should_take_the_place_of_is_not_served_while_that_cannot_be_loaded(
+    production: Production, error: Exception
+) -> None:
+    current = production.current()
+    production.there, production.unloaded = replace(production.there, version="2", attestation="c" * 64), error
+    for _ in range(2):
+        current.ask_again()
+        assert current.get() is None
+        assert ("expected the guards" if isinstance(error, StoreError) else "see the log") in current.why
+    # the registry does not answer, which says nothing of what was served before
+    production.error = StoreError("away")
+    current.ask_again()
+    assert current.get() is None and current.why == "away"
+    production.error = production.unloaded = None
+    current.ask_again()
+    found = current.get()
+    assert found is not None and found.version == "2"
+
+
+def test_while_another_is_loaded_the_one_before_is_served_for_a_while_only(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current, go = production.current(), threading.Event()
+    monkeypatch.setattr("flows.service.scoring.current.LOADING_SECONDS", 0.5)
+    monkeypatch.setattr(current, "_load", lambda: (go.wait(20), production.there)[1])
+    before = production.there
+    production.there = replace(before, version="4", attestation="c" * 64)
+    asking = threading.Thread(target=current.ask_again)
+    asking.start()
+    assert current.get() is before
+    time.sleep(0.7)
+    assert current.get() is None and "got none in time" in current.why
+    go.set()
+    asking.join()
+    assert current.get() is production.there
 
 
 def test_a_clock_that_is_set_back_prolongs_nothing(production: Production) -> None:

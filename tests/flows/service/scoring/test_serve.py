@@ -15,6 +15,7 @@ import torch
 from flows.cli.commands import main
 from flows.production.guarded import guarded_load
 from flows.production.predictions import prediction
+from flows.production.reconcile import reconcile
 from flows.service.scoring.current import Current
 from flows.service.scoring.serve import covered_until, load
 from tasks.guards.fit import pins
@@ -25,6 +26,7 @@ from tests.production import NOW, home_in
 from vetgate.contract import Param, Samples, Subject
 from vetgate.guard.guarded import Action, fit_guards
 from vetgate.guard.package import Package, to_bytes
+from vetgate.trust.keys import utc_now
 
 
 @pytest.fixture
@@ -120,6 +122,25 @@ def test_a_revoked_verdict_is_served_no_more(production: Production) -> None:
     production.store.create(f"revocations/{held.attestation}.json", b"{}")
     current.ask_again()
     assert current.get() is None and "revoked" in current.why
+
+
+def test_a_demoted_version_is_served_no_more_though_the_one_before_it_cannot_be_loaded(production: Production) -> None:
+    first = production.guarded()
+    second = another_version(production)
+    settings = production.settings
+    current = Current(lambda: load(CHAMPION, settings, None), lambda held: covered_until(CHAMPION, settings, held))
+    (key,) = production.store.list(f"guards/{first}/")
+    package = Path(settings.store, key)
+    package.rename(package.with_suffix(".aside"))
+    production.home.decide(second, "FAIL", issued=utc_now() - timedelta(minutes=1))
+    (done,) = reconcile(settings)["taken_back"]
+    assert (done["version"], done["to"]) == ("2", "1")
+    current.ask_again()
+    assert current.get() is None and f"expected the guards of {first}" in current.why
+    package.with_suffix(".aside").rename(package)
+    current.ask_again()
+    found = current.get()
+    assert found is not None and found.manifest == first
 
 
 def refused(production: Production, *arguments: str) -> int:
