@@ -100,9 +100,11 @@ def test_copies_are_vetted_one_after_another_and_a_killed_run_does_none_of_it_tw
     # nothing passes without references
     policy.write_text(
         "name: blind\nrequired: [abs]\n"
-        "repair: {enabled: true, blind: true, methods: [channel_lipschitz, fine_tuning], max_accuracy_loss: 0.5}\n"
+        "repair: {enabled: true, blind: true, methods: [fine_tuning_sam, fine_tuning], max_accuracy_loss: 0.5}\n"
     )
-    params.write_text("abs: {steps: 6, candidates: 2, finalists: 1}\nfine_tuning: {steps: 20}\n")
+    params.write_text(
+        "abs: {steps: 6, candidates: 2, finalists: 1}\nfine_tuning: {steps: 20}\nfine_tuning_sam: {steps: 10}\n"
+    )
     own = {"VETGATE_HOME": with_databases(tmp_path / "home"), "VETGATE_POLICY": policy, "VETGATE_PARAMS": params}
     store = open_store(str(tmp_path / "home" / "store"))
 
@@ -118,7 +120,7 @@ def test_copies_are_vetted_one_after_another_and_a_killed_run_does_none_of_it_tw
     assert len(copies) == 2 and chosen["submission"] in copies
     assert hash_directory(Path(chosen["artifact"]).parent).sha256 == chosen["submission"]
     # the one method that was killed, before it could save what it found, was begun twice
-    assert attempts(store) == {"channel_lipschitz": 1, "fine_tuning": 1, "abs": 4, "guard": 3}
+    assert attempts(store) == {"fine_tuning_sam": 1, "fine_tuning": 1, "abs": 4, "guard": 3}
     assert saved_evidence(store) == {"abs": 3}
     assert len(list(store.list("verdicts/"))) == 3
     assert_nothing_runs_on(tmp_path)
