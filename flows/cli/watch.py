@@ -76,7 +76,7 @@ def reconcile(
     name: Annotated[str | None, typer.Argument(help="Only prod.NAME; everything if left out.", metavar="NAME")] = None,
     json: AsJson = False,
 ) -> int:
-    """Take back every alias of production that no verdict covers.
+    """Take back every alias of production that no verdict covers, and have those of guarded models follow.
 
     Exits with 0, 1 when it took one back, 2 on an error, 5 where the ledger is broken.
     """
@@ -86,7 +86,8 @@ def reconcile(
         from tasks.settings import load_settings
 
         blob = hold_against(load_settings(), name)
-        return Outcome(1 if blob["taken_back"] else 0, blob, lambda console: _show_reconciled(console, blob))
+        found = blob["taken_back"] or any(item["bypass"] for item in blob["guarded"])
+        return Outcome(1 if found else 0, blob, lambda console: _show_reconciled(console, blob))
 
     return carry_out(command, as_json=json)
 
@@ -105,7 +106,14 @@ def _show_rescan(console: Console, blob: dict[str, Any]) -> None:
 def _show_reconciled(console: Console, blob: dict[str, Any]) -> None:
     lines = [f"{blob['covered']} of {blob['checked']} versions in production are covered"]
     lines += [f"in its grace until {item['until']}: {item['name']} {item['version']}" for item in blob["grace"]]
-    console.print("\n".join(map(escaped, [*lines, *map(_line, blob["taken_back"])])), soft_wrap=True)
+    lines += [*map(_line, blob["taken_back"]), *map(_guarded_line, blob["guarded"])]
+    console.print("\n".join(map(escaped, lines)), soft_wrap=True)
+
+
+def _guarded_line(item: dict[str, Any]) -> str:
+    to = f"put on version {item['to']}" if item["to"] else "deleted"
+    why = "bypass, no form of what was promoted" if item["bypass"] else f"prod.{item['name']} is elsewhere"
+    return f"guarded: {item['model']}@{item['alias']} was version {item['version']}, {to}: {why}"
 
 
 def _line(item: dict[str, Any]) -> str:

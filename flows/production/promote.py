@@ -101,7 +101,7 @@ def _guarded(asked: Request, granted: Mapping[str, Any]) -> dict[str, Any]:
                 room / "guarded",
                 run_id=granted["mlflow_run"],
                 promoted=granted["version"],
-                folder=f"guarded-{attest.digest(envelope)[:16]}",
+                attestation=attest.digest(envelope),
                 tags={MANIFEST_TAG: manifest},
                 on_step=asked.on_step,
             )

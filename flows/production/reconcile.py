@@ -27,7 +27,7 @@ from flows.production.watch import (
 )
 from tasks.mlflow.aliases import Registered, promotable, registered, source_of, tagged_as_prompts
 from tasks.mlflow.demote import BYPASS, DEMOTION, TakenBack, settle, standing_again, take_back
-from tasks.mlflow.guarded import follow_aliases
+from tasks.mlflow.guarded import Moved, follow_aliases
 from tasks.mlflow.heads import publish_head
 from tasks.mlflow.listing import IS_PROMPT
 from tasks.records.attestations import newest_attestation, revocation_of
@@ -91,8 +91,11 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
     # what a run that was killed left
     settled += _tried(errors, partial(settle, settings))
     errors += _stood_again(settings, taken)
+    followed: list[Moved] = []
     try:
-        follow_aliases(settings, {item.name for item in [*taken, *settled]})
+        # all each time: a run may have ended between taking back and this
+        followed, unknown = follow_aliases(settings, name, broken=isinstance(seen.state, Removed))
+        errors += unknown
     except StoreError as error:
         errors.append(error)
     publish_head(settings)
@@ -111,6 +114,7 @@ def reconcile(settings: Settings, name: str | None = None, *, now: datetime | No
         ],
         "taken_back": [item.to_json() for item in taken],
         "recorded": len(settled),
+        "guarded": [item.to_json() for item in followed],
     }
 
 

@@ -59,9 +59,13 @@ def end_move(ledger: LedgerState, name: str, alias: str) -> None:
         ledger.store.create(_end_key(name, move), b"{}")
 
 
+def is_recent(move: LastMove, now: datetime) -> bool:
+    """Whether a promotion was entered a moment ago, so that what belongs to it may still be done."""
+    return move.kind == "promotion" and now < as_time(move.issued, "issued") + UNDERWAY
+
+
 def _underway(ledger: LedgerState, name: str, move: LastMove, now: datetime) -> bool:
-    recent = move.kind == "promotion" and now < as_time(move.issued, "issued") + UNDERWAY
-    return recent and not ledger.store.exists(_end_key(name, move))
+    return is_recent(move, now) and not ledger.store.exists(_end_key(name, move))
 
 
 def _end_key(name: str, move: LastMove) -> str:

@@ -52,6 +52,12 @@ def newest_attestation(state: LedgerState, manifest_sha256: str) -> Attestation 
     return newest
 
 
+def digests_on(state: LedgerState, manifest_sha256: str) -> list[str]:
+    """The digests of all verdicts on these bytes, in the order in which the ledger holds them."""
+    held = state.objects(f"attestations/{manifest_sha256}")
+    return [key.removesuffix(".json").rpartition("-")[2] for key in held]
+
+
 def _unentered(state: LedgerState, key: str) -> Attestation | None:
     """The gate's refusal under a key of which no entry tells; None for anything else."""
     try:

@@ -58,10 +58,7 @@ def covered(
     if state is None:
         state = ledger_state(settings)
         moment = moment_after(state, moment)
-    told = state.promotion(name, version)
-    entered = None if told is None else as_entered(state.store, told)
-    found = None if entered is None else promotion_in(name, version, entered, state.trust, now=moment)
-    promotion = _at(found, name, version, source)
+    promotion = _at(entered_promotion(state, name, version, moment), name, version, source)
     newest = newest_attestation(state, promotion.manifest)
     if newest is None:
         raise Denied(f"expected a verdict on {promotion.manifest}, got none; run `vetgate vet` on it")
@@ -76,6 +73,13 @@ def covered(
     )
     until, grace = admitted_until(state, claims, moment)
     return Coverage(promotion.manifest, promotion.files, newest, promotion, claims, until, grace)
+
+
+def entered_promotion(state: LedgerState, name: str, version: str, now: datetime) -> Promotion | None:
+    """The promotion of a version of prod.<name> that the ledger tells of, or None; raises Denied for another there."""
+    told = state.promotion(name, version)
+    entered = None if told is None else as_entered(state.store, told)
+    return None if entered is None else promotion_in(name, version, entered, state.trust, now=now)
 
 
 def promoted_at(store: Store, trust: TrustRoot, name: str, version: str, source: str, now: datetime) -> Promotion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import torch
+from torch import Tensor
 
 from flows.production.guarded import guarded_load
 from flows.production.predictions import prediction
@@ -61,6 +63,21 @@ def up(process: subprocess.Popen[bytes], client: httpx.Client, seconds: float = 
     return False
 
 
+def malformed(x: Tensor) -> list[str]:
+    """Requests that ask about no images."""
+    blank = json.dumps({"inputs": (x[:1] * 0).tolist()})
+    pixels = ("NaN", "-Infinity", "1e999", "1" + "0" * 400, "null", '"a"', "[0.0]")
+    return [
+        "",
+        "\x00",
+        json.dumps({"images": 1}),
+        json.dumps({"inputs": []}),
+        json.dumps({"inputs": x[0].tolist()}),
+        json.dumps({"inputs": (x * 255).tolist()}),
+        *(blank.replace("0.0", pixel, 1) for pixel in pixels),
+    ]
+
+
 def test_it_serves_the_registered_model_behind_its_guards(tmp_path: Path) -> None:
     torch.manual_seed(1)
     production = Production(home_in(tmp_path))
@@ -76,7 +93,9 @@ def test_it_serves_the_registered_model_behind_its_guards(tmp_path: Path) -> Non
             assert answered.json()["predictions"] == expected
         frame = {"columns": ["image"], "data": [[image] for image in x.tolist()]}
         assert client.post("/invocations", json={"dataframe_split": frame}).json()["predictions"] == expected
-        for wrong in ({"inputs": x[0].tolist()}, {"inputs": (x * 255).tolist()}, {"inputs": []}, {"images": 1}):
-            refused = client.post("/invocations", json=wrong)
-            assert refused.status_code == 400 and "Traceback" not in refused.text
+        for wrong in malformed(x):
+            refused = client.post("/invocations", content=wrong, headers={"content-type": "application/json"})
+            assert refused.status_code == 400 and "Traceback" not in refused.text, wrong[:100]
+        many = client.post("/invocations", json={"inputs": x.tolist() * 100})
+        assert many.json()["predictions"] == expected * 100
         assert client.post("/invocations", json={"inputs": x.tolist()}).json()["predictions"] == expected

@@ -50,7 +50,8 @@ def test_what_the_gate_promoted_stays(home: Home) -> None:
     home.promoted(b"first")
     home.promoted(b"second")
     home.promoted(b"third", alias="challenger")
-    assert reconcile(home.settings) == {"checked": 3, "covered": 3, "grace": [], "taken_back": [], "recorded": 0}
+    fine = {"checked": 3, "covered": 3, "grace": [], "taken_back": [], "recorded": 0, "guarded": []}
+    assert reconcile(home.settings) == fine
     assert home.aliases() == {"champion": "2", "previous": "1", "challenger": "3"}
     assert taken_back(home) == []
 
@@ -409,7 +410,8 @@ def test_the_command_says_what_it_found_by_its_exit_code(
     monkeypatch.setenv("VETGATE_HOME", str(home.settings.home))
     home.promoted(b"first")
     capfd.readouterr()
-    assert run() == (0, {"checked": 1, "covered": 1, "grace": [], "taken_back": [], "recorded": 0})
+    fine = {"checked": 1, "covered": 1, "grace": [], "taken_back": [], "recorded": 0, "guarded": []}
+    assert run() == (0, fine)
     home.point("champion", home.registered(b"trojan"))
     capfd.readouterr()
     code, blob = run("digits")
