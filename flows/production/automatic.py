@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 
 from flows.production.promote import promote
+from tasks.records.alias_moves import is_recent, unfinished
 from tasks.records.attestations import newest_attestation
-from tasks.records.ledger_state import LedgerState, ledger_state
+from tasks.records.ledger_state import LastMove, LedgerState, ledger_state
 from tasks.settings import Settings
 from tasks.store.base import Store
 from tasks.store.open import open_store
@@ -16,6 +17,7 @@ from tasks.vetting.queue import is_canary
 from tasks.vetting.settled import Settled
 from vetgate.errors import BadSubmission, Denied, VetgateError
 from vetgate.shape import Blob
+from vetgate.trust.keys import utc_now
 from vetgate.verdict.policy import load_policy
 
 logger = logging.getLogger(__name__)
@@ -32,8 +34,11 @@ def promote_if_due(settings: Settings, manifest_sha256: str) -> Blob | None:
         return None
     record = read_record(store, manifest_sha256)
     state = ledger_state(settings)
-    if _settled(state, record) or not _passed(state, record):
+    if _settled(state, record, alias) or not _passed(state, record):
         return None
+    begun = _begun(state, record, alias)
+    if begun is not None and is_recent(begun, utc_now()):
+        return None  # whoever began it may still be at work
     return promote(settings, record.submission.name, manifest_sha256, alias)
 
 
@@ -42,7 +47,8 @@ def promote_all_due(settings: Settings, wrong: Callable[[str], object] = logger.
 
     `wrong` is told of each that failed; that keeps no other out.
     """
-    if load_policy(settings.policy).promotion.automatic is None:
+    alias = load_policy(settings.policy).promotion.automatic
+    if alias is None:
         return []
     state, settled = ledger_state(settings), Settled(settings, "promoted")
     store = state.store
@@ -52,7 +58,7 @@ def promote_all_due(settings: Settings, wrong: Callable[[str], object] = logger.
     done: list[Blob] = []
     for record in sorted(left, key=_order):
         try:
-            if _settled(state, record):
+            if _settled(state, record, alias):
                 settled.add([record.id])
                 continue
             granted = promote_if_due(settings, record.id)
@@ -65,12 +71,21 @@ def promote_all_due(settings: Settings, wrong: Callable[[str], object] = logger.
     return done
 
 
-def _settled(state: LedgerState, record: Record) -> bool:
-    """Whether it is a canary, was promoted, or is older than what was promoted under its name."""
+def _settled(state: LedgerState, record: Record, alias: str) -> bool:
+    """Whether it is a canary, was promoted to the end, or is older than what was promoted under its name."""
     if is_canary(state.store, record):
         return True
+    if _begun(state, record, alias) is not None:
+        return False
     promoted = state.promoted_of(record.submission.name)
     return any(_not_before(state.store, manifest, record) for manifest in promoted)
+
+
+def _begun(state: LedgerState, record: Record, alias: str) -> LastMove | None:
+    """The move that put the alias on it, where its promotion did not come to its end."""
+    name = record.submission.name
+    move = unfinished(state, name, alias)
+    return move if move is not None and state.promoted(name, move.version or "") == record.id else None
 
 
 def _not_before(store: Store, manifest: str, record: Record) -> bool:

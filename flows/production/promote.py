@@ -25,7 +25,7 @@ from tasks.mlflow.guarded import GUARDED, register_guarded
 from tasks.mlflow.heads import publish_head, whole_ledger
 from tasks.mlflow.promoted import Promoted, register_promoted
 from tasks.mlflow.vettings import MANIFEST_TAG
-from tasks.records.alias_moves import AliasMove, end_move, enter_move
+from tasks.records.alias_moves import AliasMove, end_move, end_promotion, enter_move
 from tasks.records.attestations import attestation_at, newest_attestation, revocation_of
 from tasks.records.ledger_chain import append, gate_key, signing_time
 from tasks.records.ledger_entries import catch_up
@@ -76,7 +76,10 @@ def promote(
     publish_head(settings)
     resource, told_of = f"promotion.{name}", ("name", "version", "alias", "manifest_sha256", "verdict")
     events.emit(events.PROMOTION_GRANTED, resource, {field: granted[field] for field in told_of})
-    return granted | _guarded(asked, granted)
+    done = granted | _guarded(asked, granted)
+    # last of all: a sweep goes on with what was killed before
+    end_promotion(ledger_state(settings), name, granted["version"])
+    return done
 
 
 def _guarded(asked: Request, granted: Mapping[str, Any]) -> dict[str, Any]:

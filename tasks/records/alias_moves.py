@@ -59,6 +59,22 @@ def end_move(ledger: LedgerState, name: str, alias: str) -> None:
         ledger.store.create(_end_key(name, move), b"{}")
 
 
+def end_promotion(ledger: LedgerState, name: str, version: str) -> None:
+    """Say in the store that a version of prod.<name> is promoted to the end, so that nobody need go on with it."""
+    ledger.store.create(_done_key(name, version), b"{}")
+
+
+def unfinished(ledger: LedgerState, name: str, alias: str) -> LastMove | None:
+    """The move that says where the alias belongs, if what it is on was not promoted to the end.
+
+    Registry or guarded model may lack it: somebody is at work on it, or was killed.
+    """
+    move = ledger.move(name, alias)
+    if move is None or move.version is None or ledger.store.exists(_done_key(name, move.version)):
+        return None
+    return move
+
+
 def is_recent(move: LastMove, now: datetime) -> bool:
     """Whether a promotion was entered a moment ago, so that what belongs to it may still be done."""
     return move.kind == "promotion" and now < as_time(move.issued, "issued") + UNDERWAY
@@ -70,6 +86,10 @@ def _underway(ledger: LedgerState, name: str, move: LastMove, now: datetime) -> 
 
 def _end_key(name: str, move: LastMove) -> str:
     return f"moves/{name}/{move.sequence}.json"
+
+
+def _done_key(name: str, version: str) -> str:
+    return f"moves/{name}/version-{version}.json"
 
 
 def misplaced(ledger: LedgerState, name: str, alias: str, version: str, now: datetime) -> Denied | None:

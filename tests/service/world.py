@@ -66,10 +66,10 @@ class World:
             own = {f"vet.{key}": value for key, value in tags.items()}
             return str(client.create_model_version(model, source, run_id=run.info.run_id, tags=own).version)
 
-    def aliases(self, name: str) -> dict[str, str]:
-        """The aliases of prod.<name>, none where there is no such model."""
+    def aliases(self, name: str, room: str = "prod") -> dict[str, str]:
+        """The aliases of prod.<name>, or of another model of that name, none where there is no such model."""
         with self.registry() as client:
-            found = client.search_registered_models(f"name = 'prod.{name}'")
+            found = client.search_registered_models(f"name = '{room}.{name}'")
             return {alias: str(version) for model in found for alias, version in model.aliases.items()}
 
     def results(self, manifest: str) -> list[Blob]:
