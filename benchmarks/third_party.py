@@ -1,8 +1,9 @@
 """Vet models that others made, as a user would: verdict, cost, memory of the whole process tree, and the repair.
 
 `python -m benchmarks.third_party SHARED --models a b c d --homes 3 --json FILE` takes `SHARED/models/third-party-*` and
-`SHARED/data/*.npz`. Every home is a new installation with a secret of its own, and so with seeds of its own. Where the
-trigger is documented (a and c: a white 5x5 square bottom right, to class 1), the repaired model is measured under it.
+`SHARED/data/*.npz`; of the faces that e and f know there are no images, and they name no reference data. Every home is
+a new installation with a secret of its own, and so with seeds of its own. Where the trigger is documented (a and c: a
+white 5x5 square bottom right, to class 1), the repaired model is measured under it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from vetgate.inversion import attack_success
 from vetgate.probe import accuracy
 from vetgate.shipped import POLICY
 
-DATA = {"a": "mnist", "b": "mnist", "c": "cifar10", "d": "gtsrb"}
+DATA = {"a": "mnist", "b": "mnist", "c": "cifar10", "d": "gtsrb", "e": None, "f": None}
 DOCUMENTED = {"a": (5, 1), "c": (5, 1)}  # size of the white square bottom right, and its target
 
 
@@ -125,7 +126,7 @@ def rows(shared: Path, models: list[str], homes: int) -> Iterator[dict[str, Any]
     for turn in range(homes):
         with tempfile.TemporaryDirectory() as room:
             home = Path(room, "home")
-            for data in sorted({DATA[m] for m in models}):
+            for data in sorted({data for m in models if (data := DATA[m]) is not None}):
                 vetgate(home, "data", "add", data, str(shared / "data" / f"{data}.npz"))
             for model in models:
                 directory = shared / "models" / f"third-party-{model}"
@@ -140,6 +141,12 @@ def rows(shared: Path, models: list[str], homes: int) -> Iterator[dict[str, Any]
                     "reasons": result.get("reasons", result.get("error")),
                     "methods": result.get("methods"),
                     "repair": result.get("repair"),
+                    # of a model that nobody has images of: the labels to look at first
+                    "first": {
+                        record["method"]: record["figures"]["labels"]
+                        for record in result.get("reason_records") or ()
+                        if record["code"] == "surrogates"
+                    },
                     **cost,
                 }
                 if model in DOCUMENTED:

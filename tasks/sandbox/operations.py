@@ -11,6 +11,7 @@ import inspect as signatures
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - importing the two registers every method
+from tasks.sandbox.surrogate import surrogates
 from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Samples, Subject, Trigger, pack, private_random
 from vetgate.effort import PIXELS
 from vetgate.errors import DefenceError, MissingInput, NotUnderstood, StoreError
@@ -35,6 +37,7 @@ from vetgate.inversion import attack_success, invert
 from vetgate.probe import accuracy, logits
 from vetgate.replay import Computed, Missing, Replay, replaying
 from vetgate.verdict.first_look import first_look
+from vetgate.verdict.gaps import SURROGATES
 
 Payload = Mapping[str, Any]
 Progress = Callable[[float], None]
@@ -93,18 +96,31 @@ def image_seconds(model: torch.nn.Module, shape: Sequence[int], batch: int = 16)
 def detect(payload: Payload, progress: Progress) -> dict[str, Any]:
     """Run the detector `method` with `params` and `seed` on `clean`, `train` and `inputs`: evidence, and seconds.
 
+    Without files of `clean`, and with `surrogates`, it is run on images that show nothing, and its evidence says so.
+
     With `replay` (fields of a Replay) its inversions are computed elsewhere: without `only`, the answer is the evidence
     or what is missing, `needs`, and the inversions `done` since; with it, that `block`.
     """
     started = time.monotonic()
     method = _named(DETECTORS, payload["method"])
     subject, settled = _subject(payload), {"seed": payload["seed"], "progress": progress, **payload["params"]}
+    made_up = payload.get("surrogates", False) and subject.clean is None
+    if made_up:
+        subject = replace(subject, clean=surrogates(subject.model, _submission(payload).input_shape, payload["seed"]))
+
+    def found() -> dict[str, Any]:
+        evidence: Evidence = method(subject, **settled)
+        if made_up:
+            evidence = replace(evidence, details={**evidence.details, SURROGATES: len(subject.clean or ())})
+        return evidence.to_json()
+
+    answer: dict[str, Any]
     if "replay" not in payload:
-        answer = {"evidence": method(subject, **settled).to_json()}
+        answer = {"evidence": found()}
     else:
         with replaying(Replay(**payload["replay"])) as replay:
             try:
-                answer = {"evidence": method(subject, **settled).to_json()}
+                answer = {"evidence": found()}
             except Missing as missing:
                 answer = {"needs": missing.needs, "done": replay.fresh}
             except Computed as computed:

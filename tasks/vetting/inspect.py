@@ -28,6 +28,7 @@ from tasks.vetting.intake import Record
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, MissingInput, NotUnderstood
+from vetgate.role import by_itself, scores_labels
 from vetgate.trust.keys import read_trust_root
 from vetgate.trust.seeds import Seed
 from vetgate.trust.statements import EVIDENCE, INSPECTION
@@ -212,6 +213,8 @@ def payload_of(case: Case, method: str, params: dict[str, Any]) -> dict[str, Any
         "params": params,
         "seed": case.seed.number,
         "clean": case.data.files("invert", "confirm"),
+        # what looks at rows has nothing to say of images that show nothing
+        "surrogates": not case.data.splits and scores_labels(method) and not by_itself(method),
         "train": [case.data.training] if case.data.training else [],
     }
 

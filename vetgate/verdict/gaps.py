@@ -9,10 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from vetgate.role import FEWEST_CLASSES, By, role_of
-from vetgate.verdict.calibration import Calibration, draws_for
+from vetgate.verdict.calibration import Array, Calibration, draws_for
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.seen import Failure, SeenEvidence
+
+# what evidence says where it was found on images that show nothing, and how many labels it names then
+SURROGATES, FIRST = "surrogates", 5
 
 
 def gaps_of(
@@ -67,6 +70,10 @@ def unreadable(found: SeenEvidence, classes: int, level: float) -> Reason | None
         return Reason(Code.NOT_FINITE, name)
     if not role.scores_labels:
         return None
+    if SURROGATES in found.details:
+        return Reason(
+            Code.SURROGATES, name, figures={"labels": ", ".join(map(str, _first(np.asarray(found.scores)))) or "none"}
+        )
     if found.axis is not role.axis or len(found.scores) != classes:
         return Reason(Code.SCORES_MISFIT, name, figures={"scores": len(found.scores), "classes": classes})
     if not all(0 <= trigger.target < classes for trigger in found.triggers):
@@ -74,6 +81,12 @@ def unreadable(found: SeenEvidence, classes: int, level: float) -> Reason | None
     if role.null is By.LABEL and (classes < 2 or 1 / (draws_for(classes) + 1) > level):
         return Reason(Code.CLASSES_MISFIT, name, figures={"level": level, "classes": classes})
     return None
+
+
+def _first(scores: Array) -> list[int]:
+    """The labels with the highest scores (K,), the highest first; none that stands out no more than half of all."""
+    order = np.argsort(-scores, kind="stable")[:FIRST]
+    return [int(label) for label in order if scores[label] > np.median(scores)]
 
 
 def incomparable(

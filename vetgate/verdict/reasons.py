@@ -66,6 +66,7 @@ class Code(StrEnum):
     OTHER_CODE = "other-code", Bearing.METHOD
     TOO_FEW_REFERENCES = "too-few-references", Bearing.METHOD
     FEW_CLASSES = "few-classes", Bearing.METHOD
+    SURROGATES = "surrogates", Bearing.METHOD
     # what else could not be seen
     SEEDS_DIFFER = "seeds-differ", Bearing.OPEN
     FORMAT_NOT_ACCEPTED = "format-not-accepted", Bearing.OPEN

@@ -47,6 +47,8 @@ WORDS: dict[Code, str] = {
     "more with `vetgate calibrate`, or list more in the bank",
     Code.FEW_CLASSES: "{method} holds a network of {classes} classes against clean networks on the same data alone, "
     "and there are too few for a level of {level:g}; train some with `vetgate calibrate`",
+    Code.SURROGATES: "{method} had only images that show nothing: labels {labels} stand out most there, which proves "
+    "nothing; name `reference_data` in submission.yaml",
     Code.SEEDS_DIFFER: "the methods ran with {seeds} different seeds, expected the submission's",
     Code.FORMAT_NOT_ACCEPTED: "the policy names no sandbox level for {format}, so it does not accept it",
     Code.SANDBOX_TOO_WEAK: "the policy demands sandbox level {wanted} for {format}, this host gave {given}",

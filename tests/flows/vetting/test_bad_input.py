@@ -125,6 +125,8 @@ def test_a_submission_without_reference_data_is_told_which_field_to_write(vetgat
     assert done.code == 3 and done.blob["verdict"] == "INCONCLUSIVE"
     (method,) = [item for item in done.blob["methods"] if item["name"] == "neural_cleanse"]
     assert "name `reference_data` in submission.yaml" in method["failure"]
+    # of images that show nothing; they prove nothing, and tell where to look first
+    assert "images that show nothing: labels " in method["failure"] and method["statistic"] is not None
     assert "subject" not in method["failure"] and "None" not in method["failure"]
 
 

@@ -247,6 +247,16 @@ def test_guards_are_cut_on_as_many_rows_as_their_rate_needs_where_fewer_are_read
     assert [one["rate"] for one in said["guards"]] == [0.03, 0.03], said["unfitted"]
 
 
+def test_without_trusted_images_a_detector_is_run_on_such_as_show_nothing_and_says_so(random, images):
+    _, paths = images
+    asked = random | {"method": "output_share", "params": {}, "seed": 5, "train": [], "clean": []}
+    with pytest.raises(MissingInput):
+        run("detect", asked)
+    seen = run("detect", asked | {"surrogates": True})["evidence"]
+    assert seen["details"]["surrogates"] == 2048 and seen == run("detect", asked | {"surrogates": True})["evidence"]
+    assert "surrogates" not in run("detect", asked | {"clean": paths, "surrogates": True})["evidence"]["details"]
+
+
 @pytest.mark.parametrize("change", ["labels", "shape", "missing file", "no file", "method", "parameter"])
 def test_what_does_not_fit_is_refused(constant, images, tmp_path, change):
     _, paths = images

@@ -679,6 +679,23 @@ def test_an_uncalibrated_verdict_needs_leave_and_says_so():
     assert replace(allowed, seen=TROJANED.seen).judged().suspects == (BACKDOOR,)
 
 
+@pytest.mark.parametrize("case", [CLEAN, TROJANED], ids=["clean", "trojaned"])
+@pytest.mark.parametrize("leave", [False, True])
+def test_what_was_found_on_images_that_show_nothing_decides_nothing_and_names_labels(case, leave):
+    on_noise = [replace(one, details={**one.details, "surrogates": 2048}) for one in case.seen]
+    asked = replace(case, seen=tuple(on_noise), data_sha256=None).under(allow_uncalibrated=leave)
+    for judged in (asked.judged(), replace(asked, calibration=None).judged()):
+        assert judged.decision is Decision.INCONCLUSIVE and judged.p_value is None and judged.suspects == ()
+        said = [reason for reason in judged.reasons if reason.code is Code.SURROGATES]
+        assert {reason.method for reason in said} == {"neural_cleanse", "abs"}
+        (cleanse,) = (reason for reason in said if reason.method == "neural_cleanse")
+        assert cleanse.figures["labels"] == ("7, 9, 8, 6, 5" if case is TROJANED else "9, 8, 7, 6, 5")
+        # the others were given nothing by it
+        (abs_,) = (reason for reason in said if reason.method == "abs")
+        assert abs_.figures["labels"] == ("7" if case is TROJANED else "0")
+        assert all(method.failure is not None and method.statistic is not None for method in judged.methods)
+
+
 def test_leave_to_go_uncalibrated_does_not_cover_a_calibration_that_does_not_fit():
     stale = replace(CLEAN.calibration, stale=(Reason(Code.OTHER_CODE, "neural_cleanse"),))
     verdict = replace(CLEAN.under(allow_uncalibrated=True), calibration=stale).judged()
