@@ -55,6 +55,8 @@ nothing. For scale: the image rounds of TrojAI, on other and larger networks and
 
 TOGETHER = "Clean members, open and held back together; no calibration saw the member that it judged."
 
+EARLIER = ", by earlier detectors"
+
 UNSCORED = "Members held back were not scored."
 
 TRANSFER = """## Other data, other architectures
@@ -169,16 +171,20 @@ def _held_back(tables: Blob, groups: Mapping[str, Blob]) -> Iterator[str]:
     yield HELD_BACK.format(blind=number(math.log(2), 3))
     if not groups:
         yield UNSCORED
-    head = ["", "cross-validated", *({"second": "second wave"}.get(name, name) for name in groups)]
+    # scored by other detectors than those of today: shown, and not added up with what these find
+    earlier = {name for name, group in groups.items() if group.get("detectors") != tables["detectors"]}
+    names = ({"second": "second wave"}.get(name, name) + (EARLIER if name in earlier else "") for name in groups)
+    head = ["", "cross-validated", *names]
     for view, words in WORDS.items():
         yield f"Of {words}:"
         columns = [dict(_summary(one, view)) for one in (tables, *groups.values())]
         yield grid(head, [[key, *(column.get(key, NONE) for column in columns)] for key in _keys(columns)])
-    if groups:
+    alike = [group for name, group in groups.items() if name not in earlier]
+    if alike:
         yield TOGETHER
         for view, words in WORDS.items():
             yield f"Of {words}:"
-            yield grid(["data set", "FAIL", "not PASS", "index > 2"], _together([tables, *groups.values()], view))
+            yield grid(["data set", "FAIL", "not PASS", "index > 2"], _together([tables, *alike], view))
 
 
 def _together(groups: Sequence[Blob], view: str) -> Iterator[list[str]]:

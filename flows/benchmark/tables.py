@@ -50,6 +50,7 @@ def tables(
     but the first are passed through.
     """
     return {
+        "detectors": sorted({method for row in rows for method in row["model"]["methods"]}),
         "members": members(rows),
         "failed": [
             {key: row[key] for key in ("name", "attack", "accuracy", "attack_success")}

@@ -185,7 +185,7 @@ def judge(
     clean = np.empty(0)
     if calibration is not None:
         clean = calibration.clean_scores(standings, data_sha256, level, classes, architecture)
-    p_value, labels_p = _combine(standings, nulls, clean)
+    p_value, labels_p, least = _combine(standings, nulls, clean)
     methods = tuple(
         _proven_result(readable[name], wired[name])
         if name in wired
@@ -223,7 +223,7 @@ def judge(
     if calibration is not None:
         peers = calibration.peers(standings, data_sha256, level)
         own = sum(r.data_sha256 == data_sha256 for r in peers)
-        about = {"id": calibration.id, **_rates(peers, own, level)}
+        about = {"id": calibration.id, **_rates(peers, own, level), "least_p": least}
         at_home = bool(about["own_data"])
         if about["references"] and not at_home:
             reasons = [*reasons, _elsewhere(calibration, about)]
@@ -243,7 +243,8 @@ def judge(
 def rescanned(verdict: Verdict, alarm: float) -> Verdict:
     """The verdict on a model that passed before, at a rescan's own, lower rate of false alarms.
 
-    An alarm at the rate of a first vetting that is none at this one passes; what could not be seen stays INCONCLUSIVE.
+    An alarm at the rate of a first vetting that is none at this one passes; what could not be seen stays INCONCLUSIVE,
+    and so does an alarm beside clean models that nothing could be told from at this rate.
     """
     proven = any(reason.code is Code.STRUCTURAL_BACKDOOR for reason in verdict.reasons)
     if verdict.decision is Decision.PASS or verdict.p_value is None or proven:
@@ -255,6 +256,9 @@ def rescanned(verdict: Verdict, alarm: float) -> Verdict:
     gaps = [reason for reason in verdict.reasons if reason.open and reason.bearing is not Bearing.UNPROVEN]
     if verdict.p_value <= alarm:
         return replace(verdict, reasons=(*verdict.reasons, *notes))
+    least = (verdict.calibration or {}).get("least_p", 0.0)
+    if verdict.p_value <= least:
+        gaps.append(Reason(Code.RESCAN_OUT_OF_REACH, figures={"alarm": alarm, "least": least}))
     if gaps:
         return replace(verdict, decision=Decision.INCONCLUSIVE, suspects=(), reasons=(*gaps, *notes))
     quiet = Reason(Code.RESCAN_NO_ALARM, figures={"p_value": verdict.p_value, "alarm": alarm})
@@ -333,18 +337,15 @@ def _details(found: SeenEvidence, key: str, count: int) -> list[float]:
 
 def _combine(
     standings: Mapping[str, _Standing], nulls: Mapping[str, Null], clean: Array
-) -> tuple[float | None, Array | None]:
+) -> tuple[float | None, Array | None, float]:
+    """The p-value of the whole, those of labels (K,), and the lowest that any evidence could have."""
     labelled = {n: len(s.units) for n, s in standings.items() if by_label(n)}
     if not labelled:
-        return None, None
+        return None, None, 1.0
     classes = max(labelled.values())
-    outlier_nulls = {n: outlier_null(count, nulls[n]) for n, count in labelled.items()}
-    labels = extended_tail(
-        clean,
-        combined_null(nulls, outlier_nulls, classes),
-        combined({name: s.units for name, s in standings.items()}),
-    )
-    return float(labels.min()), labels
+    simulated = combined_null(nulls, {n: outlier_null(count, nulls[n]) for n, count in labelled.items()}, classes)
+    labels = extended_tail(clean, simulated, combined({name: s.units for name, s in standings.items()}))
+    return float(labels.min()), labels, float(extended_tail(clean, simulated, math.inf))
 
 
 def _result(

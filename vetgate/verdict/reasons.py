@@ -76,6 +76,7 @@ class Code(StrEnum):
     NO_TRIGGER_FOUND = "no-trigger-found", Bearing.OPEN
     STRUCTURE_NOT_EXPLAINED = "structure-not-explained", Bearing.OPEN
     LABELS_NOT_LOOKED_AT = "labels-not-looked-at", Bearing.OPEN
+    RESCAN_OUT_OF_REACH = "rescan-out-of-reach", Bearing.OPEN
     SECOND_RUN_DIFFERS = "second-run-differs", Bearing.OPEN
     REFUSED = "refused", Bearing.OPEN
     GIVEN_UP = "given-up", Bearing.OPEN

@@ -85,6 +85,8 @@ WORDS: dict[Code, str] = {
     Code.OTHER_IMAGE_SIZE: "the references on this data set take images of {theirs}, the model of {given}: "
     "uncalibrated, rate not assured",
     Code.EXTRAPOLATED: "extrapolated: {references} references are too few to count to a rate of {level:g}",
+    Code.RESCAN_OUT_OF_REACH: "rescan: nothing could be rarer beside these references than p = {least:.3g}, and the "
+    "rate {alarm:g} of a rescan is lower; see what the report shows, and add references with `vetgate calibrate`",
     Code.RESCAN_EXTRAPOLATED: "rescan: the rate {alarm:g} is extrapolated from {references} references",
     Code.RESCAN_NO_ALARM: "rescan: p = {p_value:.3g} is no alarm at the rate {alarm:g} of a rescan",
     Code.WAIVED_UNTIL: "waived until {until}: {finding}, {said}",

@@ -142,6 +142,16 @@ class TestPage:
         assert line(text, "mnist")[1:3] == ["2 of 6 (33.3 %)"] * 2
         assert line(text, "all")[1] == "2 of 6 (33.3 %)"
 
+    def test_what_other_detectors_scored_is_shown_and_not_added_up(self, scored):
+        earlier = {**scored, "detectors": ["abs", "neural_cleanse"]}
+        assert scored["detectors"] != earlier["detectors"]
+        text = page(scored, {"second": scored, "sealed": earlier}, NOTHING).split("## Members held back")[1]
+        assert "| second wave | sealed, by earlier detectors |" in text
+        alone = page(scored, {"second": scored}, NOTHING)
+        assert text.split("open and held back together")[1] == alone.split("open and held back together")[1]
+        del earlier["detectors"]
+        assert "held back together" not in page(scored, {"sealed": earlier}, NOTHING)
+
     def test_without_those_held_back_it_says_so(self, scored):
         assert "Members held back were not scored." in page(scored, {}, NOTHING)
 

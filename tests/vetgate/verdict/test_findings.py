@@ -129,6 +129,17 @@ class TestRescanned:
         unseen = verdict(Failure("neural_cleanse", "x"), Failure("abs", "x"))
         assert rescanned(unseen, 0.005) == unseen
 
+    def test_what_is_as_rare_as_anything_could_be_is_open_where_the_rate_is_lower_still(self) -> None:
+        strongest = verdict(label_norms(backdoor=BACKDOOR, effect=50.0), stimulation(backdoor=BACKDOOR, statistic=50.0))
+        assert strongest.decision is Decision.FAIL and strongest.calibration is not None
+        least = strongest.calibration["least_p"]
+        assert strongest.p_value == least
+        again = rescanned(strongest, least / 2)
+        assert again.decision is Decision.INCONCLUSIVE
+        (why,) = (reason for reason in again.reasons if reason.code is Code.RESCAN_OUT_OF_REACH)
+        assert why.open and why.figures == {"alarm": least / 2, "least": least}
+        assert rescanned(strongest, least).decision is Decision.FAIL
+
     def test_evidence_that_is_rare_but_proves_nothing_is_no_more_than_a_fail(self) -> None:
         rare = verdict(label_norms(), stimulation(statistic=3.0))
         assert rare.decision is Decision.INCONCLUSIVE and rare.p_value is not None

@@ -711,7 +711,8 @@ def test_the_models_own_data_set_is_preferred_and_others_are_pooled():
     at_home = replace(near, data_sha256="signs").judged()
     assert at_home.decision is Decision.PASS and at_home.calibration["data"] == ["signs"]
     pooled = replace(near, data_sha256="unseen", seen=TROJANED.seen).judged()
-    assert pooled.calibration == {
+    assert 0 < pooled.calibration["least_p"] <= 1 / 49
+    assert {key: pooled.calibration[key] for key in pooled.calibration.keys() - {"least_p"}} == {
         "id": "bank-1",
         "references": 48,
         "data": ["digits", "signs"],
