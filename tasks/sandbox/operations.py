@@ -37,7 +37,7 @@ from vetgate.inversion import attack_success, invert
 from vetgate.probe import accuracy, logits
 from vetgate.replay import Computed, Missing, Replay, replaying
 from vetgate.verdict.first_look import first_look
-from vetgate.verdict.gaps import SURROGATES
+from vetgate.verdict.seen import SURROGATES
 
 Payload = Mapping[str, Any]
 Progress = Callable[[float], None]

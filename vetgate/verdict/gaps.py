@@ -12,10 +12,10 @@ from vetgate.role import FEWEST_CLASSES, By, role_of
 from vetgate.verdict.calibration import Array, Calibration, draws_for
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Code, Reason
-from vetgate.verdict.seen import Failure, SeenEvidence
+from vetgate.verdict.seen import SURROGATES, Failure, SeenEvidence
 
-# what evidence says where it was found on images that show nothing, and how many labels it names then
-SURROGATES, FIRST = "surrogates", 5
+# labels that are named of what was found on images that show nothing
+FIRST = 5
 
 
 def gaps_of(

@@ -18,6 +18,9 @@ from vetgate.errors import NotFinite, StoreError
 from vetgate.packed import array_of
 from vetgate.role import Axis
 
+# the detail of evidence that was found on images that show nothing: how many there were
+SURROGATES = "surrogates"
+
 
 @dataclass(frozen=True)
 class Failure:

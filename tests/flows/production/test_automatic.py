@@ -14,11 +14,11 @@ from flows.production.promote import promote
 from tasks.mlflow.client import registry
 from tasks.records import alias_moves
 from tasks.records.ledger_verify import verify_ledger
-from tests.flows.production.test_guarded import Production, attested
+from tests.flows.production.test_guarded import Production
 from tests.flows.production.test_promote import die_after
+from tests.flows.production.test_pyfunc import next_version
 from tests.production import Home, home_in
 from vetgate.digest import canonical_json
-from vetgate.guard.package import Package, to_bytes
 from vetgate.trust.keys import load_key, utc_now
 from vetgate.trust.statements import PROMOTION, sign_statement
 from vetgate.trust.strict_json import time_text
@@ -65,10 +65,7 @@ def test_what_was_killed_on_its_way_into_production_is_gone_on_with(
     home: Home, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     torch.manual_seed(1)
-    production = Production(home)
-    manifest = production.submit()
-    sha256 = production.keep(manifest, to_bytes(Package(manifest, (production.fitted(),))))
-    home.decide(manifest, guards=attested(sha256))
+    manifest = next_version(Production(home))
     # another name of the same database: a child may not use a connection that its parent has opened
     uri = f"sqlite:///{home.settings.home}/./mlflow.db"
     child = home.settings.model_copy(update={"tracking_uri": uri})
