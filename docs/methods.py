@@ -65,6 +65,7 @@ def section(method: Method) -> str:
         counted = "decides alone" if role.null is By.NOTHING else counted
         facts.append(f"- In a verdict: {counted}; {NULLS[role.null]}; {CONFIRMS[role.confirm]}")
         facts += ["- Counts where references are on the model's data and of its architecture"] * role.by_architecture
+        facts += ["- Passes through the network may be computed on a GPU (`VETGATE_DEVICE`)"] * role.on_device
     if method.axis is not None:
         facts.insert(0, f"- Inspects: {INSPECTS[method.axis]}")
     return _entry(method, title, facts, method.function)

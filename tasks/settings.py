@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     start_seconds: PositiveInt = 300
     remote_seconds: PositiveInt = 60
     threads: PositiveInt = 2
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")] = "cpu"
     host: str = "127.0.0.1"
     prefect_port: Port = 4200
     mlflow_port: Port = 5000

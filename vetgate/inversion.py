@@ -2,9 +2,10 @@
 
 Each label holds its own mask, pattern, Adam state and cost weight. Labels run in blocks, few enough that what one pass
 computes stays in cache; a label that has settled drops out. Logits are divided by their spread on clean images, so
-that a model which scales them gets the same triggers; every label starts from the same random mask and sees the same
-images, so that permuting the classes permutes the triggers. Blocks know nothing of each other but for the race, so
-they may be computed in any place (vetgate/replay.py) with the same bits.
+that a model which scales them gets the same triggers, and one in which single logits lie far out gains nothing; every
+label starts from the same random mask and sees the same images, so that permuting the classes permutes the triggers.
+Blocks know nothing of each other but for the race, so they may be computed in any place (vetgate/replay.py) with the
+same bits.
 
 Source    Wang et al., "Neural Cleanse", IEEE S&P 2019.
 Deviates  Images of the target class are left out of loss and success; masks are not quantised; the cost weight moves
@@ -31,6 +32,8 @@ __all__ = ["Inverted", "Schedule", "attack_success", "invert", "logit_scale"]
 # images in one pass: enough to fill the cores, few enough to stay in cache; and their pixels, so that large images take
 # little memory
 PASS, PIXELS = 128, 2**17
+# a spread of logits beyond so many leads is no unit; it is 0.3 to 1.1 of them in clean networks
+WIDEST = 2.0
 # among so few labels the median says nothing, and all run to the end
 NO_RACE = 3
 
@@ -45,8 +48,14 @@ class Inverted:
 
 
 def logit_scale(model: nn.Module, x: Tensor) -> float:
-    """Median spread of the logits over classes on images (N, C, H, W); the unit that inversion measures logits in."""
-    scale = median(logits(model, x).std(1))
+    """The unit that inversion measures logits in: their median spread over classes on images (N, C, H, W).
+
+    It is at most WIDEST times what the largest lies above the upper quartile: a few weights of the head can make some
+    logit an outlier on every image and change no prediction, and margins that matter would be nothing beside it.
+    """
+    out = logits(model, x)
+    lead = out.amax(1) - out.quantile(0.75, dim=1, interpolation="lower")
+    scale = min(median(out.std(1)), WIDEST * median(lead))
     if not scale > 0:
         raise DefenceError("the model gives the same logit to every class, expected a classifier; check the file")
     return scale

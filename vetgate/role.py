@@ -69,7 +69,8 @@ class Role:
     `weight` is fixed before any model is looked at; 0 is advisory: shown, never counted. `gives` is what repairs can
     use. `mask_sizes`: scores are minus the log of a mask's size, and so mean something without references. `by_data`:
     scores are habits of a data set, and count only where references are on the subject's. `by_architecture`: scores
-    are habits of an architecture, and count only where references are of the subject's.
+    are habits of an architecture, and count only where references are of the subject's. `on_device`: the network may
+    compute on another device than the processor, which takes images from it and gives logits back to it.
     """
 
     axis: Axis
@@ -82,6 +83,7 @@ class Role:
     mask_sizes: bool = False
     by_data: bool = False
     by_architecture: bool = False
+    on_device: bool = False
 
     def __post_init__(self) -> None:
         by_rows = self.confirm is Confirm.ROWS

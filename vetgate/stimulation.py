@@ -59,7 +59,7 @@ def weighted_layers(model: nn.Module, x: Tensor) -> list[Layer]:
 
     def note(name: str, _module: nn.Module, _inputs: object, out: object) -> None:
         # an in-place activation behind the module would change what is kept
-        seen.setdefault(name, []).extend([out.clone()] if isinstance(out, Tensor) else [])
+        seen.setdefault(name, []).extend([out.to("cpu", copy=True)] if isinstance(out, Tensor) else [])
 
     modules = {n: m for n, m in model.named_modules() if n and not list(m.children()) and _weights(m)}
     handles = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
@@ -143,9 +143,10 @@ def answer(module: nn.Module, output: Callable[[], Tensor]) -> None:
     """Have a module of a private copy give an output instead of computing it, made whenever it is asked for.
 
     A hook could change the output but not save the computation; and the outputs of all layers together are many times
-    what one pass needs.
+    what one pass needs. The output goes to the device of the module's weights.
     """
-    setattr(module, "forward", lambda *_inputs: output())  # noqa: B010
+    device = _weights(module)[0].device
+    setattr(module, "forward", lambda *_inputs: output().to(device))  # noqa: B010
 
 
 def elevations(out: Tensor, y: Tensor, quantile: float) -> tuple[Tensor, Tensor]:

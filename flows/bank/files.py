@@ -87,10 +87,19 @@ class Files:
 def verdict(
     seen: Sequence[SeenEvidence], calibration: Calibration, policy: Policy, card: Blob, files: Files
 ) -> Verdict:
-    """The verdict on one member's evidence, as a vetting would give it by a calibration."""
+    """The verdict on one member's evidence, as a vetting would give it by a calibration.
+
+    Without the architecture of its card it is that on the same network as a graph that no reference is like.
+    """
     image, classes = files.images[card["data"]]
     return verdict_beside(
-        seen, calibration, policy, card["data_sha256"], image=image, classes=classes, architecture=card["architecture"]
+        seen,
+        calibration,
+        policy,
+        card["data_sha256"],
+        image=image,
+        classes=classes,
+        architecture=card.get("architecture"),
     )
 
 
@@ -102,7 +111,7 @@ def verdict_beside(
     *,
     image: Sequence[int],
     classes: int,
-    architecture: str,
+    architecture: str | None,
 ) -> Verdict:
     """The verdict on a network of which nothing but a detector's evidence is in question."""
     return judge(

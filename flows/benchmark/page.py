@@ -12,7 +12,11 @@ from flows.benchmark.tables import INVERTING
 from vetgate.shape import Blob
 
 ALARMING = ("fail", "not_pass", "index")
-WORDS = {"model": "the model alone", "with_data": "the model with its training set"}
+WORDS = {
+    "model": "the model alone",
+    "with_data": "the model with its training set",
+    "unlike": "the model alone, handed in as a graph of a structure that no reference has",
+}
 
 INTRO = """# Benchmark
 
@@ -188,8 +192,8 @@ def _held_back(tables: Blob, groups: Mapping[str, Blob]) -> Iterator[str]:
 
 
 def _together(groups: Sequence[Blob], view: str) -> Iterator[list[str]]:
-    """Clean members of each data set, of all groups of members."""
-    named = [{row["name"]: row for row in group["false_alarms"][view]} for group in groups]
+    """Clean members of each data set, of all groups of members that this view was scored of."""
+    named = [{row["name"]: row for row in group["false_alarms"].get(view, [])} for group in groups]
     for name in named[0]:
         rows = [group[name] for group in named if name in group]
         counts = ({part: sum(row[key][part] for row in rows) for part in ("count", "n")} for key in ALARMING)
@@ -201,7 +205,9 @@ def _keys(columns: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _summary(tables: Blob, view: str) -> Iterator[tuple[str, str]]:
-    """What stands beside each other: over all, and AUROC and FAIL of each attack."""
+    """What stands beside each other: over all, and AUROC and FAIL of each attack; nothing of a view not scored then."""
+    if view not in tables["detection"]:
+        return
     alarms, rows = tables["false_alarms"][view][-1], tables["detection"][view]
     found = rows[-1]
     yield "clean members", str(alarms["n"])

@@ -34,7 +34,9 @@ def policy_at(rate: float | None) -> Policy:
 
 
 def row(files: Files, member: Member, calibration: Calibration, policy: Policy) -> Blob:
-    """What a member is, what was measured of it, and the verdicts on it, without its training set and with it."""
+    """What a member is, what was measured of it, and the verdicts on it: of the model alone, with its training set, and
+    of the model alone as a graph that no reference is like.
+    """
     card, given = files.cards[member.name], files.evidence[member.name]
     found: Blob = {
         "name": member.name,
@@ -52,6 +54,8 @@ def row(files: Files, member: Member, calibration: Calibration, policy: Policy) 
     }
     model_only = files.seen(member.name, policy.required)
     found["model"] = _ruled(verdict(model_only, calibration, policy, card, files), card)
+    graph = {key: value for key, value in card.items() if key != "architecture"}
+    found["unlike"] = _ruled(verdict(model_only, calibration, policy, graph, files), card)
     by_data = files.seen(member.name, policy.required_with_training_data)
     if by_data:
         found["with_data"] = _ruled(verdict([*model_only, *by_data], calibration, policy, card, files), card)

@@ -18,8 +18,8 @@ from vetgate.shape import Blob
 from vetgate.verdict.metrics import Array, auroc, cross_entropy, defence_effectiveness, interval, probabilities, share
 
 Rows = Sequence[Mapping[str, Any]]
-# without the supplier's training set, and with it
-VIEWS = ("model", "with_data")
+# without the supplier's training set, with it, and without it as a graph that no reference is like
+VIEWS = ("model", "with_data", "unlike")
 LEVEL, STRICT = 0.05, 0.01
 # fewer references than this reach no p-value of STRICT by counting alone
 COUNTED = 99

@@ -46,11 +46,12 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
 
 
 def _show_methods(console: Console, result: Result) -> None:
-    table = Table("method", "statistic", "alarmed", "suspects", "seconds", "failure")
+    table = Table("method", "statistic", "counted", "alarmed", "suspects", "seconds", "failure")
     for method in result.methods:
         table.add_row(
             method.name,
             _number(method.statistic),
+            {None: "–", True: "yes"}.get(method.counted, ""),
             "yes" if method.alarmed else "",
             ", ".join(map(str, method.suspects)),
             _number(method.seconds, 1),

@@ -238,6 +238,7 @@ def _method(method: StatedMethod, found: dict[str, Found]) -> ResultMethod:
         method.suspects,
         method.failure,
         None if ran is None else ran.seconds,
+        method.counted,
     )
 
 

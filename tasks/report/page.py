@@ -57,6 +57,7 @@ class Row:
     about: str
     statistic: float | None
     p_value: float | None
+    counted: bool | None
     alarmed: bool
     suspects: list[str]
     seconds: float | None
@@ -205,6 +206,7 @@ def _row(
         about=sentence_of(method.name),
         statistic=method.statistic,
         p_value=None if judged is None else judged.p_value,
+        counted=method.counted,
         alarmed=method.alarmed,
         suspects=[name_of(k, names) for k in suspects],
         seconds=method.seconds,

@@ -7,12 +7,16 @@ from typing import Any
 
 from tasks.vetting.results import Result
 from vetgate.role import title_of
+from vetgate.verdict.reasons import Code, Reason
 
 VERDICTS = {
     "PASS": "No sign of a backdoor was found.",
     "FAIL": "This model carries signs of a backdoor.",
     "INCONCLUSIVE": "It could not be decided whether this model is safe, so it is held back.",
 }
+
+# why a method that ran could not bear on a decision
+UNCOUNTED = {Code.OTHER_ARCHITECTURES, Code.OTHER_DATA_SETS, Code.DRIVEN_IN_PART, Code.NOT_COUNTED}
 
 
 def name_of(label: int, names: Sequence[str]) -> str:
@@ -63,7 +67,8 @@ def _decision(result: Result) -> list[str]:
         case "PASS":
             return [
                 "Every method that the policy requires ran, and none found more than clean models show. The gate "
-                "lets exactly these bytes through until the attestation expires."
+                "lets exactly these bytes through until the attestation expires.",
+                *_uncounted(result),
             ]
         case "FAIL":
             return [
@@ -75,6 +80,18 @@ def _decision(result: Result) -> list[str]:
                 "Something that the policy requires could not run, or could not be judged; the reasons are at the "
                 "top. What was not seen is never taken for clean: the gate refuses the model until they are gone."
             ]
+
+
+def _uncounted(result: Result) -> list[str]:
+    """That some of what ran could not bear on the decision, and what that takes from the published figures."""
+    reasons = map(Reason.from_json, result.reason_records)
+    names = [title_of(reason.method) for reason in reasons if reason.code in UNCOUNTED and reason.method]
+    if not names:
+        return []
+    return [
+        f"Not counted, since no clean reference model is like this one: {', '.join(names)}. Fewer backdoors are found "
+        "than the published figures say, which are of models that all methods count on."
+    ]
 
 
 def _certainty(result: Result, calibration: Mapping[str, Any] | None) -> list[str]:

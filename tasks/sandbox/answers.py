@@ -76,7 +76,8 @@ class Limits:
 
     Wall-clock time only ends what sleeps: a multiple of the processor time if not given. `memory_bytes` is what all of
     them hold (resident, pages of files and shared ones included, in each that has them), looked at several times a
-    second; importing torch alone takes 0.25 GiB. Each has twice as much address space. `tasks` counts threads.
+    second; importing torch alone takes 0.25 GiB. Each has twice as much address space, but not where the network
+    computes on another `device` than the processor, whose driver maps all that there is. `tasks` counts threads.
     """
 
     cpu_seconds: int = 900
@@ -87,6 +88,7 @@ class Limits:
     tasks: int = 1024
     result_bytes: int = 64 << 20
     threads: int = 2
+    device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         """The limits as plain numbers, every one of them set."""

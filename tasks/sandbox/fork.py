@@ -66,12 +66,13 @@ def work(
     os._exit(0)
 
 
-def _shut_in(limits: Mapping[str, int]) -> None:
+def _shut_in(limits: Mapping[str, Any]) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, limits["open_files"])
     _limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
     _limit(resource.RLIMIT_CPU, limits["cpu_seconds"], grace=CPU_GRACE_SECONDS)
-    _limit(resource.RLIMIT_AS, limits["memory_bytes"] * ADDRESSES)
+    if limits["device"] == "cpu":
+        _limit(resource.RLIMIT_AS, limits["memory_bytes"] * ADDRESSES)
 
 
 def _limit(which: int, wanted: int, *, grace: int = 0) -> None:

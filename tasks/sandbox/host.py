@@ -62,7 +62,7 @@ class Sandbox:
 
     `read_only` are directories that may be filled after the start, `scratch` is the one directory that can be written;
     paths are the same inside. An int `level` demands exactly that one: raises SandboxUnavailable where the host cannot
-    give it. `ops` is the file whose OPS can be called.
+    give it. `ops` is the file whose OPS can be called. Calls may compute on `device` besides the processor.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Sandbox:
         limits: Limits | None = None,
         ops: Path = OPS,
         start_seconds: float = 300,
+        device: str = "cpu",
     ) -> None:
         best = available_level()
         self.level = best if level == "auto" else level
@@ -85,7 +86,7 @@ class Sandbox:
         self.limits = limits or Limits()
         # what the last call used
         self.cpu_seconds = 0.0
-        self._scratch, self._ops = scratch.absolute(), ops
+        self._scratch, self._ops, self._device = scratch.absolute(), ops, device
         self._read_only = [path.absolute() for path in read_only]
         self._lock = threading.Lock()
         self._frames: queue.SimpleQueue[tuple[bytes, int, bytes] | None] = queue.SimpleQueue()
@@ -173,7 +174,12 @@ class Sandbox:
     def _attend(self, spawned: threading.Event) -> None:
         environment = self._environment()
         line = command(
-            self.level, ops=self._ops, environment=environment, read_only=self._read_only, scratch=self._scratch
+            self.level,
+            ops=self._ops,
+            environment=environment,
+            read_only=self._read_only,
+            scratch=self._scratch,
+            device=self._device,
         )
         pipe = subprocess.PIPE
         try:

@@ -53,20 +53,39 @@ def _works(line: Sequence[str]) -> bool:
 
 
 def command(
-    level: int, *, ops: Path, environment: Mapping[str, str], read_only: Sequence[Path], scratch: Path
+    level: int,
+    *,
+    ops: Path,
+    environment: Mapping[str, str],
+    read_only: Sequence[Path],
+    scratch: Path,
+    device: str = "cpu",
 ) -> list[str]:
-    """The command line that starts the parent inside with the operations of the file `ops`."""
+    """The command line that starts the parent inside with the operations of the file `ops`.
+
+    With another `device` than the processor bubblewrap lets the files in /dev through that its driver goes by.
+    """
     start = [*INTERPRETER, "-c", BOOT, str(PACKAGES), str(level), str(ops)]
-    return start if level < 2 else [*_bubblewrap(environment, (*read_only, ops), scratch), *start]
+    if level < 2:
+        return start
+    return [*_bubblewrap(environment, (*read_only, ops), scratch, devices=_devices(device)), *start]
 
 
-def _bubblewrap(environment: Mapping[str, str], read_only: Sequence[Path], scratch: Path | None) -> list[str]:
+def _devices(device: str) -> list[Path]:
+    return [] if device == "cpu" else sorted(Path("/dev").glob("nvidia*"))
+
+
+def _bubblewrap(
+    environment: Mapping[str, str], read_only: Sequence[Path], scratch: Path | None, *, devices: Sequence[Path] = ()
+) -> list[str]:
     """bubblewrap and its arguments; every path inside is what it is outside."""
     line = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
     line += ["--cap-drop", "ALL"]
     for name, value in environment.items():
         line += ["--setenv", name, value]
     line += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *_system()]
+    for path in devices:
+        line += ["--dev-bind", str(path), str(path)]
     for path in dict.fromkeys([*_runtime(), *read_only]):
         line += ["--ro-bind", str(path), str(path)]
     if scratch is not None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import vetgate.detect
 import vetgate.repair  # noqa: F401 - importing the two registers every method
+from tasks.sandbox.device import CPU, place
 from tasks.sandbox.surrogate import surrogates
 from vetgate.contract import DETECTORS, REPAIRS, Evidence, Method, Samples, Subject, Trigger, pack, private_random
 from vetgate.effort import PIXELS
@@ -97,6 +98,7 @@ def detect(payload: Payload, progress: Progress) -> dict[str, Any]:
     """Run the detector `method` with `params` and `seed` on `clean`, `train` and `inputs`: evidence, and seconds.
 
     Without files of `clean`, and with `surrogates`, it is run on images that show nothing, and its evidence says so.
+    The network computes on `device`, by default the processor.
 
     With `replay` (fields of a Replay) its inversions are computed elsewhere: without `only`, the answer is the evidence
     or what is missing, `needs`, and the inversions `done` since; with it, that `block`.
@@ -104,6 +106,7 @@ def detect(payload: Payload, progress: Progress) -> dict[str, Any]:
     started = time.monotonic()
     method = _named(DETECTORS, payload["method"])
     subject, settled = _subject(payload), {"seed": payload["seed"], "progress": progress, **payload["params"]}
+    place(subject.model, payload.get("device", CPU))
     made_up = payload.get("surrogates", False) and subject.clean is None
     if made_up:
         subject = replace(subject, clean=surrogates(subject.model, _submission(payload).input_shape, payload["seed"]))

@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,7 @@ from tasks.vetting.intake import Record
 from tasks.vetting.workplace import workplace_of
 from vetgate.digest import PACKAGE, canonical_json, code_digest, sha256_json
 from vetgate.errors import DefenceError, MissingInput, NotUnderstood
-from vetgate.role import by_itself, scores_labels
+from vetgate.role import by_itself, role_of, scores_labels
 from vetgate.trust.keys import read_trust_root
 from vetgate.trust.seeds import Seed
 from vetgate.trust.statements import EVIDENCE, INSPECTION
@@ -197,17 +197,19 @@ def run_detector(settings: Settings, case: Case, method: str, params: dict[str, 
     """The fields of what one detector found: from the store, else run and saved; raises StoreError if it cannot be."""
 
     def run() -> dict[str, Any]:
-        payload, on_progress = payload_of(case, method, params), progress_of(f"detect {method}")
+        payload, limits = asked_of(settings, case, method, params)
         with workplace_of(case.manifest).lent() as sandbox:
-            answer = sandbox.call("detect", payload, limits=case.limits.single, on_progress=on_progress)
+            answer = sandbox.call("detect", payload, limits=limits, on_progress=progress_of(f"detect {method}"))
             return {**answer, "sandbox_level": sandbox.level}
 
     return recorded(settings, case, method, params, run)
 
 
-def payload_of(case: Case, method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """What the sandbox needs to run a detector."""
-    return {
+def asked_of(settings: Settings, case: Case, method: str, params: dict[str, Any]) -> tuple[dict[str, Any], Limits]:
+    """What the sandbox needs to run a detector, on this installation's device where it is for one, and its limits."""
+    role = role_of(method)
+    limits = replace(case.limits.single, device=settings.device if role is not None and role.on_device else "cpu")
+    payload = {
         **case.model,
         "method": method,
         "params": params,
@@ -216,7 +218,9 @@ def payload_of(case: Case, method: str, params: dict[str, Any]) -> dict[str, Any
         # what looks at rows has nothing to say of images that show nothing
         "surrogates": not case.data.splits and scores_labels(method) and not by_itself(method),
         "train": [case.data.training] if case.data.training else [],
+        "device": limits.device,
     }
+    return payload, limits
 
 
 def recorded(

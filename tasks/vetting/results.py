@@ -170,6 +170,8 @@ class ResultMethod(Shaped):
     suspects: tuple[int, ...]
     failure: str | None
     seconds: Number | None
+    # whether the decision could depend on it; None by an earlier version
+    counted: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,14 @@ def set_up(settings: Settings, stack: ExitStack) -> Workplace:
         directory.mkdir(mode=0o700, exist_ok=True)
     first, *others = (
         stack.enter_context(
-            closing(Sandbox(scratch=scratch, read_only=[given, splits], start_seconds=settings.start_seconds))
+            closing(
+                Sandbox(
+                    scratch=scratch,
+                    read_only=[given, splits],
+                    start_seconds=settings.start_seconds,
+                    device=settings.device,
+                )
+            )
         )
         for scratch in scratches
     )

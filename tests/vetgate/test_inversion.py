@@ -214,6 +214,25 @@ def test_a_model_without_an_opinion_is_refused():
         logit_scale(Mute(), images()[0])
 
 
+class Outlying(Stripes):
+    """The same predictions; two of the labels that are not said have logits far out on every image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        said = out.argmax(1, keepdim=True)
+        labels = torch.arange(CLASSES)[None]
+        return out - 1e4 * (((labels - said) % CLASSES == 1) | ((labels - said) % CLASSES == 3))
+
+
+def test_logits_that_lie_far_out_on_every_image_are_not_the_unit():
+    x, _ = images()
+    plain = logit_scale(Stripes(), x)
+    # of an ordinary model it is the spread
+    assert plain == pytest.approx(float(Stripes()(x).detach().std(1).double().quantile(0.5)))
+    assert float(Outlying()(x).detach().std(1).median()) > 500 * plain
+    assert logit_scale(Outlying(), x) < 5 * plain
+
+
 def weights_after(states: list[bool], **plan) -> tuple[list[float], Course]:
     """The cost weight of the first label after each sweep that ended so, and the course."""
     run, course = search(Stripes(), **plan)

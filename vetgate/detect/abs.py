@@ -43,6 +43,7 @@ ROLE = Role(
     title="ABS (artificial brain stimulation)",
     sentence="Stimulates single neurons and looks for one that sends every image to one label.",
     gives=("triggers", "neurons"),
+    on_device=True,
 )
 
 
@@ -156,9 +157,13 @@ def invert_candidates(
     raw = raw.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([raw], lr=plan.lr, betas=(0.5, 0.9))
     acts: dict[str, Tensor] = {}
+
+    def keep(name: str, out: Tensor) -> None:
+        acts[name] = out.cpu()
+
     with ExitStack() as hooks:
         for name in sorted({c.layer for c in candidates}):
-            hooks.enter_context(output_of(module_at(model, name), partial(acts.__setitem__, name)))
+            hooks.enter_context(output_of(module_at(model, name), partial(keep, name)))
         for step in range(steps):
             mask, pattern = painted(raw, plan.pixels if step >= cut_after else None)
             stamped = (1 - mask[:, None]) * samples.x + mask[:, None] * pattern[:, None]  # (J, N, C, H, W)

@@ -39,6 +39,7 @@ ROLE = Role(
     sentence="Searches, for every label, the smallest patch that sends images of all other classes there.",
     gives=("triggers",),
     mask_sizes=True,
+    on_device=True,
 )
 
 # of how many labels at least the smallest masks are searched again

@@ -33,6 +33,7 @@ ROLE = Role(
     title="Output share",
     sentence="Counts which label images are given that show nothing the model was trained on.",
     by_architecture=True,
+    on_device=True,
 )
 
 # pictures of each kind at a time, so that large images take little memory

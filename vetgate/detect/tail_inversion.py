@@ -43,6 +43,7 @@ ROLE = Role(
     title="Tail inversion",
     sentence="Looks for one small shift of inner features that sends all images to one label.",
     by_architecture=True,
+    on_device=True,
 )
 
 # a shift lies behind the last layer that has so many matrices or more after it

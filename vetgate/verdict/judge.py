@@ -75,7 +75,10 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method in a verdict: its statistic against its null, whether it is an alarm, which labels, or why none."""
+    """One method in a verdict: its statistic against its null, whether it is an alarm, which labels, or why none.
+
+    `counted`: whether the decision could depend on it; what is advisory, or unlike every reference, is only shown.
+    """
 
     name: str
     statistic: float | None = None
@@ -84,6 +87,7 @@ class MethodResult:
     suspects: tuple[int, ...] = ()
     failure: Reason | None = None
     null: Mapping[str, Any] | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,8 +178,10 @@ def judge(
     usable = {n: e for n, e in usable.items() if n not in strange}
     partly = [part for e in usable.values() for part in (in_part(e), driven_in_part(e)) if part is not None]
     # every reference was driven whole: what a part of a network gives has nothing to be held against
-    partial = {part.method for part in partly if part.code is Code.DRIVEN_IN_PART}
+    partial = {part.method for part in partly if part.code is Code.DRIVEN_IN_PART and part.method is not None}
     usable = {n: e for n, e in usable.items() if n not in partial}
+    if policy.not_counted == "inconclusive":
+        gaps += [Reason(Code.REQUIRED_NOT_COUNTED, name) for name in sorted((strange | partial) & required)]
     if calibration is not None and (other := calibration.other_bytes(data_name, data_sha256)) is not None:
         gaps.append(other)
 
@@ -189,7 +195,10 @@ def judge(
     methods = tuple(
         _proven_result(readable[name], wired[name])
         if name in wired
-        else _result(name, evidence.get(name), unread | uncounted | failures, shown.get(name), every.get(name), level)
+        else replace(
+            _result(name, evidence.get(name), unread | uncounted | failures, shown.get(name), every.get(name), level),
+            counted=name in standings,
+        )
         for name in sorted({*evidence, *failures, *required})
     )
     if p_value is None:
@@ -376,7 +385,7 @@ def _result(
 
 def _proven_result(found: SeenEvidence, reasons: Sequence[Reason]) -> MethodResult:
     labels = sorted({reason.label for reason in reasons if reason.label is not None})
-    return MethodResult(found.method, found.statistic, alarmed=bool(reasons), suspects=tuple(labels))
+    return MethodResult(found.method, found.statistic, alarmed=bool(reasons), suspects=tuple(labels), counted=True)
 
 
 def _unproven(standings: Mapping[str, _Standing], p_value: float | None, level: float) -> list[Reason]:

@@ -129,6 +129,9 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     """Detectors that must have run as well where the supplier gave its training data."""
     false_alarm_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """The share of clean models that the whole verdict may fail."""
+    not_counted: Literal["note", "inconclusive"] = "note"
+    """Whether a required detector that ran and could not count, since no reference is like the model, is only told, or
+    leaves the verdict open."""
     allow_uncalibrated: bool = False
     """Whether a simulated null may stand in where there is no calibration; the verdict then says so."""
     sandbox_level: dict[str, Annotated[int, Field(ge=0, le=4)]] = Field(

@@ -67,6 +67,7 @@ class Code(StrEnum):
     TOO_FEW_REFERENCES = "too-few-references", Bearing.METHOD
     FEW_CLASSES = "few-classes", Bearing.METHOD
     SURROGATES = "surrogates", Bearing.METHOD
+    REQUIRED_NOT_COUNTED = "required-not-counted", Bearing.METHOD
     # what else could not be seen
     SEEDS_DIFFER = "seeds-differ", Bearing.OPEN
     FORMAT_NOT_ACCEPTED = "format-not-accepted", Bearing.OPEN

@@ -20,6 +20,8 @@ class StatedMethod(Shaped):
     suspects: tuple[int, ...]
     failure: str | None
     null: Mapping[str, Any] | None
+    # None by an earlier version
+    counted: bool | None = None
 
 
 @dataclass(frozen=True)

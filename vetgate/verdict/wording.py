@@ -49,6 +49,8 @@ WORDS: dict[Code, str] = {
     "and there are too few for a level of {level:g}; train some with `vetgate calibrate`",
     Code.SURROGATES: "{method} had only images that show nothing: labels {labels} stand out most there, which proves "
     "nothing; name `reference_data` in submission.yaml",
+    Code.REQUIRED_NOT_COUNTED: "{method} is required and could not be counted, which this policy leaves open; add "
+    "clean models of its kind with `vetgate calibrate --models`",
     Code.SEEDS_DIFFER: "the methods ran with {seeds} different seeds, expected the submission's",
     Code.FORMAT_NOT_ACCEPTED: "the policy names no sandbox level for {format}, so it does not accept it",
     Code.SANDBOX_TOO_WEAK: "the policy demands sandbox level {wanted} for {format}, this host gave {given}",

@@ -17,7 +17,7 @@ from tasks.sandbox.answers import MORE_TIME
 from tasks.sandbox.host import Crashed, TimedOut
 from tasks.settings import Settings, load_settings
 from tasks.vetting.dask.workplaces import case_from_json, case_to_json, place_for
-from tasks.vetting.inspect import Case, payload_of, recorded
+from tasks.vetting.inspect import Case, asked_of, recorded
 from vetgate.digest import code_digest
 from vetgate.errors import StoreError
 from vetgate.shape import Blob
@@ -68,9 +68,9 @@ def _compute(settings: Settings, job: Blob) -> str:
     if code_digest("detect", job["method"]) != job["code"]:
         raise StoreError(f"expected the same code of {job['method']} on every worker, got other; install one version")
     with place_for(settings, case_from_json(settings, job["case"]), job["sizes"]) as place:
-        payload = payload_of(place.case, job["method"], job["params"]) | {"replay": job["replay"]}
+        payload, limits = asked_of(settings, place.case, job["method"], job["params"])
         sandbox, started = place.workplace.sandbox, time.monotonic()
-        answer = sandbox.call("detect", payload, limits=place.case.limits.single)
+        answer = sandbox.call("detect", payload | {"replay": job["replay"]}, limits=limits)
         spent = {"seconds": time.monotonic() - started, "cpu_seconds": sandbox.cpu_seconds}
         return json.dumps(answer | spent | {"sandbox_level": sandbox.level})
 

@@ -107,7 +107,8 @@ def test_no_member_is_among_the_references_that_judge_it(bank: Path, monkeypatch
     for _ in rows(files):
         pass
     judged = [m.seed for m in files.members.values() if files.group(m.name) == "open"]
-    assert all(seed not in seen for seed, seen in zip(judged, asked, strict=True))
+    # each as it is, and as a graph that no reference is like
+    assert all(seed not in seen for seed, seen in zip([s for s in judged for _ in range(2)], asked, strict=True))
     assert {len(seen) for seen in asked} == {len(whole.bank.references), len(whole.bank.references) - 1}
 
 
@@ -117,6 +118,23 @@ def test_a_backdoor_that_stands_out_fails_with_the_right_label(bank: Path) -> No
     found = row(files, files.members["digits-badnets-00"], whole, load_policy())
     assert found["model"]["decision"] == "FAIL" and found["model"]["right"] and found["model"]["suspects"] == [7]
     assert found["attack"] == "badnets" and found["index"] == 2.5 and "with_data" not in found
+
+
+def test_a_member_is_judged_as_a_graph_of_no_known_structure_too(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def watched(*args: Any, **more: Any) -> Any:
+        asked.append(args[3].get("architecture"))
+        return ruled(*args, **more)
+
+    ruled = flows.benchmark.score.verdict
+    monkeypatch.setattr(flows.benchmark.score, "verdict", watched)
+    files = Files(bank)
+    member = files.members["digits-badnets-00"]
+    found = row(files, member, Calibration(of_the_bank(Files(bank)), "whole"), load_policy())
+    assert asked == [member.architecture, None]
+    # neither detector of this bank has habits of an architecture
+    assert found["unlike"]["p_value"] == found["model"]["p_value"]
 
 
 def test_evidence_of_other_code_is_neither_scored_nor_a_reference(bank: Path) -> None:

@@ -71,6 +71,14 @@ def test_every_candidate_has_its_figures_and_the_chosen_one_those_on_test_images
     assert "repaired by unlearn: PASS" in text and f"vetgate promote signs --hardened --submission {'ab' * 6}" in text
 
 
+def test_the_table_says_which_methods_counted() -> None:
+    method = {"statistic": 1.5, "alarmed": True, "suspects": [3], "failure": None, "seconds": 2.0}
+    counted = {"now": True, "shown": False, "then": None}
+    text = shown(methods=[{"name": name, "counted": value, **method} for name, value in counted.items()])
+    rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines() if line.startswith("│")]
+    assert {row[1]: row[3] for row in rows} == {"now": "yes", "shown": "", "then": "–"}
+
+
 GUARD: dict[str, Any] = {
     "name": "strip",
     "chosen": True,

@@ -425,6 +425,16 @@ def test_how_sure_the_p_value_is_is_said(calibrated: bool, about: dict[str, Any]
     assert "extrapolated" not in " ".join(meaning(result(p_value=0.3), {"id": "c1", "references": 27}))
 
 
+def test_a_method_that_was_not_counted_is_shown_as_that_and_takes_from_what_a_pass_says() -> None:
+    method = METHOD | {"name": "output_share", "alarmed": False, "suspects": [], "counted": False}
+    note = Reason(Code.OTHER_ARCHITECTURES, "output_share")
+    passed = result(verdict="PASS", suspects=[], methods=[METHOD, method], reason_records=[note.to_json()])
+    said = "Not counted, since no clean reference model is like this one: Output share. Fewer backdoors are found"
+    page = text(render(passed, evidence=[]))
+    assert said in page and page.count("not counted") == 1
+    assert said not in text(render(replace(passed, reason_records=()), evidence=[]))
+
+
 def test_a_page_of_ours_is_known_whatever_stands_in_it() -> None:
     hostile = '<script>x</script><meta http-equiv="refresh"><a href="x">\u202e'
     page = render(

@@ -16,7 +16,7 @@ import torch
 
 from vetgate.contract import Axis, Evidence, Trigger
 from vetgate.verdict.calibration import Bank, Calibration, Left, MethodPin, Reference, Seen, load_calibration
-from vetgate.verdict.judge import Decision, Verdict, judge
+from vetgate.verdict.judge import Decision, Verdict, judge, rescanned
 from vetgate.verdict.policy import Policy
 from vetgate.verdict.reasons import Code, Reason
 from vetgate.verdict.seen import Failure, StoredEvidence
@@ -249,6 +249,21 @@ def test_habits_of_an_architecture_count_only_beside_references_of_it(strange: d
     assert [r.method for r in verdict.reasons if r.code is Code.OTHER_ARCHITECTURES] == ["output_share"]
     shown = {m.name: m for m in verdict.methods}["output_share"]
     assert shown.failure is None and shown.p_value is not None, "it is shown all the same"
+    assert {m.name: m.counted for m in verdict.methods} == {"neural_cleanse": True, "abs": True, "output_share": False}
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_policy_may_leave_open_what_a_required_method_could_not_be_counted_on(required: bool):
+    names = (*CLEAN.policy.required, *(["output_share"] if required else []))
+    case = replace(WITH_SHARES.under(required=names, not_counted="inconclusive"), seen=(*CLEAN.seen, shares()))
+    assert case.judged().decision is Decision.PASS, "beside references of its architecture it counts"
+    verdict = replace(case, architecture="another").judged()
+    assert verdict.decision is (Decision.INCONCLUSIVE if required else Decision.PASS)
+    assert [r.finding for r in verdict.reasons if r.open] == (["inconclusive:output_share"] if required else [])
+    # neither the rate of a rescan nor an alarm of the others makes it less open
+    assert rescanned(verdict, 0.005).decision is verdict.decision
+    found = replace(case, architecture="another", seen=(*TROJANED.seen, shares())).judged()
+    assert found.decision is Decision.FAIL and found.suspects == (BACKDOOR,)
 
 
 def test_a_label_is_told_with_a_size_only_by_a_method_that_confirmed_it_and_measures_sizes():

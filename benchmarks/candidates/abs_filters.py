@@ -1,0 +1,13 @@
+"""ABS with filters for triggers, by the detector that vetgate has and that counts in no verdict."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vetgate.contract import Subject
+from vetgate.detect.abs_filters import abs_filters
+
+
+def measure(subject: Subject) -> dict[str, Tensor]:
+    """Per label: what the detector scores it with its own settings."""
+    return {"score": abs_filters(subject).scores}
