@@ -64,6 +64,9 @@ def test_an_elevation_is_the_lead_over_the_next_label_on_images_of_others() -> N
     label, elevation = elevations(out, torch.tensor([0, 1, 2]), quantile=0.0)
     assert label[0] == 2
     assert elevation.tolist() == [2.0, 0.0]
+    # an image of the label has no way to rise
+    out[0, 1, 2, 2] = 0.0
+    assert elevations(out, torch.tensor([0, 1, 2]), quantile=0.0)[1].tolist() == [2.0, 0.0]
 
 
 def test_a_channel_that_sleeps_on_clean_images_is_driven_as_hard_as_others() -> None:

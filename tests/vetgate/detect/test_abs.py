@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from vetgate.contract import DETECTORS, Samples, Subject
-from vetgate.detect.abs import painted, pick, seed_rows, stand_out
+from vetgate.detect.abs import Inversion, cut, invert_candidates, mean_lead, painted, pick, seed_rows, stand_out
 from vetgate.errors import DefenceError
+from vetgate.inversion import attack_success
 from vetgate.stimulation import Candidate
 
 
@@ -54,6 +56,46 @@ def test_a_planted_neuron_is_found_and_its_trigger_works() -> None:
     assert (trigger.mask > 0).sum() <= round(0.0625 * 64)
     assert found.details["success"][found.triggers.index(trigger)] > 0.95
     assert found.statistic == pytest.approx(float(found.scores.max()))
+
+
+def test_the_logit_of_the_label_makes_a_trigger_without_the_neuron() -> None:
+    model, given = Planted(0.0), subject(0.0).clean
+    assert given is not None
+    with torch.no_grad():
+        # class 2 is also one pixel of another quarter, which the candidate's channel does not see
+        model.cells.weight[2, 0, 0, 7] = 4
+    candidate, plan = Candidate("cells", 0, 2, 1.0, 1.0), Inversion(2, 0.3, 0.0, 1.0)
+    raw = torch.zeros(1, 2, 8, 8)
+    raw[:, 0] = -2.0
+    raw = invert_candidates(model, given[::4], [candidate], raw, plan, scale=1.0, steps=40, cut_after=20)
+    (trigger,) = cut(raw, [candidate], plan.pixels)
+    assert attack_success(model, given.x, given.y, trigger) > 0.95
+
+
+def test_triggers_are_judged_on_images_that_they_were_not_made_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_on, judged_on = [], []
+
+    def inverting(model: nn.Module, samples: Samples, *more: Any, **settings: Any) -> torch.Tensor:
+        made_on.append(samples.x)
+        judged_on.clear()
+        return invert_candidates(model, samples, *more, **settings)
+
+    def leading(model: nn.Module, samples: Samples, *more: Any) -> float:
+        judged_on.append(samples.x)
+        return mean_lead(model, samples, *more)
+
+    def succeeding(model: nn.Module, x: torch.Tensor, *more: Any) -> float:
+        judged_on.append(x)
+        return attack_success(model, x, *more)
+
+    spies = {"invert_candidates": inverting, "mean_lead": leading, "attack_success": succeeding}
+    for name, spy in spies.items():
+        monkeypatch.setattr(f"vetgate.detect.abs.{name}", spy)
+    found = DETECTORS["abs"](subject(8.0), least_pixels=2)
+    # all of it after the last inversion
+    assert len(judged_on) == 2 * len(found.triggers)
+    seeds = {tuple(image.flatten().tolist()) for x in made_on for image in x}
+    assert not seeds & {tuple(image.flatten().tolist()) for x in judged_on for image in x}
 
 
 def test_candidates_in_batches_of_their_own_are_inverted_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import vetgate.detect  # noqa: F401 - registers the detectors
 from vetgate.contract import DETECTORS, Axis, Evidence, Samples, Subject
+from vetgate.detect import neural_cleanse
 from vetgate.errors import DefenceError, MissingInput, NotFinite
+from vetgate.inversion import attack_success, invert
 
 SIDE, CLASSES, TARGET = 8, 6, 2
 PIXEL = (5, 6)
@@ -85,6 +87,24 @@ def test_scores_are_minus_the_log_of_the_norms_and_the_statistic_their_lead(troj
     assert norms == pytest.approx([t.norm for t in trojaned.triggers], rel=1e-4)
     ordered = sorted(-math.log(n) for n in norms)
     assert trojaned.statistic == pytest.approx(ordered[-1] - (ordered[2] + ordered[3]) / 2, rel=1e-4)
+
+
+def test_a_trigger_is_tried_on_images_that_it_was_not_inverted_on(monkeypatch):
+    inverted_on, tried_on = [], []
+
+    def inverting(model, x, *more, **settings):
+        inverted_on.extend(tuple(image.flatten().tolist()) for image in x)
+        return invert(model, x, *more, **settings)
+
+    def succeeding(model, x, *more):
+        tried_on.extend(tuple(image.flatten().tolist()) for image in x)
+        return attack_success(model, x, *more)
+
+    monkeypatch.setattr(neural_cleanse, "invert", inverting)
+    monkeypatch.setattr(neural_cleanse, "attack_success", succeeding)
+    examined(Stripes(planted=30.0), sweeps=4)
+    assert inverted_on and tried_on and not set(inverted_on) & set(tried_on)
+    assert set(inverted_on) | set(tried_on) == {tuple(image.flatten().tolist()) for image in clean().x}
 
 
 def test_only_the_smallest_labels_are_tried_on_unseen_images(trojaned):

@@ -75,6 +75,25 @@ def test_what_is_drawn_to_a_label_shows_in_its_share_and_on_either_half():
     assert sum(drawn.details["share"]) == pytest.approx(1) and drawn.details["share"][TARGET] > 0.3
 
 
+def test_votes_of_one_half_alone_are_not_repeated():
+    class Moody(nn.Module):
+        """Gives TARGET until half of the pictures were seen, and then another."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.seen = nn.Identity(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            label = TARGET if self.seen < KINDS * IMAGES // 2 else TARGET + 1
+            self.seen += len(x)
+            return nn.functional.one_hot(torch.full((len(x),), label), CLASSES).float() + 0 * x.mean()
+
+    found, half = examined(Moody()), IMAGES // 2
+    none = math.log(0.5 / (half + 0.5 * CLASSES))
+    assert found.details["repeated"] == pytest.approx([none] * CLASSES, rel=1e-5)
+    assert found.details["share"] == [0.5 * (k in (TARGET, TARGET + 1)) for k in range(CLASSES)]
+
+
 def test_labels_that_are_alike_share_the_pictures():
     # all but the flat ones, which one label takes
     found = examined(Brightest())

@@ -68,6 +68,11 @@ def test_a_label_that_a_sleeping_unit_raises_stands_out_and_does_so_on_other_ima
     assert trojaned.axis is Axis.CLASS and trojaned.flagged.nonzero().flatten().tolist() == [TARGET]
 
 
+def test_what_is_repeated_is_on_images_that_no_shift_was_made_on():
+    found = examined(Chain(pull=12.0), images=12)
+    assert all(again != score for again, score in zip(found.details["repeated"], found.scores.tolist(), strict=True))
+
+
 def test_the_score_is_the_margin_of_the_best_shift_in_units_of_the_logits_spread():
     pull, length = 12.0, 0.3
     found = examined(Chain(pull=pull), length=length, steps=300)

@@ -356,6 +356,8 @@ def test_pooled_statistics_are_centred_within_their_data_set():
     bank = calibration(*narrow, *wide)
     assert abs(np.median(bank.null("abs", None, 0.05).statistics)) < 0.2
     assert bank.standardise("abs", 5.0, "signs") < 2 < 50 < bank.standardise("abs", 5.0, "digits")
+    # of data that no reference is on, what stands out of one set alone is nothing
+    assert bank.standardise("abs", 5.0, "elsewhere") == bank.standardise("abs", 5.0, "signs")
 
 
 def test_a_method_without_references_has_no_null():

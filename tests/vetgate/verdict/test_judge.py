@@ -570,6 +570,33 @@ def test_few_classes_need_references_of_their_own(references):
         assert "vetgate calibrate" in words(verdict)
 
 
+def test_a_label_is_named_only_where_it_is_rare_itself():
+    def of_a_label_that_stands_out(seed: int) -> Reference:
+        clean = reference(seed)
+        scores = list(clean.seen["neural_cleanse"].scores or ())
+        scores[3] = float(np.median(scores)) + 0.8
+        seen = Seen(statistic=0.8, scores=tuple(scores))
+        return clean.model_copy(update={"seen": {**clean.seen, "neural_cleanse": seen}})
+
+    bank = calibration(*map(reference, range(22)), *map(of_a_label_that_stands_out, (22, 23)))
+    found = label_norms(backdoor=BACKDOOR, effect=0.7)
+    # another label is what makes the model rare, and nothing confirms it
+    scores = found.scores.clone()
+    scores[1] = 0.8
+    found = replace(found, scores=scores, details={**found.details, "norms": (-scores).exp().tolist()})
+    verdict = replace(CLEAN, calibration=bank, seen=(found, stimulation())).judged()
+    assert verdict.p_value is not None and verdict.p_value <= 0.05
+    assert {m.name: m.suspects for m in verdict.methods}["neural_cleanse"] == (1, BACKDOOR)
+    assert (verdict.decision, verdict.suspects) == (Decision.INCONCLUSIVE, ())
+
+
+@pytest.mark.parametrize(("references", "decision"), [(8, Decision.INCONCLUSIVE), (9, Decision.PASS)])
+def test_few_classes_need_more_than_what_stands_alone_at_any_rate(references: int, decision: Decision):
+    bank = calibration(*(reference(seed, classes=2) for seed in range(references)))
+    case = replace(CLEAN.under(required=("neural_cleanse",), false_alarm_rate=0.2), calibration=bank, classes=2)
+    assert replace(case, seen=(of_few(2),)).judged().decision is decision
+
+
 def test_few_classes_mean_nothing_without_references():
     case = replace(CLEAN.under(required=("neural_cleanse",), allow_uncalibrated=True), calibration=None)
     for seen in (of_few(2), of_few(2, 1)):
