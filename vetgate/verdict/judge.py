@@ -177,6 +177,9 @@ def judge(
     }
     usable = {n: e for n, e in usable.items() if n not in strange}
     partly = [part for e in usable.values() for part in (in_part(e), driven_in_part(e)) if part is not None]
+    # how far a search went is told where it ran on images that show nothing, too
+    on_noise = [in_part(evidence[n]) for n, why in unread.items() if why.code is Code.SURROGATES]
+    partly += [part for part in on_noise if part is not None]
     # every reference was driven whole: what a part of a network gives has nothing to be held against
     partial = {part.method for part in partly if part.code is Code.DRIVEN_IN_PART and part.method is not None}
     usable = {n: e for n, e in usable.items() if n not in partial}

@@ -481,6 +481,17 @@ def test_a_label_that_nothing_looked_at_leaves_the_verdict_open(shares):
     assert found.decision is Decision.FAIL and Code.LABELS_NOT_LOOKED_AT in [r.code for r in found.reasons]
 
 
+@pytest.mark.parametrize(
+    ("shares", "code"),
+    [([1.0] * 4 + [1 / 9] * 6, Code.SEARCHED_IN_PART), ([1.0] * 9 + [0.0], Code.LABELS_NOT_LOOKED_AT)],
+)
+def test_it_is_said_of_a_search_on_images_that_show_nothing_too(shares, code):
+    details = {**CLEAN.seen[0].details, "looked": shares, "surrogates": 2048}
+    verdict = CLEAN.other("neural_cleanse", details=details).judged()
+    assert verdict.decision is Decision.INCONCLUSIVE
+    assert [r.code for r in verdict.reasons if r.method == "neural_cleanse"] == [Code.SURROGATES, code]
+
+
 def test_how_many_labels_were_searched_is_said_where_all_were_looked_at():
     verdict = looked(CLEAN, [1.0] * 4 + [1 / 9] * 6).judged()
     assert verdict.decision is Decision.PASS
