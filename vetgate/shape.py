@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vetgate.errors import StoreError
@@ -19,6 +19,11 @@ Blob = dict[str, Any]
 Number = int | float
 STRICT: ConfigDict = {"extra": "forbid", "strict": True}
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def added() -> Any:
+    """A field that earlier versions did not write: None of those, and left out again, so that they keep their bytes."""
+    return field(default=None, metadata={"added": True})
 
 
 class Shaped:
@@ -40,7 +45,8 @@ class Shaped:
 def to_json(value: Any) -> Any:
     """The JSON value of dataclasses, mappings and sequences, fields in the order in which they are declared."""
     if is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        given = ((f, getattr(value, f.name)) for f in fields(value))
+        return {f.name: to_json(of) for f, of in given if not (of is None and f.metadata.get("added"))}
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
     return [to_json(item) for item in value] if isinstance(value, list | tuple) else value

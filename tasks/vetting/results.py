@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from vetgate.shape import Blob, Number, Shaped
+from vetgate.shape import Blob, Number, Shaped, added
 from vetgate.verdict.accuracy_loss import AccuracyLoss
 from vetgate.verdict.first_look import FirstLook
 
@@ -170,8 +170,8 @@ class ResultMethod(Shaped):
     suspects: tuple[int, ...]
     failure: str | None
     seconds: Number | None
-    # whether the decision could depend on it; None by an earlier version
-    counted: bool | None = None
+    # whether the decision could depend on it
+    counted: bool | None = added()
 
 
 @dataclass(frozen=True)

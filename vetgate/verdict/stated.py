@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vetgate.shape import Number, Shaped
+from vetgate.shape import Number, Shaped, added
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class StatedMethod(Shaped):
     suspects: tuple[int, ...]
     failure: str | None
     null: Mapping[str, Any] | None
-    # None by an earlier version
-    counted: bool | None = None
+    counted: bool | None = added()
 
 
 @dataclass(frozen=True)

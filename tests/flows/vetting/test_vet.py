@@ -35,7 +35,7 @@ RESULT += [
     "weights_sha256",
     "match_weights_by",
 ]
-METHOD = ["name", "statistic", "alarmed", "suspects", "failure", "seconds"]
+METHOD = ["name", "statistic", "alarmed", "suspects", "failure", "seconds", "counted"]
 REPAIR = ["method", "artifact", "submission", "verdict", "p_value", "clean_accuracy", "attack_success"]
 REPAIR += ["robust_accuracy"]
 

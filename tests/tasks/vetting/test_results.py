@@ -49,6 +49,9 @@ def test_a_result_keeps_its_bytes() -> None:
     assert json.dumps(result.to_json()) == PRINTED
     assert result.repair is not None and result.repair.attack_success == (1, 0.02)
     assert result.repairs[0].standing is Standing.CHOSEN and result.repairs[1].figures is None
+    # by a later version
+    later = PRINTED.replace('"seconds": 1.5}], "repair"', '"seconds": 1.5, "counted": false}], "repair"')
+    assert json.dumps(Result.from_json(json.loads(later)).to_json()) == later != PRINTED
 
 
 def test_a_result_of_an_earlier_version_is_read_and_says_that_nothing_was_measured() -> None:
