@@ -73,6 +73,16 @@ def test_what_is_repeated_is_on_images_that_no_shift_was_made_on():
     assert all(again != score for again, score in zip(found.details["repeated"], found.scores.tolist(), strict=True))
 
 
+def test_the_share_is_of_images_that_no_shift_was_made_on():
+    # 12 of 25 images make the shifts and 13 are left, none of them of TARGET
+    y = torch.tensor([k for k in range(CLASSES) if k != TARGET]).repeat(5)
+    x = 0.1 * torch.rand(25, 1, 1, CLASSES, generator=torch.Generator().manual_seed(0))
+    x[torch.arange(25), 0, 0, y] += torch.where(torch.arange(25) % 3 == 0, 40.0, 0.8)
+    share = examined(Chain(pull=2.0), Samples(x, y), images=13).details["share"][TARGET]
+    # some images are out of reach of any shift, and a part of 13 images is no part of 12
+    assert 0 < share < 1 and 13 * share == pytest.approx(round(13 * share), abs=1e-3)
+
+
 def test_the_score_is_the_margin_of_the_best_shift_in_units_of_the_logits_spread():
     pull, length = 12.0, 0.3
     found = examined(Chain(pull=pull), length=length, steps=300)
