@@ -90,21 +90,26 @@ def test_scores_are_minus_the_log_of_the_norms_and_the_statistic_their_lead(troj
 
 
 def test_a_trigger_is_tried_on_images_that_it_was_not_inverted_on(monkeypatch):
-    inverted_on, tried_on = [], []
+    inverted_on, tried_on, tried = [], [], []
 
     def inverting(model, x, *more, **settings):
         inverted_on.extend(tuple(image.flatten().tolist()) for image in x)
         return invert(model, x, *more, **settings)
 
-    def succeeding(model, x, *more):
+    def succeeding(model, x, y, trigger):
         tried_on.extend(tuple(image.flatten().tolist()) for image in x)
-        return attack_success(model, x, *more)
+        tried.append(trigger)
+        return attack_success(model, x, y, trigger)
 
     monkeypatch.setattr(neural_cleanse, "invert", inverting)
     monkeypatch.setattr(neural_cleanse, "attack_success", succeeding)
-    examined(Stripes(planted=30.0), sweeps=4)
+    found = examined(Stripes(planted=30.0), sweeps=4)
     assert inverted_on and tried_on and not set(inverted_on) & set(tried_on)
     assert set(inverted_on) | set(tried_on) == {tuple(image.flatten().tolist()) for image in clean().x}
+    # the mask half as strong again
+    for trigger in tried:
+        (reversed_,) = (t for t in found.triggers if t.target == trigger.target)
+        assert torch.allclose(trigger.mask, (1.5 * reversed_.mask).clamp(max=1))
 
 
 def test_only_the_smallest_labels_are_tried_on_unseen_images(trojaned):

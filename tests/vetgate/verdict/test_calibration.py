@@ -358,6 +358,7 @@ def test_pooled_statistics_are_centred_within_their_data_set():
     assert bank.standardise("abs", 5.0, "signs") < 2 < 50 < bank.standardise("abs", 5.0, "digits")
     # of data that no reference is on, what stands out of one set alone is nothing
     assert bank.standardise("abs", 5.0, "elsewhere") == bank.standardise("abs", 5.0, "signs")
+    assert bank.standardise("abs", -5.0, "elsewhere") == bank.standardise("abs", -5.0, "digits")
 
 
 def test_a_method_without_references_has_no_null():
