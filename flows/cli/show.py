@@ -24,7 +24,8 @@ def show_result(console: Console, result: Result | NotTakenIn) -> None:
         _show_reasons(console, result.reasons)
         return
     heading = Text(f"{result.submission}  ") + _decision(result.verdict)
-    heading.append(f"  p = {_number(result.p_value)}{'' if result.calibrated else ', uncalibrated'}")
+    p = "–" if result.p_value is None else f"{result.p_value:.2g}"
+    heading.append(f"  p = {p}{'' if result.calibrated else ', uncalibrated'}")
     console.print(heading)
     # where nothing was looked for, each would say what the reason does
     if any(method.failure not in result.reasons for method in result.methods):

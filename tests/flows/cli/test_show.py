@@ -71,6 +71,11 @@ def test_every_candidate_has_its_figures_and_the_chosen_one_those_on_test_images
     assert "repaired by unlearn: PASS" in text and f"vetgate promote signs --hardened --submission {'ab' * 6}" in text
 
 
+@pytest.mark.parametrize(("p", "said"), [(0.000052, "p = 5.2e-05"), (0.4587, "p = 0.46"), (None, "p = –")])
+def test_a_small_p_value_is_not_shown_as_none(p: float | None, said: str) -> None:
+    assert said in shown(p_value=p)
+
+
 def test_the_table_says_which_methods_counted() -> None:
     method = {"statistic": 1.5, "alarmed": True, "suspects": [3], "failure": None, "seconds": 2.0}
     counted = {"now": True, "shown": False, "then": None}
