@@ -89,17 +89,11 @@ def verdict(
 ) -> Verdict:
     """The verdict on one member's evidence, as a vetting would give it by a calibration.
 
-    Without the architecture of its card it is that on the same network as a graph that no reference is like.
+    With None for the architecture of its card it is that on the network as a graph that no reference is like.
     """
     image, classes = files.images[card["data"]]
     return verdict_beside(
-        seen,
-        calibration,
-        policy,
-        card["data_sha256"],
-        image=image,
-        classes=classes,
-        architecture=card.get("architecture"),
+        seen, calibration, policy, card["data_sha256"], image=image, classes=classes, architecture=card["architecture"]
     )
 
 

@@ -2,7 +2,7 @@
 
 A calibration that did not see a member leaves out the reference with its seed, which shares its rows and its weights;
 members that are held back are in none. Rows are made from what git holds, so that this needs no weights and takes a
-minute.
+minute or two.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def row(files: Files, member: Member, calibration: Calibration, policy: Policy) 
     }
     model_only = files.seen(member.name, policy.required)
     found["model"] = _ruled(verdict(model_only, calibration, policy, card, files), card)
-    graph = {key: value for key, value in card.items() if key != "architecture"}
+    graph = {**card, "architecture": None}
     found["unlike"] = _ruled(verdict(model_only, calibration, policy, graph, files), card)
     by_data = files.seen(member.name, policy.required_with_training_data)
     if by_data:
