@@ -32,7 +32,7 @@ __all__ = ["Inverted", "Schedule", "attack_success", "invert", "logit_scale"]
 # images in one pass: enough to fill the cores, few enough to stay in cache; and their pixels, so that large images take
 # little memory
 PASS, PIXELS = 128, 2**17
-# a spread of logits beyond so many leads is no unit; it is 0.3 to 1.1 of them in clean networks
+# a spread of logits beyond so many leads is no unit; it is 0.3 to 1.4 of them in clean networks, the weakest included
 WIDEST = 2.0
 # among so few labels the median says nothing, and all run to the end
 NO_RACE = 3
